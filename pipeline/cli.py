@@ -1,0 +1,291 @@
+"""The command line."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import artifacts, report, runs, spec
+from pipeline.display import watcher
+from pipeline.engines import Engine, Inline, OnRay
+from pipeline.graph import GROUPS, build
+from pipeline.jobs import Place
+from pipeline.spec import Experiment
+from pipeline.store import Store
+from stages.errors import BadInput
+
+INTERRUPTED = 130
+
+
+def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options that several commands share."""
+    known = {
+        "store": click.option(
+            "--store", default="notbugs-store", envvar="NOTBUGS_STORE", show_default=True, help="Folder, or s3:// or gs:// URL."
+        ),
+        "data": click.option(
+            "--data",
+            default="data",
+            envvar="NOTBUGS_DATA",
+            show_default=True,
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Folder that local sources and checkpoints are looked for in, and downloads go to.",
+        ),
+        "json": click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
+        "engine": click.option(
+            "--engine", type=click.Choice(["ray", "inline"]), default="ray", show_default=True, help="inline: no Ray, this process alone."
+        ),
+        "workers": click.option("--workers", type=click.IntRange(1), help="Workers that attack side by side [default: one per GPU, or per processor]."),
+        "address": click.option("--address", envvar="NOTBUGS_ADDRESS", help="Ray cluster to join [default: start a local one]."),
+        "only": click.option("--only", multiple=True, metavar="NODE", help="Make only this node and what it needs; may be repeated."),
+    }
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.reduce(lambda wrapped, name: known[name](wrapped), reversed(names), command)
+
+    return add
+
+
+class _Group(click.Group):
+    """Turns what goes wrong into one sentence and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BadInput as error:
+            if ctx.params["debug"]:
+                raise
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+        except OSError as error:
+            if ctx.params["debug"] or isinstance(error, BrokenPipeError):
+                raise
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="notbugs")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def main(debug: bool) -> None:
+    """Datasets that separate robust from non-robust features.
+
+    An experiment file names datasets, models and evaluations and how each is made from the others.
+    `notbugs run FILE` makes what is missing; run it again to go on where it stopped.
+
+    Exit codes: 0 done, 1 something failed, 2 bad request, 130 interrupted.
+    """
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_options("store", "data", "only", "json")
+def plan(file: Path, store: str, data: Path, only: tuple[str, ...], as_json: bool) -> None:
+    """Print the graph of FILE: each node's version, what is there and what would run. Writes nothing."""
+    place = _place(store, data)
+    outlooks = runs.preflight(runs.wanted(build(spec.read(file)), only), place)
+    if as_json:
+        _print_json({"store": place.store.url, "nodes": [_planned(outlook) for outlook in outlooks]})
+        return
+    lines = [
+        [o.node.id, o.node.stage, o.node.version, _size(o.facts), o.state, ", ".join(p.name for p in o.node.inputs.values())]
+        for o in outlooks
+    ]
+    click.echo(f"store {place.store.url}\n")
+    click.echo(report.table(["node", "stage", "version", "images", "state", "from"], lines))
+    for outlook in outlooks:
+        for split, share in outlook.facts.get("majority", {}).items():
+            click.echo(f"\n{outlook.node.id} {split}: a constant answer scores {report.percent(share)}", nl=False)
+    click.echo()
+
+
+def _planned(outlook: runs.Outlook) -> dict[str, Any]:
+    node = outlook.node
+    said = {"node": node.id, "stage": node.stage, "version": node.version, "there": outlook.there, "state": outlook.state}
+    return said | {
+        "shards_there": outlook.partial,
+        "images": outlook.facts.get("counts"),
+        "majority": outlook.facts.get("majority"),
+        "inputs": {role: parent.id for role, parent in node.inputs.items()},
+    }
+
+
+def _size(facts: Any) -> str:
+    return " + ".join(f"{count:,} {split}" for split, count in facts.get("counts", {}).items())
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_options("store", "data", "engine", "workers", "address", "only", "json")
+def run(file: Path, **options: Any) -> None:
+    """Make what FILE names and is missing, then print the table.
+
+    What is there already is not made again: after a failure or an interruption, run it again.
+    """
+    _run(spec.read(file), **options)
+
+
+@main.command()
+@click.argument("run", required=False)
+@_options("store", "data", "engine", "workers", "address", "only", "json")
+def resume(run: str | None, store: str, **options: Any) -> None:
+    """Go on with RUN (default: the latest of the store), from the experiment it was started with."""
+    found = runs.load_run(Store(store), run)
+    _run(spec.parse(found["experiment"]), store=store, **options)
+
+
+def _run(
+    experiment: Experiment,
+    store: str,
+    data: Path,
+    engine: str,
+    workers: int | None,
+    address: str | None,
+    only: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    place = _place(store, data)
+    runs.preflight(runs.wanted(build(experiment), only), place)
+    place.store.refuse_unless_writable()
+    with watcher() as watch:
+        attempt = runs.Run(experiment, place, only, watch)
+        click.echo(f"run {attempt.record.id}\nstore {place.store.url}", err=True)
+        complete = _attempt(attempt, engine, workers, address)
+    _conclude(place.store, attempt.record.id, complete, as_json)
+
+
+def _attempt(attempt: runs.Run, engine: str, workers: int | None, address: str | None) -> bool:
+    started: Engine | None = None
+    try:
+        started = Inline() if engine == "inline" else OnRay(workers, address)
+        return attempt.go(started)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nInterrupted. What is done is kept; go on with: notbugs resume --store {attempt.place.store.url}", err=True
+        )
+        sys.exit(INTERRUPTED)
+    finally:
+        if started is not None:
+            started.close()
+
+
+def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
+    found = runs.load_run(store, run)
+    if as_json:
+        _print_json(_said(store, found))
+    else:
+        _print_results(store, found)
+        for node, progress in found["nodes"].items():
+            if progress["why"]:
+                click.echo(f"{node}: {progress['state']}, {progress['why']}", err=True)
+    if not complete:
+        click.echo(f"The run failed; when the cause is mended, go on with: notbugs resume --store {store.url}", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("run", required=False)
+@_options("store", "json")
+def status(run: str | None, store: str, as_json: bool) -> None:
+    """Say how far RUN is (default: the latest of the store)."""
+    place = Store(store)
+    found = runs.load_run(place, run)
+    if as_json:
+        _print_json(found)
+        return
+    click.echo(f"run {found['run']}: {found['state']}{', ' + found['why'] if 'why' in found else ''}\nstore {place.url}\n")
+    lines = []
+    for node, p in found["nodes"].items():
+        seconds = f"{p['seconds']} s" if p["seconds"] is not None else ""
+        count = f"{p['done']} of {p['total']}" if p["total"] else ""
+        lines.append([node, p["state"], count, seconds, str(p["retries"] or ""), p["why"] or ""])
+    click.echo(report.table(["node", "state", "done", "time", "retries", "why"], lines))
+
+
+@main.command()
+@click.argument("name", required=False)
+@_options("store", "json")
+def show(name: str | None, store: str, as_json: bool) -> None:
+    """Show the results of a run, or what a dataset, model or evaluation is.
+
+    NAME is a run (default: the latest of the store), or a node's name such as `rand` or `datasets/rand`.
+    """
+    place = Store(store)
+    manifests = _named(place, name) if name else []
+    if manifests:
+        if as_json:
+            _print_json({"found": manifests})
+        else:
+            click.echo("\n\n".join("\n".join(report.manifest_lines(m)) for m in manifests))
+        return
+    found = runs.load_run(place, name)
+    if as_json:
+        _print_json(_said(place, found))
+    else:
+        click.echo(f"run {found['run']}: {found['state']}\nstore {place.url}")
+        _print_results(place, found)
+
+
+def _named(store: Store, name: str) -> list[dict[str, Any]]:
+    group, _, base = name.rpartition("/")
+    found = []
+    for folder in (f"{g}/{base}" for g in GROUPS if group in ("", g)):
+        for version in store.folders(folder):
+            manifest = store.find_json(f"{folder}/{version}/manifest.json")
+            if manifest is not None:
+                found.append(manifest)
+    return sorted(found, key=lambda manifest: str(manifest["made"]))
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+@click.option("--keep", is_flag=True, help="Only report; take nothing back.")
+@_options("store", "json")
+def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> None:
+    """Read every byte of the store, or of the nodes NAMES, and compare it with manifests and commit marks.
+
+    What is damaged is taken back (its commit mark is removed), so that the next run makes it again.
+    """
+    place = Store(store)
+    folders = [f for f in artifacts.folders(place) if not names or {f.split("/")[1], f.rpartition("/")[0]} & set(names)]
+    if not folders:
+        raise BadInput(f"there is nothing {'named ' + ', '.join(names) + ' ' if names else ''}in {place.url} to verify")
+    damages: list[artifacts.Damage] = []
+    for folder in folders:
+        found = artifacts.verify(place, folder)
+        damages += found
+        if not as_json:
+            click.echo(f"{folder}: {f'{len(found)} damaged' if found else 'whole'}")
+            for damage in found:
+                click.echo(f"  {damage.file} {damage.reason}")
+        if found and not keep:
+            artifacts.withdraw(place, folder, {d.shard for d in found if d.shard is not None})
+    if as_json:
+        listed = [{"folder": d.folder, "file": d.file, "reason": d.reason, "shard": d.shard} for d in damages]
+        _print_json({"verified": folders, "damaged": listed, "withdrawn": bool(listed) and not keep})
+    elif damages:
+        click.echo("The next run makes again what is damaged." if not keep else "Nothing was taken back (--keep).")
+    sys.exit(1 if damages else 0)
+
+
+def _place(store: str, data: Path) -> Place:
+    return Place(Store(store), data.expanduser().absolute(), Path.cwd())
+
+
+def _said(store: Store, run: dict[str, Any]) -> dict[str, Any]:
+    nodes = {name: {k: p[k] for k in ("state", "version", "why", "seconds")} for name, p in run["nodes"].items()}
+    return {"run": run["run"], "state": run["state"], "store": store.url, "rows": report.result_rows(store, run), "nodes": nodes}
+
+
+def _print_results(store: Store, run: dict[str, Any]) -> None:
+    rows = report.result_rows(store, run)
+    if rows:
+        click.echo("\n" + report.result_table(rows))
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,114 @@
+"""What a person sees while a run goes on: a bar per node on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress as Bars, TaskID, TextColumn
+
+from pipeline.runs import Progress
+
+QUIET = 10.0
+"""Seconds between two plain lines about the same node."""
+
+
+def rate(progress: Progress) -> float | None:
+    """Images per second since the node began, in this run."""
+    if progress.started is None or not progress.images:
+        return None
+    return progress.images / max(1e-9, progress.seconds or time.time() - progress.started)
+
+
+def left(progress: Progress) -> str:
+    """Time left, as far as images/s tell."""
+    speed = rate(progress)
+    if not speed or progress.state != "running":
+        return ""
+    seconds = int((progress.total_images - progress.images) / speed)
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02} left"
+
+
+def measured(progress: Progress) -> str:
+    """The last metrics of a training, and images/s."""
+    said = [f"{key} {progress.last[key]:.3f}" for key in ("loss", "accuracy") if key in progress.last]
+    speed = rate(progress)
+    return "  ".join([*said, *([f"{speed:,.0f} images/s"] if speed else [])])
+
+
+class Lines:
+    """Plain lines on stderr, for logs."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Nothing to put back."""
+
+    def __call__(self, node: str, progress: Progress, event: str) -> None:
+        """Say what happened, if it is news."""
+        if event in ("committed", "epoch") and time.time() - self.said.get(node, 0.0) < QUIET:
+            return
+        self.said[node] = time.time()
+        print(f"{node}: {self._tell(progress, event)}", file=sys.stderr, flush=True)
+
+    def _tell(self, progress: Progress, event: str) -> str:
+        unit = "epochs" if progress.stage in ("train", "bring") else "shards"
+        match event:
+            case "cached":
+                return f"there already ({progress.version})"
+            case "started":
+                found = f", {progress.found} there already" if progress.found else ""
+                return f"started ({progress.stage}, {progress.total} {unit}{found})"
+            case "done":
+                return f"done in {progress.seconds:.1f} s  {measured(progress)}".rstrip()
+            case "failed":
+                return f"failed: {progress.why}"
+            case "retried":
+                return "a step failed and is tried again"
+        return f"{progress.done} of {progress.total} {unit}  {measured(progress)}  {left(progress)}".rstrip()
+
+
+class Live:
+    """A bar per node on a terminal."""
+
+    def __init__(self) -> None:
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[count]:>9}"),
+            TextColumn("{task.fields[said]}"),
+            console=Console(stderr=True),
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bars.stop()
+
+    def __call__(self, node: str, progress: Progress, event: str) -> None:
+        """Move the node's bar."""
+        if node not in self.tasks:
+            self.tasks[node] = self.bars.add_task(node, total=1, count="", said="")
+        whole = progress.total or 1
+        done = whole if event in ("done", "cached") else progress.done
+        said = {"cached": "there already", "failed": f"[red]{progress.why}", "done": f"{measured(progress)}  {progress.seconds} s"}
+        self.bars.update(
+            self.tasks[node],
+            total=whole,
+            completed=done,
+            count=f"{done}/{whole}",
+            said=said.get(event, f"{measured(progress)}  {left(progress)}"),
+        )
+
+
+def watcher() -> Lines | Live:
+    """Bars where stderr is a terminal, else lines."""
+    return Live() if sys.stderr.isatty() else Lines()

@@ -1,0 +1,446 @@
+"""How each kind of node is made, step by step; where the steps run is for `engines` to say.
+
+A dataset or an evaluation is a `ShardJob`: shard by shard, read → work → commit. A model is a
+`ModelJob`: epoch by epoch. Jobs are small and travel to workers; what is heavy they open there.
+"""
+
+import io
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import artifacts
+from pipeline.artifacts import Made
+from pipeline.graph import Node
+from pipeline.store import Store, canonical, digest
+from stages import load
+from stages.errors import BadData, BadInput
+from stages.load import Item, Listing
+from stages.shard import Shard, pack, rows, unpack
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are: the store, the folder of local sources, the folder of the user's own modules."""
+
+    store: Store
+    data: Path
+    here: Path
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One shard to make.
+
+    Attributes:
+        name: the shard.
+        samples: how many it will hold, failures included.
+        inputs: role → content digest of what it is made from.
+        items: where the images lie, for a load.
+    """
+
+    name: str
+    samples: int
+    inputs: dict[str, str]
+    items: tuple[Item, ...] = field(default=(), repr=False)
+
+
+class ShardJob(ABC):
+    """A node that is made shard by shard."""
+
+    heavy = False
+    """Whether `open` loads models: then a worker keeps it open, and gets a GPU where there is one."""
+
+    def __init__(self, node: Node, place: Place, inputs: Mapping[str, Made]) -> None:
+        self.node, self.place, self.inputs = node, place, dict(inputs)
+
+    @abstractmethod
+    def units(self) -> list[Unit]:
+        """Every shard of the node."""
+
+    @abstractmethod
+    def read(self, unit: Unit) -> Shard:
+        """Fetch and decode what a shard is made from."""
+
+    def open(self) -> Callable[[Shard], Any]:
+        """The work on a shard, with all that it needs loaded."""
+        return lambda shard: shard
+
+    @abstractmethod
+    def commit(self, unit: Unit, result: Any, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write what the work gave, then its commit mark; the mark."""
+
+    @abstractmethod
+    def finish(self, marks: Mapping[str, dict[str, Any]]) -> Made:
+        """Publish the node from the commit marks of all its shards."""
+
+    def committed(self, units: Sequence[Unit]) -> dict[str, dict[str, Any]]:
+        """The commit marks that still hold: made from the same inputs, the shard there with its size."""
+        there = self.place.store.files(self.node.folder, recursive=True)
+        paths = {f"{self.node.folder}/{artifacts.mark_path(u.name)}": u for u in units if artifacts.mark_path(u.name) in there}
+        found = {}
+        for path, content in self.place.store.find_all(paths).items():
+            unit, mark = paths[path], _mark(content)
+            if mark is not None and mark["inputs"] == unit.inputs and self._there(mark, there):
+                found[unit.name] = mark
+        return found
+
+    def _there(self, mark: Mapping[str, Any], there: Mapping[str, int]) -> bool:
+        return True
+
+    def _write_recipe(self) -> tuple[int, str]:
+        content = self.place.store.put_json(f"{self.node.folder}/recipe.json", self.node.described())
+        return len(content), digest(content)
+
+
+def _mark(content: bytes | None) -> dict[str, Any] | None:
+    try:
+        found = json.loads(content or b"")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and {"name", "inputs", "samples"} <= set(found) else None
+
+
+class DatasetJob(ShardJob):
+    """A dataset: shards in the store, a row per sample, a manifest."""
+
+    def facts(self) -> dict[str, Any]:
+        """Class names and channels, for the manifest."""
+        raise NotImplementedError
+
+    def commit(self, unit: Unit, result: Shard, facts: dict[str, Any]) -> dict[str, Any]:
+        """Pack the shard, read it back, write it, write its rows, and the mark last."""
+        store, folder = self.place.store, self.node.folder
+        started = time.perf_counter()
+        tar, table = pack(result), _parquet(rows(result))
+        back = unpack(unit.name, tar, self.facts()["channels"])
+        if not (np.array_equal(back.index, result.index) and np.array_equal(back.label, result.label)):
+            raise BadData(f"{unit.name} reads back with other samples than were packed")
+        if result.pixels is not None and not np.array_equal(back.images(), result.pixels):
+            raise BadData(f"{unit.name} reads back with other pixels than were packed")
+        mark = {
+            "name": unit.name,
+            "samples": len(result),
+            "failures": len(result.failures),
+            "bytes": len(tar),
+            "sha256": digest(tar),
+            "rows": {"bytes": len(table), "sha256": digest(table)},
+            "inputs": unit.inputs,
+            "statistics": statistics(result),
+            "suffix": result.suffix,
+            "host": artifacts.host(),
+            **facts,
+        }
+        store.put(f"{folder}/{unit.name}.tar", tar)
+        store.put(f"{folder}/{artifacts.rows_path(unit.name)}", table)
+        mark["seconds"] = {**facts.get("seconds", {}), "commit": round(time.perf_counter() - started, 3)}
+        store.put_json(f"{folder}/{artifacts.mark_path(unit.name)}", mark)
+        return mark
+
+    def _there(self, mark: Mapping[str, Any], there: Mapping[str, int]) -> bool:
+        name = mark["name"]
+        return (there.get(f"{name}.tar"), there.get(artifacts.rows_path(name))) == (mark["bytes"], mark["rows"]["bytes"])
+
+    def finish(self, marks: Mapping[str, dict[str, Any]]) -> Made:
+        store, folder = self.place.store, self.node.folder
+        order = sorted(marks)
+        tables = store.find_all(f"{folder}/{artifacts.rows_path(name)}" for name in order)
+        table = _parquet(pa.concat_tables(pq.read_table(io.BytesIO(content or b"")) for content in tables.values()))
+        store.put(f"{folder}/samples.parquet", table)
+        shas = {f"{name}.tar": marks[name]["sha256"] for name in order}
+        files = {f"{name}.tar": (marks[name]["bytes"], marks[name]["sha256"]) for name in order}
+        files |= {"samples.parquet": (len(table), digest(table)), "recipe.json": self._write_recipe()}
+        return artifacts.publish(
+            store, self.node, files, artifacts.content_digest(shas), self.inputs, self.facts() | _totals(marks)
+        )
+
+
+def _parquet(table: pa.Table) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    return out.getvalue()
+
+
+def statistics(shard: Shard) -> dict[str, Any]:
+    """Sums over a shard that add up over a dataset: exact integers for pixels, counts for the attack."""
+    said: dict[str, Any] = {}
+    if shard.pixels is not None:
+        flat = shard.pixels.reshape(-1, shard.pixels.shape[-1]).astype(np.int64)
+        said["shape"] = [shard.pixels.shape[3], *shard.pixels.shape[1:3]]
+        said["pixels"] = len(flat)
+        said["sums"], said["squares"] = flat.sum(0).tolist(), (flat**2).sum(0).tolist()
+    if "reached" in shard.attack:
+        said["reached"] = int(shard.attack["reached"].sum())
+    if "l2" in shard.attack:
+        said["l2"], said["linf"] = float(shard.attack["l2"].sum()), float(shard.attack["linf"].max(initial=0))
+    return said
+
+
+def _totals(marks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    counts: dict[str, int] = {}
+    for name, mark in marks.items():
+        split = name.rpartition("-")[0]
+        counts[split] = counts.get(split, 0) + mark["samples"]
+    each = [mark["statistics"] for mark in marks.values()]
+    shapes = {tuple(s["shape"]) if "shape" in s else None for s in each}
+    said: dict[str, Any] = {
+        "counts": counts,
+        "failures": sum(mark["failures"] for mark in marks.values()),
+        "shards": {name: mark["samples"] for name, mark in sorted(marks.items())},
+        "image_shape": list(shape) if len(shapes) == 1 and (shape := next(iter(shapes))) else None,
+        "members": [next(iter(marks.values()))["suffix"], "cls", "json"],
+    }
+    if said["image_shape"]:
+        from stages.model import channel_statistics
+
+        sums, squares = (np.sum([s[key] for s in each], axis=0).tolist() for key in ("sums", "squares"))
+        said["mean"], said["std"] = channel_statistics(sums, squares, sum(s["pixels"] for s in each))
+    total = sum(counts.values())
+    if all("reached" in s for s in each):
+        said["reached"] = sum(s["reached"] for s in each) / total
+    if all("l2" in s for s in each):
+        said["l2_mean"], said["linf_max"] = sum(s["l2"] for s in each) / total, max(s["linf"] for s in each)
+    return said
+
+
+class LoadJob(DatasetJob):
+    """Clean images from a source."""
+
+    @cached_property
+    def listing(self) -> Listing:
+        return load.list_source(self.node.recipe, self.place.data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the images: a unit carries its own."""
+        listing = Listing(self.listing.classes, {}, self.listing.channels, self.listing.suffix)
+        return self.__dict__ | {"listing": listing, "majority": self.majority}
+
+    @cached_property
+    def majority(self) -> dict[str, float]:
+        return {split: self.listing.majority(split) for split in self.listing.items}
+
+    def facts(self) -> dict[str, Any]:
+        return {"classes": list(self.listing.classes), "channels": self.listing.channels, "majority": self.majority}
+
+    def units(self) -> list[Unit]:
+        spread = load.spread(self.listing, self.node.recipe)
+        return [Unit(name, len(items), {"source": _listed(items)}, tuple(items)) for name, items in spread.items()]
+
+    def read(self, unit: Unit) -> Shard:
+        return load.read(self.node.recipe, unit.name, unit.items, self.listing.channels, self.listing.suffix)
+
+
+def _listed(items: Sequence[Item]) -> str:
+    """Digest of what a shard is loaded from: pixels in memory, or names and places of files."""
+    if isinstance(items[0].ref, np.ndarray):
+        return digest(b"".join(np.ascontiguousarray(i.ref).tobytes() for i in items) + canonical([i[::2] for i in items]))
+    return digest(canonical([[i.index, i.label, _named(i.ref)] for i in items]))
+
+
+def _named(ref: Any) -> Any:
+    return list(ref[1:]) + [ref[0].rpartition("/")[2]] if isinstance(ref, tuple) else list(ref.parts[-2:])
+
+
+def _read_input(place: Place, node: Node, made: Made, unit: Unit, sha: str) -> Shard:
+    """A shard of an input; a damaged one is withdrawn, so that the next run makes it again."""
+    tar = place.store.find(f"{made.folder}/{unit.name}.tar")
+    if tar is None or digest(tar) != sha:
+        artifacts.withdraw(place.store, made.folder, {unit.name})
+        raise BadData(f"{node.id} {unit.name}.tar is damaged and was withdrawn: the next run makes it again")
+    return unpack(unit.name, tar, made.manifest["channels"])
+
+
+def open_model(place: Place, made: Made) -> Any:
+    """A model of the store, ready for use on this process's device.
+
+    Raises:
+        BadData: its weights are not those that were published.
+    """
+    from stages import model
+
+    weights = place.store.read(f"{made.folder}/weights.safetensors")
+    if digest(weights) != made.content:
+        raise BadData(f"{made.folder}/weights.safetensors is damaged: run `notbugs verify`")
+    return model.load(model.Design.from_json(made.manifest["design"]), weights, place.here)
+
+
+class AttackJob(DatasetJob):
+    """Another dataset's images, perturbed and relabelled, shard for shard."""
+
+    @property
+    def heavy(self) -> bool:  # type: ignore[override]
+        return self.node.recipe.model is not None
+
+    def facts(self) -> dict[str, Any]:
+        images = self.inputs["images"].manifest
+        return {"classes": images["classes"], "channels": images["channels"]}
+
+    def units(self) -> list[Unit]:
+        images, found = self.inputs["images"], []
+        models = {role: made.content for role, made in self.inputs.items() if role != "images"}
+        for split in self.node.recipe.splits:
+            for name in images.shards(split):
+                sha = images.files[f"{name}.tar"]["sha256"]
+                found.append(Unit(name, images.manifest["shards"][name], {"images": sha, **models}))
+        return found
+
+    def read(self, unit: Unit) -> Shard:
+        return _read_input(self.place, self.node.inputs["images"], self.inputs["images"], unit, unit.inputs["images"])
+
+    def open(self) -> Callable[[Shard], Shard]:
+        from stages.attack import Attacker
+
+        assert self.node.relabel is not None
+        model = open_model(self.place, self.inputs["model"]) if self.heavy else None
+        return Attacker(self.node.recipe, self.node.relabel, self.facts()["classes"], model)
+
+
+class EvaluateJob(ShardJob):
+    """What some models score on a split: sums per shard, added up at the end."""
+
+    heavy = True
+
+    def units(self) -> list[Unit]:
+        images = self.inputs["on"]
+        models = {role: made.content for role, made in self.inputs.items() if role != "on"}
+        return [
+            Unit(name, images.manifest["shards"][name], {"on": images.files[f"{name}.tar"]["sha256"], **models})
+            for name in images.shards(self.node.recipe.split)
+        ]
+
+    def read(self, unit: Unit) -> Shard:
+        return _read_input(self.place, self.node.inputs["on"], self.inputs["on"], unit, unit.inputs["on"])
+
+    def open(self) -> Callable[[Shard], dict[str, Any]]:
+        from stages.evaluate import score
+
+        recipe, classes = self.node.recipe, self.inputs["on"].manifest["classes"]
+        models = {name: open_model(self.place, self.inputs[f"models.{name}"]) for name in recipe.models}
+        return lambda shard: score(recipe, classes, models, shard)
+
+    def commit(self, unit: Unit, result: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+        mark = {"name": unit.name, "samples": unit.samples, "inputs": unit.inputs, "sums": result, "host": artifacts.host()}
+        self.place.store.put_json(f"{self.node.folder}/{artifacts.mark_path(unit.name)}", mark | facts)
+        return mark | facts
+
+    def finish(self, marks: Mapping[str, dict[str, Any]]) -> Made:
+        from stages.evaluate import add, summary
+
+        recipe, on = self.node.recipe, self.inputs["on"]
+        found = []
+        for name in recipe.models:
+            sums = add([marks[shard]["sums"][name] for shard in sorted(marks)])
+            made = self.inputs[f"models.{name}"]
+            facts = {"evaluation": self.node.name, "model": name, "trained_on": made.manifest.get("trained_on")}
+            found.append(facts | summary(recipe, on.manifest["classes"], sums))
+        content = self.place.store.put_json(f"{self.node.folder}/result.json", {"rows": found})
+        files = {"result.json": (len(content), digest(content)), "recipe.json": self._write_recipe()}
+        shards = {"shards": {name: mark["samples"] for name, mark in sorted(marks.items())}}
+        return artifacts.publish(self.place.store, self.node, files, digest(canonical(found)), self.inputs, shards)
+
+
+class ModelJob:
+    """A model: trained epoch by epoch with a checkpoint after each, or brought from elsewhere."""
+
+    def __init__(self, node: Node, place: Place, inputs: Mapping[str, Made]) -> None:
+        self.node, self.place, self.inputs = node, place, dict(inputs)
+
+    @property
+    def _checkpoint(self) -> str:
+        return f"{self.node.folder}/checkpoint.safetensors"
+
+    @property
+    def epochs(self) -> int:
+        return self.node.recipe.epochs if self.node.stage == "train" else 1
+
+    @property
+    def threads(self) -> int:
+        return self.node.recipe.threads if self.node.stage == "train" else 1
+
+    def images(self) -> int:
+        """Images of an epoch."""
+        if self.node.stage != "train":
+            return 0
+        return int(self.inputs["on"].manifest["counts"][self.node.recipe.split])
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """Make it; the metrics of each epoch as it ends."""
+        if self.node.stage == "bring":
+            yield from self._bring()
+        else:
+            yield from self._train()
+
+    def _bring(self) -> Iterator[dict[str, Any]]:
+        from stages import model
+
+        design, weights = model.bring(self.node.recipe, self.place.data, self.place.here)
+        self._publish(design.as_json(), weights, [])
+        yield {"epoch": 1}
+
+    def _train(self) -> Iterator[dict[str, Any]]:
+        from stages import train
+
+        store, recipe, on = self.place.store, self.node.recipe, self.inputs["on"]
+        design = design_of(self.node, on)
+        examples, checkpoint = self._examples(on), store.find(self._checkpoint)
+        for checkpoint, history in train.fit(recipe, design, examples, self.place.here, checkpoint):
+            store.put(self._checkpoint, checkpoint)
+            yield history[-1]
+        assert checkpoint is not None
+        self._publish(design.as_json(), train.weights_of(checkpoint), train.history_of(checkpoint))
+        store.delete(self._checkpoint)
+
+    def _examples(self, on: Made) -> Any:
+        from stages.train import Examples
+
+        names = on.shards(self.node.recipe.split)
+        counts = {name: on.manifest["shards"][name] for name in names}
+
+        def read(name: str) -> Shard:
+            unit = Unit(name, counts[name], {})
+            return _read_input(self.place, self.node.inputs["on"], on, unit, on.files[f"{name}.tar"]["sha256"])
+
+        return Examples(names, counts, read, sum(counts.values()) * int(np.prod(on.manifest["image_shape"])), on.content)
+
+    def _publish(self, design: dict[str, Any], weights: bytes, history: list[dict[str, Any]]) -> Made:
+        store, folder = self.place.store, self.node.folder
+        metrics = "".join(json.dumps(line) + "\n" for line in history).encode()
+        recipe = store.put_json(f"{folder}/recipe.json", self.node.described())
+        contents = {"weights.safetensors": weights, "metrics.jsonl": metrics}
+        for name, content in contents.items():
+            store.put(f"{folder}/{name}", content)
+        files = {name: (len(content), digest(content)) for name, content in (contents | {"recipe.json": recipe}).items()}
+        trained_on = self.node.inputs["on"].name if "on" in self.node.inputs else None
+        return artifacts.publish(
+            store, self.node, files, digest(weights), self.inputs, {"design": design, "trained_on": trained_on}
+        )
+
+
+def design_of(node: Node, on: Made) -> Any:
+    """What a training builds: the recipe's arch, for the dataset's images and classes."""
+    from stages.model import Design
+
+    facts, recipe = on.manifest, node.recipe
+    if facts["image_shape"] is None:
+        raise BadInput(f"models.{node.name}.train.on: the images of {recipe.on} differ in size; load them with resize and crop")
+    mean, std = recipe.mean or facts["mean"], recipe.std or facts["std"]
+    return Design(recipe.arch, len(facts["classes"]), tuple(facts["image_shape"]), tuple(mean), tuple(std))
+
+
+JOBS: dict[str, type[ShardJob] | type[ModelJob]] = {
+    "load": LoadJob,
+    "attack": AttackJob,
+    "train": ModelJob,
+    "bring": ModelJob,
+    "evaluate": EvaluateJob,
+}
+"""Stage → how it is made."""

@@ -1,0 +1,460 @@
+"""One attempt to make what an experiment names: what it found, made and failed to make, on record."""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from threading import RLock
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.artifacts import Made
+from pipeline.engines import Engine, Lost, Stopped, reason_of
+from pipeline.graph import Node, build
+from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob
+from pipeline.spec import Experiment
+from pipeline.store import Store
+from stages.errors import BadData, BadInput
+
+BEAT = 10.0
+"""Seconds between signs of life of a run."""
+
+LOST_AFTER = 60.0
+"""Seconds without a sign of life after which a run counts as dead."""
+
+LEFTOVERS = 3600.0
+"""Age in seconds of half-written files that a new run sweeps away."""
+
+
+@dataclass
+class Progress:
+    """How far a node is.
+
+    Attributes:
+        state: waiting, running, done, cached or failed.
+        why: one sentence, where it failed or cannot start.
+        total, done: shards, or epochs of a training.
+        found: of those done, how many were there before this run.
+        images: images gone through in this run.
+        total_images: images that this run has to go through.
+        started, seconds: when it began (seconds since 1970), and how long it took.
+        lost: shards that could not be made, with reasons.
+        last: what the last step measured.
+    """
+
+    stage: str
+    version: str
+    state: str = "waiting"
+    why: str | None = None
+    total: int = 0
+    done: int = 0
+    found: int = 0
+    images: int = 0
+    total_images: int = 0
+    retries: int = 0
+    started: float | None = None
+    seconds: float | None = None
+    lost: list[dict[str, str]] = field(default_factory=list)
+    last: dict[str, Any] = field(default_factory=dict)
+
+
+Watcher = Callable[[str, Progress, str], None]
+"""Told of each event: node, how far it is, what happened."""
+
+
+class Record:
+    """The run in the store: ``run.json`` and ``events.jsonl``, written now and then and at every turn."""
+
+    def __init__(self, store: Store, experiment: Experiment, nodes: list[Node], watch: Watcher) -> None:
+        self.store, self.watch, self.lock = store, watch, RLock()
+        started = datetime.now(UTC)
+        self.id = f"{started:%Y%m%d-%H%M%S}-{experiment.name}-{secrets.token_hex(2)}"
+        self.nodes = {node.id: Progress(node.stage, node.version) for node in nodes}
+        self.about = {
+            "run": self.id,
+            "experiment": experiment.model_dump(mode="json", exclude_defaults=True),
+            "state": "running",
+            "started": started.isoformat(timespec="seconds"),
+            "host": artifacts.host(),
+            "pid": os.getpid(),
+            "environment": artifacts.environment(),
+        }
+        self.events: list[str] = []
+        self.written = 0.0
+
+    def note(self, node: str, event: str, **facts: Any) -> None:
+        """Record an event, tell the watcher, and write now and then."""
+        with self.lock:
+            self.watch(node, self.nodes[node], event)
+            at = datetime.now(UTC).isoformat(timespec="milliseconds")
+            self.events.append(json.dumps({"at": at, "node": node, "event": event, **facts}))
+            if event in ("started", "done", "cached", "failed") or time.time() - self.written > BEAT:
+                self.write()
+
+    def beat(self) -> None:
+        """A sign of life, where nothing else has been written for a while."""
+        with self.lock:
+            if time.time() - self.written > BEAT:
+                self.write()
+
+    def write(self) -> None:
+        with self.lock:
+            self.written = time.time()
+            nodes = {name: asdict(progress) for name, progress in self.nodes.items()}
+            self.store.put_json(f"runs/{self.id}/run.json", self.about | {"updated": self.written, "nodes": nodes})
+            self.store.put(f"runs/{self.id}/events.jsonl", "".join(f"{line}\n" for line in self.events).encode())
+
+    def end(self, state: str) -> None:
+        self.about |= {"state": state, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.write()
+
+
+class Run:
+    """Makes what is missing of an experiment.
+
+    Args:
+        experiment: what to make.
+        place: where.
+        only: names or ids of the nodes wanted, with what they need; by default all.
+        watch: told of each event.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        place: Place,
+        only: tuple[str, ...] = (),
+        watch: Watcher = lambda node, progress, event: None,
+    ) -> None:
+        self.experiment, self.place = experiment, place
+        self.nodes = wanted(build(experiment), only)
+        self.made: dict[str, Made] = {}
+        self.record = Record(place.store, experiment, self.nodes, watch)
+
+    def go(self, engine: Engine) -> bool:
+        """Make every node whose inputs are there, side by side where the engine can.
+
+        Returns:
+            Whether everything was made.
+        """
+        self.place.store.sweep(older_than=time.time() - LEFTOVERS)
+        self.record.write()
+        todo, running = list(self.nodes), dict[Future[Any], Node]()
+        state = "interrupted"
+        try:
+            while todo or running:
+                for node in [n for n in todo if all(i.id in self.made for i in n.inputs.values())]:
+                    todo.remove(node)
+                    running[engine.start(lambda node=node: self._make(node, engine))] = node
+                if not running:
+                    self._give_up(todo)
+                    break
+                ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+                self.record.beat()
+                for future in ended:
+                    self._settle(running.pop(future), future)
+            state = "done" if len(self.made) == len(self.nodes) else "failed"
+        finally:
+            self.record.end(state)
+        return state == "done"
+
+    def _settle(self, node: Node, future: "Future[Made]") -> None:
+        progress, error = self.record.nodes[node.id], future.exception()
+        if error is None:
+            self.made[node.id] = future.result()
+        else:
+            progress.state, progress.why = "failed", reason_of(error)
+            self.record.note(node.id, "failed", why=progress.why)
+
+    def _give_up(self, nodes: list[Node]) -> None:
+        for node in nodes:
+            missing = [i.id for i in node.inputs.values() if i.id not in self.made]
+            self.record.nodes[node.id].why = f"needs {', '.join(missing)}"
+
+    def _make(self, node: Node, engine: Engine) -> Made:
+        inputs = {role: self.made[parent.id] for role, parent in node.inputs.items()}
+        progress = self.record.nodes[node.id]
+        if (there := artifacts.find(self.place.store, node, inputs)) is not None:
+            progress.state = "cached"
+            self.record.note(node.id, "cached")
+            return there
+        progress.state, progress.started = "running", time.time()
+        refuse_mismatch(node, {role: made.manifest for role, made in inputs.items()})
+        job = JOBS[node.stage](node, self.place, inputs)
+        made = self._make_model(job, engine) if isinstance(job, ModelJob) else self._make_shards(job, engine)
+        progress.state, progress.seconds = "done", round(time.time() - progress.started, 1)
+        self.record.note(node.id, "done", seconds=progress.seconds)
+        return made
+
+    def _make_shards(self, job: ShardJob, engine: Engine) -> Made:
+        node, units = job.node, job.units()
+        marks, progress = job.committed(units), self.record.nodes[job.node.id]
+        todo = [unit for unit in units if unit.name not in marks]
+        progress.total, progress.done, progress.found = len(units), len(marks), len(marks)
+        progress.total_images = sum(unit.samples for unit in todo)
+        self.record.note(node.id, "started", shards=len(units), there=len(marks))
+
+        def report(event: str, facts: dict[str, Any]) -> None:
+            if event == "committed":
+                marks[facts["name"]] = facts
+                progress.done += 1
+                progress.images += facts["samples"] + facts.get("failures", 0)
+            else:
+                progress.retries += 1
+            self.record.note(node.id, event, **_brief(facts))
+
+        lost = engine.shards(job, todo, report)
+        if lost:
+            progress.lost = [asdict(one) for one in lost]
+            raise BadData(_tell(lost, len(units)))
+        return job.finish(marks)
+
+    def _make_model(self, job: ModelJob, engine: Engine) -> Made:
+        node, progress = job.node, self.record.nodes[job.node.id]
+        progress.total, progress.total_images = job.epochs, job.images() * job.epochs
+        self.record.note(node.id, "started", epochs=job.epochs)
+
+        def report(event: str, facts: dict[str, Any]) -> None:
+            if event == "epoch":
+                if progress.images == 0:
+                    progress.found = facts["epoch"] - 1
+                    progress.total_images = job.images() * (job.epochs - progress.found)
+                progress.done, progress.last = facts["epoch"], facts
+                progress.images += job.images()
+            else:
+                progress.retries += 1
+            self.record.note(node.id, event, **facts)
+
+        engine.model(job, report)
+        found = artifacts.find(self.place.store, node, job.inputs)
+        if found is None:
+            raise BadData(f"{node.id} was trained, but is not in the store: another run may have replaced its inputs")
+        return found
+
+
+def _brief(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in facts.items() if k in ("name", "unit", "samples", "attempt", "seconds", "reason", "host")}
+
+
+def _tell(lost: list[Lost], total: int) -> str:
+    first = f"{lost[0].unit}: {lost[0].reason}"
+    return f"{len(lost)} of {total} shards failed, {'the first: ' if len(lost) > 1 else ''}{first}"
+
+
+def wanted(nodes: list[Node], only: tuple[str, ...]) -> list[Node]:
+    """The nodes asked for with all that they need, in order.
+
+    Raises:
+        BadInput: a name that is no node's.
+    """
+    if not only:
+        return nodes
+    names = {node.id: node for node in nodes}
+    chosen = [node for name in only for node in nodes if name in (node.id, node.name)]
+    if missing := [name for name in only if not any(name in (n.id, n.name) for n in nodes)]:
+        raise BadInput(f"--only {missing[0]}: the experiment has no such node; it has {', '.join(names)}")
+    keep: set[str] = set()
+    while chosen:
+        node = chosen.pop()
+        keep.add(node.id)
+        chosen.extend(node.inputs.values())
+    return [node for node in nodes if node.id in keep]
+
+
+# ------------------------------------------------------------------------- before anything is written
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of a node before a run.
+
+    Attributes:
+        node: the node.
+        there: whether it stands in the store, whole.
+        partial: shards that are committed, where it is not.
+        facts: its manifest, or what can be foreseen of it.
+    """
+
+    node: Node
+    there: bool
+    partial: int
+    facts: Mapping[str, Any]
+
+    @property
+    def state(self) -> str:
+        """One phrase for a person."""
+        if self.there:
+            return "there"
+        return f"{self.partial} shards there, rest to make" if self.partial else "to make"
+
+
+def preflight(nodes: list[Node], place: Place) -> list[Outlook]:
+    """Check all that can be checked without doing the work, and say what is there already.
+
+    Sources are listed, networks built and tried once on empty images, splits and maps held against
+    each other. Nothing is written.
+
+    Raises:
+        BadInput: the first thing that cannot be.
+    """
+    found: dict[str, Outlook] = {}
+    for node in nodes:
+        inputs = {role: found[parent.id].facts for role, parent in node.inputs.items()}
+        refuse_mismatch(node, inputs)
+        made = artifacts.find(place.store, node)
+        marks = [] if made else [f for f in place.store.files(f"{node.folder}/commits") if f.endswith(".json")]
+        facts = made.manifest if made else _foresee(node, place, inputs)
+        found[node.id] = Outlook(node, made is not None, len(marks), facts)
+    return list(found.values())
+
+
+def _foresee(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What can be known of a node before it is made, in the terms of its manifest."""
+    match node.stage:
+        case "load":
+            job = LoadJob(node, place, {})
+            units = job.units()
+            return job.facts() | {
+                "counts": _counts((unit.name, unit.samples) for unit in units),
+                "image_shape": _first_shape(job, units),
+            }
+        case "attack":
+            images = inputs["images"]
+            counts = {split: count for split, count in images["counts"].items() if split in node.recipe.splits}
+            return {k: images[k] for k in ("classes", "channels", "image_shape")} | {"counts": counts}
+        case "train":
+            _try_training(node, place, inputs["on"])
+            return {"design": {"classes": len(inputs["on"]["classes"]), "shape": inputs["on"]["image_shape"]}}
+        case "bring":
+            from stages import model
+
+            return {"design": model.bring(node.recipe, place.data, place.here)[0].as_json()}
+    return {}
+
+
+def _counts(units: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name, samples in units:
+        split = name.rpartition("-")[0]
+        counts[split] = counts.get(split, 0) + samples
+    return counts
+
+
+def _first_shape(job: LoadJob, units: list[Any]) -> list[int] | None:
+    """Channels, height and width, from the first image that decodes; None where sizes may differ."""
+    from stages import load
+
+    if job.listing.suffix is not None and not getattr(job.node.recipe, "crop", None):
+        return None
+    recipe = job.node.recipe.model_copy(update={"max_undecodable": 1.0})
+    first = load.read(recipe, units[0].name, units[0].items[:1], job.listing.channels, None)
+    return [first.pixels.shape[3], *first.pixels.shape[1:3]] if first.pixels is not None else None
+
+
+def _try_training(node: Node, place: Place, on: Mapping[str, Any]) -> None:
+    from stages import train
+    from stages.model import Design
+
+    recipe, place_in_file = node.recipe, f"models.{node.name}.train"
+    channels = on["channels"]
+    for name, given in (("mean", recipe.mean), ("std", recipe.std)):
+        if given is not None and len(given) != channels:
+            raise BadInput(f"{place_in_file}.{name}: has {len(given)} entries, the images have {channels} channels")
+    if on["counts"][recipe.split] < recipe.batch_size:
+        raise BadInput(
+            f"{place_in_file}.batch_size: {recipe.batch_size} is more than the {on['counts'][recipe.split]} images of "
+            f"{recipe.on} {recipe.split}"
+        )
+    if on["image_shape"] is not None:
+        ones = (1.0,) * channels
+        design = Design(recipe.arch, len(on["classes"]), tuple(on["image_shape"]), ones, ones)
+        try:
+            train.refuse_misfit(recipe, design, place.here)
+        except BadInput as error:
+            raise BadInput(f"{place_in_file}.arch: {error}") from error
+
+
+def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Hold a node against the manifests, or the foreseen facts, of what it is made from.
+
+    Raises:
+        BadInput: a split that does not exist, a map that does not fit, classes or shapes that differ.
+    """
+    match node.stage:
+        case "train":
+            _refuse_split(f"models.{node.name}.train", node.recipe.on, node.recipe.split, inputs["on"])
+        case "attack":
+            place = f"datasets.{node.name}"
+            for split in node.recipe.splits:
+                _refuse_split(f"{place}.attack", node.recipe.images, split, inputs["images"], "splits")
+            if "model" in inputs:
+                _refuse_model(f"{place}.attack.model", node.recipe.model, inputs["model"], inputs["images"])
+            assert node.relabel is not None
+            _refuse_rule(f"{place}.relabel", node, inputs["images"]["classes"])
+        case "evaluate":
+            place = f"evaluations.{node.name}"
+            _refuse_split(place, node.recipe.on, node.recipe.split, inputs["on"])
+            for name in node.recipe.models:
+                _refuse_model(f"{place}.models", name, inputs[f"models.{name}"], inputs["on"])
+            if node.recipe.agreement is not None:
+                _refuse_rule(f"{place}.agreement", node, inputs["on"]["classes"])
+
+
+def _refuse_split(place: str, name: str, split: str, dataset: Mapping[str, Any], key: str = "split") -> None:
+    if split not in dataset["counts"]:
+        raise BadInput(f"{place}.{key}: {name} has no split {split!r}, it has {', '.join(dataset['counts'])}")
+
+
+def _refuse_model(place: str, name: str, model: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
+    design, classes, shape = model["design"], len(dataset["classes"]), dataset["image_shape"]
+    if design["classes"] != classes:
+        raise BadInput(f"{place}: {name} knows {design['classes']} classes, the dataset has {classes}")
+    if shape is not None and list(design["shape"]) != list(shape):
+        sizes = ["×".join(map(str, s)) for s in (design["shape"], shape)]
+        raise BadInput(f"{place}: {name} takes images of {sizes[0]}, the dataset has {sizes[1]}")
+
+
+def _refuse_rule(place: str, node: Node, classes: list[str]) -> None:
+    from stages.relabel import class_map
+
+    rule = node.relabel or node.recipe.agreement
+    if rule.rule == "least_likely" and node.recipe.model is None:
+        raise BadInput(f"{place}: least_likely needs the attack to name a model")
+    if rule.map is not None:
+        try:
+            class_map(rule.map, classes)
+        except BadInput as error:
+            raise BadInput(f"{place}.map: {error}") from error
+
+
+# ------------------------------------------------------------------------------------- runs on record
+
+
+def latest(store: Store) -> str | None:
+    """The newest run of a store."""
+    return max(store.folders("runs"), default=None)
+
+
+def load_run(store: Store, run: str | None) -> dict[str, Any]:
+    """A run on record, its state judged by its signs of life.
+
+    Raises:
+        BadInput: there is no such run, or none at all.
+    """
+    name = run or latest(store)
+    if name is None:
+        raise BadInput(f"there are no runs in {store.url}: `notbugs run FILE --store …` makes one")
+    found = store.find_json(f"runs/{name}/run.json")
+    if not isinstance(found, dict):
+        raise BadInput(f"there is no run {name} in {store.url}; `notbugs status` names the latest")
+    silent = time.time() - found["updated"]
+    if found["state"] == "running" and silent > LOST_AFTER:
+        found["state"] = "lost"
+        found["why"] = f"no sign of life for {silent:.0f} s"
+    return found
+
+

@@ -1,0 +1,383 @@
+"""Where clean images come from: list a source, spread it over shards, read one shard of it."""
+
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pyarrow import fs
+
+from stages.errors import BadData, BadInput
+from stages.images import decode
+from stages.recipes import ClassMap, Digits, ImageFolder, Load, Torchvision, WebDataset
+from stages.seeds import generator
+from stages.shard import Failure, Shard
+
+SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
+
+RESTRICTED_IMAGENET: ClassMap = {
+    # Ilyas et al. 2019, appendix A.1; ILSVRC class ids, inclusive.
+    "dog": ["151-268"],
+    "cat": ["281-285"],
+    "frog": ["30-32"],
+    "turtle": ["33-37"],
+    "bird": ["80-100"],
+    "primate": ["365-382"],
+    "fish": ["389-397"],
+    "crab": ["118-121"],
+    "insect": ["300-319"],
+}
+
+
+class Item(NamedTuple):
+    """One image of a source: where it is in the order, where it lies, what it shows."""
+
+    index: int
+    ref: Any
+    """Pixels (H × W × C, uint8), a path, or (tar, offset, bytes)."""
+    label: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All that is known of a source without decoding an image."""
+
+    classes: tuple[str, ...]
+    items: dict[str, list[Item]]
+    """Split → its images in the order of the source."""
+    channels: int
+    suffix: str | None = None
+    """What the files are, where all are of one kind that can be kept."""
+
+    def majority(self, split: str) -> float:
+        """Share of the most frequent class: what a constant answer scores."""
+        counts = Counter(item.label for item in self.items[split])
+        return max(counts.values()) / max(1, sum(counts.values()))
+
+
+def list_source(load: Load, data: Path) -> Listing:
+    """List a source.
+
+    Args:
+        load: which source, and how.
+        data: the folder that relative paths start from.
+
+    Raises:
+        BadInput: the source is missing, empty or damaged, or the class map does not fit.
+    """
+    match load:
+        case Digits():
+            listing = _list_digits(load)
+        case Torchvision():
+            listing = _list_torchvision(load, data)
+        case ImageFolder():
+            listing = _list_folder(load, data)
+        case WebDataset():
+            listing = _list_webdataset(load, data)
+    for split, items in listing.items.items():
+        if not items:
+            raise BadInput(f"the source is empty: split {split} of {load.source} has no images")
+    return listing
+
+
+def spread(listing: Listing, load: Load) -> dict[str, list[Item]]:
+    """Spread a source over shards with a seeded permutation, so that each is a fair sample of its split.
+
+    Returns:
+        Shard name → its images.
+    """
+    shards = {}
+    for split, items in listing.items.items():
+        order = generator(load.seed, f"order/{split}").permutation(len(items))[: load.limit]
+        for number, first in enumerate(range(0, len(order), load.shard_size)):
+            chosen = order[first : first + load.shard_size]
+            shards[f"{split}-{number:06d}"] = [items[i] for i in chosen]
+    return shards
+
+
+def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: str | None) -> Shard:
+    """Fetch and decode the images of one shard.
+
+    An image that cannot be decoded is left out and becomes a Failure; the rest goes on.
+
+    Args:
+        load: the source.
+        name: the shard's name.
+        items: its images.
+        channels: 1 or 3.
+        suffix: kind of the files, if they are to be kept as they are.
+
+    Raises:
+        BadData: more than ``load.max_undecodable`` of the images failed.
+    """
+    resize, crop = (None, None) if isinstance(load, Digits | Torchvision) else (load.resize, load.crop)
+    kept, pixels, files, failures = [], [], [], []
+    with _Files() as opened:
+        for item in items:
+            try:
+                if isinstance(item.ref, np.ndarray):
+                    pixels.append(item.ref)
+                else:
+                    file = opened.fetch(item.ref)
+                    pixels.append(decode(file, channels, resize, crop))
+                    files.append(file)
+                kept.append(item)
+            except (BadData, OSError) as error:
+                failures.append(Failure(item.index, item.label, f"{_place(item.ref)}: {error}"))
+    if len(failures) > load.max_undecodable * len(items):
+        raise BadData(
+            f"{len(failures)} of {len(items)} images failed, more than max_undecodable "
+            f"{load.max_undecodable:g} allows; the first: {failures[0].error}"
+        )
+    uniform = len({image.shape for image in pixels}) == 1
+    if suffix is None and not uniform:
+        raise BadData("images of differing sizes and kinds: add resize and crop")
+    labels = np.array([item.label for item in kept], dtype=np.int64)
+    return Shard(
+        name=name,
+        index=np.array([item.index for item in kept], dtype=np.int64),
+        label=labels,
+        source_label=labels,
+        pixels=np.stack(pixels) if uniform else None,
+        files=files if suffix is not None else None,
+        suffix=suffix or "png",
+        failures=failures,
+    )
+
+
+# -------------------------------------------------------------------------------- arrays in memory
+
+
+def _list_digits(load: Digits) -> Listing:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.round(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    order = generator(load.seed, "digits/split").permutation(len(pixels))
+    test = round(len(pixels) * load.test_share)
+    splits = {"train": np.sort(order[test:]), "test": np.sort(order[:test])}
+    items = {s: [Item(int(i), pixels[i], int(labels[i])) for i in rows] for s, rows in splits.items()}
+    return Listing(tuple("0123456789"), items, channels=1)
+
+
+def _list_torchvision(load: Torchvision, data: Path) -> Listing:
+    from torchvision import datasets
+
+    make = {
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "mnist": datasets.MNIST,
+        "fashion-mnist": datasets.FashionMNIST,
+    }[load.source]
+    root = data / load.root
+    items, first, classes = {}, 0, tuple[str, ...]()
+    for split in ("train", "test"):
+        found = _find_or_download(make, root, split == "train", load)
+        pixels = np.asarray(found.data)
+        pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+        labels = [int(label) for label in found.targets]
+        items[split] = [Item(first + i, pixels[i], label) for i, label in enumerate(labels)]
+        first, classes = first + len(labels), tuple(found.classes)
+    return Listing(classes, items, channels=pixels.shape[-1])
+
+
+def _find_or_download(make: Callable[..., Any], root: Path, train: bool, load: Torchvision) -> Any:
+    try:
+        return make(root=str(root), train=train, download=False)
+    except RuntimeError:
+        if not load.download:
+            raise BadInput(f"{load.source} is not in {root}: name its folder with --data, or allow download") from None
+    try:
+        return make(root=str(root), train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise BadInput(
+            f"{load.source} is neither in {root} nor can it be downloaded ({error}); name its folder with --data"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------ image folders
+
+
+def _list_folder(load: ImageFolder, data: Path) -> Listing:
+    root = data / load.root
+    if not root.is_dir():
+        raise BadInput(f"image folder {root} does not exist")
+    folders = {split: _class_folders(root / sub) for split, sub in load.splits.items()}
+    names = sorted({name for found in folders.values() for name in found})
+    for split, found in folders.items():
+        if missing := [name for name in names if name not in found]:
+            raise BadInput(f"image folder {root / load.splits[split]} has no class {', '.join(missing[:5])}, which another split has")
+    classes, number = _group(load.classes, names)
+    items, first = {}, 0
+    for split, found in folders.items():
+        files = [(path, number[name]) for name in names if name in number for path in _image_files(found[name])]
+        items[split] = [Item(first + i, path, label) for i, (path, label) in enumerate(files)]
+        first += len(files)
+        _refuse_if_damaged(items[split], root / load.splits[split])
+        if load.balance:
+            items[split] = _balanced(items[split], load.seed, split)
+    kinds = {SUFFIXES[path.suffix[1:].lower()] for chosen in items.values() for _, path, _ in chosen}
+    return Listing(classes, items, channels=3, suffix=kinds.pop() if len(kinds) == 1 and load.keeps_bytes else None)
+
+
+def _class_folders(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise BadInput(f"image folder {folder} does not exist: `splits` names the sub-folder of each split")
+    found = {path.name: path for path in folder.iterdir() if path.is_dir()}
+    if not found:
+        raise BadInput(f"image folder {folder} holds no class folders: expected {folder}/<class>/<image>")
+    return found
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix[1:].lower() in SUFFIXES)
+
+
+def _refuse_if_damaged(items: Sequence[Item], folder: Path) -> None:
+    """Try some images before anything is written; a folder in which most of them fail is not worth starting on."""
+    tried = [items[i] for i in generator(0, "probe").permutation(len(items))[:16]]
+    failed = []
+    for item in tried:
+        try:
+            decode(item.ref.read_bytes(), 3)
+        except (BadData, OSError) as error:
+            failed.append(f"{item.ref} {error}")
+    if 2 * len(failed) > len(tried):
+        raise BadInput(f"image folder {folder} is damaged: {len(failed)} of {len(tried)} images tried fail, {failed[0]}")
+
+
+def _balanced(items: Sequence[Item], seed: int, split: str) -> list[Item]:
+    smallest = min(Counter(item.label for item in items).values(), default=0)
+    taken, kept = Counter[int](), []
+    for i in generator(seed, f"balance/{split}").permutation(len(items)):
+        if taken[items[i].label] < smallest:
+            taken[items[i].label] += 1
+            kept.append(items[i])
+    return sorted(kept)
+
+
+def _group(wanted: str | ClassMap | None, names: list[str]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """New class names, and the new number of each folder that is kept."""
+    if wanted is None:
+        return tuple(names), {name: i for i, name in enumerate(names)}
+    mapping = RESTRICTED_IMAGENET if isinstance(wanted, str) else wanted
+    number: dict[str, int] = {}
+    for label, (group, members) in enumerate(mapping.items()):
+        for name in (n for member in members for n in _members(member, names, group)):
+            if name in number:
+                raise BadInput(f"classes.{group}: {name} is in two groups")
+            number[name] = label
+    return tuple(mapping), number
+
+
+def _members(member: int | str, names: list[str], group: str) -> Iterator[str]:
+    if member in names:
+        yield str(member)
+        return
+    first, _, last = str(member).partition("-")
+    if not (first.isdigit() and (last or first).isdigit()):
+        raise BadInput(f"classes.{group}: {member!r} is neither a folder, a class id nor a range of ids")
+    for i in range(int(first), int(last or first) + 1):
+        if i >= len(names):
+            raise BadInput(f"classes.{group}: there is no class {i}, the folder has {len(names)} classes")
+        yield names[i]
+
+
+# --------------------------------------------------------------------------------------- webdataset
+
+
+def _list_webdataset(load: WebDataset, data: Path) -> Listing:
+    from braceexpand import braceexpand
+
+    items, kinds, first = {}, set[str](), 0
+    for split, pattern in load.shards.items():
+        found = []
+        for url in braceexpand(pattern):
+            url = url if "://" in url else str(data / url)
+            for image, label, kind in _index_tar(url):
+                found.append(Item(first + len(found), image, label))
+                kinds.add(kind)
+        items[split], first = found, first + len(found)
+    labels = {item.label for chosen in items.values() for item in chosen}
+    classes = load.classes if load.classes is not None else max(labels, default=0) + 1
+    names = tuple(classes) if isinstance(classes, list) else tuple(str(i) for i in range(classes))
+    if labels and not 0 <= min(labels) <= max(labels) < len(names):
+        raise BadInput(f"classes: the shards have label {max(labels)}, but there are only {len(names)} classes")
+    return Listing(
+        names, items, channels=_channels(items), suffix=kinds.pop() if len(kinds) == 1 and load.keeps_bytes else None
+    )
+
+
+def _index_tar(url: str) -> Iterator[tuple[tuple[str, int, int], int, str]]:
+    """Where each image of a tar lies, its label and its kind; only headers and labels are read."""
+    try:
+        with _open(url) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for sample, group in groupby(tar, key=lambda member: _stem(member.name)):
+                parts = {member.name.rpartition(".")[2].lower(): member for member in group}
+                image = next((suffix for suffix in parts if suffix in SUFFIXES), None)
+                label = tar.extractfile(parts["cls"]) if "cls" in parts else None
+                if image is None or label is None:
+                    raise BadInput(f"{url}: sample {sample} has {', '.join(parts)}, expected an image and cls")
+                yield (url, parts[image].offset_data, parts[image].size), int(label.read()), SUFFIXES[image]
+    except (tarfile.TarError, ValueError) as error:
+        raise error if isinstance(error, BadInput) else BadInput(f"{url} is not a WebDataset shard: {error}") from error
+    except OSError as error:
+        raise BadInput(f"{url} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _stem(name: str) -> str:
+    """WebDataset's key: the path up to the first dot of the last part."""
+    folder, _, base = name.rpartition("/")
+    return f"{folder}/{base.partition('.')[0]}"
+
+
+def _channels(items: dict[str, list[Item]]) -> int:
+    """1 if the first image is grey, else 3: shards hold images of one kind."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    ref = next((item.ref for chosen in items.values() for item in chosen), None)
+    if ref is None:
+        return 3
+    try:
+        with _Files() as opened, Image.open(BytesIO(opened.fetch(ref))) as image:
+            return 1 if image.mode in ("L", "1", "I;16") else 3
+    except OSError:  # not an image: `read` says so, with its place
+        return 3
+
+
+def _open(url: str) -> Any:
+    if "://" not in url:
+        return Path(url).open("rb")
+    filesystem, path = fs.FileSystem.from_uri(url)
+    return filesystem.open_input_file(path)
+
+
+class _Files(ExitStack):
+    """Reads files, or spans of tars; each tar is opened once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: dict[str, Any] = {}
+
+    def fetch(self, ref: Any) -> bytes:
+        if isinstance(ref, Path):
+            return ref.read_bytes()
+        url, offset, size = ref
+        if url not in self.opened:
+            self.opened[url] = self.enter_context(_open(url))
+        self.opened[url].seek(offset)
+        content: bytes = self.opened[url].read(size)
+        if len(content) != size:
+            raise BadData(f"{url} ends inside the image")
+        return content
+
+
+def _place(ref: Any) -> str:
+    return ref[0] if isinstance(ref, tuple) else str(ref.name)

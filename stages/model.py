@@ -1,0 +1,242 @@
+"""A classifier of images in [0, 1]: a network with its normalisation inside, on disk and in memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from stages import nets
+from stages.errors import BadData, BadInput
+from stages.recipes import Bring, Precision
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+@dataclass(frozen=True)
+class Design:
+    """All that is needed, besides weights, to build a classifier again.
+
+    Attributes:
+        arch: as `nets.build` takes it.
+        classes: number of classes.
+        shape: channels, height and width of its images.
+        mean: per channel; subtracted.
+        std: per channel; divided by.
+    """
+
+    arch: str
+    classes: int
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> "Design":
+        return cls(
+            facts["arch"], facts["classes"], tuple(facts["shape"]), tuple(facts["mean"]), tuple(facts["std"])
+        )
+
+
+class Classifier(nn.Module):
+    """Images in [0, 1], N × C × H × W, to logits, N × classes, in float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, design: Design, here: Path, precision: Precision = "float32") -> None:
+        super().__init__()
+        self.design = design
+        self.precision = precision
+        channels = len(design.mean)
+        self.network = nets.build(design.arch, design.classes, channels, here)
+        self.repeat = 3 if channels == 1 and _first_conv_channels(self.network) == 3 else 1
+        self.register_buffer("mean", torch.tensor(design.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(design.std).view(1, -1, 1, 1), persistent=False)
+
+    def using(self, precision: Precision) -> "Classifier":
+        """This classifier, the same weights, at another precision."""
+        if precision == self.precision:
+            return self
+        other = copy(self)
+        other.precision = precision
+        return other
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x = (x_NCHW - self.mean) / self.std
+        if self.repeat > 1:
+            x = x.repeat(1, self.repeat, 1, 1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits: Tensor = self.network(x)
+        return logits.float()
+
+
+def _first_conv_channels(network: nn.Module) -> int | None:
+    return next((m.in_channels * m.groups for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+
+
+def device() -> torch.device:
+    """The GPU that this process was given, if any, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def to_unit(pixels_NHWC: np.ndarray, where: torch.device | None = None) -> Tensor:
+    """uint8, N × H × W × C, to float32 in [0, 1], N × C × H × W, each level exactly k / 255."""
+    return torch.from_numpy(np.ascontiguousarray(pixels_NHWC)).to(where).permute(0, 3, 1, 2).float() / 255
+
+
+def in_batches(compute: Callable[..., np.ndarray], size: int, *columns: np.ndarray) -> np.ndarray:
+    """Apply a function to batches of one fixed shape and join what it returns.
+
+    The last batch is padded with its own first row: another batch shape gives other bits.
+    """
+    count, made = len(columns[0]), []
+    for first in range(0, count, size):
+        parts = [column[first : first + size] for column in columns]
+        missing = size - len(parts[0])
+        padded = [np.concatenate([part, np.repeat(part[:1], missing, axis=0)]) if missing else part for part in parts]
+        made.append(compute(*padded)[: len(parts[0])])
+    return np.concatenate(made) if made else columns[0]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with this many CPU threads: another number rounds differently, so it is never left to chance."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def save(network: nn.Module) -> bytes:
+    """The weights of a network as safetensors."""
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    return safetensors.torch.save(state)
+
+
+def load(design: Design, weights: bytes, here: Path, precision: Precision = "float32") -> Classifier:
+    """A classifier ready for use: in evaluation mode, its weights without gradient, on `device`.
+
+    Raises:
+        BadData: the bytes are not safetensors.
+        BadInput: the weights do not fit the arch.
+    """
+    model = Classifier(design, here, precision)
+    try:
+        state = safetensors.torch.load(weights)
+    except safetensors.SafetensorError as error:
+        raise BadData(f"weights of {design.arch} are not safetensors: {error}") from error
+    _fit(model.network, state, design.arch)
+    model = model.to(device(), memory_format=torch.channels_last)
+    return model.eval().requires_grad_(False)
+
+
+def bring(recipe: Bring, data: Path, here: Path) -> tuple[Design, bytes]:
+    """Read a model that was made elsewhere.
+
+    Raises:
+        BadInput: the weights cannot be read, do not fit the arch, or the arch cannot be built.
+    """
+    shape = (recipe.shape[0], recipe.shape[1], recipe.shape[2])
+    if ":" not in recipe.arch and (found := _torchvision_weights(recipe)) is not None:
+        state = found.get_state_dict(progress=False, check_hash=True)
+        mean, std = recipe.mean or IMAGENET_MEAN, recipe.std or IMAGENET_STD
+    else:
+        state = _read_state(recipe.weights, data)
+        mean, std = recipe.mean or [0.0] * shape[0], recipe.std or [1.0] * shape[0]
+    if not len(mean) == len(std) == shape[0]:
+        raise BadInput(f"mean and std have {len(mean)} and {len(std)} entries, the images {shape[0]} channels")
+    classes = recipe.classes or _classes_of(state, recipe.weights)
+    design = Design(recipe.arch, classes, shape, tuple(mean), tuple(std))
+    model = Classifier(design, here)
+    _fit(model.network, state, recipe.arch)
+    nets.probe(model, shape, classes, recipe.arch)
+    return design, save(model.network)
+
+
+def _torchvision_weights(recipe: Bring) -> Any:
+    from torchvision import models
+
+    if recipe.arch not in models.list_models(module=models):
+        return None
+    known = models.get_model_weights(recipe.arch)
+    return known[recipe.weights] if recipe.weights in known.__members__ else None
+
+
+def _read_state(weights: str, data: Path) -> dict[str, Tensor]:
+    try:
+        if weights.startswith(("http://", "https://")):
+            return _unwrap(torch.hub.load_state_dict_from_url(weights, map_location="cpu", weights_only=True), weights)
+        content = _read_bytes(weights, data)
+        if weights.endswith(".safetensors"):
+            return safetensors.torch.load(content)
+        return _unwrap(torch.load(BytesIO(content), map_location="cpu", weights_only=True), weights)
+    except OSError as error:
+        raise BadInput(f"checkpoint {weights} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # noqa: BLE001 - torch.load raises whatever a broken file makes it stumble on
+        if isinstance(error, BadInput):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(f"checkpoint {weights} is no state dict that loads with weights_only: {reason}") from error
+
+
+def _read_bytes(weights: str, data: Path) -> bytes:
+    if "://" not in weights:
+        return (data / weights).read_bytes()
+    from pyarrow import fs
+
+    filesystem, path = fs.FileSystem.from_uri(weights)
+    with filesystem.open_input_file(path) as file:
+        content: bytes = file.read()
+    return content
+
+
+def _unwrap(found: Any, weights: str) -> dict[str, Tensor]:
+    """The state dict itself: checkpoints often hold it under `state_dict` or `model`, or prefix it `module.`."""
+    for inner in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(inner), dict):
+            found = found[inner]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise BadInput(f"checkpoint {weights} holds no state dict")
+    return {str(name).removeprefix("module."): value for name, value in found.items()}
+
+
+def _classes_of(state: dict[str, Tensor], weights: str) -> int:
+    matrices = [value for name, value in state.items() if name.endswith("weight") and value.ndim == 2]
+    if not matrices:
+        raise BadInput(f"checkpoint {weights} has no linear layer to count classes by: add `classes: N`")
+    return len(matrices[-1])
+
+
+def _fit(network: nn.Module, state: dict[str, Tensor], arch: str) -> None:
+    own = network.state_dict()
+    wrong = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
+    if wrong:
+        name = wrong[0]
+        sides = [f"{tuple(side[name].shape)}" if name in side else "nothing" for side in (state, own)]
+        raise BadInput(
+            f"the checkpoint does not fit arch {arch}: {name} is {sides[0]} in the checkpoint and {sides[1]} in the arch "
+            f"({len(wrong)} of {len(own)} entries differ)"
+        )
+    network.load_state_dict(state)
+
+
+def channel_statistics(sums: Sequence[float], squares: Sequence[float], count: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel in [0, 1], from sums of uint8 values and of their squares."""
+    means = [s / count for s in sums]
+    deviations = [max(q / count - m * m, 1.0) ** 0.5 for q, m in zip(squares, means, strict=True)]
+    return [m / 255 for m in means], [d / 255 for d in deviations]

@@ -1,0 +1,149 @@
+"""Networks: small ones that are good for their size, torchvision's, and the user's own."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stages.errors import BadInput
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution without bias, batch norm, ReLU."""
+
+    def __init__(self, width_in: int, width_out: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(width_in, width_out, kernel, stride, padding=1, bias=False),
+            nn.BatchNorm2d(width_out),
+            nn.ReLU(),
+        )
+
+
+class Residual(nn.Module):
+    """x + f(x), with f two convolution blocks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(ConvBlock(width, width), ConvBlock(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.body(x)
+        return out
+
+
+def _head(width: int, classes: int) -> tuple[nn.Module, ...]:
+    return nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(width, classes)
+
+
+def small_cnn(classes: int, channels: int) -> nn.Module:
+    """Three convolutions, 32-64-128, for images of 8 to 28 pixels; 95 thousand parameters."""
+    return nn.Sequential(
+        ConvBlock(channels, 32), ConvBlock(32, 64), nn.MaxPool2d(2), ConvBlock(64, 128), *_head(128, classes)
+    )
+
+
+def fast_resnet(classes: int, channels: int) -> nn.Module:
+    """Two residual stages, 64-128, for 32 pixels on a processor; half a million parameters.
+
+    The first convolution has stride 2: no work is done at full resolution, where most of a ResNet's
+    time goes.
+    """
+    return nn.Sequential(
+        ConvBlock(channels, 64, kernel=4, stride=2),
+        Residual(64),
+        nn.MaxPool2d(2),
+        ConvBlock(64, 128),
+        Residual(128),
+        *_head(128, classes),
+    )
+
+
+def resnet9(classes: int, channels: int) -> nn.Module:
+    """The ResNet-9 of the DAWNBench CIFAR-10 entries (D. Page), 64-128-256-512, for 32 pixels; 6.6 million parameters."""
+    return nn.Sequential(
+        ConvBlock(channels, 64),
+        ConvBlock(64, 128),
+        nn.MaxPool2d(2),
+        Residual(128),
+        ConvBlock(128, 256),
+        nn.MaxPool2d(2),
+        ConvBlock(256, 512),
+        nn.MaxPool2d(2),
+        Residual(512),
+        *_head(512, classes),
+    )
+
+
+SMALL = {"small_cnn": small_cnn, "fast_resnet": fast_resnet, "resnet9": resnet9}
+
+
+def build(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
+    """A new network that maps N × channels × H × W to N × classes logits.
+
+    Args:
+        arch: one of SMALL, a torchvision classifier, or ``package.module:name``: a callable that takes
+            the number of classes, and the number of channels where it has such a parameter.
+        classes: number of classes.
+        channels: 1 or 3. torchvision's networks take 3; `Classifier` repeats a grey channel for them.
+        here: folder from which the user's modules are imported.
+
+    Raises:
+        BadInput: no such network, or it cannot be imported or built.
+    """
+    if arch in SMALL:
+        return SMALL[arch](classes, channels)
+    if ":" in arch:
+        return _own(arch, classes, channels, here)
+    from torchvision import models
+
+    if arch not in models.list_models(module=models):
+        raise BadInput(
+            f"arch {arch!r} is none of {', '.join(SMALL)}, no torchvision classifier, and no import path `package.module:name`"
+        )
+    model: nn.Module = models.get_model(arch, weights=None, num_classes=classes)
+    return model
+
+
+def _own(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
+    module, _, name = arch.partition(":")
+    if str(here) not in sys.path:
+        sys.path.insert(0, str(here))
+    try:
+        make: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(f"arch {arch} cannot be imported: {error}") from error
+    takes = inspect.signature(make).parameters
+    by_name = {"classes": classes, "num_classes": classes, "channels": channels, "in_channels": channels}
+    given = {k: v for k, v in by_name.items() if k in takes}
+    try:
+        model = make(**given) if {"classes", "num_classes"} & set(given) else make(classes, **given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadInput(f"arch {arch} cannot be built for {classes} classes: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"arch {arch} made a {type(model).__name__}, expected a torch.nn.Module")
+    return model
+
+
+def parameters(model: nn.Module) -> int:
+    """How many trainable numbers it has."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def probe(model: nn.Module, shape: tuple[int, int, int], classes: int, arch: str) -> None:
+    """Send one batch through, so that a network that does not fit its data is refused before work starts.
+
+    Raises:
+        BadInput: the network refuses the input, or gives other than `classes` logits.
+    """
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(2, *shape))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise BadInput(f"arch {arch} refuses images of {'×'.join(map(str, shape))}: {str(error).splitlines()[0]}") from error
+    if logits.shape != (2, classes):
+        raise BadInput(f"arch {arch} gives {tuple(logits.shape[1:])} outputs for each image, expected {classes} classes")

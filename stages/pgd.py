@@ -1,0 +1,115 @@
+"""Projected gradient descent: the one loop that attacks, evaluations and training share.
+
+They differ in the loss, the radius and what they keep of the result, not in a line of this.
+x is in [0, 1], in pixel units; normalisation is the model's affair.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stages.recipes import Norm
+
+GUARD = 1e-30  # below any gradient that float32 can still divide by
+
+
+def pgd(
+    loss: Callable[[Tensor], Tensor],
+    x_NCHW: Tensor,
+    *,
+    norm: Norm,
+    eps: float | None,
+    step_size: float,
+    steps: int,
+    start: Tensor | None = None,
+) -> Tensor:
+    """Minimise a loss inside a ball round x and the box [0, 1]; the last iterate is returned.
+
+    Each step: gradient of the loss summed over the batch, divided by its own norm (L2) or its sign
+    taken (L∞); a step of `step_size` against it; projection to the ball; clipping to the box. This is
+    the family of robustness, torchattacks and foolbox (Madry et al. 2018, eq. 3, normalised for L2).
+
+    Args:
+        loss: x → a loss per sample, N (or their sum); samples must not depend on each other.
+        x_NCHW: float32, in [0, 1]; the centre of the ball.
+        norm: of the ball and of the step.
+        eps: radius in pixel units, or None for no ball.
+        step_size: length of a step in pixel units.
+        steps: number of steps; each is one forward and one backward pass.
+        start: first iterate; by default x itself.
+
+    Returns:
+        float32, N × C × H × W; within `eps` of x up to float32 rounding.
+    """
+    x = (x_NCHW if start is None else start).detach().clone()
+    for _ in range(steps):
+        x.requires_grad_(True)
+        (grad,) = torch.autograd.grad(loss(x).sum(), x)
+        x = x.detach() - step_size * direction(grad, norm)
+        if eps is not None:
+            x = x_NCHW + project(x - x_NCHW, norm, eps)
+        x = x.clamp_(0.0, 1.0)
+    return x
+
+
+def direction(grad_NCHW: Tensor, norm: Norm) -> Tensor:
+    """The steepest unit step: each sample's gradient over its own L2 norm, or its sign.
+
+    The gradient is first divided by its largest entry, so that the squares of a confident sample's
+    tiny gradient do not underflow; a gradient of exactly zero stays zero.
+    """
+    if norm == "linf":
+        return grad_NCHW.sign()
+    scaled = grad_NCHW.float() / grad_NCHW.abs().float().amax((1, 2, 3), keepdim=True).clamp_min(GUARD)
+    return scaled / _l2(scaled).clamp_min(GUARD)
+
+
+def project(delta_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:
+    """The nearest perturbation in the ball."""
+    if norm == "linf":
+        return delta_NCHW.clamp(-eps, eps)
+    return delta_NCHW * (eps / _l2(delta_NCHW).clamp_min(GUARD)).clamp_max(1.0)
+
+
+def _l2(x_NCHW: Tensor) -> Tensor:
+    return x_NCHW.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def to_grid(x_NCHW: Tensor, clean_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:
+    """Round to 8 bits so that the saved image is inside the ball, not just near it.
+
+    Every pixel goes to its nearest level. If that leaves the L2 ball (plain rounding makes .500 into
+    .501), the pixels that rounding moved outward the most go back one level, as few as it takes; the
+    budget is counted in whole levels, so the result is exact. For L∞ the levels are clamped.
+
+    Args:
+        x_NCHW: float, in [0, 1], inside the ball up to rounding.
+        clean_NCHW: uint8; the centre.
+        norm, eps: the ball, in pixel units of [0, 1].
+
+    Returns:
+        uint8, N × C × H × W.
+    """
+    clean = clean_NCHW.flatten(1).to(torch.int64)
+    exact = (x_NCHW.flatten(1).double() * 255).clamp(0, 255) - clean
+    moved = exact.round().to(torch.int64)
+    if norm == "linf":
+        limit = int(eps * 255 + 1e-6)
+        moved = moved.clamp(-limit, limit)
+    else:
+        budget = (eps * 255) ** 2 + 1e-6
+        while bool(((moved**2).sum(1) > budget).any()):  # one round in practice; two where float32 overshot
+            moved = _pull_in(moved, exact, budget)
+    return (clean + moved).to(torch.uint8).view_as(clean_NCHW)
+
+
+def _pull_in(moved_ND: Tensor, exact_ND: Tensor, budget: float) -> Tensor:
+    """Take one level off the fewest entries that bring each row's squared sum under the budget."""
+    outward = torch.where(moved_ND == 0, -torch.inf, moved_ND.abs() - exact_ND.abs())
+    order = outward.argsort(dim=1, descending=True, stable=True)
+    saved = (2 * moved_ND.abs() - 1).clamp_min(0).gather(1, order).cumsum(1)
+    excess = ((moved_ND**2).sum(1, keepdim=True) - budget).clamp_min(0)
+    before = torch.cat([torch.zeros_like(saved[:, :1]), saved[:, :-1]], dim=1)
+    taken = torch.zeros_like(moved_ND).scatter(1, order, (before < excess).to(torch.int64))
+    return moved_ND - moved_ND.sign() * taken

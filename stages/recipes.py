@@ -1,0 +1,289 @@
+"""What can be asked of each stage: frozen, checked, and free of torch so that they load fast.
+
+A recipe is what an experiment file says of one node. Everything in it that changes the result is part
+of the node's version; the fields named in ``where`` only say where data lies, and are not.
+`docs/experiment-file.md` is generated from this file.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Precision = Literal["float32", "bfloat16"]
+Norm = Literal["l2", "linf"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+ClassMap = dict[str, list[int | str]]
+
+
+class Recipe(BaseModel):
+    """Base of all recipes: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    where: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say where something lies, not what it is: not part of the version."""
+    inputs: ClassVar[frozenset[str]] = frozenset()
+    """Fields that name other nodes: their versions take the place of their names."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter that changes the result, defaults filled in."""
+        return self.model_dump(mode="json", exclude=set(self.where | self.inputs))
+
+
+# ---------------------------------------------------------------------------------------------- load
+
+
+class _Source(Recipe):
+    shard_size: int = Field(1000, ge=1, description="Images per shard.")
+    seed: Seed = Field(0, description="Seed of the permutation that spreads the images over the shards.")
+    limit: int | None = Field(None, ge=1, description="Keep at most this many images of each split, drawn with the seed.")
+    max_undecodable: float = Field(
+        0.01, ge=0, le=1, description="Largest share of a shard's images that may fail to decode."
+    )
+
+
+class Digits(_Source):
+    """scikit-learn's 1,797 handwritten digits, 8 × 8, one channel: real images that need no download."""
+
+    source: Literal["sklearn-digits"]
+    test_share: float = Field(0.2, gt=0, lt=1, description="Share of the images held out as the test split.")
+
+
+class Torchvision(_Source):
+    """A torchvision dataset, downloaded, or found in a folder without network."""
+
+    source: Literal["cifar10", "cifar100", "mnist", "fashion-mnist"]
+    root: str = Field(".", description="Folder that holds it, relative to `--data`. Not part of the version.")
+    download: bool = Field(True, description="Download what is not there. Not part of the version.")
+
+    where = frozenset({"root", "download"})
+
+
+class _Geometry(_Source):
+    resize: int | None = Field(None, ge=1, description="Shorter side after resizing (bilinear, antialiased), in pixels.")
+    crop: int | None = Field(None, ge=1, description="Side of the centre crop, in pixels.")
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> "_Geometry":
+        if self.resize is not None and self.crop is not None and self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
+        return self
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether the files are stored as they are, without decoding and encoding again."""
+        return self.resize is None and self.crop is None
+
+
+class ImageFolder(_Geometry):
+    """A folder in ImageNet's layout: ``root/<split folder>/<class>/<image>``."""
+
+    source: Literal["image-folder"]
+    root: str = Field(description="The folder, relative to `--data`.")
+    splits: dict[Split, str] = Field(
+        {"train": "train", "test": "val"}, min_length=1, description="Split name → sub-folder of root."
+    )
+    classes: Literal["restricted-imagenet"] | ClassMap | None = Field(
+        None,
+        description="Grouping of the folder's classes: `restricted-imagenet`, or a map from a new class's name to "
+        "folder names, class ids (position in the sorted folder names) or id ranges such as `151-268`; "
+        "classes in no group are left out.",
+    )
+    balance: bool = Field(False, description="Keep equally many images of every class, drawn with the seed.")
+
+
+class WebDataset(_Geometry):
+    """WebDataset shards at a path, brace URL or object-store URL; images png, jpg, jpeg or webp, labels cls."""
+
+    source: Literal["webdataset"]
+    shards: dict[Split, str] = Field(
+        min_length=1, description="Split name → path or URL, braces allowed: `train-{000000..000146}.tar`."
+    )
+    classes: list[str] | int | None = Field(
+        None, description="Class names, or their number; by default one more than the largest label."
+    )
+
+    @field_validator("shards")
+    @classmethod
+    def _no_secrets(cls, shards: dict[str, str]) -> dict[str, str]:
+        for url in shards.values():
+            refuse_secrets(url)
+        return shards
+
+
+Load = Annotated[Digits | Torchvision | ImageFolder | WebDataset, Field(discriminator="source")]
+
+
+def refuse_secrets(url: str) -> None:
+    """Raise if a URL carries credentials: recipes are stored, shown and shared.
+
+    Raises:
+        ValueError: the URL has a user part, or a query other than region, scheme and endpoint_override.
+    """
+    from urllib.parse import parse_qs, urlsplit
+
+    parts = urlsplit(url)
+    harmless = {"region", "scheme", "endpoint_override", "allow_bucket_creation"}
+    if (parts.scheme and "@" in parts.netloc) or not set(parse_qs(parts.query)) <= harmless:
+        raise ValueError("a URL with credentials would be stored and shown; put the keys in the environment instead")
+
+
+# ------------------------------------------------------------------------------------ attack, relabel
+
+
+class Perturbation(Recipe):
+    """A ball and a way to move in it, in pixel units of [0, 1], before any normalisation."""
+
+    norm: Norm = Field("l2", description="Norm of the ball.")
+    eps: float = Field(0.5, gt=0, description="Radius of the ball, in pixel units of [0, 1].")
+    steps: int = Field(100, ge=1, description="Steps of projected gradient descent.")
+    step_size: float | None = Field(None, gt=0, description="Length of a step, in pixel units; by default eps / 5.")
+    precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
+    batch_size: int = Field(128, ge=1, description="Images attacked together; the last batch is padded to it.")
+
+    @model_validator(mode="after")
+    def _fill_step_size(self) -> "Perturbation":
+        if self.step_size is None:
+            object.__setattr__(self, "step_size", self.eps / 5)
+        return self
+
+    @property
+    def step(self) -> float:
+        """`step_size`, filled in."""
+        assert self.step_size is not None
+        return self.step_size
+
+
+class Attack(Perturbation):
+    """Move every image toward its target class, inside the ball, and save it on the 8-bit grid."""
+
+    images: str = Field(description="Dataset whose images are perturbed.")
+    model: str | None = Field(None, description="Model that is attacked; needed by `pgd` and by `least_likely`.")
+    method: Literal["pgd", "noise", "none"] = Field(
+        "pgd", description="`pgd`, or for controls `noise` (random, of the same radius) or `none` (images untouched)."
+    )
+    splits: list[Split] = Field(["train"], min_length=1, description="Splits of the images to make.")
+    seed: Seed = Field(0, description="Seed of the noise.")
+
+    inputs = frozenset({"images", "model"})
+
+    @model_validator(mode="after")
+    def _pgd_needs_a_model(self) -> "Attack":
+        if self.method == "pgd" and self.model is None:
+            raise ValueError("method pgd needs a model to attack: add `model: NAME`")
+        return self
+
+
+class Relabel(Recipe):
+    """The rule that names each image's target class, which becomes its label."""
+
+    rule: Literal["random", "other", "next", "least_likely", "map"] = Field(
+        description="`random` over all classes, the true one included (about 1/C of the labels stay right); `other` "
+        "over the classes that are not the true one; `next`: y + 1, cyclically; `least_likely` by the "
+        "attacked model; `map`: as `map` says."
+    )
+    seed: Seed = Field(0, description="Seed of the random rules; one draw per image, by its index.")
+    map: dict[str | int, str | int] | None = Field(
+        None, description="For rule `map`: true class → target class, by name or number; every class must be there."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"rule": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _map_if_and_only_if(self) -> "Relabel":
+        if (self.rule == "map") != (self.map is not None):
+            raise ValueError("`map` goes with rule map, and rule map needs it")
+        return self
+
+
+# -------------------------------------------------------------------------------------- train, bring
+
+
+class Train(Recipe):
+    """SGD on one split of a dataset; the last epoch is the model."""
+
+    on: str = Field(description="Dataset to train on.")
+    split: Split = Field("train", description="Its split.")
+    arch: str = Field(
+        description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or an import path `package.module:name`."
+    )
+    epochs: int = Field(30, ge=1, description="Passes over the split.")
+    batch_size: int = Field(128, ge=2, description="Images per step; the last incomplete batch of an epoch is dropped.")
+    lr: float = Field(0.05, gt=0, description="Peak learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
+    nesterov: bool = Field(False, description="Nesterov's momentum.")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, on every parameter.")
+    schedule: Literal["one-cycle", "steps", "cosine", "constant"] = Field(
+        "one-cycle", description="Learning rate over time: up and down (cosine), ÷ 10 at `drops`, cosine to 0, or constant."
+    )
+    drops: list[int] = Field([], description="Epochs at which schedule `steps` divides the rate by 10.")
+    warmup: float = Field(0.25, ge=0, lt=1, description="Share of a one-cycle schedule in which the rate rises.")
+    augment: Literal["none", "flip", "crop-flip"] = Field(
+        "none", description="`flip`: left–right at random; `crop-flip`: also shifted by up to an eighth of the width."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
+    mean: list[float] | None = Field(None, description="Per-channel mean inside the model; by default the dataset's.")
+    std: list[float] | None = Field(None, description="Per-channel deviation inside the model; by default the dataset's.")
+    precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
+    seed: Seed = Field(0, description="Seed of initial weights, order, augmentation and dropout.")
+    threads: int = Field(2, ge=1, description="CPU threads; more threads, other rounding: part of the version.")
+    memory_budget: int = Field(
+        4096, ge=0, description="MiB of pixels that may be held in memory; a larger split streams from its shards."
+    )
+
+    inputs = frozenset({"on"})
+
+    @model_validator(mode="after")
+    def _drops_and_schedule(self) -> "Train":
+        if bool(self.drops) != (self.schedule == "steps"):
+            raise ValueError("`drops` goes with schedule steps, and schedule steps needs it")
+        return self
+
+
+class Bring(Recipe):
+    """A model made elsewhere: torchvision's pretrained weights, or a checkpoint with the arch that reads it."""
+
+    arch: str = Field(description="As in `train`.")
+    weights: str = Field(
+        description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`), or path (relative to `--data`) or URL of a "
+        "state dict: safetensors, or a file that `torch.load(weights_only=True)` reads."
+    )
+    classes: int | None = Field(None, ge=2, description="Number of classes; by default what the checkpoint's last layer says.")
+    shape: list[int] = Field([3, 224, 224], min_length=3, max_length=3, description="Channels, height and width it takes.")
+    mean: list[float] | None = Field(None, description="Per-channel mean that the network expects to be subtracted.")
+    std: list[float] | None = Field(None, description="Per-channel deviation that it expects to be divided by.")
+
+    @field_validator("weights")
+    @classmethod
+    def _no_secrets(cls, weights: str) -> str:
+        refuse_secrets(weights)
+        return weights
+
+
+# ------------------------------------------------------------------------------------------ evaluate
+
+
+class Evaluate(Recipe):
+    """Accuracy of some models on one split of a dataset, clean and under attack."""
+
+    models: list[str] = Field(min_length=1, description="Models to score.")
+    on: str = Field(description="Dataset to score them on.")
+    split: Split = Field("test", description="Its split.")
+    attacks: list[Perturbation] = Field([], description="Untargeted PGD attacks to score them under as well.")
+    agreement: Relabel | None = Field(
+        None, description="Another labelling to score against as well: `next` counts answers that equal y + 1."
+    )
+    batch_size: int = Field(250, ge=1, description="Images per forward pass.")
+
+    inputs = frozenset({"models", "on"})
+
+    @field_validator("agreement")
+    @classmethod
+    def _no_model_needed(cls, rule: Relabel | None) -> Relabel | None:
+        if rule is not None and rule.rule == "least_likely":
+            raise ValueError("least_likely is not a labelling of its own: it differs from model to model")
+        return rule

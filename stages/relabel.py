@@ -1,0 +1,74 @@
+"""Which class each image is moved toward, and labelled as."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stages.errors import BadInput
+from stages.recipes import Relabel
+from stages.seeds import generator
+
+
+def targets(
+    rule: Relabel,
+    label: np.ndarray,
+    index: np.ndarray,
+    classes: Sequence[str],
+    logits_NC: np.ndarray | None = None,
+) -> np.ndarray:
+    """The target class of each of N images.
+
+    The random rules draw once per image from (seed, index): `other` and `random` do not depend on
+    what shard the image is in, nor on which other images there are.
+
+    Args:
+        rule: which rule, with its seed or map.
+        label: N; the true classes.
+        index: N; positions in the source.
+        classes: class names, C of them.
+        logits_NC: what the attacked model says of the clean images; for `least_likely` only.
+
+    Returns:
+        N, int64.
+
+    Raises:
+        BadInput: the map does not fit the classes.
+    """
+    count = len(classes)
+    match rule.rule:
+        case "next":
+            return (label + 1) % count
+        case "random":
+            return np.array([generator(rule.seed, "target", i).integers(count) for i in index], dtype=np.int64)
+        case "other":
+            steps = [generator(rule.seed, "target", i).integers(1, count) for i in index]
+            return (label + np.array(steps, dtype=np.int64)) % count
+        case "map":
+            assert rule.map is not None
+            return class_map(rule.map, classes)[label]
+        case "least_likely":
+            if logits_NC is None:
+                raise BadInput("relabel least_likely needs the attack to name a model")
+            return logits_NC.argmin(axis=1).astype(np.int64)
+
+
+def class_map(mapping: Mapping[str | int, str | int], classes: Sequence[str]) -> np.ndarray:
+    """A user's map as an array: true class → target class, C of each.
+
+    Raises:
+        BadInput: a name or number that is not a class, or a class that is left out.
+    """
+    numbers = {_class_number(k, classes): _class_number(v, classes) for k, v in mapping.items()}
+    missing = [name for i, name in enumerate(classes) if i not in numbers]
+    if missing:
+        raise BadInput(f"relabel map leaves out {', '.join(missing)}: every class needs a target")
+    return np.array([numbers[i] for i in range(len(classes))], dtype=np.int64)
+
+
+def _class_number(name: str | int, classes: Sequence[str]) -> int:
+    if str(name) in classes:
+        return list(classes).index(str(name))
+    if str(name).isdigit() and int(name) < len(classes):
+        return int(name)
+    shown = ", ".join(classes[:10]) + (", …" if len(classes) > 10 else "")
+    raise BadInput(f"relabel map names {name!r}, which is no class: the classes are {shown}")

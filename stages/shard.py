@@ -1,0 +1,193 @@
+"""One shard: some images of one split with all that is known of them, in memory and as a tar.
+
+The tar is a WebDataset shard that any reader understands: for each sample ``{index:08d}.png`` (or the
+original file, where that was kept), ``.cls`` (the label to train on) and ``.json`` (the rest). Equal
+shards have equal bytes: members have a fixed order, mtime 0, uid 0.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stages.errors import BadData
+from stages.images import decode, encode_png
+
+COLUMNS: dict[str, pa.DataType] = {
+    "key": pa.string(),
+    "index": pa.int64(),
+    "split": pa.string(),
+    "shard": pa.string(),
+    "label": pa.int64(),
+    "source_label": pa.int64(),
+    "target": pa.int64(),
+    "reached": pa.bool_(),
+    "margin": pa.float32(),
+    "confidence": pa.float32(),
+    "l2": pa.float64(),
+    "linf": pa.float64(),
+    "error": pa.string(),
+}
+"""Columns of ``samples.parquet``, in order; `docs/data-format.md` says what each means."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that was left out, and why."""
+
+    index: int
+    source_label: int | None
+    error: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some images of one split, N of them.
+
+    Attributes:
+        name: ``<split>-<six digits>``.
+        index: N, int64; position in the source, which is unique over its splits.
+        label: N, int64; the label to train on.
+        source_label: N, int64; the label that the source gave.
+        pixels: N × H × W × C, uint8; None where only the original files are at hand.
+        files: the original files, N of them; None where the pixels are to be encoded.
+        suffix: what the files are: png, jpg or webp.
+        attack: N each; what an attack did to each image: columns of ``samples.parquet``.
+        failures: images that were left out.
+    """
+
+    name: str
+    index: np.ndarray
+    label: np.ndarray
+    source_label: np.ndarray
+    pixels: np.ndarray | None
+    files: list[bytes] | None = None
+    suffix: str = "png"
+    attack: dict[str, np.ndarray] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def split(self) -> str:
+        return self.name.rpartition("-")[0]
+
+    def images(self) -> np.ndarray:
+        """The pixels, N × H × W × C.
+
+        Raises:
+            BadData: this shard holds files of differing sizes.
+        """
+        if self.pixels is None:
+            raise BadData(f"{self.name} holds images of differing sizes: load them with resize and crop")
+        return self.pixels
+
+
+def rows(shard: Shard) -> pa.Table:
+    """What ``samples.parquet`` says of this shard: a row per sample and per failure, by COLUMNS."""
+    done, lost = len(shard), shard.failures
+    values: dict[str, list[Any]] = {
+        "index": [*shard.index.tolist(), *(f.index for f in lost)],
+        "label": [*shard.label.tolist(), *(None for _ in lost)],
+        "source_label": [*shard.source_label.tolist(), *(f.source_label for f in lost)],
+        "error": [*(None for _ in range(done)), *(f.error for f in lost)],
+    }
+    values["key"] = [key(i) for i in values["index"]]
+    values["split"] = [shard.split] * (done + len(lost))
+    values["shard"] = [shard.name] * (done + len(lost))
+    for name in COLUMNS:
+        if name not in values:
+            column = shard.attack.get(name)
+            values[name] = [*(column.tolist() if column is not None else [None] * done), *(None for _ in lost)]
+    return pa.table({name: pa.array(values[name], kind) for name, kind in COLUMNS.items()})
+
+
+def key(index: int) -> str:
+    """The name of a sample in its shard."""
+    return f"{index:08d}"
+
+
+def pack(shard: Shard) -> bytes:
+    """The shard as a tar."""
+    encoded = shard.files if shard.files is not None else [encode_png(image) for image in shard.images()]
+    facts = {name: column.tolist() for name, column in shard.attack.items()}
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for i, (index, label) in enumerate(zip(shard.index.tolist(), shard.label.tolist(), strict=True)):
+            rest = {"index": index, "split": shard.split, "source_label": int(shard.source_label[i])}
+            rest |= {name: _short(column[i]) for name, column in facts.items()}
+            for suffix, content in (
+                (shard.suffix, encoded[i]),
+                ("cls", str(label).encode()),
+                ("json", json.dumps(rest, separators=(",", ":")).encode()),
+            ):
+                member = tarfile.TarInfo(f"{key(index)}.{suffix}")
+                member.size = len(content)
+                member.mode = 0o644
+                tar.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def _short(value: Any) -> Any:
+    return round(value, 7) if isinstance(value, float) else value
+
+
+def members(tar: bytes) -> Iterable[tuple[str, dict[str, bytes]]]:
+    """The samples of a tar in order: key, and content by suffix.
+
+    Raises:
+        BadData: the tar is cut short or is none.
+    """
+    current, content = None, dict[str, bytes]()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as opened:
+            for member in opened:
+                name, _, suffix = member.name.partition(".")
+                if name != current and current is not None:
+                    yield current, content
+                    content = {}
+                current = name
+                handle = opened.extractfile(member)
+                assert handle is not None
+                content[suffix] = handle.read()
+                if len(content[suffix]) != member.size:
+                    raise BadData(f"{member.name} is cut short")
+    except tarfile.TarError as error:
+        raise BadData(f"is not a whole tar: {error}") from error
+    if current is not None:
+        yield current, content
+
+
+def unpack(name: str, tar: bytes, channels: int) -> Shard:
+    """Read a shard that `pack` wrote, its pixels decoded.
+
+    Raises:
+        BadData: the tar or an image in it is damaged.
+    """
+    labels, facts, files, suffix = [], [], [], "png"
+    for sample, content in members(tar):
+        suffix = next((s for s in content if s not in ("cls", "json")), "")
+        if not {"cls", "json", suffix} <= set(content) or not suffix:
+            raise BadData(f"{name}: sample {sample} has members {sorted(content)}, expected an image, cls and json")
+        labels.append(int(content["cls"]))
+        facts.append(json.loads(content["json"]))
+        files.append(content[suffix])
+    images = [decode(file, channels) for file in files]
+    uniform = len({image.shape for image in images}) == 1
+    columns = [c for c in COLUMNS if facts and c in facts[0] and c not in ("index", "split", "source_label")]
+    return Shard(
+        name=name,
+        index=np.array([f["index"] for f in facts], dtype=np.int64),
+        label=np.array(labels, dtype=np.int64),
+        source_label=np.array([f["source_label"] for f in facts], dtype=np.int64),
+        pixels=np.stack(images) if uniform else None,
+        files=files,
+        suffix=suffix,
+        attack={c: np.array([f[c] for f in facts]) for c in columns},
+    )
