@@ -81,7 +81,12 @@ def rows_path(shard: str) -> str:
 
 
 def publish(
-    store: Store, node: Node, files: dict[str, tuple[int, str]], content: str, inputs: Mapping[str, Made], facts: dict[str, Any]
+    store: Store,
+    node: Node,
+    files: dict[str, tuple[int, str]],
+    content: str,
+    inputs: Mapping[str, Made],
+    facts: dict[str, Any],
 ) -> Made:
     """Write the manifest, last of all files: from now on the node is there.
 
@@ -101,7 +106,11 @@ def publish(
         "content": content,
         **facts,
         "parents": {
-            role: {"node": node.inputs[role].id, "version": node.inputs[role].version, "content": made.content}
+            role: {
+                "node": node.inputs[role].id,
+                "version": node.inputs[role].version,
+                "content": made.content,
+            }
             for role, made in inputs.items()
         },
         "files": [{"name": name, "bytes": size, "sha256": sha} for name, (size, sha) in sorted(files.items())],

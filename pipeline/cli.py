@@ -25,7 +25,11 @@ def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Options that several commands share."""
     known = {
         "store": click.option(
-            "--store", default="notbugs-store", envvar="NOTBUGS_STORE", show_default=True, help="Folder, or s3:// or gs:// URL."
+            "--store",
+            default="notbugs-store",
+            envvar="NOTBUGS_STORE",
+            show_default=True,
+            help="Folder, or s3:// or gs:// URL.",
         ),
         "data": click.option(
             "--data",
@@ -37,11 +41,26 @@ def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         ),
         "json": click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
         "engine": click.option(
-            "--engine", type=click.Choice(["ray", "inline"]), default="ray", show_default=True, help="inline: no Ray, this process alone."
+            "--engine",
+            type=click.Choice(["ray", "inline"]),
+            default="ray",
+            show_default=True,
+            help="inline: no Ray, this process alone.",
         ),
-        "workers": click.option("--workers", type=click.IntRange(1), help="Workers that attack side by side [default: one per GPU, or per processor]."),
-        "address": click.option("--address", envvar="NOTBUGS_ADDRESS", help="Ray cluster to join [default: start a local one]."),
-        "only": click.option("--only", multiple=True, metavar="NODE", help="Make only this node and what it needs; may be repeated."),
+        "workers": click.option(
+            "--workers",
+            type=click.IntRange(1),
+            help="Workers that attack side by side [default: one per GPU, or per processor].",
+        ),
+        "address": click.option(
+            "--address", envvar="NOTBUGS_ADDRESS", help="Ray cluster to join [default: start a local one]."
+        ),
+        "only": click.option(
+            "--only",
+            multiple=True,
+            metavar="NODE",
+            help="Make only this node and what it needs; may be repeated.",
+        ),
     }
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,7 +111,14 @@ def plan(file: Path, store: str, data: Path, only: tuple[str, ...], as_json: boo
         _print_json({"store": place.store.url, "nodes": [_planned(outlook) for outlook in outlooks]})
         return
     lines = [
-        [o.node.id, o.node.stage, o.node.version, _size(o.facts), o.state, ", ".join(p.name for p in o.node.inputs.values())]
+        [
+            o.node.id,
+            o.node.stage,
+            o.node.version,
+            _size(o.facts),
+            o.state,
+            ", ".join(p.name for p in o.node.inputs.values()),
+        ]
         for o in outlooks
     ]
     click.echo(f"store {place.store.url}\n")
@@ -105,7 +131,13 @@ def plan(file: Path, store: str, data: Path, only: tuple[str, ...], as_json: boo
 
 def _planned(outlook: runs.Outlook) -> dict[str, Any]:
     node = outlook.node
-    said = {"node": node.id, "stage": node.stage, "version": node.version, "there": outlook.there, "state": outlook.state}
+    said = {
+        "node": node.id,
+        "stage": node.stage,
+        "version": node.version,
+        "there": outlook.there,
+        "state": outlook.state,
+    }
     return said | {
         "shards_there": outlook.partial,
         "images": outlook.facts.get("counts"),
@@ -165,7 +197,8 @@ def _attempt(attempt: runs.Run, engine: str, workers: int | None, address: str |
         return attempt.go(started)
     except KeyboardInterrupt:
         click.echo(
-            f"\nInterrupted. What is done is kept; go on with: notbugs resume --store {attempt.place.store.url}", err=True
+            f"\nInterrupted. What is done is kept; go on with: notbugs resume --store {attempt.place.store.url}",
+            err=True,
         )
         sys.exit(INTERRUPTED)
     finally:
@@ -183,7 +216,10 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
             if progress["why"]:
                 click.echo(f"{node}: {progress['state']}, {progress['why']}", err=True)
     if not complete:
-        click.echo(f"The run failed; when the cause is mended, go on with: notbugs resume --store {store.url}", err=True)
+        click.echo(
+            f"The run failed; when the cause is mended, go on with: notbugs resume --store {store.url}",
+            err=True,
+        )
         sys.exit(1)
 
 
@@ -197,7 +233,9 @@ def status(run: str | None, store: str, as_json: bool) -> None:
     if as_json:
         _print_json(found)
         return
-    click.echo(f"run {found['run']}: {found['state']}{', ' + found['why'] if 'why' in found else ''}\nstore {place.url}\n")
+    click.echo(
+        f"run {found['run']}: {found['state']}{', ' + found['why'] if 'why' in found else ''}\nstore {place.url}\n"
+    )
     lines = []
     for node, p in found["nodes"].items():
         seconds = f"{p['seconds']} s" if p["seconds"] is not None else ""
@@ -278,7 +316,13 @@ def _place(store: str, data: Path) -> Place:
 
 def _said(store: Store, run: dict[str, Any]) -> dict[str, Any]:
     nodes = {name: {k: p[k] for k in ("state", "version", "why", "seconds")} for name, p in run["nodes"].items()}
-    return {"run": run["run"], "state": run["state"], "store": store.url, "rows": report.result_rows(store, run), "nodes": nodes}
+    return {
+        "run": run["run"],
+        "state": run["state"],
+        "store": store.url,
+        "rows": report.result_rows(store, run),
+        "nodes": nodes,
+    }
 
 
 def _print_results(store: Store, run: dict[str, Any]) -> None:

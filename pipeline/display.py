@@ -6,7 +6,8 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bars, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
 
 from pipeline.runs import Progress
 
@@ -46,7 +47,9 @@ class Lines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Nothing to put back."""
 
     def __call__(self, node: str, progress: Progress, event: str) -> None:
@@ -90,7 +93,9 @@ class Live:
         self.bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bars.stop()
 
     def __call__(self, node: str, progress: Progress, event: str) -> None:
@@ -99,7 +104,11 @@ class Live:
             self.tasks[node] = self.bars.add_task(node, total=1, count="", said="")
         whole = progress.total or 1
         done = whole if event in ("done", "cached") else progress.done
-        said = {"cached": "there already", "failed": f"[red]{progress.why}", "done": f"{measured(progress)}  {progress.seconds} s"}
+        said = {
+            "cached": "there already",
+            "failed": f"[red]{progress.why}",
+            "done": f"{measured(progress)}  {progress.seconds} s",
+        }
         self.bars.update(
             self.tasks[node],
             total=whole,

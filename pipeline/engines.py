@@ -148,9 +148,11 @@ class OnRay:
         self.ray = ray
         self.stopping = Event()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns on machines without a GPU
-        local = {"include_dashboard": False} if address is None else {}
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
-        total = ray.cluster_resources()
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if address is None:
+            options["include_dashboard"] = False
+        ray.init(address=address or "local", **options)
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.gpus = int(total.get("GPU", 0))
         self.cpus = max(1, int(total.get("CPU", 1)))
         self.workers = workers or self.gpus or self.cpus
@@ -163,46 +165,59 @@ class OnRay:
         return self.pool.submit(work)
 
     def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[Lost]:
-        handle = self.ray.put(job)
-        seats = [_Seat(self._actor(handle)) for _ in range(min(self.workers, len(units)))] if job.heavy else []
+        handle, lost = self.ray.put(job), list[Lost]()
         waiting = deque((unit, 1) for unit in units)
-        running: dict[Any, tuple[Unit, int, _Seat | None]] = {}
-        lost: list[Lost] = []
+        running: dict[Any, tuple[Unit, int, _Seat]] = {}
+        # Shards are given only to actors that have started: a node of the graph that waited for an actor
+        # that waits for another node's to end, while that one waits for ours, would wait for ever.
+        seats, starting = list[_Seat](), dict[Any, _Seat]()
+        for _ in range(min(self.workers, len(units))):
+            self._seat(job, handle, seats, starting)
         try:
             while waiting or running:
-                while waiting and len(running) < IN_FLIGHT * self.workers:
-                    unit, attempt = waiting.popleft()
-                    seat = min(seats, key=lambda seat: seat.load) if seats else None
-                    running[self._begin(handle, unit, attempt, seat)] = (unit, attempt, seat)
-                for ref in self._wait(list(running)):
+                for seat in sorted(seats, key=lambda seat: seat.load):
+                    while waiting and seat.load < IN_FLIGHT:
+                        unit, attempt = waiting.popleft()
+                        running[self._begin(handle, unit, attempt, seat)] = (unit, attempt, seat)
+                for ref in self._wait([*running, *starting]):
+                    if ref in starting:
+                        self.ray.get(ref)
+                        seats.append(starting.pop(ref))
+                        continue
                     unit, attempt, seat = running.pop(ref)
-                    if seat is not None:
-                        seat.load -= 1
+                    seat.load -= 1
                     try:
                         report("committed", self.ray.get(ref))
                     except Exception as error:  # noqa: BLE001 - a failed shard does not stop the others
                         if seat in seats and isinstance(error, self.ray.exceptions.RayActorError):
-                            seats[seats.index(seat)] = _Seat(self._actor(handle))
+                            seats.remove(seat)
+                            self._seat(job, handle, seats, starting)
                         if attempt == ATTEMPTS or _hopeless(error):
                             lost.append(Lost(unit.name, reason_of(error)))
                             continue
                         report("retried", {"unit": unit.name, "attempt": attempt, "reason": reason_of(error)})
                         waiting.append((unit, attempt + 1))
         finally:
-            for seat in seats:
-                self.ray.kill(seat.actor)
+            for seat in (*seats, *starting.values()):
+                if seat.actor is not None:
+                    self.ray.kill(seat.actor)
         return lost
 
-    def _begin(self, handle: Any, unit: Unit, attempt: int, seat: "_Seat | None") -> Any:
-        if seat is None:
-            return self._light.remote(handle, unit, attempt)
-        seat.load += 1
-        return self._commit.remote(handle, unit, seat.actor.work.remote(self._read.remote(handle, unit)), attempt)
-
-    def _actor(self, handle: Any) -> Any:
+    def _seat(self, job: ShardJob, handle: Any, seats: "list[_Seat]", starting: "dict[Any, _Seat]") -> None:
+        """One more place to work: an actor that is starting, or for light work any process."""
+        if not job.heavy:
+            seats.append(_Seat(None))
+            return
         gpu = {"num_gpus": 1} if self.gpus else {}
-        worker = self.ray.remote(_Worker).options(num_cpus=ACTOR_CPUS, max_restarts=0, **gpu)
-        return worker.remote(handle)
+        worker: Any = self.ray.remote(_Worker)
+        actor = worker.options(num_cpus=ACTOR_CPUS, max_restarts=0, **gpu).remote(handle)
+        starting[actor.started.remote()] = _Seat(actor)
+
+    def _begin(self, handle: Any, unit: Unit, attempt: int, seat: "_Seat") -> Any:
+        seat.load += 1
+        if seat.actor is None:
+            return self._light.remote(handle, unit, attempt)
+        return self._commit.remote(handle, unit, seat.actor.work.remote(self._read.remote(handle, unit)), attempt)
 
     def _wait(self, refs: list[Any]) -> list[Any]:
         while not self.stopping.is_set():
@@ -243,9 +258,10 @@ class OnRay:
 
 @dataclass(eq=False)
 class _Seat:
-    """An actor, and how many shards are on their way through it."""
+    """A place to work, and how many shards are on their way through it."""
 
     actor: Any
+    """None for work that loads nothing."""
     load: int = 0
 
 
@@ -254,6 +270,9 @@ class _Worker:
 
     def __init__(self, job: ShardJob) -> None:
         self.job = job
+
+    def started(self) -> None:
+        """Answers once the actor has its place."""
 
     @cached_property
     def open(self) -> Callable[[Any], Any]:

@@ -63,7 +63,9 @@ def build(experiment: Experiment) -> list[Node]:
         for key, target in needed.values():
             _refuse_dangling(place, key, target, wanted)
     try:
-        order = list(graphlib.TopologicalSorter({p: [t for _, t in r.values()] for p, r in roles.items()}).static_order())
+        order = list(
+            graphlib.TopologicalSorter({p: [t for _, t in r.values()] for p, r in roles.items()}).static_order()
+        )
     except graphlib.CycleError as error:
         circle = " → ".join(reversed(error.args[1]))
         raise BadInput(f"the experiment goes in a circle: {circle}; each needs the next to be made first") from error
@@ -104,7 +106,8 @@ def _refuse_dangling(place: str, key: str, target: str, wanted: dict[str, Any]) 
 
 def _node(place: str, part: Any, inputs: dict[str, Node]) -> Node:
     group, name = place.split("/")
-    relabel = None
+    relabel: Relabel | None = None
+    recipe: Any
     match part:
         case Dataset(attack=Attack() as recipe):
             stage, relabel = "attack", part.relabel
@@ -121,7 +124,10 @@ def _node(place: str, part: Any, inputs: dict[str, Node]) -> Node:
 
 
 def _described(
-    stage: str, recipe: Load | Attack | Train | Bring | Evaluate, relabel: Relabel | None, inputs: dict[str, Node]
+    stage: str,
+    recipe: Load | Attack | Train | Bring | Evaluate,
+    relabel: Relabel | None,
+    inputs: dict[str, Node],
 ) -> dict[str, Any]:
     used = {"load": ["load", "shard"], "attack": ["attack", "relabel", "shard"]}.get(stage, [stage])
     parameters = recipe.parameters()

@@ -86,7 +86,11 @@ class ShardJob(ABC):
     def committed(self, units: Sequence[Unit]) -> dict[str, dict[str, Any]]:
         """The commit marks that still hold: made from the same inputs, the shard there with its size."""
         there = self.place.store.files(self.node.folder, recursive=True)
-        paths = {f"{self.node.folder}/{artifacts.mark_path(u.name)}": u for u in units if artifacts.mark_path(u.name) in there}
+        paths = {
+            f"{self.node.folder}/{artifacts.mark_path(u.name)}": u
+            for u in units
+            if artifacts.mark_path(u.name) in there
+        }
         found = {}
         for path, content in self.place.store.find_all(paths).items():
             unit, mark = paths[path], _mark(content)
@@ -148,7 +152,10 @@ class DatasetJob(ShardJob):
 
     def _there(self, mark: Mapping[str, Any], there: Mapping[str, int]) -> bool:
         name = mark["name"]
-        return (there.get(f"{name}.tar"), there.get(artifacts.rows_path(name))) == (mark["bytes"], mark["rows"]["bytes"])
+        return (there.get(f"{name}.tar"), there.get(artifacts.rows_path(name))) == (
+            mark["bytes"],
+            mark["rows"]["bytes"],
+        )
 
     def finish(self, marks: Mapping[str, dict[str, Any]]) -> Made:
         store, folder = self.place.store, self.node.folder
@@ -160,7 +167,12 @@ class DatasetJob(ShardJob):
         files = {f"{name}.tar": (marks[name]["bytes"], marks[name]["sha256"]) for name in order}
         files |= {"samples.parquet": (len(table), digest(table)), "recipe.json": self._write_recipe()}
         return artifacts.publish(
-            store, self.node, files, artifacts.content_digest(shas), self.inputs, self.facts() | _totals(marks)
+            store,
+            self.node,
+            files,
+            artifacts.content_digest(shas),
+            self.inputs,
+            self.facts() | _totals(marks),
         )
 
 
@@ -229,7 +241,11 @@ class LoadJob(DatasetJob):
         return {split: self.listing.majority(split) for split in self.listing.items}
 
     def facts(self) -> dict[str, Any]:
-        return {"classes": list(self.listing.classes), "channels": self.listing.channels, "majority": self.majority}
+        return {
+            "classes": list(self.listing.classes),
+            "channels": self.listing.channels,
+            "majority": self.majority,
+        }
 
     def units(self) -> list[Unit]:
         spread = load.spread(self.listing, self.node.recipe)
@@ -242,12 +258,15 @@ class LoadJob(DatasetJob):
 def _listed(items: Sequence[Item]) -> str:
     """Digest of what a shard is loaded from: pixels in memory, or names and places of files."""
     if isinstance(items[0].ref, np.ndarray):
-        return digest(b"".join(np.ascontiguousarray(i.ref).tobytes() for i in items) + canonical([i[::2] for i in items]))
+        return digest(
+            b"".join(np.ascontiguousarray(i.ref).tobytes() for i in items)
+            + canonical([[i.index, i.label] for i in items])
+        )
     return digest(canonical([[i.index, i.label, _named(i.ref)] for i in items]))
 
 
 def _named(ref: Any) -> Any:
-    return list(ref[1:]) + [ref[0].rpartition("/")[2]] if isinstance(ref, tuple) else list(ref.parts[-2:])
+    return [*ref[1:], ref[0].rpartition("/")[2]] if isinstance(ref, tuple) else list(ref.parts[-2:])
 
 
 def _read_input(place: Place, node: Node, made: Made, unit: Unit, sha: str) -> Shard:
@@ -328,7 +347,13 @@ class EvaluateJob(ShardJob):
         return lambda shard: score(recipe, classes, models, shard)
 
     def commit(self, unit: Unit, result: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-        mark = {"name": unit.name, "samples": unit.samples, "inputs": unit.inputs, "sums": result, "host": artifacts.host()}
+        mark = {
+            "name": unit.name,
+            "samples": unit.samples,
+            "inputs": unit.inputs,
+            "sums": result,
+            "host": artifacts.host(),
+        }
         self.place.store.put_json(f"{self.node.folder}/{artifacts.mark_path(unit.name)}", mark | facts)
         return mark | facts
 
@@ -340,7 +365,11 @@ class EvaluateJob(ShardJob):
         for name in recipe.models:
             sums = add([marks[shard]["sums"][name] for shard in sorted(marks)])
             made = self.inputs[f"models.{name}"]
-            facts = {"evaluation": self.node.name, "model": name, "trained_on": made.manifest.get("trained_on")}
+            facts = {
+                "evaluation": self.node.name,
+                "model": name,
+                "trained_on": made.manifest.get("trained_on"),
+            }
             found.append(facts | summary(recipe, on.manifest["classes"], sums))
         content = self.place.store.put_json(f"{self.node.folder}/result.json", {"rows": found})
         files = {"result.json": (len(content), digest(content)), "recipe.json": self._write_recipe()}
@@ -391,8 +420,9 @@ class ModelJob:
 
         store, recipe, on = self.place.store, self.node.recipe, self.inputs["on"]
         design = design_of(self.node, on)
-        examples, checkpoint = self._examples(on), store.find(self._checkpoint)
-        for checkpoint, history in train.fit(recipe, design, examples, self.place.here, checkpoint):
+        examples, before = self._examples(on), store.find(self._checkpoint)
+        checkpoint = before
+        for checkpoint, history in train.fit(recipe, design, examples, self.place.here, before):
             store.put(self._checkpoint, checkpoint)
             yield history[-1]
         assert checkpoint is not None
@@ -409,7 +439,9 @@ class ModelJob:
             unit = Unit(name, counts[name], {})
             return _read_input(self.place, self.node.inputs["on"], on, unit, on.files[f"{name}.tar"]["sha256"])
 
-        return Examples(names, counts, read, sum(counts.values()) * int(np.prod(on.manifest["image_shape"])), on.content)
+        return Examples(
+            names, counts, read, sum(counts.values()) * int(np.prod(on.manifest["image_shape"])), on.content
+        )
 
     def _publish(self, design: dict[str, Any], weights: bytes, history: list[dict[str, Any]]) -> Made:
         store, folder = self.place.store, self.node.folder
@@ -418,10 +450,17 @@ class ModelJob:
         contents = {"weights.safetensors": weights, "metrics.jsonl": metrics}
         for name, content in contents.items():
             store.put(f"{folder}/{name}", content)
-        files = {name: (len(content), digest(content)) for name, content in (contents | {"recipe.json": recipe}).items()}
+        files = {
+            name: (len(content), digest(content)) for name, content in (contents | {"recipe.json": recipe}).items()
+        }
         trained_on = self.node.inputs["on"].name if "on" in self.node.inputs else None
         return artifacts.publish(
-            store, self.node, files, digest(weights), self.inputs, {"design": design, "trained_on": trained_on}
+            store,
+            self.node,
+            files,
+            digest(weights),
+            self.inputs,
+            {"design": design, "trained_on": trained_on},
         )
 
 
@@ -431,7 +470,9 @@ def design_of(node: Node, on: Made) -> Any:
 
     facts, recipe = on.manifest, node.recipe
     if facts["image_shape"] is None:
-        raise BadInput(f"models.{node.name}.train.on: the images of {recipe.on} differ in size; load them with resize and crop")
+        raise BadInput(
+            f"models.{node.name}.train.on: the images of {recipe.on} differ in size; load them with resize and crop"
+        )
     mean, std = recipe.mean or facts["mean"], recipe.std or facts["std"]
     return Design(recipe.arch, len(facts["classes"]), tuple(facts["image_shape"]), tuple(mean), tuple(std))
 

@@ -39,7 +39,12 @@ def result_table(rows: Sequence[Mapping[str, Any]]) -> str:
         more = dict(_extras(row))
         lines.append(
             ([row["evaluation"]] if several else [])
-            + [row["trained_on"] or "elsewhere", percent(row["target_reached"]), row["model"], percent(row["accuracy"])]
+            + [
+                row["trained_on"] or "elsewhere",
+                percent(row["target_reached"]),
+                row["model"],
+                percent(row["accuracy"]),
+            ]
             + [f"{percent(row['low'])} – {percent(row['high'])}", percent(row["chance"])]
             + [percent(more.get(name)) for name in extra]
         )
@@ -70,7 +75,9 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     right = [all(cell[:1].isdigit() or cell in ("–", "") for cell in column[1:]) for column in columns]
     rule = ["─" * width for width in widths]
     shown = [
-        "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)).rstrip()
+        "  ".join(
+            cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)
+        ).rstrip()
         for line in (head, rule, *lines)
     ]
     return "\n".join(shown)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from threading import RLock
 from typing import Any
 
 from pipeline import artifacts
 from pipeline.artifacts import Made
-from pipeline.engines import Engine, Lost, Stopped, reason_of
+from pipeline.engines import Engine, Lost, reason_of
 from pipeline.graph import Node, build
 from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob
 from pipeline.spec import Experiment
@@ -149,7 +150,7 @@ class Run:
             while todo or running:
                 for node in [n for n in todo if all(i.id in self.made for i in n.inputs.values())]:
                     todo.remove(node)
-                    running[engine.start(lambda node=node: self._make(node, engine))] = node
+                    running[engine.start(partial(self._make, node, engine))] = node
                 if not running:
                     self._give_up(todo)
                     break
@@ -456,5 +457,3 @@ def load_run(store: Store, run: str | None) -> dict[str, Any]:
         found["state"] = "lost"
         found["why"] = f"no sign of life for {silent:.0f} s"
     return found
-
-

@@ -74,7 +74,7 @@ def read(path: Path) -> Experiment:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise BadInput(f"experiment file {path} cannot be read: {reason}") from error
     try:
-        found = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        found = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
@@ -89,7 +89,9 @@ def parse(found: Any) -> Experiment:
         BadInput: the first thing that is wrong, with its place as a path.
     """
     if not isinstance(found, dict):
-        raise BadInput(f"an experiment file is a mapping with name, datasets, models and evaluations, got {_shown(found)}")
+        raise BadInput(
+            f"an experiment file is a mapping with name, datasets, models and evaluations, got {_shown(found)}"
+        )
     try:
         return Experiment.model_validate(found)
     except ValidationError as error:
@@ -122,9 +124,7 @@ def _yaml_1_2() -> None:
 _yaml_1_2()
 
 SOURCES: dict[str, type[BaseModel]] = {
-    tag: member
-    for member in get_args(get_args(Load)[0])
-    for tag in get_args(member.model_fields["source"].annotation)
+    tag: member for member in get_args(get_args(Load)[0]) for tag in get_args(member.model_fields["source"].annotation)
 }
 """Source name → the recipe that reads it."""
 

@@ -19,7 +19,6 @@ from pyarrow import fs
 from stages.errors import BadData, BadInput
 from stages.recipes import refuse_secrets
 
-
 PARTIAL = ".partial"
 """Folder for files that are being written, on the same filesystem as their final place."""
 

@@ -50,7 +50,7 @@ def perturb(
 
 
 def noise(pixels_NHWC: np.ndarray, ball: Perturbation, seed: int, index: np.ndarray) -> np.ndarray:
-    """A random perturbation on the surface of the ball, drawn per image from (seed, index): the control of an attack."""
+    """A random perturbation on the surface of the ball, drawn per image from (seed, index): an attack's control."""
     clean = to_unit(pixels_NHWC)
     draws = [torch.Generator().manual_seed(torch_seed(seed, "noise", int(i))) for i in index]
     gauss = torch.stack([torch.randn(clean.shape[1:], generator=draw) for draw in draws])

@@ -76,7 +76,11 @@ def summary(recipe: Evaluate, classes: Sequence[str], sums: Mapping[str, Any]) -
     if recipe.agreement is not None:
         low, high = wilson(sums["agreeing"], n)
         said["agreement"] = {
-            "rule": recipe.agreement.rule, "accuracy": sums["agreeing"] / n, "low": low, "high": high, "n": n
+            "rule": recipe.agreement.rule,
+            "accuracy": sums["agreeing"] / n,
+            "low": low,
+            "high": high,
+            "n": n,
         }
     return said
 
@@ -93,5 +97,3 @@ def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, flo
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pyarrow import fs
@@ -34,7 +34,8 @@ RESTRICTED_IMAGENET: ClassMap = {
 }
 
 
-class Item(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Item:
     """One image of a source: where it is in the order, where it lies, what it shows."""
 
     index: int
@@ -211,7 +212,9 @@ def _list_folder(load: ImageFolder, data: Path) -> Listing:
     names = sorted({name for found in folders.values() for name in found})
     for split, found in folders.items():
         if missing := [name for name in names if name not in found]:
-            raise BadInput(f"image folder {root / load.splits[split]} has no class {', '.join(missing[:5])}, which another split has")
+            raise BadInput(
+                f"image folder {root / load.splits[split]} lacks class {', '.join(missing[:5])}, which another split has"
+            )
     classes, number = _group(load.classes, names)
     items, first = {}, 0
     for split, found in folders.items():
@@ -221,7 +224,7 @@ def _list_folder(load: ImageFolder, data: Path) -> Listing:
         _refuse_if_damaged(items[split], root / load.splits[split])
         if load.balance:
             items[split] = _balanced(items[split], load.seed, split)
-    kinds = {SUFFIXES[path.suffix[1:].lower()] for chosen in items.values() for _, path, _ in chosen}
+    kinds = {SUFFIXES[path.suffix[1:].lower()] for chosen in items.values() for path in (item.ref for item in chosen)}
     return Listing(classes, items, channels=3, suffix=kinds.pop() if len(kinds) == 1 and load.keeps_bytes else None)
 
 
@@ -248,7 +251,9 @@ def _refuse_if_damaged(items: Sequence[Item], folder: Path) -> None:
         except (BadData, OSError) as error:
             failed.append(f"{item.ref} {error}")
     if 2 * len(failed) > len(tried):
-        raise BadInput(f"image folder {folder} is damaged: {len(failed)} of {len(tried)} images tried fail, {failed[0]}")
+        raise BadInput(
+            f"image folder {folder} is damaged: {len(failed)} of {len(tried)} images tried fail, {failed[0]}"
+        )
 
 
 def _balanced(items: Sequence[Item], seed: int, split: str) -> list[Item]:
@@ -258,7 +263,7 @@ def _balanced(items: Sequence[Item], seed: int, split: str) -> list[Item]:
         if taken[items[i].label] < smallest:
             taken[items[i].label] += 1
             kept.append(items[i])
-    return sorted(kept)
+    return sorted(kept, key=lambda item: item.index)
 
 
 def _group(wanted: str | ClassMap | None, names: list[str]) -> tuple[tuple[str, ...], dict[str, int]]:
@@ -296,7 +301,7 @@ def _list_webdataset(load: WebDataset, data: Path) -> Listing:
 
     items, kinds, first = {}, set[str](), 0
     for split, pattern in load.shards.items():
-        found = []
+        found = list[Item]()
         for url in braceexpand(pattern):
             url = url if "://" in url else str(data / url)
             for image, label, kind in _index_tar(url):
@@ -309,7 +314,10 @@ def _list_webdataset(load: WebDataset, data: Path) -> Listing:
     if labels and not 0 <= min(labels) <= max(labels) < len(names):
         raise BadInput(f"classes: the shards have label {max(labels)}, but there are only {len(names)} classes")
     return Listing(
-        names, items, channels=_channels(items), suffix=kinds.pop() if len(kinds) == 1 and load.keeps_bytes else None
+        names,
+        items,
+        channels=_channels(items),
+        suffix=kinds.pop() if len(kinds) == 1 and load.keeps_bytes else None,
     )
 
 
@@ -325,7 +333,9 @@ def _index_tar(url: str) -> Iterator[tuple[tuple[str, int, int], int, str]]:
                     raise BadInput(f"{url}: sample {sample} has {', '.join(parts)}, expected an image and cls")
                 yield (url, parts[image].offset_data, parts[image].size), int(label.read()), SUFFIXES[image]
     except (tarfile.TarError, ValueError) as error:
-        raise error if isinstance(error, BadInput) else BadInput(f"{url} is not a WebDataset shard: {error}") from error
+        raise (
+            error if isinstance(error, BadInput) else BadInput(f"{url} is not a WebDataset shard: {error}")
+        ) from error
     except OSError as error:
         raise BadInput(f"{url} cannot be read: {str(error).splitlines()[0]}") from error
 

@@ -44,9 +44,7 @@ class Design:
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> "Design":
-        return cls(
-            facts["arch"], facts["classes"], tuple(facts["shape"]), tuple(facts["mean"]), tuple(facts["std"])
-        )
+        return cls(facts["arch"], facts["classes"], tuple(facts["shape"]), tuple(facts["mean"]), tuple(facts["std"]))
 
 
 class Classifier(nn.Module):
@@ -90,6 +88,12 @@ def _first_conv_channels(network: nn.Module) -> int | None:
 def device() -> torch.device:
     """The GPU that this process was given, if any, else the processor."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def on_device(model: "Classifier") -> "Classifier":
+    """The model on `device`, its weights laid out channels last, which convolutions like best."""
+    moved: Classifier = model.to(device()).to(memory_format=torch.channels_last)
+    return moved
 
 
 def to_unit(pixels_NHWC: np.ndarray, where: torch.device | None = None) -> Tensor:
@@ -141,8 +145,7 @@ def load(design: Design, weights: bytes, here: Path, precision: Precision = "flo
     except safetensors.SafetensorError as error:
         raise BadData(f"weights of {design.arch} are not safetensors: {error}") from error
     _fit(model.network, state, design.arch)
-    model = model.to(device(), memory_format=torch.channels_last)
-    return model.eval().requires_grad_(False)
+    return on_device(model).eval().requires_grad_(False)
 
 
 def bring(recipe: Bring, data: Path, here: Path) -> tuple[Design, bytes]:
@@ -187,7 +190,7 @@ def _read_state(weights: str, data: Path) -> dict[str, Tensor]:
         return _unwrap(torch.load(BytesIO(content), map_location="cpu", weights_only=True), weights)
     except OSError as error:
         raise BadInput(f"checkpoint {weights} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # noqa: BLE001 - torch.load raises whatever a broken file makes it stumble on
+    except Exception as error:
         if isinstance(error, BadInput):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -229,8 +232,8 @@ def _fit(network: nn.Module, state: dict[str, Tensor], arch: str) -> None:
         name = wrong[0]
         sides = [f"{tuple(side[name].shape)}" if name in side else "nothing" for side in (state, own)]
         raise BadInput(
-            f"the checkpoint does not fit arch {arch}: {name} is {sides[0]} in the checkpoint and {sides[1]} in the arch "
-            f"({len(wrong)} of {len(own)} entries differ)"
+            f"the checkpoint does not fit arch {arch}: {name} is {sides[0]} in the checkpoint and "
+            f"{sides[1]} in the arch ({len(wrong)} of {len(own)} entries differ)"
         )
     network.load_state_dict(state)
 

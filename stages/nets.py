@@ -63,7 +63,7 @@ def fast_resnet(classes: int, channels: int) -> nn.Module:
 
 
 def resnet9(classes: int, channels: int) -> nn.Module:
-    """The ResNet-9 of the DAWNBench CIFAR-10 entries (D. Page), 64-128-256-512, for 32 pixels; 6.6 million parameters."""
+    """The ResNet-9 of the DAWNBench CIFAR-10 entries (D. Page): 64-128-256-512, 32 pixels, 6.6 million parameters."""
     return nn.Sequential(
         ConvBlock(channels, 64),
         ConvBlock(64, 128),
@@ -102,7 +102,8 @@ def build(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
 
     if arch not in models.list_models(module=models):
         raise BadInput(
-            f"arch {arch!r} is none of {', '.join(SMALL)}, no torchvision classifier, and no import path `package.module:name`"
+            f"arch {arch!r} is none of {', '.join(SMALL)}, no torchvision classifier, "
+            "and no import path `package.module:name`"
         )
     model: nn.Module = models.get_model(arch, weights=None, num_classes=classes)
     return model
@@ -144,6 +145,10 @@ def probe(model: nn.Module, shape: tuple[int, int, int], classes: int, arch: str
         with torch.no_grad():
             logits = model(torch.zeros(2, *shape))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise BadInput(f"arch {arch} refuses images of {'×'.join(map(str, shape))}: {str(error).splitlines()[0]}") from error
+        raise BadInput(
+            f"arch {arch} refuses images of {'×'.join(map(str, shape))}: {str(error).splitlines()[0]}"
+        ) from error
     if logits.shape != (2, classes):
-        raise BadInput(f"arch {arch} gives {tuple(logits.shape[1:])} outputs for each image, expected {classes} classes")
+        raise BadInput(
+            f"arch {arch} gives {tuple(logits.shape[1:])} outputs for each image, expected {classes} classes"
+        )

@@ -61,7 +61,7 @@ def direction(grad_NCHW: Tensor, norm: Norm) -> Tensor:
     """
     if norm == "linf":
         return grad_NCHW.sign()
-    scaled = grad_NCHW.float() / grad_NCHW.abs().float().amax((1, 2, 3), keepdim=True).clamp_min(GUARD)
+    scaled: Tensor = grad_NCHW.float() / grad_NCHW.abs().float().amax((1, 2, 3), keepdim=True).clamp_min(GUARD)
     return scaled / _l2(scaled).clamp_min(GUARD)
 
 
@@ -73,7 +73,7 @@ def project(delta_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:
 
 
 def _l2(x_NCHW: Tensor) -> Tensor:
-    return x_NCHW.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return torch.linalg.vector_norm(x_NCHW, dim=(1, 2, 3), keepdim=True)
 
 
 def to_grid(x_NCHW: Tensor, clean_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:

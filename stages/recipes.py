@@ -37,7 +37,9 @@ class Recipe(BaseModel):
 class _Source(Recipe):
     shard_size: int = Field(1000, ge=1, description="Images per shard.")
     seed: Seed = Field(0, description="Seed of the permutation that spreads the images over the shards.")
-    limit: int | None = Field(None, ge=1, description="Keep at most this many images of each split, drawn with the seed.")
+    limit: int | None = Field(
+        None, ge=1, description="Keep at most this many images of each split, drawn with the seed."
+    )
     max_undecodable: float = Field(
         0.01, ge=0, le=1, description="Largest share of a shard's images that may fail to decode."
     )
@@ -61,7 +63,9 @@ class Torchvision(_Source):
 
 
 class _Geometry(_Source):
-    resize: int | None = Field(None, ge=1, description="Shorter side after resizing (bilinear, antialiased), in pixels.")
+    resize: int | None = Field(
+        None, ge=1, description="Shorter side after resizing (bilinear, antialiased), in pixels."
+    )
     crop: int | None = Field(None, ge=1, description="Side of the centre crop, in pixels.")
 
     @model_validator(mode="after")
@@ -161,7 +165,8 @@ class Attack(Perturbation):
     images: str = Field(description="Dataset whose images are perturbed.")
     model: str | None = Field(None, description="Model that is attacked; needed by `pgd` and by `least_likely`.")
     method: Literal["pgd", "noise", "none"] = Field(
-        "pgd", description="`pgd`, or for controls `noise` (random, of the same radius) or `none` (images untouched)."
+        "pgd",
+        description="`pgd`, or for controls `noise` (random, of the same radius) or `none` (images untouched).",
     )
     splits: list[Split] = Field(["train"], min_length=1, description="Splits of the images to make.")
     seed: Seed = Field(0, description="Seed of the noise.")
@@ -185,7 +190,8 @@ class Relabel(Recipe):
     )
     seed: Seed = Field(0, description="Seed of the random rules; one draw per image, by its index.")
     map: dict[str | int, str | int] | None = Field(
-        None, description="For rule `map`: true class → target class, by name or number; every class must be there."
+        None,
+        description="For rule `map`: true class → target class, by name or number; every class must be there.",
     )
 
     @model_validator(mode="before")
@@ -209,7 +215,8 @@ class Train(Recipe):
     on: str = Field(description="Dataset to train on.")
     split: Split = Field("train", description="Its split.")
     arch: str = Field(
-        description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or an import path `package.module:name`."
+        description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or an import path "
+        "`package.module:name`."
     )
     epochs: int = Field(30, ge=1, description="Passes over the split.")
     batch_size: int = Field(128, ge=2, description="Images per step; the last incomplete batch of an epoch is dropped.")
@@ -218,21 +225,27 @@ class Train(Recipe):
     nesterov: bool = Field(False, description="Nesterov's momentum.")
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, on every parameter.")
     schedule: Literal["one-cycle", "steps", "cosine", "constant"] = Field(
-        "one-cycle", description="Learning rate over time: up and down (cosine), ÷ 10 at `drops`, cosine to 0, or constant."
+        "one-cycle",
+        description="Learning rate over time: up and down (cosine), ÷ 10 at `drops`, cosine to 0, or constant.",
     )
     drops: list[int] = Field([], description="Epochs at which schedule `steps` divides the rate by 10.")
     warmup: float = Field(0.25, ge=0, lt=1, description="Share of a one-cycle schedule in which the rate rises.")
     augment: Literal["none", "flip", "crop-flip"] = Field(
-        "none", description="`flip`: left–right at random; `crop-flip`: also shifted by up to an eighth of the width."
+        "none",
+        description="`flip`: left–right at random; `crop-flip`: also shifted by up to an eighth of the width.",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
     mean: list[float] | None = Field(None, description="Per-channel mean inside the model; by default the dataset's.")
-    std: list[float] | None = Field(None, description="Per-channel deviation inside the model; by default the dataset's.")
+    std: list[float] | None = Field(
+        None, description="Per-channel deviation inside the model; by default the dataset's."
+    )
     precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
     seed: Seed = Field(0, description="Seed of initial weights, order, augmentation and dropout.")
     threads: int = Field(2, ge=1, description="CPU threads; more threads, other rounding: part of the version.")
     memory_budget: int = Field(
-        4096, ge=0, description="MiB of pixels that may be held in memory; a larger split streams from its shards."
+        4096,
+        ge=0,
+        description="MiB of pixels that may be held in memory; a larger split streams from its shards.",
     )
 
     inputs = frozenset({"on"})
@@ -249,11 +262,15 @@ class Bring(Recipe):
 
     arch: str = Field(description="As in `train`.")
     weights: str = Field(
-        description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`), or path (relative to `--data`) or URL of a "
-        "state dict: safetensors, or a file that `torch.load(weights_only=True)` reads."
+        description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`), or path (relative to `--data`) or URL of "
+        "a state dict: safetensors, or a file that `torch.load(weights_only=True)` reads."
     )
-    classes: int | None = Field(None, ge=2, description="Number of classes; by default what the checkpoint's last layer says.")
-    shape: list[int] = Field([3, 224, 224], min_length=3, max_length=3, description="Channels, height and width it takes.")
+    classes: int | None = Field(
+        None, ge=2, description="Number of classes; by default what the checkpoint's last layer says."
+    )
+    shape: list[int] = Field(
+        [3, 224, 224], min_length=3, max_length=3, description="Channels, height and width it takes."
+    )
     mean: list[float] | None = Field(None, description="Per-channel mean that the network expects to be subtracted.")
     std: list[float] | None = Field(None, description="Per-channel deviation that it expects to be divided by.")
 
@@ -275,7 +292,8 @@ class Evaluate(Recipe):
     split: Split = Field("test", description="Its split.")
     attacks: list[Perturbation] = Field([], description="Untargeted PGD attacks to score them under as well.")
     agreement: Relabel | None = Field(
-        None, description="Another labelling to score against as well: `next` counts answers that equal y + 1."
+        None,
+        description="Another labelling to score against as well: `next` counts answers that equal y + 1.",
     )
     batch_size: int = Field(250, ge=1, description="Images per forward pass.")
 

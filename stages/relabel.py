@@ -37,19 +37,19 @@ def targets(
     count = len(classes)
     match rule.rule:
         case "next":
-            return (label + 1) % count
+            return np.asarray((label + 1) % count)
         case "random":
             return np.array([generator(rule.seed, "target", i).integers(count) for i in index], dtype=np.int64)
         case "other":
             steps = [generator(rule.seed, "target", i).integers(1, count) for i in index]
-            return (label + np.array(steps, dtype=np.int64)) % count
+            return np.asarray((label + np.array(steps, dtype=np.int64)) % count)
         case "map":
             assert rule.map is not None
-            return class_map(rule.map, classes)[label]
+            return np.asarray(class_map(rule.map, classes)[label])
         case "least_likely":
             if logits_NC is None:
                 raise BadInput("relabel least_likely needs the attack to name a model")
-            return logits_NC.argmin(axis=1).astype(np.int64)
+            return np.asarray(logits_NC.argmin(axis=1), dtype=np.int64)
 
 
 def class_map(mapping: Mapping[str | int, str | int], classes: Sequence[str]) -> np.ndarray:

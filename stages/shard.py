@@ -104,7 +104,10 @@ def rows(shard: Shard) -> pa.Table:
     for name in COLUMNS:
         if name not in values:
             column = shard.attack.get(name)
-            values[name] = [*(column.tolist() if column is not None else [None] * done), *(None for _ in lost)]
+            values[name] = [
+                *(column.tolist() if column is not None else [None] * done),
+                *(None for _ in lost),
+            ]
     return pa.table({name: pa.array(values[name], kind) for name, kind in COLUMNS.items()})
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from stages import nets
 from stages.augment import augment
 from stages.errors import BadData, BadInput
-from stages.model import Classifier, Design, device, threads, to_unit
+from stages.model import Classifier, Design, on_device, threads, to_unit
 from stages.recipes import Train
 from stages.seeds import generator, torch_seed
 from stages.shard import Shard
@@ -77,9 +77,13 @@ def fit(
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {len(examples)} examples to train on")
     with threads(recipe.threads):
         torch.manual_seed(torch_seed(recipe.seed, "weights"))
-        model = Classifier(design, here, recipe.precision).to(device(), memory_format=torch.channels_last)
+        model = on_device(Classifier(design, here, recipe.precision))
         optimizer = torch.optim.SGD(
-            model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+            model.parameters(),
+            recipe.lr,
+            recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
         )
         history = _restore(model, optimizer, checkpoint) if came_from(checkpoint, examples.digest) else []
         batches = _in_memory(recipe, examples) if examples.bytes <= recipe.memory_budget * 2**20 else None
@@ -173,7 +177,10 @@ def _streamed(recipe: Train, examples: Examples, epoch: int) -> Iterator[tuple[n
     pixels, labels = None, None
     for first in range(0, len(names), SHUFFLE_SHARDS):
         shards = [examples.read(name) for name in names[first : first + SHUFFLE_SHARDS]]
-        fresh, fresh_labels = np.concatenate([s.images() for s in shards]), np.concatenate([s.label for s in shards])
+        fresh, fresh_labels = (
+            np.concatenate([s.images() for s in shards]),
+            np.concatenate([s.label for s in shards]),
+        )
         pixels = fresh if pixels is None else np.concatenate([pixels, fresh])
         labels = fresh_labels if labels is None else np.concatenate([labels, fresh_labels])
         order = draw.permutation(len(labels))
@@ -220,7 +227,9 @@ def history_of(checkpoint: bytes) -> list[dict[str, Any]]:
 
 def _restore(model: Classifier, optimizer: torch.optim.Optimizer, checkpoint: bytes) -> list[dict[str, Any]]:
     tensors = safetensors.torch.load(checkpoint)
-    model.network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
+    model.network.load_state_dict(
+        {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+    )
     momentum = {int(k.removeprefix("momentum.")): v for k, v in tensors.items() if k.startswith("momentum.")}
     state = optimizer.state_dict()
     state["state"] = {number: {"momentum_buffer": value} for number, value in momentum.items()}
@@ -231,7 +240,9 @@ def _restore(model: Classifier, optimizer: torch.optim.Optimizer, checkpoint: by
 def weights_of(checkpoint: bytes) -> bytes:
     """The network's weights out of a checkpoint, as safetensors."""
     tensors = safetensors.torch.load(checkpoint)
-    return safetensors.torch.save({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
+    return safetensors.torch.save(
+        {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+    )
 
 
 def refuse_misfit(recipe: Train, design: Design, here: Path) -> None:
