@@ -28,7 +28,7 @@ class Lost:
     reason: str
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
+class Stopped(Exception):
     """The run was told to stop."""
 
 

@@ -308,9 +308,16 @@ def preflight(nodes: list[Node], place: Place) -> list[Outlook]:
         refuse_mismatch(node, inputs)
         made = artifacts.find(place.store, node)
         marks = [] if made else [f for f in place.store.files(f"{node.folder}/commits") if f.endswith(".json")]
-        facts = made.manifest if made else _foresee(node, place, inputs)
+        try:
+            facts = made.manifest if made else _foresee(node, place, inputs)
+        except BadInput as error:
+            raise BadInput(f"{node.group}.{node.name}.{FILE_KEYS[node.stage]}: {error}") from error
         found[node.id] = Outlook(node, made is not None, len(marks), facts)
     return list(found.values())
+
+
+FILE_KEYS = {"load": "load", "attack": "attack", "train": "train", "bring": "load"}
+"""Stage → the key of the experiment file that asks for it."""
 
 
 def _foresee(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -360,23 +367,16 @@ def _try_training(node: Node, place: Place, on: Mapping[str, Any]) -> None:
     from stages import train
     from stages.model import Design
 
-    recipe, place_in_file = node.recipe, f"models.{node.name}.train"
-    channels = on["channels"]
+    recipe, channels, count = node.recipe, on["channels"], on["counts"][node.recipe.split]
     for name, given in (("mean", recipe.mean), ("std", recipe.std)):
         if given is not None and len(given) != channels:
-            raise BadInput(f"{place_in_file}.{name}: has {len(given)} entries, the images have {channels} channels")
-    if on["counts"][recipe.split] < recipe.batch_size:
-        raise BadInput(
-            f"{place_in_file}.batch_size: {recipe.batch_size} is more than the {on['counts'][recipe.split]} images of "
-            f"{recipe.on} {recipe.split}"
-        )
+            raise BadInput(f"{name} has {len(given)} entries, the images have {channels} channels")
+    if count < recipe.batch_size:
+        raise BadInput(f"batch_size {recipe.batch_size} is more than the {count} images of {recipe.on} {recipe.split}")
     if on["image_shape"] is not None:
         ones = (1.0,) * channels
         design = Design(recipe.arch, len(on["classes"]), tuple(on["image_shape"]), ones, ones)
-        try:
-            train.refuse_misfit(recipe, design, place.here)
-        except BadInput as error:
-            raise BadInput(f"{place_in_file}.arch: {error}") from error
+        train.refuse_misfit(recipe, design, place.here)
 
 
 def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None:

@@ -83,7 +83,7 @@ class Store:
         """A whole file, or None where there is none."""
         try:
             return self.read(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def find_json(self, path: str) -> Any:
@@ -104,14 +104,20 @@ class Store:
         """Files below a folder, relative to it, with their size in bytes; empty where there is no such folder."""
         selector = fs.FileSelector(self._full(folder), allow_not_found=True, recursive=recursive)
         base = self._full(folder).rstrip("/") + "/"
-        found = self._place[0].get_file_info(selector)
+        found = self._infos(selector)
         return {info.path.removeprefix(base): info.size for info in found if info.type == fs.FileType.File}
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders directly in a folder, sorted."""
         selector = fs.FileSelector(self._full(folder), allow_not_found=True)
-        found = self._place[0].get_file_info(selector)
+        found = self._infos(selector)
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+    def _infos(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+        try:
+            return list(self._place[0].get_file_info(selector))
+        except NotADirectoryError:
+            return []
 
     def put(self, path: str, content: bytes) -> None:
         """Write a file whole: a reader finds all of it, or what was there before.

@@ -213,7 +213,7 @@ def _list_folder(load: ImageFolder, data: Path) -> Listing:
     for split, found in folders.items():
         if missing := [name for name in names if name not in found]:
             raise BadInput(
-                f"image folder {root / load.splits[split]} lacks class {', '.join(missing[:5])}, which another split has"
+                f"image folder {root / load.splits[split]} lacks {', '.join(missing[:5])}, which another split has"
             )
     classes, number = _group(load.classes, names)
     items, first = {}, 0
@@ -274,7 +274,7 @@ def _group(wanted: str | ClassMap | None, names: list[str]) -> tuple[tuple[str, 
     number: dict[str, int] = {}
     for label, (group, members) in enumerate(mapping.items()):
         for name in (n for member in members for n in _members(member, names, group)):
-            if name in number:
+            if number.get(name, label) != label:
                 raise BadInput(f"classes.{group}: {name} is in two groups")
             number[name] = label
     return tuple(mapping), number

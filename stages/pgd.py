@@ -69,11 +69,13 @@ def project(delta_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:
     """The nearest perturbation in the ball."""
     if norm == "linf":
         return delta_NCHW.clamp(-eps, eps)
-    return delta_NCHW * (eps / _l2(delta_NCHW).clamp_min(GUARD)).clamp_max(1.0)
+    scale: Tensor = eps / _l2(delta_NCHW).clamp_min(GUARD)
+    return delta_NCHW * scale.clamp_max(1.0)
 
 
 def _l2(x_NCHW: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x_NCHW, dim=(1, 2, 3), keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(x_NCHW, dim=(1, 2, 3), keepdim=True)
+    return norms
 
 
 def to_grid(x_NCHW: Tensor, clean_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:

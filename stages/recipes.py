@@ -262,7 +262,7 @@ class Bring(Recipe):
 
     arch: str = Field(description="As in `train`.")
     weights: str = Field(
-        description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`), or path (relative to `--data`) or URL of "
+        description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`), or path (below `--data`) or URL of "
         "a state dict: safetensors, or a file that `torch.load(weights_only=True)` reads."
     )
     classes: int | None = Field(

@@ -1,0 +1,51 @@
+# `make quickstart` and `make test` need Python 3.11 – 3.13 and make, nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STORE ?= notbugs-store
+
+.PHONY: help quickstart test test-slow lint format docs lock clean
+
+help: ## What there is to make.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: $(VENV)/.run ## The whole experiment on scikit-learn's digits, set-up included.
+	$(BIN)/notbugs run configs/digits.yaml --store $(STORE)
+
+test: $(VENV)/.dev ## Every test that is not slow.
+	$(BIN)/pytest
+
+test-slow: $(VENV)/.dev ## Kills, long runs, the wheel in a fresh environment.
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/.dev ## ruff and mypy.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Put the code in ruff's format.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## Write docs/experiment-file.md from the models.
+	$(BIN)/python docs/make_experiment_file.py --write
+
+lock: $(VENV)/.dev ## Resolve constraints.txt anew.
+	$(BIN)/pip install -q uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	    --no-header --annotation-style line --upgrade -q -o constraints.txt
+
+clean: ## Remove the virtual environment and the default store.
+	rm -rf $(VENV) notbugs-store
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+# torchattacks pins an old requests; it is a test's yardstick only and comes without its dependencies.
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps torchattacks==3.5.1
+	touch $@

@@ -1,0 +1,476 @@
+"""The command line as a person uses it: results, resume, repair, and one sentence for every bad request."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import contents, files
+from PIL import Image
+
+from pipeline.cli import main
+
+
+def invoke(*args, code=0):
+    """The command line in this process; stdout, after checking the exit code."""
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    assert result.exit_code == code, f"{result.output}\n{result.stderr}\n{result.exception!r}"
+    return result
+
+
+def make(file, store, *args, code=0):
+    return invoke("run", file, "--store", store, "--engine", "inline", *args, code=code)
+
+
+@pytest.fixture
+def finished(tiny, write, tmp_path, monkeypatch):
+    """A finished run of the small experiment: its file and store."""
+    monkeypatch.chdir(tmp_path)
+    file, store = write(tiny), tmp_path / "store"
+    make(file, store)
+    return file, store
+
+
+# ------------------------------------------------------------------------------------ the main job
+
+
+def test_a_run_makes_every_node_and_prints_the_table(tiny, write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = make(write(tiny), "out")
+    assert set(contents(tmp_path / "out")) == {
+        "datasets/clean",
+        "datasets/other",
+        "datasets/control",
+        "models/standard",
+        "models/from_other",
+        "evaluations/accuracy",
+    }
+    lines = result.stdout.splitlines()
+    assert any(line.startswith("trained on") for line in lines)
+    assert any(line.startswith("other") and "from_other" in line for line in lines)
+    assert str(tmp_path / "out") in result.stderr, "the store is named"
+    assert not list((tmp_path / "out/.partial").glob("*")), "nothing half-made is left"
+
+
+def test_the_store_is_a_folder_beside_where_one_stands_by_default(tiny, write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny = {"name": "t", "datasets": {"clean": tiny["datasets"]["clean"]}}
+    invoke("run", write(tiny), "--engine", "inline")
+    assert (tmp_path / "notbugs-store/datasets/clean").is_dir()
+
+
+def test_a_second_run_makes_nothing_and_gives_the_same_table(finished):
+    file, store = finished
+    before = {p: p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file() and "runs" not in p.parts}
+    result = make(file, store)
+    after = {p: p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file() and "runs" not in p.parts}
+    assert before == after
+    assert result.stderr.count("there already") == 6
+    assert "from_other" in result.stdout
+
+
+def test_a_changed_parameter_makes_a_new_version_and_what_hangs_on_it(finished, tiny, write):
+    _, store = finished
+    tiny["datasets"]["other"]["attack"]["eps"] = 1.0
+    make(write(tiny), store)
+    versions = {path.parent.name: len(list(path.parent.iterdir())) for path in store.glob("*/*/*") if path.is_dir()}
+    assert versions["other"] == versions["from_other"] == versions["accuracy"] == 2
+    assert versions["clean"] == versions["standard"] == versions["control"] == 1
+
+
+def test_only_makes_a_node_and_what_it_needs(tiny, write, tmp_path):
+    make(write(tiny), tmp_path / "s", "--only", "other")
+    assert set(contents(tmp_path / "s")) == {"datasets/clean", "models/standard", "datasets/other"}
+
+
+def test_show_json_gives_the_rows_of_the_latest_run(finished):
+    _, store = finished
+    said = json.loads(invoke("show", "--json", "--store", store).stdout)
+    assert [row["model"] for row in said["rows"]] == ["standard", "from_other"]
+    for row in said["rows"]:
+        assert {"evaluation", "model", "trained_on", "accuracy", "low", "high", "n"} <= set(row)
+        assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
+        assert row["n"] == 192
+    assert said["rows"][1]["trained_on"] == "other"
+    assert 0 <= said["rows"][1]["target_reached"] <= 1
+
+
+def test_run_json_prints_one_document_that_show_repeats(tiny, write, tmp_path):
+    printed = json.loads(make(write(tiny), tmp_path / "s", "--json").stdout)
+    assert printed == json.loads(invoke("show", "--json", "--store", tmp_path / "s").stdout)
+    assert printed["state"] == "done"
+
+
+def test_show_names_a_node(finished):
+    _, store = finished
+    text = invoke("show", "other", "--store", store).stdout
+    assert "target reached" in text
+    assert "192 train" in text
+    found = json.loads(invoke("show", "datasets/clean", "--json", "--store", store).stdout)["found"]
+    assert found[0]["counts"] == {"train": 192, "test": 192}
+
+
+def test_status_tells_every_node_of_the_latest_run(finished):
+    _, store = finished
+    text = invoke("status", "--store", store).stdout
+    assert "done" in text and "evaluations/accuracy" in text
+    said = json.loads(invoke("status", "--json", "--store", store).stdout)
+    assert said["state"] == "done"
+    assert {p["state"] for p in said["nodes"].values()} == {"done"}
+    assert said["nodes"]["datasets/clean"]["done"] == 6
+
+
+def test_plan_says_what_is_there_and_writes_nothing(tiny, write, tmp_path):
+    file, store = write(tiny), tmp_path / "s"
+    text = invoke("plan", file, "--store", store).stdout
+    assert text.count("to make") == 6
+    assert "192 train + 192 test" in text
+    assert not store.exists()
+    make(file, store, "--only", "clean")
+    said = json.loads(invoke("plan", file, "--store", store, "--json").stdout)
+    assert {node["node"]: node["there"] for node in said["nodes"]}["datasets/clean"] is True
+    assert [node["there"] for node in said["nodes"]].count(False) == 5
+
+
+def test_resume_goes_on_with_the_latest_run_without_its_file(tiny, write, tmp_path):
+    file, store = write(tiny), tmp_path / "s"
+    make(file, store, "--only", "clean")
+    file.unlink()
+    invoke("resume", "--store", store, "--engine", "inline")
+    assert len(contents(store)) == 6
+
+
+def test_resume_repeats_the_versions_of_every_kind_of_recipe(tiny, write, tmp_path):
+    tiny["datasets"]["clean"]["load"]["seed"] = 3
+    tiny["models"]["standard"]["train"] |= {"schedule": "steps", "drops": [1], "augment": "flip"}
+    tiny["evaluations"]["accuracy"] |= {"attacks": [{"eps": 0.5, "steps": 2}], "agreement": "next"}
+    file, store = write(tiny), tmp_path / "s"
+    make(file, store)
+    before = contents(store)
+    result = invoke("resume", "--store", store, "--engine", "inline")
+    assert result.stderr.count("there already") == 6
+    assert contents(store) == before
+
+
+def test_robustness_and_agreement_stand_in_the_table(tiny, write, tmp_path):
+    tiny["evaluations"]["accuracy"] |= {"attacks": [{"eps": 3.0, "steps": 5}], "agreement": "next"}
+    result = make(write(tiny), tmp_path / "s")
+    assert "L2 ε 3, 5 steps" in result.stdout
+    assert "agrees with next" in result.stdout
+    for row in json.loads(invoke("show", "--json", "--store", tmp_path / "s").stdout)["rows"]:
+        assert row["under_attack"][0]["accuracy"] <= row["accuracy"]
+        assert row["agreement"]["accuracy"] + row["accuracy"] <= 1
+
+
+def test_help_and_version():
+    assert "resume" in invoke("--help").stdout
+    assert "0.1.0" in invoke("--version").stdout
+    for name in main.commands:
+        assert invoke(name, "--help").stdout.strip()
+
+
+# ------------------------------------------------------------------------------- other sources, models
+
+
+def test_an_image_folder_becomes_a_dataset_with_failures_on_record(tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "data/pictures", per_class=30)
+    (tmp_path / "data/pictures/train/a/07.png").write_bytes(b"no picture")
+    load = {"source": "image-folder", "root": "pictures", "resize": 12, "crop": 8, "max_undecodable": 0.1}
+    make(write({"name": "f", "datasets": {"pictures": {"load": load}}}), "s")
+    said = json.loads(invoke("show", "pictures", "--json", "--store", "s").stdout)["found"][0]
+    assert said["counts"] == {"train": 59, "test": 60}
+    assert said["failures"] == 1
+    assert said["image_shape"] == [3, 8, 8]
+    assert "majority class of train: 50.0 %" in invoke("show", "pictures", "--store", "s").stdout
+
+
+def test_too_many_undecodable_images_fail_the_shard_and_the_run(tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "data/pictures", per_class=30)
+    for number in range(5):
+        (tmp_path / f"data/pictures/train/a/{number:02}.png").write_bytes(b"no picture")
+    load = {"source": "image-folder", "root": "pictures", "resize": 12, "crop": 8}
+    file = write({"name": "f", "datasets": {"pictures": {"load": load}}})
+    result = make(file, "s", code=1)
+    assert "5 of 60 images failed" in result.stderr
+    assert "notbugs resume" in result.stderr
+    assert json.loads(invoke("status", "--store", "s", "--json").stdout)["state"] == "failed"
+    assert not list(Path("s").glob("datasets/*/*/manifest.json"))
+    for number in range(5):
+        (tmp_path / f"data/pictures/train/a/{number:02}.png").unlink()
+    make(file, "s")
+
+
+def test_our_own_shards_are_a_source(finished, write, tmp_path):
+    _, store = finished
+    clean = next((store / "datasets/clean").iterdir())
+    shards = {"train": f"{clean}/train-{{000000..000002}}.tar", "test": f"{clean}/test-{{000000..000002}}.tar"}
+    again = {"load": {"source": "webdataset", "shards": shards, "shard_size": 64}}
+    make(write({"name": "again", "datasets": {"again": again}}), tmp_path / "s2")
+    said = json.loads(invoke("show", "again", "--json", "--store", tmp_path / "s2").stdout)["found"][0]
+    assert said["counts"] == {"train": 192, "test": 192}
+    assert said["image_shape"] == [1, 8, 8]
+    assert len(said["classes"]) == 10
+
+
+def test_a_users_net_and_a_users_checkpoint(tiny, write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_nets.py").write_text(
+        "from torch import nn\n"
+        "def linear(num_classes, channels):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, num_classes))\n"
+    )
+    (tmp_path / "data").mkdir()
+    torch.save({"model": {"module.1.weight": torch.randn(10, 64), "module.1.bias": torch.zeros(10)}}, "data/own.pt")
+    tiny["models"]["standard"]["train"]["arch"] = "own_nets:linear"
+    tiny["models"]["brought"] = {"load": {"arch": "own_nets:linear", "weights": "own.pt", "shape": [1, 8, 8]}}
+    tiny["evaluations"]["accuracy"]["models"].append("brought")
+    result = make(write(tiny), "s")
+    assert "elsewhere" in result.stdout
+
+
+def folder(root, per_class):
+    """An image folder of two classes, grey noise of differing levels."""
+    for split in ("train", "val"):
+        for name, level in (("a", 40), ("b", 200)):
+            (root / split / name).mkdir(parents=True)
+            for number in range(per_class):
+                Image.new("RGB", (16, 14), (level, number, 0)).save(root / split / name / f"{number:02}.png")
+
+
+# ------------------------------------------------------------------------------- damage and repair
+
+
+def damage_truncated(tar):
+    tar.write_bytes(tar.read_bytes()[:-1000])
+
+
+def damage_cut_at_a_member(tar):
+    import tarfile
+
+    with tarfile.open(tar) as opened:
+        third = opened.getmembers()[30]
+    tar.write_bytes(tar.read_bytes()[: third.offset])
+
+
+def damage_flipped(tar):
+    content = bytearray(tar.read_bytes())
+    content[1500] ^= 1
+    tar.write_bytes(content)
+
+
+def damage_unmarked(tar):
+    (tar.parent / "commits" / tar.with_suffix(".json").name).unlink()
+
+
+def damage_gone(tar):
+    tar.unlink()
+
+
+DAMAGES = [damage_truncated, damage_cut_at_a_member, damage_flipped, damage_unmarked, damage_gone]
+
+
+@pytest.mark.parametrize("name", ["clean", "other"])
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.removeprefix("damage_"))
+def test_damage_is_found_by_verify_and_repaired_by_the_next_run(finished, damage, name):
+    file, store = finished
+    before, tar = contents(store), next((store / f"datasets/{name}").glob("*/train-000001.tar"))
+    good = tar.read_bytes()
+    assert "damaged" not in invoke("verify", "--store", store).stdout
+    damage(tar)
+    said = invoke("verify", "--store", store, code=1).stdout
+    assert "train-000001" in said
+    make(file, store)
+    assert tar.read_bytes() == good
+    assert contents(store) == before
+    invoke("verify", "--store", store)
+    marks = {p.stem: json.loads(p.read_text()) for p in (tar.parent / "commits").glob("*.json")}
+    assert len(marks) == len(list(tar.parent.glob("*.tar")))
+
+
+def test_missing_and_truncated_shards_are_repaired_without_verify(finished):
+    file, store = finished
+    before = contents(store)
+    damage_truncated(next((store / "datasets/clean").glob("*/test-000002.tar")))
+    damage_unmarked(next((store / "datasets/other").glob("*/train-000000.tar")))
+    make(file, store)
+    assert contents(store) == before
+    invoke("verify", "--store", store)
+
+
+def test_a_flipped_byte_is_not_trusted_by_what_reads_it(finished):
+    file, store = finished
+    before = contents(store)
+    damage_flipped(next((store / "datasets/clean").glob("*/train-000002.tar")))
+    for manifest in store.glob("datasets/other/*/manifest.json"):
+        manifest.unlink()
+    for mark in store.glob("datasets/other/*/commits/train-000002.json"):
+        mark.unlink()
+    result = make(file, store, code=1)
+    assert "damaged and was withdrawn" in result.stderr
+    make(file, store)
+    assert contents(store) == before
+
+
+def test_verify_keep_only_reports_and_names_limit_it(finished):
+    _, store = finished
+    tar = next((store / "datasets/other").glob("*/train-000001.tar"))
+    damage_flipped(tar)
+    everything = files(store)
+    said = json.loads(invoke("verify", "other", "--keep", "--json", "--store", store, code=1).stdout)
+    assert [d["file"] for d in said["damaged"]] == ["train-000001.tar"]
+    assert files(store) == everything
+    invoke("verify", "clean", "--store", store)
+
+
+def test_damaged_weights_and_rows_are_made_again(finished):
+    file, store = finished
+    before = contents(store)
+    damage_truncated(next(store.glob("models/standard/*/weights.safetensors")))
+    next(store.glob("datasets/other/*/samples.parquet")).write_bytes(b"")
+    invoke("verify", "--store", store, code=1)
+    make(file, store)
+    assert contents(store) == before
+    invoke("verify", "--store", store)
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+def change(*path, to):
+    """A bad request: one place of the experiment changed."""
+
+    def apply(tiny, tmp_path):
+        part = tiny
+        for key in path[:-1]:
+            part = part[key]
+        part[path[-1]] = to
+        return tiny
+
+    return apply
+
+
+def load(**recipe):
+    return change("datasets", "clean", to={"load": recipe})
+
+
+def misfit(tiny, tmp_path):
+    torch.save({"weight": torch.zeros(10, 3)}, tmp_path / "misfit.pt")
+    tiny["models"]["brought"] = {"load": {"arch": "small_cnn", "weights": str(tmp_path / "misfit.pt"), "shape": [1, 8, 8]}}
+    return tiny
+
+
+def bad_folder(build):
+    def apply(tiny, tmp_path):
+        root = tmp_path / "pictures"
+        root.mkdir()
+        recipe = {"source": "image-folder", "root": str(root), "resize": 8, "crop": 8} | (build(root) or {})
+        tiny["datasets"]["clean"]["load"] = recipe
+        return tiny
+
+    return apply
+
+
+def one_split(root):
+    (root / "train/a").mkdir(parents=True)
+
+
+def all_broken(root):
+    folder(root, 4)
+    for image in root.rglob("*.png"):
+        image.write_bytes(b"broken")
+
+
+def no_images(root):
+    folder(root, 1)
+    for image in root.rglob("*.png"):
+        image.unlink()
+
+
+def unfitting_map(root):
+    folder(root, 2)
+    return {"classes": {"both": ["a", "0-7"]}}  # a is class 0: naming it twice is no harm
+
+
+ATTACK = ("datasets", "other", "attack")
+BAD = {
+    "unknown key": (change(*ATTACK, "stepz", to=3), "datasets.other.attack.stepz: unknown key, did you mean 'steps'?"),
+    "unknown section": (change("modells", to={}), "modells: unknown key, did you mean 'models'?"),
+    "wrong type": (change(*ATTACK, "steps", to="many"), "datasets.other.attack.steps: must be a valid integer"),
+    "eps zero": (change(*ATTACK, "eps", to=0), "datasets.other.attack.eps: must be greater than 0, got 0"),
+    "eps below": (change(*ATTACK, "eps", to=-1), "datasets.other.attack.eps: must be greater than 0, got -1"),
+    "names nothing": (change(*ATTACK, "model", to="standart"), "names 'standart', which is none of the models; did you"),
+    "cycle": (change("models", "standard", "train", "on", to="other"), "goes in a circle"),
+    "no such split": (change("evaluations", "accuracy", "split", to="val"), "clean has no split 'val', it has train, test"),
+    "no such split to attack": (change(*ATTACK, "splits", to=["dev"]), "datasets.other.attack.splits"),
+    "map leaves out": (
+        change("datasets", "other", "relabel", to={"rule": "map", "map": {0: 1}}),
+        "datasets.other.relabel.map: relabel map leaves out 1, 2",
+    ),
+    "map names no class": (
+        change("datasets", "other", "relabel", to={"rule": "map", "map": {i: "ten" for i in range(10)}}),
+        "'ten', which is no class",
+    ),
+    "class groups do not fit": (bad_folder(unfitting_map), "classes.both: there is no class 2, the folder has 2 classes"),
+    "arch unknown": (change("models", "standard", "train", "arch", to="resnet1"), "models.standard.train: arch 'resnet1' is none of"),
+    "arch not importable": (change("models", "standard", "train", "arch", to="no.such:net"), "cannot be imported"),
+    "arch refuses the images": (change("models", "standard", "train", "arch", to="alexnet"), "refuses images of 1×8×8"),
+    "checkpoint misfit": (misfit, "does not fit arch small_cnn"),
+    "checkpoint missing": (
+        change("models", "standard", to={"load": {"arch": "small_cnn", "weights": "none.pt", "shape": [1, 8, 8]}}),
+        "checkpoint none.pt cannot be read: No such file",
+    ),
+    "folder missing": (load(source="image-folder", root="nowhere"), "nowhere does not exist"),
+    "folder lacks a split": (bad_folder(one_split), "val does not exist"),
+    "folder is broken": (bad_folder(all_broken), "is damaged: 8 of 8 images tried fail"),
+    "source is empty": (bad_folder(no_images), "the source is empty"),
+    "webdataset missing": (load(source="webdataset", shards={"train": "no-{0..1}.tar"}), "no-0.tar cannot be read"),
+    "cifar not there": (load(source="cifar10", download=False), "name its folder with --data"),
+    "source unknown": (load(source="cifar11"), "did you mean 'cifar10'?"),
+    "secret in a URL": (load(source="webdataset", shards={"train": "s3://KEY:SECRET@b/x.tar"}), "in the environment"),
+    "batch larger than the data": (change("models", "standard", "train", "batch_size", to=500), "more than the 192 images"),
+    "pgd without a model": (change(*ATTACK, "model", to=None), "method pgd needs a model"),
+    "two ways at once": (change("datasets", "clean", "attack", to={"images": "other", "model": "standard"}), "either"),
+    "nothing asked for": (lambda tiny, tmp_path: {"name": "t"}, "names no dataset"),
+    "no mapping": (lambda tiny, tmp_path: "[1, 2]", "an experiment file is a mapping"),
+    "no yaml": (lambda tiny, tmp_path: "name: [", "is not YAML (line"),
+    "key twice": (lambda tiny, tmp_path: "name: a\nname: b\n", "given twice"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_bad_input_gets_one_sentence_and_writes_nothing(what, verb, tiny, write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spoil, sentence = BAD[what]
+    file = write(spoil(tiny, tmp_path))
+    before = files(tmp_path)
+    result = invoke(verb, file, "--store", tmp_path / "s", code=2)
+    assert sentence in result.stderr
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr and "SECRET" not in result.stderr.replace("KEY:SECRET@", "")
+    assert files(tmp_path) == before
+
+
+def test_a_store_that_cannot_be_written_is_refused(tiny, write, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    result = invoke("run", write(tiny), "--store", tmp_path / "file/store", code=2)
+    assert "cannot be written" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_missing_file_an_unknown_run_and_an_unknown_node(tiny, write, tmp_path):
+    assert "cannot be read" in invoke("run", tmp_path / "none.yaml", code=2).stderr
+    assert "no runs" in invoke("status", "--store", tmp_path, code=2).stderr
+    assert "no run x" in invoke("show", "x", "--store", tmp_path, code=2).stderr
+    assert "nothing" in invoke("verify", "--store", tmp_path, code=2).stderr
+    assert "no such node" in invoke("plan", write(tiny), "--only", "x", "--store", tmp_path / "s", code=2).stderr
+    assert invoke("run", write(tiny), "--engine", "fog", code=2)
+
+
+def test_debug_shows_the_traceback(tiny, write, tmp_path):
+    tiny["datasets"]["clean"]["load"]["source"] = "fog"
+    result = CliRunner().invoke(main, ["--debug", "plan", str(write(tiny))])
+    assert result.exception is not None and not isinstance(result.exception, SystemExit)
