@@ -1,0 +1,260 @@
+"""Engines give the same bytes, go on after a death, and end when told to."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+from conftest import TINY, command, contents
+
+LONG = {"steps": 60, "batch_size": 32}
+"""An attack that takes long enough to be interrupted."""
+
+
+def start(file, store, *args, cwd):
+    """Begin a run; its stderr goes to a file that can be followed."""
+    log = (cwd / f"log-{time.monotonic_ns()}").open("w+")
+    process = subprocess.Popen(
+        [command(), "run", str(file), "--store", str(store), *map(str, args)], cwd=cwd, stderr=log, stdout=log
+    )
+    return process, log
+
+
+def wait_for(log, text, process, seconds=120):
+    """Until a line with this text has been said."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        log.seek(0)
+        said = log.read()
+        if text in said:
+            return
+        assert process.poll() is None, said
+        time.sleep(0.02)
+    raise AssertionError(f"never said {text!r}:\n{said}")
+
+
+def gone(processes, seconds=60):
+    """Until none of these processes is left."""
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    assert not alive, alive
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Content digests of the small experiment, made inline without disturbance."""
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "tiny.yaml").write_text(json.dumps(TINY))
+    subprocess.run(
+        [command(), "run", "tiny.yaml", "--store", "s", "--engine", "inline"], cwd=folder, check=True, capture_output=True
+    )
+    return contents(folder / "s")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_gives_the_bytes_of_the_inline_engine(workers, reference, tiny, write, tmp_path, notbugs):
+    done = notbugs("run", write(tiny), "--store", "s", "--workers", workers)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "s") == reference
+    marks = [json.loads(p.read_text()) for p in (tmp_path / "s").glob("datasets/*/*/commits/*.json")]
+    assert {mark["attempt"] for mark in marks} == {1}
+
+
+def test_two_runs_at_once_on_one_store_do_no_harm(reference, tiny, write, tmp_path, notbugs):
+    file = write(tiny)
+    both = [start(file, "s", "--engine", "inline", cwd=tmp_path) for _ in range(2)]
+    for process, log in both:
+        code = process.wait(timeout=240)
+        log.seek(0)
+        assert code == 0, log.read()
+        log.close()
+    assert contents(tmp_path / "s") == reference
+    verified = notbugs("verify", "--store", "s")
+    assert verified.returncode == 0, verified.stdout
+
+
+@pytest.mark.parametrize("engine", ["inline", "ray"])
+def test_ctrl_c_ends_soon_says_how_to_go_on_and_leaves_nothing_half_made(engine, tiny, write, tmp_path, notbugs):
+    tiny["datasets"]["other"]["attack"] |= LONG | {"steps": 2000}
+    process, log = start(write(tiny), "s", "--engine", engine, cwd=tmp_path)
+    wait_for(log, "datasets/other: started", process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    time.sleep(1)
+    interrupted = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert time.monotonic() - interrupted < 20, "a few seconds, with room for a busy machine"
+    gone(children)
+    log.seek(0)
+    said = log.read()
+    log.close()
+    assert "notbugs resume" in said and "Traceback" not in said
+    assert not list((tmp_path / "s/.partial").glob("*"))
+    assert not list((tmp_path / "s").glob("datasets/other/*/manifest.json"))
+    assert json.loads(notbugs("status", "--json", "--store", "s").stdout)["state"] == "interrupted"
+    assert notbugs("verify", "--store", "s").returncode == 0
+
+
+def test_a_killed_driver_is_seen_as_lost_and_the_next_run_goes_on(reference, tiny, write, tmp_path, notbugs):
+    file = write(tiny)
+    process, log = start(file, "s", "--engine", "inline", cwd=tmp_path)
+    wait_for(log, "models/standard: started", process)
+    process.kill()
+    process.wait()
+    log.close()
+    run = next((tmp_path / "s/runs").glob("*/run.json"))
+    facts = json.loads(run.read_text())
+    run.write_text(json.dumps(facts | {"updated": time.time() - 100}))
+    assert json.loads(notbugs("status", "--json", "--store", "s").stdout)["state"] == "lost"
+    assert notbugs("resume", "--store", "s", "--engine", "inline").returncode == 0
+    assert contents(tmp_path / "s") == reference
+
+
+def test_a_step_that_fails_once_is_tried_again_and_counted(tiny, write, tmp_path, notbugs):
+    tiny["models"]["standard"]["train"]["arch"] = "moody:net"
+    (tmp_path / "moody.py").write_text(MOODY)
+    done = notbugs("run", write(tiny), "--store", "s", "--engine", "inline")
+    assert done.returncode == 0, done.stderr
+    nodes = json.loads(notbugs("status", "--json", "--store", "s").stdout)["nodes"]
+    assert nodes["models/standard"]["retries"] == 1
+    events = [json.loads(line) for line in next((tmp_path / "s/runs").glob("*/events.jsonl")).read_text().splitlines()]
+    retried = [event for event in events if event["event"] == "retried"]
+    assert retried[0]["reason"] == "OSError: the disk is in a mood"
+
+
+MOODY = """
+from pathlib import Path
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, classes))
+
+    def forward(self, x):
+        flag = Path("was-moody")
+        if self.training and not flag.exists():
+            flag.touch()
+            raise OSError("the disk is in a mood")
+        return self.layers(x)
+
+def net(classes, channels):
+    return Net(classes, channels)
+"""
+
+
+def test_one_shard_that_fails_does_not_stop_the_others_and_the_next_run_makes_only_it(tiny, write, tmp_path, notbugs):
+    tiny["models"]["standard"]["train"]["arch"] = "picky:net"
+    (tmp_path / "picky.py").write_text(PICKY)
+    (tmp_path / "picky").touch()
+    file = write(tiny)
+    failed = notbugs("run", file, "--store", "s", "--engine", "inline")
+    assert failed.returncode == 1
+    assert "1 of 3 shards failed" in failed.stderr
+    other = next((tmp_path / "s/datasets/other").iterdir())
+    made = {path.name: path.stat().st_mtime_ns for path in other.glob("*.tar")}
+    assert len(made) == 2
+    states = {k: v["state"] for k, v in json.loads(notbugs("status", "--json", "--store", "s").stdout)["nodes"].items()}
+    assert states["datasets/other"] == "failed" and states["models/from_other"] == "waiting"
+    assert states["datasets/control"] == "done"
+    (tmp_path / "picky").unlink()
+    assert notbugs("resume", "--store", "s", "--engine", "inline").returncode == 0
+    assert {name: (other / name).stat().st_mtime_ns for name in made} == made
+    assert len(list(other.glob("*.tar"))) == 3
+
+
+PICKY = """
+from pathlib import Path
+from torch import nn
+
+class Net(nn.Module):
+    calls = 0
+
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, classes))
+
+    def forward(self, x):
+        if not self.training and Path("picky").exists() and x.requires_grad:
+            Net.calls += 1
+            if Net.calls in (7, 8, 9):  # the second shard: two batches of three steps come before it
+                raise RuntimeError("not this one")
+        return self.layers(x)
+
+def net(classes, channels):
+    return Net(classes, channels)
+"""
+
+
+# --------------------------------------------------------------------------------------------- kills
+
+STAGES = ["datasets/clean", "models/standard", "datasets/other", "evaluations/accuracy"]
+"""A node of every stage, in the order in which a run comes to them."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_kills_of_driver_and_workers_at_random_moments_of_every_stage_leave_the_same_bytes(
+    tiny, write, tmp_path, notbugs
+):
+    """kill -9, 24 times with a fixed seed: three times driver and worker in each of four stages."""
+    import random
+
+    draw, kills = random.Random(20261123), 0
+    tiny["datasets"]["other"]["attack"] |= LONG
+    tiny["models"]["standard"]["train"]["epochs"] = 30
+    tiny["evaluations"]["accuracy"]["attacks"] = [{"eps": 0.5, "steps": 40, "batch_size": 32}]
+    file = write(tiny)
+    assert notbugs("run", file, "--store", "undisturbed", "--engine", "inline").returncode == 0
+    expected = contents(tmp_path / "undisturbed")
+    for round_number in range(6):
+        store = tmp_path / f"killed-{round_number}"
+        process, log = start(file, store, cwd=tmp_path)
+        for number, node in enumerate(STAGES):
+            wait_for(log, f"{node}: started", process)
+            time.sleep(draw.uniform(0, 1.5))
+            if (round_number + number) % 2:
+                kills += kill_worker(process, draw)
+                continue
+            kills += kill_driver(process)
+            log.close()
+            process, log = start(file, store, cwd=tmp_path)
+            if number + 1 < len(STAGES) and STAGES[number + 1].startswith("evaluations"):
+                continue
+        code = process.wait(timeout=240)
+        log.seek(0)
+        assert code == 0, log.read()
+        log.close()
+        assert contents(store) == expected
+        assert notbugs("verify", "--store", store).returncode == 0
+    assert kills >= 20
+
+
+def kill_driver(process):
+    """kill -9 the run, and wait until Ray has cleaned up after it."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    gone(children)
+    return 1
+
+
+def kill_worker(process, draw):
+    """kill -9 one process that is doing the run's work, if there is one at this moment."""
+    for _ in range(200):
+        workers = [child for child in psutil.Process(process.pid).children(recursive=True) if is_worker(child)]
+        if workers:
+            os.kill(draw.choice(workers).pid, signal.SIGKILL)
+            return 1
+        time.sleep(0.02)
+    return 0
+
+
+def is_worker(process):
+    try:
+        title = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return title.startswith(("ray::_Worker", "ray::_make", "ray::_read", "ray::_commit", "ray::_steps"))
