@@ -26,12 +26,14 @@ def decode(encoded: bytes, channels: int, resize: int | None = None, crop: int |
     """
     try:
         with Image.open(io.BytesIO(encoded)) as opened:
+            if opened.mode.startswith(("I", "F")):  # Pillow would clip such values to 255, not scale them
+                raise BadData(f"has more than 8 bits per channel (mode {opened.mode}; 16-bit or float images)")
             image = opened.convert(MODES[channels])
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadData(f"cannot be decoded: {str(error).split(' <')[0]}") from error
     if resize is not None and min(image.size) != resize:
-        scale = resize / min(image.size)
-        width, height = (resize if side == min(image.size) else int(side * scale) for side in image.size)
+        short = min(image.size)  # multiplied before it is divided by: torchvision's rounding
+        width, height = (int(resize * side / short) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     if crop is not None:
         width, height = image.size

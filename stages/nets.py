@@ -35,14 +35,18 @@ class Residual(nn.Module):
         return out
 
 
-def _head(width: int, classes: int) -> tuple[nn.Module, ...]:
-    return nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(width, classes)
+def _head(pool: nn.Module, width: int, classes: int) -> tuple[nn.Module, ...]:
+    return pool, nn.Flatten(), nn.Linear(width, classes)
 
 
 def small_cnn(classes: int, channels: int) -> nn.Module:
     """Three convolutions, 32-64-128, for images of 8 to 28 pixels; 95 thousand parameters."""
     return nn.Sequential(
-        ConvBlock(channels, 32), ConvBlock(32, 64), nn.MaxPool2d(2), ConvBlock(64, 128), *_head(128, classes)
+        ConvBlock(channels, 32),
+        ConvBlock(32, 64),
+        nn.MaxPool2d(2),
+        ConvBlock(64, 128),
+        *_head(nn.AdaptiveMaxPool2d(1), 128, classes),
     )
 
 
@@ -58,7 +62,7 @@ def fast_resnet(classes: int, channels: int) -> nn.Module:
         nn.MaxPool2d(2),
         ConvBlock(64, 128),
         Residual(128),
-        *_head(128, classes),
+        *_head(nn.AdaptiveAvgPool2d(1), 128, classes),
     )
 
 
@@ -74,7 +78,7 @@ def resnet9(classes: int, channels: int) -> nn.Module:
         ConvBlock(256, 512),
         nn.MaxPool2d(2),
         Residual(512),
-        *_head(512, classes),
+        *_head(nn.AdaptiveMaxPool2d(1), 512, classes),
     )
 
 

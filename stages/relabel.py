@@ -68,7 +68,7 @@ def class_map(mapping: Mapping[str | int, str | int], classes: Sequence[str]) ->
 def _class_number(name: str | int, classes: Sequence[str]) -> int:
     if str(name) in classes:
         return list(classes).index(str(name))
-    if str(name).isdigit() and int(name) < len(classes):
+    if str(name).isdecimal() and int(name) < len(classes):
         return int(name)
     shown = ", ".join(classes[:10]) + (", …" if len(classes) > 10 else "")
     raise BadInput(f"relabel map names {name!r}, which is no class: the classes are {shown}")

@@ -178,19 +178,28 @@ def unpack(name: str, tar: bytes, channels: int) -> Shard:
         suffix = next((s for s in content if s not in ("cls", "json")), "")
         if not {"cls", "json", suffix} <= set(content) or not suffix:
             raise BadData(f"{name}: sample {sample} has members {sorted(content)}, expected an image, cls and json")
-        labels.append(int(content["cls"]))
-        facts.append(json.loads(content["json"]))
+        labels.append(content["cls"])
+        facts.append(content["json"])
         files.append(content[suffix])
     images = [decode(file, channels) for file in files]
     uniform = len({image.shape for image in images}) == 1
-    columns = [c for c in COLUMNS if facts and c in facts[0] and c not in ("index", "split", "source_label")]
-    return Shard(
-        name=name,
-        index=np.array([f["index"] for f in facts], dtype=np.int64),
-        label=np.array(labels, dtype=np.int64),
-        source_label=np.array([f["source_label"] for f in facts], dtype=np.int64),
-        pixels=np.stack(images) if uniform else None,
-        files=files,
-        suffix=suffix,
-        attack={c: np.array([f[c] for f in facts]) for c in columns},
-    )
+    try:
+        return Shard(
+            name=name,
+            label=np.array([int(label) for label in labels], dtype=np.int64),
+            pixels=np.stack(images) if uniform else None,
+            files=files,
+            suffix=suffix,
+            **_columns([json.loads(fact) for fact in facts]),
+        )
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise BadData(f"{name}: a label (cls) or the facts (json) of a sample are damaged: {error}") from error
+
+
+def _columns(facts: list[dict[str, Any]]) -> dict[str, Any]:
+    known = [c for c in COLUMNS if facts and c in facts[0] and c not in ("index", "split", "source_label")]
+    return {
+        "index": np.array([f["index"] for f in facts], dtype=np.int64),
+        "source_label": np.array([f["source_label"] for f in facts], dtype=np.int64),
+        "attack": {c: np.array([f[c] for f in facts]) for c in known},
+    }

@@ -358,7 +358,9 @@ def load(**recipe):
 
 def misfit(tiny, tmp_path):
     torch.save({"weight": torch.zeros(10, 3)}, tmp_path / "misfit.pt")
-    tiny["models"]["brought"] = {"load": {"arch": "small_cnn", "weights": str(tmp_path / "misfit.pt"), "shape": [1, 8, 8]}}
+    tiny["models"]["brought"] = {
+        "load": {"arch": "small_cnn", "weights": str(tmp_path / "misfit.pt"), "shape": [1, 8, 8]}
+    }
     return tiny
 
 
@@ -401,20 +403,32 @@ BAD = {
     "wrong type": (change(*ATTACK, "steps", to="many"), "datasets.other.attack.steps: must be a valid integer"),
     "eps zero": (change(*ATTACK, "eps", to=0), "datasets.other.attack.eps: must be greater than 0, got 0"),
     "eps below": (change(*ATTACK, "eps", to=-1), "datasets.other.attack.eps: must be greater than 0, got -1"),
-    "names nothing": (change(*ATTACK, "model", to="standart"), "names 'standart', which is none of the models; did you"),
+    "names nothing": (
+        change(*ATTACK, "model", to="standart"),
+        "names 'standart', which is none of the models; did you",
+    ),
     "cycle": (change("models", "standard", "train", "on", to="other"), "goes in a circle"),
-    "no such split": (change("evaluations", "accuracy", "split", to="val"), "clean has no split 'val', it has train, test"),
+    "no such split": (
+        change("evaluations", "accuracy", "split", to="val"),
+        "clean has no split 'val', it has train, test",
+    ),
     "no such split to attack": (change(*ATTACK, "splits", to=["dev"]), "datasets.other.attack.splits"),
     "map leaves out": (
         change("datasets", "other", "relabel", to={"rule": "map", "map": {0: 1}}),
         "datasets.other.relabel.map: relabel map leaves out 1, 2",
     ),
     "map names no class": (
-        change("datasets", "other", "relabel", to={"rule": "map", "map": {i: "ten" for i in range(10)}}),
+        change("datasets", "other", "relabel", to={"rule": "map", "map": dict.fromkeys(range(10), "ten")}),
         "'ten', which is no class",
     ),
-    "class groups do not fit": (bad_folder(unfitting_map), "classes.both: there is no class 2, the folder has 2 classes"),
-    "arch unknown": (change("models", "standard", "train", "arch", to="resnet1"), "models.standard.train: arch 'resnet1' is none of"),
+    "class groups do not fit": (
+        bad_folder(unfitting_map),
+        "classes.both: there is no class 2, the folder has 2 classes",
+    ),
+    "arch unknown": (
+        change("models", "standard", "train", "arch", to="resnet1"),
+        "models.standard.train: arch 'resnet1' is none of",
+    ),
     "arch not importable": (change("models", "standard", "train", "arch", to="no.such:net"), "cannot be imported"),
     "arch refuses the images": (change("models", "standard", "train", "arch", to="alexnet"), "refuses images of 1×8×8"),
     "checkpoint misfit": (misfit, "does not fit arch small_cnn"),
@@ -430,7 +444,10 @@ BAD = {
     "cifar not there": (load(source="cifar10", download=False), "name its folder with --data"),
     "source unknown": (load(source="cifar11"), "did you mean 'cifar10'?"),
     "secret in a URL": (load(source="webdataset", shards={"train": "s3://KEY:SECRET@b/x.tar"}), "in the environment"),
-    "batch larger than the data": (change("models", "standard", "train", "batch_size", to=500), "more than the 192 images"),
+    "batch larger than the data": (
+        change("models", "standard", "train", "batch_size", to=500),
+        "more than the 192 images",
+    ),
     "pgd without a model": (change(*ATTACK, "model", to=None), "method pgd needs a model"),
     "two ways at once": (change("datasets", "clean", "attack", to={"images": "other", "model": "standard"}), "either"),
     "nothing asked for": (lambda tiny, tmp_path: {"name": "t"}, "names no dataset"),

@@ -48,7 +48,10 @@ def reference(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference")
     (folder / "tiny.yaml").write_text(json.dumps(TINY))
     subprocess.run(
-        [command(), "run", "tiny.yaml", "--store", "s", "--engine", "inline"], cwd=folder, check=True, capture_output=True
+        [command(), "run", "tiny.yaml", "--store", "s", "--engine", "inline"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
     )
     return contents(folder / "s")
 

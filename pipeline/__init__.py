@@ -1,0 +1,1 @@
+"""What exists already, what runs next, and where: experiment file, graph, store, engines, runs, command line."""
