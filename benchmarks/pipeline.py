@@ -119,9 +119,8 @@ def main(data: Path, images: int, steps: int, precision: str) -> None:
     best = min(loops.values())
     lines = [[name, f"{images / took:.1f}", f"{took:.1f}", f"{best / took:.3f}"] for name, took in loops.items()]
     lines.append(["dataset node", f"{images / node:.1f}", f"{node:.1f}", f"{best / node:.3f}"])
-    click.echo(
-        f"{images} images, {steps} steps, fast_resnet, {precision}\ntorch {torch.__version__}, {_processor()}, {cores} cores\n"
-    )
+    click.echo(f"{images} images, {steps} steps, fast_resnet, {precision}")
+    click.echo(f"torch {torch.__version__}, {_processor()}, {cores} cores\n")
     click.echo(report.table(["", "images/s", "seconds", "over the best loop"], lines))
     whole, told = node * cores, sum(steps_seconds.values())
     rest = {"read and decode": "read", "attack, round and measure": "work", "encode, verify and commit": "commit"}

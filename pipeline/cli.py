@@ -106,7 +106,7 @@ def main(debug: bool) -> None:
 def plan(file: Path, store: str, data: Path, only: tuple[str, ...], as_json: bool) -> None:
     """Print the graph of FILE: each node's version, what is there and what would run. Writes nothing."""
     place = _place(store, data)
-    outlooks = runs.preflight(runs.wanted(build(spec.read(file)), only), place)
+    outlooks = runs.preflight(runs.wanted(build(spec.read(file)), only), place, fetch=False)
     if as_json:
         _print_json({"store": place.store.url, "nodes": [_planned(outlook) for outlook in outlooks]})
         return
@@ -163,11 +163,12 @@ def run(file: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("run", required=False)
-@_options("store", "data", "engine", "workers", "address", "only", "json")
-def resume(run: str | None, store: str, **options: Any) -> None:
-    """Go on with RUN (default: the latest of the store), from the experiment it was started with."""
+@_options("store", "engine", "workers", "address", "only", "json")
+@click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="As for run [default: that run's].")
+def resume(run: str | None, store: str, data: Path | None, **options: Any) -> None:
+    """Go on with RUN (default: the latest of the store), from the experiment and --data it was started with."""
     found = runs.load_run(Store(store), run)
-    _run(spec.parse(found["experiment"]), store=store, **options)
+    _run(spec.parse(found["experiment"]), store=store, data=data or Path(found["data"]), **options)
 
 
 def _run(
@@ -180,6 +181,8 @@ def _run(
     only: tuple[str, ...],
     as_json: bool,
 ) -> None:
+    if engine == "inline" and (workers or address):
+        raise BadInput("--workers and --address go with the Ray engine, not with --engine inline")
     place = _place(store, data)
     runs.preflight(runs.wanted(build(experiment), only), place)
     place.store.refuse_unless_writable()

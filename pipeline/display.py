@@ -32,8 +32,8 @@ def left(progress: Progress) -> str:
 
 
 def measured(progress: Progress) -> str:
-    """The last metrics of a training, and images/s."""
-    said = [f"{key} {progress.last[key]:.3f}" for key in ("loss", "accuracy") if key in progress.last]
+    """The last loss of a training, and images/s."""
+    said = [f"loss {progress.last['loss']:.3f}"] if "loss" in progress.last else []
     speed = rate(progress)
     return "  ".join([*said, *([f"{speed:,.0f} images/s"] if speed else [])])
 
@@ -82,7 +82,7 @@ class Live:
     def __init__(self) -> None:
         self.bars = Bars(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             TextColumn("{task.fields[count]:>9}"),
             TextColumn("{task.fields[said]}"),
             console=Console(stderr=True),

@@ -227,9 +227,13 @@ def _totals(marks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 class LoadJob(DatasetJob):
     """Clean images from a source."""
 
+    def __init__(self, node: Node, place: Place, inputs: Mapping[str, Made], fetch: bool = True) -> None:
+        super().__init__(node, place, inputs)
+        self.fetch = fetch
+
     @cached_property
     def listing(self) -> Listing:
-        return load.list_source(self.node.recipe, self.place.data)
+        return load.list_source(self.node.recipe, self.place.data, self.fetch)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the images: a unit carries its own."""

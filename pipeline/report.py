@@ -33,6 +33,8 @@ def result_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a person reads them."""
     head = ["trained on", "target reached", "learner", "clean accuracy", "95 % interval", "chance"]
     several = len({row["evaluation"] for row in rows}) > 1
+    if any(row["majority"] > 1.5 * row["chance"] for row in rows):  # unbalanced: chance flatters
+        head.append("constant answer")
     extra = list(dict.fromkeys(name for row in rows for name, _ in _extras(row)))
     lines = []
     for row in rows:
@@ -46,6 +48,7 @@ def result_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 percent(row["accuracy"]),
             ]
             + [f"{percent(row['low'])} – {percent(row['high'])}", percent(row["chance"])]
+            + ([percent(row["majority"])] if "constant answer" in head else [])
             + [percent(more.get(name)) for name in extra]
         )
     return table((["evaluation"] if several else []) + head + extra, lines)

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from threading import RLock
+from threading import Event, RLock, Thread
 from typing import Any
 
 from pipeline import artifacts
@@ -68,10 +68,10 @@ Watcher = Callable[[str, Progress, str], None]
 
 
 class Record:
-    """The run in the store: ``run.json`` and ``events.jsonl``, written now and then and at every turn."""
+    """The run in the store: ``run.json`` and ``events.jsonl``, written at every turn and every few seconds."""
 
-    def __init__(self, store: Store, experiment: Experiment, nodes: list[Node], watch: Watcher) -> None:
-        self.store, self.watch, self.lock = store, watch, RLock()
+    def __init__(self, place: Place, experiment: Experiment, nodes: list[Node], watch: Watcher) -> None:
+        self.store, self.watch, self.lock, self.ended = place.store, watch, RLock(), Event()
         started = datetime.now(UTC)
         self.id = f"{started:%Y%m%d-%H%M%S}-{experiment.name}-{secrets.token_hex(2)}"
         self.nodes = {node.id: Progress(node.stage, node.version) for node in nodes}
@@ -80,36 +80,40 @@ class Record:
             "experiment": experiment.model_dump(mode="json", exclude_defaults=True),
             "state": "running",
             "started": started.isoformat(timespec="seconds"),
+            "data": str(place.data),
             "host": artifacts.host(),
             "pid": os.getpid(),
             "environment": artifacts.environment(),
         }
         self.events: list[str] = []
-        self.written = 0.0
 
     def note(self, node: str, event: str, **facts: Any) -> None:
-        """Record an event, tell the watcher, and write now and then."""
+        """Record an event, and tell the watcher; what changes a node's state is written at once."""
         with self.lock:
             self.watch(node, self.nodes[node], event)
             at = datetime.now(UTC).isoformat(timespec="milliseconds")
             self.events.append(json.dumps({"at": at, "node": node, "event": event, **facts}))
-            if event in ("started", "done", "cached", "failed") or time.time() - self.written > BEAT:
+            if event in ("started", "done", "cached", "failed"):
                 self.write()
 
-    def beat(self) -> None:
-        """A sign of life, where nothing else has been written for a while."""
-        with self.lock:
-            if time.time() - self.written > BEAT:
-                self.write()
+    def start(self) -> None:
+        """Write the record, and from now on give signs of life however long a step takes."""
+        self.write()
+        Thread(target=self._beat, daemon=True, name="record").start()
+
+    def _beat(self) -> None:
+        while not self.ended.wait(BEAT):
+            self.write()
 
     def write(self) -> None:
         with self.lock:
-            self.written = time.time()
             nodes = {name: asdict(progress) for name, progress in self.nodes.items()}
-            self.store.put_json(f"runs/{self.id}/run.json", self.about | {"updated": self.written, "nodes": nodes})
+            self.store.put_json(f"runs/{self.id}/run.json", self.about | {"updated": time.time(), "nodes": nodes})
             self.store.put(f"runs/{self.id}/events.jsonl", "".join(f"{line}\n" for line in self.events).encode())
 
     def end(self, state: str) -> None:
+        """Write the record for the last time."""
+        self.ended.set()
         self.about |= {"state": state, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
         self.write()
 
@@ -134,7 +138,7 @@ class Run:
         self.experiment, self.place = experiment, place
         self.nodes = wanted(build(experiment), only)
         self.made: dict[str, Made] = {}
-        self.record = Record(place.store, experiment, self.nodes, watch)
+        self.record = Record(place, experiment, self.nodes, watch)
 
     def go(self, engine: Engine) -> bool:
         """Make every node whose inputs are there, side by side where the engine can.
@@ -143,9 +147,9 @@ class Run:
             Whether everything was made.
         """
         self.place.store.sweep(older_than=time.time() - LEFTOVERS)
-        self.record.write()
         todo, running = list(self.nodes), dict[Future[Any], Node]()
         state = "interrupted"
+        self.record.start()
         try:
             while todo or running:
                 for node in [n for n in todo if all(i.id in self.made for i in n.inputs.values())]:
@@ -155,7 +159,6 @@ class Run:
                     self._give_up(todo)
                     break
                 ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                self.record.beat()
                 for future in ended:
                     self._settle(running.pop(future), future)
             state = "done" if len(self.made) == len(self.nodes) else "failed"
@@ -183,6 +186,7 @@ class Run:
             progress.state = "cached"
             self.record.note(node.id, "cached")
             return there
+        self.place.store.delete(f"{node.folder}/manifest.json")  # while it is made it is not there
         progress.state, progress.started = "running", time.time()
         refuse_mismatch(node, {role: made.manifest for role, made in inputs.items()})
         job = JOBS[node.stage](node, self.place, inputs)
@@ -293,11 +297,16 @@ class Outlook:
         return f"{self.partial} shards there, rest to make" if self.partial else "to make"
 
 
-def preflight(nodes: list[Node], place: Place) -> list[Outlook]:
+def preflight(nodes: list[Node], place: Place, fetch: bool = True) -> list[Outlook]:
     """Check all that can be checked without doing the work, and say what is there already.
 
     Sources are listed, networks built and tried once on empty images, splits and maps held against
-    each other. Nothing is written.
+    each other. Nothing is written to the store.
+
+    Args:
+        nodes: what is to be made, each after its inputs.
+        place: where.
+        fetch: whether sources that are not there may be downloaded.
 
     Raises:
         BadInput: the first thing that cannot be.
@@ -309,7 +318,7 @@ def preflight(nodes: list[Node], place: Place) -> list[Outlook]:
         made = artifacts.find(place.store, node)
         marks = [] if made else [f for f in place.store.files(f"{node.folder}/commits") if f.endswith(".json")]
         try:
-            facts = made.manifest if made else _foresee(node, place, inputs)
+            facts = made.manifest if made else _foresee(node, place, inputs, fetch)
         except BadInput as error:
             raise BadInput(f"{node.group}.{node.name}.{FILE_KEYS[node.stage]}: {error}") from error
         found[node.id] = Outlook(node, made is not None, len(marks), facts)
@@ -320,11 +329,11 @@ FILE_KEYS = {"load": "load", "attack": "attack", "train": "train", "bring": "loa
 """Stage → the key of the experiment file that asks for it."""
 
 
-def _foresee(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _foresee(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]], fetch: bool) -> dict[str, Any]:
     """What can be known of a node before it is made, in the terms of its manifest."""
     match node.stage:
         case "load":
-            job = LoadJob(node, place, {})
+            job = LoadJob(node, place, {}, fetch)
             units = job.units()
             return job.facts() | {
                 "counts": _counts((unit.name, unit.samples) for unit in units),

@@ -138,7 +138,7 @@ def _sentence(error: ValidationError) -> str:
     match kind:
         case "extra_forbidden":
             known = _keys(parts[:-1])
-            near = difflib.get_close_matches(parts[-1], known, 1, 0.5)
+            near = [key for key in known if parts[-1].startswith(key)] or difflib.get_close_matches(parts[-1], known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
             return f"{place}: unknown key, {hint}"
         case "missing" | "union_tag_not_found":
@@ -149,6 +149,8 @@ def _sentence(error: ValidationError) -> str:
             near = difflib.get_close_matches(str(context["tag"]), SOURCES, 1, 0.5)
             hint = f", did you mean {near[0]!r}?" if near else ""
             return f"{place}.source: must be one of {', '.join(SOURCES)}, got {context['tag']!r}{hint}"
+        case "string_type" if "[key]" in first["loc"]:
+            return f"{place}: a name must be text, put it in quotes"
         case "value_error":
             return f"{place}: {context['error']}"
         case "string_pattern_mismatch":

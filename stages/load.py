@@ -1,5 +1,6 @@
 """Where clean images come from: list a source, spread it over shards, read one shard of it."""
 
+import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -7,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -61,12 +63,13 @@ class Listing:
         return max(counts.values()) / max(1, sum(counts.values()))
 
 
-def list_source(load: Load, data: Path) -> Listing:
+def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
     """List a source.
 
     Args:
         load: which source, and how.
         data: the folder that relative paths start from.
+        fetch: whether a torchvision dataset that is not there may be downloaded, if the recipe allows it too.
 
     Raises:
         BadInput: the source is missing, empty or damaged, or the class map does not fit.
@@ -75,7 +78,7 @@ def list_source(load: Load, data: Path) -> Listing:
         case Digits():
             listing = _list_digits(load)
         case Torchvision():
-            listing = _list_torchvision(load, data)
+            listing = _list_torchvision(load, data, fetch)
         case ImageFolder():
             listing = _list_folder(load, data)
         case WebDataset():
@@ -166,7 +169,7 @@ def _list_digits(load: Digits) -> Listing:
     return Listing(tuple("0123456789"), items, channels=1)
 
 
-def _list_torchvision(load: Torchvision, data: Path) -> Listing:
+def _list_torchvision(load: Torchvision, data: Path, fetch: bool) -> Listing:
     from torchvision import datasets
 
     make = {
@@ -178,7 +181,7 @@ def _list_torchvision(load: Torchvision, data: Path) -> Listing:
     root = data / load.root
     items, first, classes = {}, 0, tuple[str, ...]()
     for split in ("train", "test"):
-        found = _find_or_download(make, root, split == "train", load)
+        found = _find_or_download(make, root, split == "train", load, fetch)
         pixels = np.asarray(found.data)
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels
         labels = [int(label) for label in found.targets]
@@ -187,18 +190,23 @@ def _list_torchvision(load: Torchvision, data: Path) -> Listing:
     return Listing(classes, items, channels=pixels.shape[-1])
 
 
-def _find_or_download(make: Callable[..., Any], root: Path, train: bool, load: Torchvision) -> Any:
+def _find_or_download(make: Callable[..., Any], root: Path, train: bool, load: Torchvision, fetch: bool) -> Any:
     try:
         return make(root=str(root), train=train, download=False)
     except RuntimeError:
-        if not load.download:
-            raise BadInput(f"{load.source} is not in {root}: name its folder with --data, or allow download") from None
-    try:
-        return make(root=str(root), train=train, download=True)
-    except (OSError, RuntimeError) as error:
-        raise BadInput(
-            f"{load.source} is neither in {root} nor can it be downloaded ({error}); name its folder with --data"
-        ) from error
+        if not (load.download and fetch):
+            how = "`notbugs run` downloads it, or" if load.download else "allow its download, or"
+            raise BadInput(f"{load.source} is not in {root}: {how} name its folder with --data") from None
+    with TemporaryDirectory() as folder:  # a download that fails leaves nothing behind
+        try:
+            make(root=folder, train=train, download=True)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise BadInput(
+                f"{load.source} is neither in {root} nor can it be downloaded ({reason}): name its folder with --data"
+            ) from error
+        shutil.copytree(folder, root, dirs_exist_ok=True)
+    return make(root=str(root), train=train, download=False)
 
 
 # ------------------------------------------------------------------------------------ image folders

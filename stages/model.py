@@ -1,5 +1,7 @@
 """A classifier of images in [0, 1]: a network with its normalisation inside, on disk and in memory."""
 
+import hashlib
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -82,7 +84,7 @@ class Classifier(nn.Module):
 
 
 def _first_conv_channels(network: nn.Module) -> int | None:
-    return next((m.in_channels * m.groups for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    return next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), None)
 
 
 def device() -> torch.device:
@@ -159,11 +161,11 @@ def bring(recipe: Bring, data: Path, here: Path) -> tuple[Design, bytes]:
         state = found.get_state_dict(progress=False, check_hash=True)
         mean, std = recipe.mean or IMAGENET_MEAN, recipe.std or IMAGENET_STD
     else:
-        state = _read_state(recipe.weights, data)
+        state = _read_state(recipe, data)
         mean, std = recipe.mean or [0.0] * shape[0], recipe.std or [1.0] * shape[0]
     if not len(mean) == len(std) == shape[0]:
         raise BadInput(f"mean and std have {len(mean)} and {len(std)} entries, the images {shape[0]} channels")
-    classes = recipe.classes or _classes_of(state, recipe.weights)
+    classes = recipe.classes or _classes_of(state, recipe, here)
     design = Design(recipe.arch, classes, shape, tuple(mean), tuple(std))
     model = Classifier(design, here)
     _fit(model.network, state, recipe.arch)
@@ -180,32 +182,35 @@ def _torchvision_weights(recipe: Bring) -> Any:
     return known[recipe.weights] if recipe.weights in known.__members__ else None
 
 
-def _read_state(weights: str, data: Path) -> dict[str, Tensor]:
+def _read_state(recipe: Bring, data: Path) -> dict[str, Tensor]:
+    name = recipe.weights
     try:
-        if weights.startswith(("http://", "https://")):
-            return _unwrap(torch.hub.load_state_dict_from_url(weights, map_location="cpu", weights_only=True), weights)
-        content = _read_bytes(weights, data)
-        if weights.endswith(".safetensors"):
+        content = _read_bytes(name, data)
+        if recipe.sha256 not in (None, found := hashlib.sha256(content).hexdigest()):
+            raise BadInput(f"checkpoint {name} has sha256 {found}, expected {recipe.sha256}")
+        if name.endswith(".safetensors"):
             return safetensors.torch.load(content)
-        return _unwrap(torch.load(BytesIO(content), map_location="cpu", weights_only=True), weights)
+        return _unwrap(torch.load(BytesIO(content), map_location="cpu", weights_only=True), name)
     except OSError as error:
-        raise BadInput(f"checkpoint {weights} cannot be read: {error.strerror or error}") from error
-    except Exception as error:
-        if isinstance(error, BadInput):
-            raise
+        raise BadInput(f"checkpoint {name} cannot be read: {error.strerror or error}") from error
+    except BadInput:
+        raise
+    except Exception as error:  # torch.load raises whatever a broken file makes it stumble on
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(f"checkpoint {weights} is no state dict that loads with weights_only: {reason}") from error
+        raise BadInput(f"checkpoint {name} is no state dict that loads with weights_only: {reason}") from error
 
 
 def _read_bytes(weights: str, data: Path) -> bytes:
     if "://" not in weights:
         return (data / weights).read_bytes()
+    if weights.startswith(("http://", "https://")):
+        with urllib.request.urlopen(weights) as answer:
+            return bytes(answer.read())
     from pyarrow import fs
 
     filesystem, path = fs.FileSystem.from_uri(weights)
     with filesystem.open_input_file(path) as file:
-        content: bytes = file.read()
-    return content
+        return bytes(file.read())
 
 
 def _unwrap(found: Any, weights: str) -> dict[str, Tensor]:
@@ -218,10 +223,13 @@ def _unwrap(found: Any, weights: str) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 
-def _classes_of(state: dict[str, Tensor], weights: str) -> int:
-    matrices = [value for name, value in state.items() if name.endswith("weight") and value.ndim == 2]
+def _classes_of(state: dict[str, Tensor], recipe: Bring, here: Path) -> int:
+    """Rows of the last linear layer: last in the arch, for safetensors sorts its entries by name."""
+    names = nets.build(recipe.arch, 2, recipe.shape[0], here).state_dict()
+    shared = [name for name in names if name in state] or list(state)
+    matrices = [state[name] for name in shared if name.endswith("weight") and state[name].ndim == 2]
     if not matrices:
-        raise BadInput(f"checkpoint {weights} has no linear layer to count classes by: add `classes: N`")
+        raise BadInput(f"checkpoint {recipe.weights} has no linear layer to count classes by: add `classes: N`")
     return len(matrices[-1])
 
 

@@ -119,8 +119,10 @@ def _own(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
         sys.path.insert(0, str(here))
     try:
         make: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise BadInput(f"arch {arch} cannot be imported: {error}") from error
+    if not callable(make):
+        raise BadInput(f"arch {arch} is a {type(make).__name__}, expected a callable that makes a torch.nn.Module")
     takes = inspect.signature(make).parameters
     by_name = {"classes": classes, "num_classes": classes, "channels": channels, "in_channels": channels}
     given = {k: v for k, v in by_name.items() if k in takes}

@@ -19,7 +19,7 @@ ClassMap = dict[str, list[int | str]]
 class Recipe(BaseModel):
     """Base of all recipes: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     where: ClassVar[frozenset[str]] = frozenset()
     """Fields that say where something lies, not what it is: not part of the version."""
@@ -129,7 +129,7 @@ def refuse_secrets(url: str) -> None:
 
     parts = urlsplit(url)
     harmless = {"region", "scheme", "endpoint_override", "allow_bucket_creation"}
-    if (parts.scheme and "@" in parts.netloc) or not set(parse_qs(parts.query)) <= harmless:
+    if (parts.scheme and "@" in parts.netloc) or not set(parse_qs(parts.query, keep_blank_values=True)) <= harmless:
         raise ValueError("a URL with credentials would be stored and shown; put the keys in the environment instead")
 
 
@@ -264,6 +264,12 @@ class Bring(Recipe):
     weights: str = Field(
         description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`), or path (below `--data`) or URL of "
         "a state dict: safetensors, or a file that `torch.load(weights_only=True)` reads."
+    )
+    sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="Digest that the file must have. A model is brought once and kept: to bring other bytes from "
+        "the same place, name their digest.",
     )
     classes: int | None = Field(
         None, ge=2, description="Number of classes; by default what the checkpoint's last layer says."

@@ -399,6 +399,8 @@ def unfitting_map(root):
 ATTACK = ("datasets", "other", "attack")
 BAD = {
     "unknown key": (change(*ATTACK, "stepz", to=3), "datasets.other.attack.stepz: unknown key, did you mean 'steps'?"),
+    "unknown key, longer": (change(*ATTACK, "epsilon", to=3), "unknown key, did you mean 'eps'?"),
+    "name is a number": (change("datasets", 1, to={"load": {"source": "cifar10"}}), "a name must be text"),
     "unknown section": (change("modells", to={}), "modells: unknown key, did you mean 'models'?"),
     "wrong type": (change(*ATTACK, "steps", to="many"), "datasets.other.attack.steps: must be a valid integer"),
     "eps zero": (change(*ATTACK, "eps", to=0), "datasets.other.attack.eps: must be greater than 0, got 0"),
@@ -478,6 +480,48 @@ def test_a_store_that_cannot_be_written_is_refused(tiny, write, tmp_path):
     assert result.stderr.count("\n") == 1
 
 
+def test_a_dataset_that_is_made_again_from_other_bytes_is_not_there_meanwhile(finished, monkeypatch):
+    """Half old and half new shards under the old manifest: seen when a run was killed while it remade a dataset."""
+    file, store = finished
+    manifest = next(store.glob("datasets/other/*/manifest.json"))
+    facts = json.loads(manifest.read_text())
+    facts["parents"]["model"]["content"] = "0" * 64  # as if the model had been trained again elsewhere
+    manifest.write_text(json.dumps(facts))
+    for mark in (manifest.parent / "commits").glob("*.json"):
+        mark.write_text(mark.read_text().replace(contents(store)["models/standard"], "0" * 64))
+    model = next(store.glob("models/standard/*/weights.safetensors"))
+    good = model.read_bytes()
+    model.write_bytes(bytes(len(good)))  # the same size: only reading it tells
+    assert "weights.safetensors is damaged" in make(file, store, code=1).stderr
+    assert not manifest.exists()
+    model.write_bytes(good)
+    make(file, store)
+    marks = [json.loads(mark.read_text()) for mark in (manifest.parent / "commits").glob("*.json")]
+    assert {mark["inputs"]["model"] for mark in marks} == {contents(store)["models/standard"]}
+
+
+def test_plan_downloads_nothing_and_a_failed_download_leaves_nothing(tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    file = write({"name": "m", "datasets": {"m": {"load": {"source": "mnist"}}}})
+    before = files(tmp_path)
+    assert "`notbugs run` downloads it" in invoke("plan", file, code=2).stderr
+    result = invoke("run", file, code=2)
+    assert "cannot" in result.stderr or "can it be downloaded" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert files(tmp_path) == before and not (tmp_path / "data").exists()
+
+
+def test_resume_looks_for_data_where_the_run_did(tmp_path, write, monkeypatch):
+    folder(tmp_path / "elsewhere/pictures", per_class=3)
+    load = {"source": "image-folder", "root": "pictures", "resize": 12, "crop": 8}
+    make(write({"name": "f", "datasets": {"p": {"load": load}}}), tmp_path / "s", "--data", tmp_path / "elsewhere")
+    next((tmp_path / "s").glob("datasets/p/*/manifest.json")).unlink()
+    invoke("resume", "--store", tmp_path / "s", "--engine", "inline")
+    assert contents(tmp_path / "s")
+
+
 def test_a_missing_file_an_unknown_run_and_an_unknown_node(tiny, write, tmp_path):
     assert "cannot be read" in invoke("run", tmp_path / "none.yaml", code=2).stderr
     assert "no runs" in invoke("status", "--store", tmp_path, code=2).stderr
@@ -485,6 +529,7 @@ def test_a_missing_file_an_unknown_run_and_an_unknown_node(tiny, write, tmp_path
     assert "nothing" in invoke("verify", "--store", tmp_path, code=2).stderr
     assert "no such node" in invoke("plan", write(tiny), "--only", "x", "--store", tmp_path / "s", code=2).stderr
     assert invoke("run", write(tiny), "--engine", "fog", code=2)
+    assert "go with the Ray engine" in invoke("run", write(tiny), "--engine", "inline", "--workers", 2, code=2).stderr
 
 
 def test_debug_shows_the_traceback(tiny, write, tmp_path):

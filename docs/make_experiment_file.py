@@ -1,0 +1,307 @@
+"""Write docs/experiment-file.md: every key of the experiment file, from the models that read it.
+
+    python docs/make_experiment_file.py            print the document
+    python docs/make_experiment_file.py --write    write it beside this file
+
+The tables come from the pydantic models, the error messages from asking for what is wrong; only the
+text between them is written here.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from pipeline import runs, spec
+from pipeline.graph import build
+from pipeline.jobs import Place
+from pipeline.store import Store
+from stages import nets, recipes
+from stages.errors import BadInput
+
+HERE = Path(__file__).parent / "experiment-file.md"
+
+INTRO = """\
+<!-- Written by docs/make_experiment_file.py: change that file or the models, then run `make docs`. -->
+# The experiment file
+
+An experiment file names datasets, models and evaluations, and says how each is made from the others.
+It is YAML. `notbugs plan FILE` checks it and prints the graph; `notbugs run FILE` makes what is missing.
+
+```yaml
+name: digits
+datasets:
+  clean: {load: {source: sklearn-digits}}
+  other: {attack: {images: clean, model: standard, eps: 1.5, steps: 50}, relabel: other}
+models:
+  standard: {train: &train {on: clean, arch: small_cnn, epochs: 20}}
+  from_other: {train: {<<: *train, on: other, epochs: 30, lr: 0.02}}
+evaluations:
+  accuracy: {models: [standard, from_other], on: clean, split: test}
+```
+
+## How names refer
+
+`datasets`, `models` and `evaluations` are three groups of names. The key decides which group is meant:
+
+| key | names |
+|---|---|
+| `datasets.*.attack.images`, `models.*.train.on`, `evaluations.*.on` | a dataset |
+| `datasets.*.attack.model`, `evaluations.*.models` | a model |
+
+The order in the file does not matter. What is made is a graph: a name that is not there, or a circle, is
+refused before anything runs. A name becomes a folder of the store, so it holds letters, digits, `_`, `.`
+and `-`, begins with a letter or a digit and has at most 64 characters.
+
+## Splits
+
+A dataset has one or more splits.
+
+| source | splits |
+|---|---|
+| `sklearn-digits` | `train`, `test` (`test_share` of the images, drawn with `seed`) |
+| `cifar10`, `cifar100`, `mnist`, `fashion-mnist` | `train`, `test`, as published |
+| `image-folder` | the keys of `splits` |
+| `webdataset` | the keys of `shards` |
+
+An attacked dataset has the splits that its `splits` lists, by default only `train`: the test images stay
+clean. `train` and the evaluations choose one with `split`.
+
+## Versions
+
+Each node has a version: the digest of its stage and the stage's revision, of every parameter with
+defaults filled in, of the label rule, and of the versions of its inputs. In the store it stands at
+`<group>/<name>/<version>`. So:
+
+- Writing out a default, changing comments, order or layout gives the same version.
+- Changing a parameter gives another version of the node and of all that is made from it. The old one stays.
+- Two experiments that use the same name and the same recipe share what is made. The name is a folder: the
+  same recipe under another name has the same version and is made again.
+- An evaluation's version also holds the names of the models that it scores.
+
+Not part of a version: `--store`, `--data`, `--engine`, `--workers`, `--address`; `root` and `download` of the
+torchvision sources; those parameters of an attack that its method does not use.
+
+A version names a request, not bytes. **Files of yours are named in it, not read into it**: the images of a
+folder, the shards of a `webdataset` source, a checkpoint, the code behind an import path. If you change
+such a file, give it another name (or a checkpoint its new `sha256`), or the node that was made from the old one
+counts as there.
+
+## Paths
+
+- `root`, `shards` and `weights` are relative to the folder given by `--data` (default: `data`). Absolute paths
+  and, for `shards` and `weights`, URLs are taken as they are. A URL must not hold credentials; put them in the
+  environment.
+- An import path such as `mypackage.nets:resnet20` is looked for in the folder where the command runs, then in the
+  Python environment.
+- Nothing is relative to the experiment file.
+
+## YAML as it is read
+
+- `on`, `off`, `yes` and `no` are words, as in YAML 1.2: `on: clean` needs no quotes. Only `true` and `false` are
+  booleans.
+- `1e-3` is a number.
+- A key given twice is refused.
+- Repetition is avoided with an anchor (`&train`), an alias (`*train`) and the merge key (`<<: *train`). A merge
+  takes the keys of one mapping; keys written beside it win. It does not reach into nested mappings.
+- Unknown keys are refused.
+"""
+
+SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
+    ("The file", "", spec.Experiment),
+    ("datasets.NAME", "", spec.Dataset),
+    ("datasets.NAME.load: sklearn-digits", "", recipes.Digits),
+    ("datasets.NAME.load: torchvision", "", recipes.Torchvision),
+    (
+        "datasets.NAME.load: image-folder",
+        "Without `resize` and `crop` the files are kept byte for byte, where all are of one kind (png, jpg or webp). "
+        "Images of differing sizes can be stored, but not attacked or trained on: give `resize` and `crop`.",
+        recipes.ImageFolder,
+    ),
+    (
+        "datasets.NAME.load: webdataset",
+        "Tars that are not compressed. Local path, or a URL that `pyarrow.fs` opens (`s3://`, `gs://`).",
+        recipes.WebDataset,
+    ),
+    (
+        "datasets.NAME.attack",
+        "A targeted attack: cross-entropy to the target class is minimised, starting at the image itself; the last "
+        "iterate is kept, rounded to 8 bits inside the ball.",
+        recipes.Attack,
+    ),
+    (
+        "datasets.NAME.relabel",
+        "`relabel: random` is short for `relabel: {rule: random}`.",
+        recipes.Relabel,
+    ),
+    ("models.NAME", "", spec.Model),
+    ("models.NAME.train", "", recipes.Train),
+    (
+        "models.NAME.load",
+        "`mean` and `std` default to ImageNet's for torchvision's weights, else to 0 and 1: no normalisation. A state "
+        "dict may lie under `state_dict` or `model`, its names may begin with `module.`; it must fit the arch exactly.",
+        recipes.Bring,
+    ),
+    (
+        "evaluations.NAME",
+        "Each model is attacked on its own: under `attacks`, an image counts as right if the model still answers its "
+        "label.",
+        recipes.Evaluate,
+    ),
+    ("evaluations.NAME.attacks", "A list of mappings with these keys.", recipes.Perturbation),
+]
+
+NETWORKS = """\
+### arch
+
+| arch | network |
+|---|---|
+{small}
+| torchvision's, such as `resnet18` | Any classifier of `torchvision.models`; grey is repeated to three channels. |
+| `package.module:name` | Your own: a class or function that gives a `torch.nn.Module`. |
+
+Your own is called with the number of classes, as its parameter `classes` or `num_classes` if it has one, else as
+its first argument, and with the number of channels if it has a parameter `channels` or `in_channels`. The
+module gets a batch of images, N × channels × H × W, mean subtracted and divided by the deviation, and gives N ×
+classes logits. Samples of a batch must not depend on each other in evaluation mode.
+"""
+
+OUTRO = """\
+## What a wrong file says
+
+One sentence, exit code 2, and nothing of the experiment is made. The place is a path into the file.
+
+| in the file | the message |
+|---|---|
+"""
+
+CLEAN = "datasets: {clean: {load: {source: sklearn-digits}}"
+MODEL = "models: {m: {train: {on: clean, arch: small_cnn}}"
+
+WRONG: list[tuple[str, str]] = [
+    ("`attack: {…, stepsize: 1}`", "rand: {attack: {images: clean, model: m, stepsize: 1}, relabel: random}"),
+    ("`attack: {…, eps: -1}`", "rand: {attack: {images: clean, model: m, eps: -1}, relabel: random}"),
+    ("`attack: {…, steps: many}`", "rand: {attack: {images: clean, model: m, steps: many}, relabel: random}"),
+    ("`attack` without `relabel`", "rand: {attack: {images: clean, model: m}}"),
+    ("`load: {source: cifar-10}`", "c: {load: {source: cifar-10}}"),
+    ("`attack: {images: claen, …}`", "rand: {attack: {images: claen, model: m}, relabel: random}"),
+    ("`attack: {…, model: late}`, where `late` is trained on `rand`", "LATE"),
+    ("`attack: {…, splits: [val]}`", "rand: {attack: {images: clean, model: m, splits: [val]}, relabel: random}"),
+    (
+        "`relabel: {rule: map, map: {cat: dog}}`",
+        "rand: {attack: {images: clean, model: m}, relabel: {rule: map, map: {cat: dog}}}",
+    ),
+    ("`train: {on: clean, arch: mynets:net}`", "OWN"),
+]
+"""What is shown, and the dataset that is asked for beside `clean` and `m`."""
+
+BASES = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", NoneType: "`null`"}
+LINKS = {model: title for title, _, model in SECTIONS}
+
+
+def document() -> str:
+    """The whole page."""
+    parts = [INTRO, "## Every key\n"]
+    for title, text, model in SECTIONS:
+        said = " ".join(line.strip() for line in (model.__doc__ or "").replace("``", "`").strip().splitlines())
+        parts.append("\n".join(filter(None, [f"### {title}\n", f"{said} {text}".strip() + "\n", _table(model)])))
+    small = "\n".join(f"| `{name}` | {(make.__doc__ or '').splitlines()[0]} |" for name, make in nets.SMALL.items())
+    parts.append(NETWORKS.format(small=small))
+    lines = [f"| {shown} | {_cell(_message(asked))} |" for shown, asked in WRONG]
+    return "\n".join([*parts, OUTRO + "\n".join(lines) + "\n"])
+
+
+def _table(model: type[BaseModel]) -> str:
+    lines = ["| key | type or choices | default | meaning |", "|---|---|---|---|"]
+    for name, field in sorted(model.model_fields.items(), key=lambda item: not item[1].is_required()):
+        meaning = field.description or "Which source this is."
+        kind = _type(field.annotation, field.metadata)
+        lines.append(f"| `{name}` | {_cell(kind)} | {_default(field)} | {_cell(meaning)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    return f"`{json.dumps(field.default)}`"
+
+
+def _type(kind: Any, metadata: Any = ()) -> str:
+    """An annotation in words."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        own = [m for part in inner[1:] for m in (part.metadata if isinstance(part, FieldInfo) else [part])]
+        return _type(inner[0], [*own, *metadata])
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in inner)
+    if origin in (Union, UnionType):
+        if all("source" in getattr(k, "model_fields", {}) for k in inner):
+            return "a source, one of " + ", ".join(f"[`{k}`](#{_anchor(LINKS[m])})" for k, m in spec.SOURCES.items())
+        said = " or ".join(_type(k, metadata) for k in inner if k is not NoneType)
+        return f"{said}, or `null`" if NoneType in inner else said
+    if origin is list:
+        return f"list of {_type(inner[0])}{_bounds(metadata, 'entries')}"
+    if origin is dict:
+        return f"map: {_type(inner[0])} → {_type(inner[1])}{_bounds(metadata, 'entries')}"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"[`{LINKS[kind]}`](#{_anchor(LINKS[kind])})"
+    return BASES[kind] + _bounds(metadata, "characters")
+
+
+def _anchor(title: str) -> str:
+    """As GitHub makes it."""
+    return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c in "-_")
+
+
+def _bounds(metadata: Any, what: str) -> str:
+    """Limits in words; patterns are told in the text."""
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    said = []
+    for limit in metadata:
+        for name, sign in signs.items():
+            if (value := getattr(limit, name, None)) is not None:
+                said.append(f"{sign} {'2⁶³' if value == 2**63 else value}")
+        least, most = getattr(limit, "min_length", None), getattr(limit, "max_length", None)
+        if least:
+            said.append(f"at least {least} {what if least > 1 else what.replace('ies', 'y')}")
+        if most:
+            said.append(f"at most {most} {what}")
+    if len(said) == 2 and said[0].split()[2:] == said[1].split()[2:] and said[0].startswith("at least"):
+        said = [f"exactly {' '.join(said[0].split()[2:])}"]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _message(asked: str) -> str:
+    """What a wrong file is told, found by asking."""
+    models = MODEL
+    if asked == "LATE":
+        asked, models = "rand: {attack: {images: clean, model: late}, relabel: next}", MODEL.replace("m:", "late:", 1)
+        models = models.replace("on: clean", "on: rand")
+    elif asked == "OWN":
+        asked, models = "also: {load: {source: sklearn-digits}}", MODEL.replace("small_cnn", "mynets:net")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "wrong.yaml"
+        file.write_text(f"name: wrong\n{CLEAN}, {asked}}}\n{models}}}\n", encoding="utf-8")
+        try:
+            runs.preflight(build(spec.read(file)), Place(Store(f"{folder}/store"), file.parent, file.parent))
+        except BadInput as error:
+            return str(error)
+    raise AssertionError(f"nothing is wrong with {asked}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        HERE.write_text(document(), encoding="utf-8")
+    else:
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        sys.stdout.write(document())

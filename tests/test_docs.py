@@ -1,0 +1,109 @@
+"""The documents agree with the code, and with each other."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from pipeline import spec
+from pipeline.cli import main
+from pipeline.graph import build
+from stages.shard import COLUMNS
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+FOR_USERS = [page for page in PAGES if page.parent.name == "docs" or page.name == "README.md"]
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def fences(page: Path, language: str) -> list[str]:
+    return [body for kind, body in FENCE.findall(page.read_text(encoding="utf-8")) if kind == language]
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def spans(page: Path) -> list[str]:
+    """What stands as code: lines of fences, and between backticks."""
+    blocks = [
+        line.strip() for kind, body in FENCE.findall(page.read_text(encoding="utf-8")) for line in body.splitlines()
+    ]
+    return [*blocks, *re.findall(r"`([^`\n]+)`", prose(page))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Heading anchors as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in titles}
+
+
+def by_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def test_the_experiment_file_page_is_what_the_models_say() -> None:
+    made = subprocess.run(
+        [sys.executable, "docs/make_experiment_file.py"], cwd=ROOT, capture_output=True, check=True, timeout=120
+    )
+    written = (ROOT / "docs/experiment-file.md").read_bytes()
+    assert made.stdout == written, "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_every_link_between_pages_resolves(page: Path) -> None:
+    for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", prose(page)):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        other = (page.parent / name).resolve() if name else page
+        assert other.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(other), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_every_experiment_shown_is_one(page: Path, tmp_path: Path) -> None:
+    for body in fences(page, "yaml"):
+        if re.search(r"^name:", body, re.MULTILINE):
+            file = tmp_path / "shown.yaml"
+            file.write_text(body, encoding="utf-8")
+            build(spec.read(file))
+
+
+def test_every_column_of_samples_parquet_is_explained() -> None:
+    text = (ROOT / "docs/data-format.md").read_text(encoding="utf-8")
+    table = text.partition("## samples.parquet")[2].partition("\n## ")[0]
+    explained = re.findall(r"^\| `(\w+)` \| (\w+) \|", table, re.MULTILINE)
+    arrow = {"float": "float32", "double": "float64"}
+    assert explained == [(name, arrow.get(str(kind), str(kind))) for name, kind in COLUMNS.items()]
+
+
+@pytest.mark.parametrize("page", FOR_USERS, ids=by_name)
+def test_every_command_and_option_named_exists(page: Path) -> None:
+    commands = main.commands
+    options = {name: _options(command) for name, command in commands.items()}
+    every = set().union(*options.values(), _options(main))
+    for span in spans(page):
+        if named := re.search(r"(?:^|/|\s)notbugs((?: +-[\w-]+)*) +(\w+)(?=\s|$)(.*)", span):
+            before, command, rest = named.groups()
+            assert command in commands, f"{page.name}: {span}"
+            asked = set(re.findall(r"(?<!\S)--?[a-z][\w-]*", rest.partition("#")[0]))
+            assert asked <= options[command] | {"--help"}, f"{page.name}: {span}"
+            assert set(before.split()) <= _options(main), f"{page.name}: {span}"
+        elif option := re.match(r"--[a-z][\w-]*", span):
+            assert option[0] in every, f"{page.name}: {span}"
+
+
+def _options(command: click.Command) -> set[str]:
+    return {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
+
+
+@pytest.mark.parametrize("page", FOR_USERS, ids=by_name)
+def test_python_shown_compiles(page: Path) -> None:
+    for body in fences(page, "python"):
+        compile(body, page.name, "exec")
