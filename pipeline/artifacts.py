@@ -41,18 +41,8 @@ class Made:
         return sorted(name for name in self.manifest["shards"] if name.rpartition("-")[0] == split)
 
 
-def find(store: Store, node: Node, inputs: Mapping[str, Made] | None = None) -> Made | None:
-    """The node as it stands in the store, if it is whole.
-
-    Args:
-        store: where to look.
-        node: what to look for.
-        inputs: role → what it would be made from now; None leaves that unchecked.
-
-    Returns:
-        None if there is no manifest, a file or commit mark is missing or has another size, or it was
-        made from other bytes of its inputs.
-    """
+def find(store: Store, node: Node) -> Made | None:
+    """The node as it stands in the store; None unless every file and commit mark is there with its size."""
     manifest = store.find_json(f"{node.folder}/manifest.json")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return None
@@ -60,11 +50,22 @@ def find(store: Store, node: Node, inputs: Mapping[str, Made] | None = None) -> 
     there = store.files(node.folder, recursive=True)
     whole = all(there.get(name) == file["bytes"] for name, file in made.files.items())
     marked = all(mark_path(name) in there for name in manifest.get("shards", {}))
-    if not (whole and marked):
-        return None
-    if inputs is not None and {role: made.content for role, made in inputs.items()} != parents_of(made):
-        return None
-    return made
+    return made if whole and marked else None
+
+
+def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Made]) -> Made | None:
+    """The node, if it is whole and was made from these very inputs; otherwise its manifest is taken back.
+
+    A node that is about to be made again is not there meanwhile: under its old manifest, new shards
+    would stand beside old ones.
+    """
+    had = store.find(f"{node.folder}/manifest.json")
+    made = find(store, node)
+    if made is not None and parents_of(made) == {role: one.content for role, one in inputs.items()}:
+        return made
+    if had is not None:
+        store.delete(f"{node.folder}/manifest.json")
+    return None
 
 
 def parents_of(made: Made) -> dict[str, str]:

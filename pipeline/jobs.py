@@ -406,7 +406,7 @@ class ModelJob:
         return int(self.inputs["on"].manifest["counts"][self.node.recipe.split])
 
     def steps(self) -> Iterator[dict[str, Any]]:
-        """Make it; the metrics of each epoch as it ends."""
+        """Make it; the metrics of each epoch as it ends, and last the ``manifest``."""
         if self.node.stage == "bring":
             yield from self._bring()
         else:
@@ -416,8 +416,8 @@ class ModelJob:
         from stages import model
 
         design, weights = model.bring(self.node.recipe, self.place.data, self.place.here)
-        self._publish(design.as_json(), weights, [])
         yield {"epoch": 1}
+        yield {"manifest": self._publish(design.as_json(), weights, []).manifest}
 
     def _train(self) -> Iterator[dict[str, Any]]:
         from stages import train
@@ -430,8 +430,9 @@ class ModelJob:
             store.put(self._checkpoint, checkpoint)
             yield history[-1]
         assert checkpoint is not None
-        self._publish(design.as_json(), train.weights_of(checkpoint), train.history_of(checkpoint))
+        made = self._publish(design.as_json(), train.weights_of(checkpoint), train.history_of(checkpoint))
         store.delete(self._checkpoint)
+        yield {"manifest": made.manifest}
 
     def _examples(self, on: Made) -> Any:
         from stages.train import Examples

@@ -182,11 +182,10 @@ class Run:
     def _make(self, node: Node, engine: Engine) -> Made:
         inputs = {role: self.made[parent.id] for role, parent in node.inputs.items()}
         progress = self.record.nodes[node.id]
-        if (there := artifacts.find(self.place.store, node, inputs)) is not None:
+        if (there := artifacts.find_or_withdraw(self.place.store, node, inputs)) is not None:
             progress.state = "cached"
             self.record.note(node.id, "cached")
             return there
-        self.place.store.delete(f"{node.folder}/manifest.json")  # while it is made it is not there
         progress.state, progress.started = "running", time.time()
         refuse_mismatch(node, {role: made.manifest for role, made in inputs.items()})
         job = JOBS[node.stage](node, self.place, inputs)
@@ -221,9 +220,13 @@ class Run:
     def _make_model(self, job: ModelJob, engine: Engine) -> Made:
         node, progress = job.node, self.record.nodes[job.node.id]
         progress.total, progress.total_images = job.epochs, job.images() * job.epochs
+        published: list[Made] = []
         self.record.note(node.id, "started", epochs=job.epochs)
 
         def report(event: str, facts: dict[str, Any]) -> None:
+            if "manifest" in facts:
+                published.append(Made(node.folder, facts["manifest"]))
+                return
             if event == "epoch":
                 if progress.images == 0:
                     progress.found = facts["epoch"] - 1
@@ -235,10 +238,7 @@ class Run:
             self.record.note(node.id, event, **facts)
 
         engine.model(job, report)
-        found = artifacts.find(self.place.store, node, job.inputs)
-        if found is None:
-            raise BadData(f"{node.id} was trained, but is not in the store: another run may have replaced its inputs")
-        return found
+        return published[0]
 
 
 def _brief(facts: Mapping[str, Any]) -> dict[str, Any]:
