@@ -293,7 +293,7 @@ def _members(member: int | str, names: list[str], group: str) -> Iterator[str]:
         yield str(member)
         return
     first, _, last = str(member).partition("-")
-    if not (first.isdigit() and (last or first).isdigit()):
+    if not (first.isdecimal() and (last or first).isdecimal()) or int(first) > int(last or first):
         raise BadInput(f"classes.{group}: {member!r} is neither a folder, a class id nor a range of ids")
     for i in range(int(first), int(last or first) + 1):
         if i >= len(names):
@@ -320,7 +320,8 @@ def _list_webdataset(load: WebDataset, data: Path) -> Listing:
     classes = load.classes if load.classes is not None else max(labels, default=0) + 1
     names = tuple(classes) if isinstance(classes, list) else tuple(str(i) for i in range(classes))
     if labels and not 0 <= min(labels) <= max(labels) < len(names):
-        raise BadInput(f"classes: the shards have label {max(labels)}, but there are only {len(names)} classes")
+        wrong = min(labels) if min(labels) < 0 else max(labels)
+        raise BadInput(f"classes: the shards have label {wrong}, but there are only {len(names)} classes")
     return Listing(
         names,
         items,
@@ -333,7 +334,7 @@ def _index_tar(url: str) -> Iterator[tuple[tuple[str, int, int], int, str]]:
     """Where each image of a tar lies, its label and its kind; only headers and labels are read."""
     try:
         with _open(url) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for sample, group in groupby(tar, key=lambda member: _stem(member.name)):
+            for sample, group in groupby((m for m in tar if m.isfile()), key=lambda member: _stem(member.name)):
                 parts = {member.name.rpartition(".")[2].lower(): member for member in group}
                 image = next((suffix for suffix in parts if suffix in SUFFIXES), None)
                 label = tar.extractfile(parts["cls"]) if "cls" in parts else None

@@ -189,7 +189,7 @@ def _read_state(recipe: Bring, data: Path) -> dict[str, Tensor]:
         if recipe.sha256 not in (None, found := hashlib.sha256(content).hexdigest()):
             raise BadInput(f"checkpoint {name} has sha256 {found}, expected {recipe.sha256}")
         if name.endswith(".safetensors"):
-            return safetensors.torch.load(content)
+            return _unwrap(safetensors.torch.load(content), name)
         return _unwrap(torch.load(BytesIO(content), map_location="cpu", weights_only=True), name)
     except OSError as error:
         raise BadInput(f"checkpoint {name} cannot be read: {error.strerror or error}") from error

@@ -214,7 +214,7 @@ def came_from(checkpoint: bytes | None, origin: str) -> TypeGuard[bytes]:
         if checkpoint is None or _about(checkpoint)["on"] != origin:
             return False
         safetensors.torch.load(checkpoint)
-    except (safetensors.SafetensorError, ValueError, KeyError):
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError):
         return False
     return True
 

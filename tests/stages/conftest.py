@@ -1,0 +1,105 @@
+"""What the tests of the stages share: real digits, a network trained on them, a place for a user's modules."""
+
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from stages import train
+from stages.load import list_source, read, spread
+from stages.model import Classifier, Design, channel_statistics, load
+from stages.recipes import Digits, Train
+from stages.shard import Shard
+
+# No deadline: other jobs share the machine. Derandomised: a run that fails fails again for the next person.
+settings.register_profile("stages", deadline=None, derandomize=True, max_examples=60, database=None)
+settings.load_profile("stages")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One CPU thread for what the tests themselves compute: the same bits on every machine, and light."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def digits() -> dict[str, Shard]:
+    """scikit-learn's digits, one shard for each split."""
+    recipe = Digits(source="sklearn-digits", shard_size=2000)
+    listing = list_source(recipe, Path())
+    shards = {name: read(recipe, name, items, 1, None) for name, items in spread(listing, recipe).items()}
+    return {shard.split: shard for shard in shards.values()}
+
+
+@pytest.fixture(scope="session")
+def design(digits: dict[str, Shard]) -> Design:
+    """A small_cnn for the digits, normalised by their own statistics."""
+    values = digits["train"].images().astype(np.float64)
+    mean, std = channel_statistics([float(values.sum())], [float((values**2).sum())], values.size)
+    return Design("small_cnn", 10, (1, 8, 8), tuple(mean), tuple(std))
+
+
+@pytest.fixture(scope="session")
+def examples_of() -> Callable[..., train.Examples]:
+    """Shards held in a dict, as what a training reads from."""
+
+    def make(*shards: Shard, digest: str = "origin") -> train.Examples:
+        by_name = {shard.name: shard for shard in shards}
+        size = sum(shard.images().nbytes for shard in shards)
+        return train.Examples(list(by_name), {n: len(s) for n, s in by_name.items()}, by_name.__getitem__, size, digest)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained_weights(
+    digits: dict[str, Shard], design: Design, examples_of: Callable[..., train.Examples], tmp_path_factory: object
+) -> bytes:
+    """small_cnn after five epochs on the digits, as safetensors."""
+    recipe = Train(on="digits", arch="small_cnn", epochs=5, threads=1)
+    checkpoint = b""
+    for checkpoint, _ in train.fit(recipe, design, examples_of(digits["train"]), Path()):  # noqa: B007
+        pass
+    return train.weights_of(checkpoint)
+
+
+@pytest.fixture
+def trained(trained_weights: bytes, design: Design) -> Classifier:
+    """The trained network in evaluation mode, float32."""
+    return load(design, trained_weights, Path())
+
+
+@pytest.fixture
+def make_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Write a user's module into tmp_path; gives its name, which no other test has used."""
+    # build() puts the folder on sys.path and leaves it there.
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def make(source: str) -> str:
+        name = f"mynets_{uuid4().hex}"
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(source), encoding="utf-8")
+        return name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def part() -> Callable[..., Shard]:
+    """Some samples of a shard, as a shard of its own."""
+
+    def cut(shard: Shard, chosen: slice | np.ndarray, name: str = "train-000000") -> Shard:
+        assert shard.pixels is not None
+        # Copies: `read` gives one array as label and source label, and tests change the one without the other.
+        columns = (shard.index, shard.label, shard.source_label, shard.pixels)
+        return Shard(name, *(column[chosen].copy() for column in columns))
+
+    return cut

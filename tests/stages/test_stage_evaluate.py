@@ -1,0 +1,164 @@
+"""Scores: sums over shards, and what they say."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.attack import logits_of
+from stages.evaluate import add, score, summary, wilson
+from stages.recipes import Evaluate
+
+CLASSES = tuple("0123456789")
+BATCH = 20
+
+
+def recipe(**asked):
+    return Evaluate(**{"models": ["net"], "on": "clean", "batch_size": BATCH} | asked)
+
+
+@pytest.fixture
+def shard(digits, part):
+    return part(digits["test"], slice(0, 60), "test-000000")
+
+
+UNDER = [
+    {"eps": 0.5, "steps": 4, "batch_size": BATCH},
+    {"eps": 3.0, "steps": 6, "batch_size": BATCH},
+    {"norm": "linf", "eps": 0.1, "steps": 4, "batch_size": BATCH},
+]
+
+
+def test_what_is_counted_is_what_the_model_answers(trained, shard):
+    answers = logits_of(trained, shard.images(), BATCH).argmax(1)
+    sums = score(recipe(), CLASSES, {"net": trained}, shard)["net"]
+    assert sums["n"] == 60
+    assert sums["right"] == sum(int(a == y) for a, y in zip(answers, shard.label, strict=True))
+    for c in range(10):
+        assert sums["n_per_class"][c] == (shard.label == c).sum()
+        assert sums["answers_per_class"][c] == (answers == c).sum()
+        assert sums["right_per_class"][c] == ((answers == c) & (shard.label == c)).sum()
+
+
+def test_a_trained_network_is_right_far_more_often_than_chance(trained, shard):
+    assert score(recipe(), CLASSES, {"net": trained}, shard)["net"]["right"] > 0.5 * 60  # chance is 0.1
+
+
+def test_sums_of_two_shards_add_up_to_those_of_the_whole(trained, shard, part):
+    # Cut where a batch ends, so that every batch is the same and the attack, too, gives the same bits.
+    asked = recipe(attacks=UNDER, agreement={"rule": "other"})
+    one, two = part(shard, slice(0, 40), "test-000000"), part(shard, slice(40, 60), "test-000001")
+    parts = [score(asked, CLASSES, {"net": trained}, each)["net"] for each in (one, two)]
+    whole = score(asked, CLASSES, {"net": trained}, shard)["net"]
+    assert add(parts) == whole
+    assert set(whole) >= {"right", "right_under", "agreeing", "n_per_class"}
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), st.lists(st.integers(0, 9), min_size=3, max_size=3)), min_size=1))
+def test_numbers_add_and_lists_add_entry_by_entry(pairs):
+    whole = add([{"n": n, "each": each} for n, each in pairs])
+    assert whole == {"n": sum(n for n, _ in pairs), "each": np.sum([each for _, each in pairs], axis=0).tolist()}
+
+
+def test_an_attack_never_makes_a_network_better_and_a_larger_one_makes_it_worse(trained, shard):
+    sums = score(recipe(attacks=UNDER), CLASSES, {"net": trained}, shard)["net"]
+    small, large, linf = sums["right_under"]
+    assert large <= small <= sums["right"]
+    assert linf <= sums["right"]
+    assert large < sums["right"]
+
+
+def test_each_model_has_sums_of_its_own(trained, shard):
+    class Constant:
+        """A model that always answers 3."""
+
+        mean = torch.zeros(1)
+
+        def using(self, precision):
+            return self
+
+        def __call__(self, x):
+            return torch.eye(10)[3].expand(len(x), -1)
+
+    sums = score(recipe(models=["net", "three"]), CLASSES, {"net": trained, "three": Constant()}, shard)
+    assert sums["three"]["right"] == (shard.label == 3).sum()
+    assert sums["three"]["answers_per_class"] == [60 * (c == 3) for c in range(10)]
+    assert sums["net"]["right"] != sums["three"]["right"]
+
+
+def test_agreement_with_next_counts_answers_that_are_one_too_high(trained, shard, part):
+    answers = logits_of(trained, shard.images(), BATCH).argmax(1)
+    shifted = part(shard, slice(None), "test-000000")
+    shifted.label[:30] = (answers[:30] - 1) % 10  # half of the labels are one below what the network says
+    sums = score(recipe(agreement="next"), CLASSES, {"net": trained}, shifted)["net"]
+    assert sums["agreeing"] == ((shifted.label + 1) % 10 == answers).sum()
+    assert sums["agreeing"] >= 30
+
+
+def test_the_label_that_is_scored_is_the_one_to_train_on_not_that_of_the_source(trained, shard, part):
+    answers = logits_of(trained, shard.images(), BATCH).argmax(1)
+    relabelled = part(shard, slice(None), "test-000000")
+    relabelled.label[:] = answers
+    assert score(recipe(), CLASSES, {"net": trained}, relabelled)["net"]["right"] == 60
+
+
+def test_the_summary_says_what_the_sums_say(trained, shard):
+    asked = recipe(attacks=UNDER, agreement="next")
+    sums = score(asked, CLASSES, {"net": trained}, shard)["net"]
+    said = summary(asked, CLASSES, sums)
+    assert said["accuracy"] == sums["right"] / 60
+    assert said["chance"] == 0.1
+    assert said["majority"] == np.bincount(shard.label).max() / 60
+    assert (said["low"], said["high"]) == wilson(sums["right"], 60)
+    assert said["agreement"]["accuracy"] == sums["agreeing"] / 60
+    assert said["agreement"]["rule"] == "next"
+    assert [under["eps"] for under in said["under_attack"]] == [0.5, 3.0, 0.1]
+    assert [under["accuracy"] for under in said["under_attack"]] == [right / 60 for right in sums["right_under"]]
+    assert said["under_attack"][0]["step_size"] == 0.5 / 5
+    assert sum(c["accuracy"] * c["n"] for c in said["per_class"].values()) == pytest.approx(sums["right"])
+
+
+def test_a_class_without_images_has_no_accuracy(trained, shard, part):
+    ones = part(shard, np.flatnonzero(shard.label == 1), "test-000000")
+    said = summary(recipe(), CLASSES, score(recipe(), CLASSES, {"net": trained}, ones)["net"])
+    assert said["per_class"]["0"] == {"accuracy": None, "n": 0}
+    assert said["majority"] == 1.0
+
+
+# -------------------------------------------------------------------------------------- intervals
+
+Z = 1.959963984540054  # the normal quantile of 97.5 %
+
+
+def by_the_quadratic(right, n):
+    """Wilson's interval by its definition: the shares p at which |right/n − p| = z √(p (1 − p) / n)."""
+    share = right / n
+    return sorted(np.roots([1 + Z**2 / n, -(2 * share + Z**2 / n), share**2]).real)
+
+
+@pytest.mark.parametrize(("right", "n"), [(1, 10), (5, 10), (81, 263), (15, 148), (9500, 10_000), (1, 1000)])
+def test_the_interval_is_the_solution_of_wilsons_quadratic(right, n):
+    np.testing.assert_allclose(wilson(right, n), by_the_quadratic(right, n), atol=1e-9)
+
+
+def test_the_interval_is_the_one_in_the_textbooks():
+    # Newcombe 1998 (Statistics in Medicine 17), table I, method 3, to four places.
+    for right, n, low, high in [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)]:
+        np.testing.assert_allclose(wilson(right, n), (low, high), atol=5e-5)
+
+
+def test_the_quantile_is_that_of_95_percent():
+    assert math.erf(Z / math.sqrt(2)) == pytest.approx(0.95, abs=1e-12)
+
+
+@given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_holds_the_share_and_stays_between_zero_and_one(case):
+    right, n = case
+    low, high = wilson(right, n)
+    assert 0 <= low < high <= 1
+    assert low - 1e-12 <= right / n <= high + 1e-12
+    flipped = wilson(n - right, n)
+    assert (1 - flipped[1], 1 - flipped[0]) == pytest.approx((low, high), abs=1e-12)

@@ -1,0 +1,577 @@
+"""Where clean images come from."""
+
+import io
+import tarfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision import transforms
+
+from stages.errors import BadData, BadInput
+from stages.load import RESTRICTED_IMAGENET, Item, Listing, list_source, read, spread
+from stages.recipes import Digits, ImageFolder, Torchvision
+from stages.recipes import WebDataset as Shards
+from stages.shard import Shard, pack, unpack
+
+
+def picture(seed, size=(10, 8)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def as_bytes(image, kind="PNG"):
+    out = io.BytesIO()
+    image.save(out, format=kind)
+    return out.getvalue()
+
+
+def folder(root, names=("ant", "bee", "cow"), each=4, suffix="png", splits=("train", "val"), size=(10, 8)):
+    """An image folder in ImageNet's layout; every image is another one."""
+    seed = 0
+    for split in splits:
+        for name in names:
+            (root / split / name).mkdir(parents=True)
+            for number in range(each):
+                seed += 1
+                picture(seed, size).save(root / split / name / f"{number}.{suffix}")
+    return root
+
+
+def asked(root=".", **said):
+    return ImageFolder(**{"source": "image-folder", "root": str(root)} | said)
+
+
+def everything(load, data):
+    """All shards of a source, read."""
+    listing = list_source(load, data)
+    return {n: read(load, n, items, listing.channels, listing.suffix) for n, items in spread(listing, load).items()}
+
+
+# ------------------------------------------------------------------------------------------- digits
+
+
+def test_the_digits_are_those_of_scikit_learn_in_256_levels(tmp_path):
+    shards = everything(Digits(source="sklearn-digits", shard_size=500), tmp_path)
+    images, labels = load_digits(return_X_y=True)
+    for shard in shards.values():
+        levels = np.round(images[shard.index] * 255 / 16)  # 0 to 16 becomes 0 to 255
+        assert np.array_equal(shard.images().reshape(-1, 64), levels)
+        assert np.array_equal(shard.label, labels[shard.index])
+    assert sorted(i for shard in shards.values() for i in shard.index) == list(range(1797))
+
+
+def test_the_split_of_the_digits_is_the_seeds_alone(tmp_path):
+    held = [
+        [item.index for item in list_source(Digits(source="sklearn-digits", seed=seed), tmp_path).items["test"]]
+        for seed in (0, 0, 1)
+    ]
+    assert held[0] == held[1]
+    assert held[0] != held[2]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_the_share_held_out_is_the_one_asked_for(share, tmp_path):
+    items = list_source(Digits(source="sklearn-digits", test_share=share), tmp_path).items
+    assert len(items["test"]) == round(1797 * share)
+    assert len(items["train"]) + len(items["test"]) == 1797
+
+
+def test_the_majority_is_the_share_of_the_commonest_class():
+    listing = Listing(("a", "b"), {"test": [Item(i, None, label) for i, label in enumerate([0, 1, 1, 1])]}, 1)
+    assert listing.majority("test") == 0.75
+
+
+# ----------------------------------------------------------------------------------------- spreading
+
+
+@given(st.integers(1, 60), st.integers(1, 25), st.integers(0, 99), st.none() | st.integers(1, 80))
+def test_spreading_covers_each_image_exactly_once_up_to_the_limit(count, shard_size, seed, limit):
+    listing = Listing(("a",), {"train": [Item(i, None, 0) for i in range(count)]}, 1)
+    load = Digits(source="sklearn-digits", shard_size=shard_size, seed=seed, limit=limit)
+    shards = spread(listing, load)
+    seen = [item.index for items in shards.values() for item in items]
+    kept = min(count, limit or count)
+    assert len(seen) == len(set(seen)) == kept
+    assert list(shards) == [f"train-{n:06d}" for n in range(-(-kept // shard_size))]
+    assert all(len(items) == shard_size for items in list(shards.values())[:-1])
+    assert spread(listing, load) == shards
+
+
+def test_another_seed_spreads_otherwise_and_a_limit_keeps_a_part_of_the_same_order():
+    listing = Listing(("a",), {"train": [Item(i, None, 0) for i in range(50)]}, 1)
+
+    def order(**said):
+        return [i.index for items in spread(listing, Digits(source="sklearn-digits", **said)).values() for i in items]
+
+    assert order(seed=0) != order(seed=1)
+    assert order(limit=20) == order()[:20]
+
+
+def test_every_shard_is_a_fair_sample_of_the_classes():
+    # 1,000 images of each of four classes, sorted as a folder sorts them. A shard of 500 has a hypergeometric
+    # count of each class, 125 ± 9; five deviations are never reached by chance.
+    listing = Listing(tuple("abcd"), {"train": [Item(i, None, i // 1000) for i in range(4000)]}, 1)
+    deviation = (500 * 0.25 * 0.75 * 3500 / 3999) ** 0.5
+    for items in spread(listing, Digits(source="sklearn-digits", shard_size=500)).values():
+        counts = Counter(item.label for item in items)
+        assert all(abs(counts[label] - 125) < 5 * deviation for label in range(4))
+
+
+# ------------------------------------------------------------------------------------- image folders
+
+
+def test_a_folder_is_listed_in_the_order_of_its_names(tmp_path):
+    listing = list_source(asked(), folder(tmp_path))
+    assert listing.classes == ("ant", "bee", "cow")
+    assert [item.label for item in listing.items["train"]] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [item.index for split in ("train", "test") for item in listing.items[split]] == list(range(24))
+    assert [item.ref.name for item in listing.items["train"][:4]] == [f"{i}.png" for i in range(4)]
+
+
+def test_other_files_than_images_are_passed_over(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "train" / "ant" / "README.txt").write_text("about ants")
+    (tmp_path / "train" / "LICENSE").write_text("free")
+    picture(99).save(tmp_path / "train" / "ant" / "UPPER.PNG")
+    assert len(list_source(asked(), tmp_path).items["train"]) == 13
+
+
+@pytest.mark.parametrize("size", [(40, 30), (30, 41), (98, 49)])
+def test_resized_and_cropped_images_are_those_of_torchvision(size, tmp_path):
+    folder(tmp_path, each=2, size=size)
+    listing = list_source(asked(resize=20, crop=16), tmp_path)
+    shards = everything(asked(resize=20, crop=16), tmp_path)
+    by_torchvision = transforms.Compose([transforms.Resize(20), transforms.CenterCrop(16)])
+    path = {item.index: item.ref for items in listing.items.values() for item in items}
+    for shard in shards.values():
+        assert shard.files is None
+        for index, pixels in zip(shard.index, shard.images(), strict=True):
+            with Image.open(path[index]) as image:
+                assert np.array_equal(pixels, np.asarray(by_torchvision(image)))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "webp", "png"])
+def test_files_keep_their_bytes_where_nothing_is_resized(suffix, tmp_path):
+    folder(tmp_path, suffix=suffix)
+    listing = list_source(asked(), tmp_path)
+    path = {item.index: item.ref for items in listing.items.values() for item in items}
+    for shard in everything(asked(), tmp_path).values():
+        assert shard.suffix == ("jpg" if suffix == "jpeg" else suffix)
+        assert shard.files == [path[index].read_bytes() for index in shard.index]
+        back = unpack(shard.name, pack(shard), 3)
+        assert back.files == shard.files
+        assert np.array_equal(back.images(), shard.images())
+
+
+def test_files_of_differing_kinds_are_encoded_again_without_loss(tmp_path):
+    folder(tmp_path)
+    picture(5).save(tmp_path / "train" / "ant" / "x.jpg")
+    shards = everything(asked(), tmp_path)
+    assert all(shard.files is None for shard in shards.values())
+    assert sum(len(shard) for shard in shards.values()) == 25
+
+
+def test_images_of_differing_sizes_are_kept_as_files(tmp_path):
+    folder(tmp_path)
+    picture(5, (20, 20)).save(tmp_path / "train" / "ant" / "large.png")
+    shard = everything(asked(), tmp_path)["train-000000"]
+    assert shard.pixels is None
+    assert len(shard.files) == len(shard) == 13
+
+
+def test_images_of_differing_sizes_and_kinds_are_refused(tmp_path):
+    folder(tmp_path)
+    picture(5, (20, 20)).save(tmp_path / "train" / "ant" / "large.jpg")
+    with pytest.raises(BadData, match="add resize and crop"):
+        everything(asked(), tmp_path)
+
+
+# ---- what cannot be decoded
+
+
+def spoil(root, count, split="train"):
+    paths = sorted((root / split).glob("*/*"))[:count]
+    for path in paths:
+        path.write_bytes(b"no image")
+    return paths
+
+
+def test_an_image_that_cannot_be_decoded_becomes_a_failure_and_the_rest_goes_on(tmp_path):
+    folder(tmp_path)
+    (path,) = spoil(tmp_path, 1)
+    load = asked(max_undecodable=0.1)  # 1 of 12
+    shard = everything(load, tmp_path)["train-000000"]
+    (failure,) = shard.failures
+    assert failure.error.startswith(f"{path.name}: cannot be decoded")
+    assert failure.source_label == 0
+    assert len(shard) == 11
+    assert failure.index not in shard.index
+
+
+def test_more_failures_than_allowed_are_bad_data_that_names_the_first(tmp_path):
+    folder(tmp_path)
+    spoil(tmp_path, 2)
+    with pytest.raises(BadData, match=r"2 of 12 images failed, more than max_undecodable 0.1 allows; the first: "):
+        everything(asked(max_undecodable=0.1), tmp_path)
+
+
+def test_a_file_that_went_away_after_listing_is_a_failure_too(tmp_path):
+    load = asked(max_undecodable=0.1)
+    listing = list_source(load, folder(tmp_path))
+    ((name, items), *_) = spread(listing, load).items()
+    items[0].ref.unlink()
+    (failure,) = read(load, name, items, listing.channels, listing.suffix).failures
+    assert failure.index == items[0].index
+
+
+def test_a_folder_of_which_most_images_fail_is_refused_at_once(tmp_path):
+    folder(tmp_path)
+    spoil(tmp_path, 8)
+    with pytest.raises(BadInput, match=r"is damaged: 8 of 12 images tried fail"):
+        list_source(asked(), tmp_path)
+
+
+# ---- what is missing
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="nowhere does not exist"):
+        list_source(asked("nowhere"), tmp_path)
+
+
+def test_a_split_that_is_not_there_is_refused(tmp_path):
+    folder(tmp_path, splits=("train",))
+    with pytest.raises(BadInput, match=r"val does not exist: `splits` names"):
+        list_source(asked(), tmp_path)
+    assert list(list_source(asked(splits={"train": "train"}), tmp_path).items) == ["train"]
+
+
+def test_a_split_without_class_folders_is_refused(tmp_path):
+    folder(tmp_path, splits=("train",))
+    (tmp_path / "val").mkdir()
+    with pytest.raises(BadInput, match="holds no class folders"):
+        list_source(asked(), tmp_path)
+
+
+def test_a_class_that_only_one_split_has_is_refused(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "train" / "yak").mkdir()
+    with pytest.raises(BadInput, match="val lacks yak"):
+        list_source(asked(), tmp_path)
+
+
+def test_a_folder_without_images_is_an_empty_source(tmp_path):
+    folder(tmp_path, each=0)
+    with pytest.raises(BadInput, match="the source is empty: split train"):
+        list_source(asked(), tmp_path)
+
+
+# ---- class maps
+
+
+def test_classes_are_grouped_by_name_id_and_range_and_the_rest_is_left_out(tmp_path):
+    folder(tmp_path, names=tuple("abcdef"), each=2)
+    listing = list_source(asked(classes={"low": ["a", 1], "high": ["3-4"]}), tmp_path)
+    assert listing.classes == ("low", "high")
+    # a, b are low; d, e high; c and f in no group.
+    shown = [(item.ref.parent.name, item.label) for item in listing.items["train"]]
+    assert shown == [(name, label) for name, label in [("a", 0), ("b", 0), ("d", 1), ("e", 1)] for _ in range(2)]
+    assert [item.index for item in listing.items["train"]] == list(range(8))
+
+
+def test_a_folder_whose_name_is_a_number_is_found_by_its_name_as_text_and_by_its_place_as_a_number(tmp_path):
+    folder(tmp_path, names=("1", "7"), each=1)
+    by_name, by_place = (
+        [i.ref.parent.name for i in list_source(asked(classes={"x": [member]}), tmp_path).items["train"]]
+        for member in ("1", 1)
+    )
+    assert (by_name, by_place) == (["1"], ["7"])
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        ({"x": ["zebra"]}, "classes.x: 'zebra' is neither a folder, a class id nor a range"),
+        ({"x": [3]}, "classes.x: there is no class 3, the folder has 3 classes"),
+        ({"x": ["1-5"]}, "there is no class 3"),
+        ({"x": ["ant"], "y": [0]}, "classes.y: ant is in two groups"),
+        ({"x": ["0-1"], "y": ["1-2"]}, "bee is in two groups"),
+        ({"x": ["²"]}, "is neither a folder"),
+        ({"x": ["1-²"]}, "is neither a folder"),
+        ({"x": ["2-1"]}, "is neither a folder"),
+        ({"x": [-1]}, "is neither a folder"),
+    ],
+)
+def test_a_class_map_that_does_not_fit_is_refused_at_its_place(classes, said, tmp_path):
+    folder(tmp_path, each=1)
+    with pytest.raises(BadInput, match=said):
+        list_source(asked(classes=classes), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def thousand(tmp_path_factory):
+    """A folder of a thousand classes with one image each."""
+    root = tmp_path_factory.mktemp("thousand")
+    tiny = as_bytes(picture(0, (2, 2)))
+    for number in range(1000):
+        place = root / "train" / f"n{number:08d}"
+        place.mkdir(parents=True)
+        (place / "0.png").write_bytes(tiny)
+    return root
+
+
+RANGES = {  # Ilyas et al. 2019, appendix A.1, as SCIENCE.md states it
+    "dog": (151, 268), "cat": (281, 285), "frog": (30, 32), "turtle": (33, 37), "bird": (80, 100),
+    "primate": (365, 382), "fish": (389, 397), "crab": (118, 121), "insect": (300, 319),
+}  # fmt: skip
+
+
+def test_restricted_imagenet_groups_the_ids_of_the_paper(thousand):
+    listing = list_source(asked(classes="restricted-imagenet", splits={"train": "train"}), thousand)
+    assert listing.classes == tuple(RANGES)
+    found = {(int(item.ref.parent.name[1:]), listing.classes[item.label]) for item in listing.items["train"]}
+    assert found == {(i, name) for name, (first, last) in RANGES.items() for i in range(first, last + 1)}
+    # 118 of 203 classes are dogs: what a constant answer scores.
+    assert listing.majority("train") == 118 / 203
+
+
+def test_restricted_imagenet_balanced_keeps_as_many_of_each_as_of_the_rarest(thousand):
+    listing = list_source(asked(classes="restricted-imagenet", splits={"train": "train"}, balance=True), thousand)
+    assert Counter(item.label for item in listing.items["train"]) == dict.fromkeys(range(9), 3)  # three frogs
+
+
+def test_restricted_imagenet_on_a_smaller_folder_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"classes.dog: there is no class 151, the folder has 3 classes"):
+        list_source(asked(classes="restricted-imagenet"), folder(tmp_path, each=1))
+    assert set(RESTRICTED_IMAGENET) == set(RANGES)
+
+
+def test_a_balanced_folder_has_equally_many_of_each_drawn_with_the_seed(tmp_path):
+    folder(tmp_path, each=6)
+    for extra in range(9):
+        picture(1000 + extra).save(tmp_path / "train" / "ant" / f"x{extra}.png")
+    kept = [[i.index for i in list_source(asked(balance=True, seed=s), tmp_path).items["train"]] for s in (0, 0, 1)]
+    listing = list_source(asked(balance=True), tmp_path)
+    assert Counter(item.label for item in listing.items["train"]) == {0: 6, 1: 6, 2: 6}
+    assert kept[0] == kept[1] != kept[2]
+    assert kept[0] == sorted(kept[0])
+
+
+# ---------------------------------------------------------------------------------------- webdataset
+
+
+def foreign(path, count=6, first=0, suffix="png", key="sample{:04d}"):
+    """A shard as webdataset's own writer makes it."""
+    with webdataset.TarWriter(str(path), encoder=False) as writer:
+        for number in range(first, first + count):
+            writer.write(
+                {
+                    "__key__": key.format(number),
+                    suffix: as_bytes(picture(number), {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG"}[suffix]),
+                    "cls": str(number % 3).encode(),
+                    "txt": b"a caption",
+                }
+            )
+    return path
+
+
+def shards_at(pattern, **said):
+    return Shards(**{"source": "webdataset", "shards": {"train": str(pattern)}} | said)
+
+
+def test_shards_of_webdatasets_own_writer_are_read(tmp_path):
+    foreign(tmp_path / "a.tar")
+    shard = everything(shards_at("a.tar"), tmp_path)["train-000000"]
+    assert sorted(shard.index) == list(range(6))
+    for index, pixels, label in zip(shard.index, shard.images(), shard.label, strict=True):
+        assert np.array_equal(pixels, np.asarray(picture(index)))
+        assert label == index % 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shards_of_our_own_are_read(channels, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 6, channels), dtype=np.uint8)
+    index, label = np.arange(50, 55), np.arange(5) % 2
+    (tmp_path / "a.tar").write_bytes(pack(Shard("train-000000", index, label, label, pixels)))
+    listing = list_source(shards_at("a.tar"), tmp_path)
+    assert listing.channels == channels
+    shard = everything(shards_at("a.tar"), tmp_path)["train-000000"]
+    assert np.array_equal(shard.images(), pixels[shard.index])  # positions in the source count from 0 again
+    assert np.array_equal(shard.label, label[shard.index])
+
+
+# webdataset leaves the tar to the garbage collector.
+@pytest.mark.filterwarnings(r"ignore:Exception ignored in.*a\.tar:pytest.PytestUnraisableExceptionWarning")
+def test_what_webdataset_reads_from_a_shard_of_ours_is_what_we_packed(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3), dtype=np.uint8)
+    index, label = np.arange(3), np.array([2, 0, 1])
+    (tmp_path / "a.tar").write_bytes(pack(Shard("train-000000", index, label, label, pixels)))
+    loaded = list(
+        webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False).decode("rgb8").to_tuple("png", "cls")
+    )
+    for i, (image, cls) in enumerate(loaded):
+        assert np.array_equal(image, pixels[i])
+        assert cls == label[i]
+    assert len(loaded) == 3
+
+
+def test_braces_name_several_shards_in_order(tmp_path):
+    for number in range(3):
+        foreign(tmp_path / f"train-{number:06d}.tar", 2, 2 * number)
+    foreign(tmp_path / "val.tar", 2, 6)
+    load = shards_at("", shards={"train": "train-{000000..000002}.tar", "test": "val.tar"})
+    listing = list_source(load, tmp_path)
+    assert [item.index for items in listing.items.values() for item in items] == list(range(8))
+    for shard in everything(load, tmp_path).values():
+        assert all(
+            np.array_equal(pixels, np.asarray(picture(i)))
+            for i, pixels in zip(shard.index, shard.images(), strict=True)
+        )
+
+
+def test_a_file_url_is_read(tmp_path):
+    foreign(tmp_path / "a.tar")
+    shard = everything(shards_at((tmp_path / "a.tar").as_uri()), tmp_path / "elsewhere")["train-000000"]
+    assert len(shard) == 6
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg"])
+def test_original_bytes_are_kept_and_jpeg_becomes_jpg(suffix, tmp_path):
+    foreign(tmp_path / "a.tar", suffix=suffix)
+    shard = everything(shards_at("a.tar"), tmp_path)["train-000000"]
+    assert shard.suffix == "jpg"
+    assert shard.files == [as_bytes(picture(i), "JPEG") for i in shard.index]
+
+
+def test_resized_shards_are_those_of_torchvision(tmp_path):
+    foreign(tmp_path / "a.tar")
+    by_torchvision = transforms.Compose([transforms.Resize(6), transforms.CenterCrop(5)])
+    shard = everything(shards_at("a.tar", resize=6, crop=5), tmp_path)["train-000000"]
+    for index, pixels in zip(shard.index, shard.images(), strict=True):
+        assert np.array_equal(pixels, np.asarray(by_torchvision(picture(index))))
+
+
+def test_a_shard_made_with_tar_from_a_folder_is_read_although_it_holds_the_folder_too(tmp_path):
+    (tmp_path / "made").mkdir()
+    for number in range(2):
+        (tmp_path / "made" / f"{number}.png").write_bytes(as_bytes(picture(number)))
+        (tmp_path / "made" / f"{number}.cls").write_text(str(number))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "made", "made")
+        assert tar.getmembers()[0].isdir()
+    shard = everything(shards_at("a.tar"), tmp_path)["train-000000"]
+    assert sorted(shard.label) == [0, 1]
+
+
+def test_keys_in_folders_are_kept_apart(tmp_path):
+    foreign(tmp_path / "a.tar", 2, key="x{}/same")
+    assert len(list_source(shards_at("a.tar"), tmp_path).items["train"]) == 2
+
+
+@pytest.mark.parametrize(("said", "names"), [(None, "012"), (5, "01234"), (["a", "b", "c"], "abc")])
+def test_classes_are_counted_or_named(said, names, tmp_path):
+    foreign(tmp_path / "a.tar")
+    assert list_source(shards_at("a.tar", classes=said), tmp_path).classes == tuple(names)
+
+
+@pytest.mark.parametrize("said", [2, ["a", "b"]])
+def test_a_label_beyond_the_classes_is_refused(said, tmp_path):
+    foreign(tmp_path / "a.tar")
+    with pytest.raises(BadInput, match="the shards have label 2, but there are only 2 classes"):
+        list_source(shards_at("a.tar", classes=said), tmp_path)
+
+
+def write(path, *named):
+    with tarfile.open(path, "w") as tar:
+        for name, content in named:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+PNG = as_bytes(picture(0))
+
+
+def test_a_negative_label_is_refused_by_its_value(tmp_path):
+    write(tmp_path / "a.tar", ("1.png", PNG), ("1.cls", b"-1"), ("2.png", PNG), ("2.cls", b"1"))
+    with pytest.raises(BadInput, match="label -1"):
+        list_source(shards_at("a.tar"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ([("1.png", PNG)], "sample /1 has png, expected an image and cls"),
+        ([("1.cls", b"1")], "sample /1 has cls, expected an image and cls"),
+        ([("1.gif", PNG), ("1.cls", b"1")], "expected an image and cls"),
+        ([("1.png", PNG), ("1.cls", b"one")], "is not a WebDataset shard"),
+        ([], "the source is empty"),
+    ],
+    ids=["no label", "no image", "other kind", "no number", "empty"],
+)
+def test_a_shard_without_what_is_needed_is_refused(named, said, tmp_path):
+    write(tmp_path / "a.tar", *named)
+    with pytest.raises(BadInput, match=said):
+        list_source(shards_at("a.tar"), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar", b"x" * 2000])
+def test_a_file_that_is_no_tar_is_refused(content, tmp_path):
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(BadInput, match=r"a.tar is not a WebDataset shard"):
+        list_source(shards_at("a.tar"), tmp_path)
+
+
+@pytest.mark.parametrize("url", ["b.tar", "file:///nowhere/at/all.tar"])
+def test_a_shard_that_is_not_there_is_refused(url, tmp_path):
+    with pytest.raises(BadInput, match="cannot be read"):
+        list_source(shards_at(url), tmp_path)
+
+
+@settings(max_examples=80)
+@given(st.floats(0, 1))
+def test_a_shard_cut_anywhere_is_refused_or_has_fewer_samples(share):
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as place:
+        whole = foreign(Path(place) / "a.tar", 3).read_bytes()
+        (Path(place) / "a.tar").write_bytes(whole[: int(share * len(whole))])
+        try:
+            assert 1 <= len(list_source(shards_at("a.tar"), Path(place)).items["train"]) <= 3
+        except BadInput as error:
+            assert "\n" not in str(error)
+
+
+def test_a_shard_that_shrank_after_listing_gives_failures(tmp_path):
+    foreign(tmp_path / "a.tar", 4)
+    load = shards_at("a.tar", max_undecodable=0.9)
+    listing = list_source(load, tmp_path)
+    last = max(item.ref[1] for item in listing.items["train"])
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[: last + 5])
+    (name, items), *_ = spread(listing, load).items()
+    shard = read(load, name, items, listing.channels, listing.suffix)
+    (failure,) = shard.failures
+    assert failure.error.endswith("ends inside the image")
+    assert len(shard) == 3
+
+
+# --------------------------------------------------------------------------------------- torchvision
+
+
+@pytest.mark.parametrize("source", ["cifar10", "cifar100", "mnist", "fashion-mnist"])
+def test_a_torchvision_set_that_is_not_there_is_refused_where_no_download_is_allowed(source, tmp_path):
+    with pytest.raises(BadInput, match=rf"{source} is not in {tmp_path}: .*name its folder with --data"):
+        list_source(Torchvision(source=source, download=False), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_torchvision_set_is_not_downloaded_where_the_caller_does_not_want_it(tmp_path):
+    with pytest.raises(BadInput, match="`notbugs run` downloads it"):
+        list_source(Torchvision(source="mnist"), tmp_path, fetch=False)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,178 @@
+"""What can be asked of each stage, and what is refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from stages import recipes
+from stages.recipes import Attack, Bring, Digits, Evaluate, ImageFolder, Perturbation, Relabel, Torchvision, Train
+from stages.recipes import WebDataset as Shards
+
+ALL = [
+    Digits(source="sklearn-digits"),
+    Torchvision(source="cifar10"),
+    ImageFolder(source="image-folder", root="x"),
+    Shards(source="webdataset", shards={"train": "a.tar"}),
+    Attack(images="clean", model="net"),
+    Relabel(rule="next"),
+    Train(on="clean", arch="small_cnn"),
+    Bring(arch="resnet18", weights="w.pt"),
+    Evaluate(models=["net"], on="clean"),
+]
+EACH = pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: type(recipe).__name__)
+
+
+@EACH
+def test_an_unknown_key_is_refused(recipe):
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        type(recipe)(**recipe.model_dump(), sprinkles=3)
+
+
+@EACH
+def test_a_recipe_cannot_be_changed(recipe):
+    field = next(iter(type(recipe).model_fields))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(recipe, field, "other")
+
+
+@EACH
+def test_parameters_are_all_fields_but_places_and_names_of_other_nodes(recipe):
+    kind = type(recipe)
+    assert set(recipe.parameters()) == set(kind.model_fields) - kind.where - kind.inputs
+    assert kind.where | kind.inputs <= set(kind.model_fields)
+
+
+@EACH
+def test_what_parameters_and_names_say_makes_the_same_recipe_again(recipe):
+    names = {name: getattr(recipe, name) for name in type(recipe).where | type(recipe).inputs}
+    assert type(recipe)(**recipe.parameters(), **names) == recipe
+
+
+@EACH
+def test_every_field_is_described(recipe):
+    undescribed = [n for n, f in type(recipe).model_fields.items() if not f.description and n != "source"]
+    assert not undescribed
+
+
+def test_where_the_data_lies_is_not_part_of_the_version():
+    one, two = (Torchvision(source="mnist", root=root, download=d) for root, d in (("a", True), ("b", False)))
+    assert one.parameters() == two.parameters()
+
+
+def test_the_source_names_the_kind_of_load():
+    for recipe in ALL[:4]:
+        assert TypeAdapter(recipes.Load).validate_python(recipe.model_dump()) == recipe
+
+
+# ---------------------------------------------------------------------------------- perturbations
+
+
+@given(st.floats(1e-3, 10))
+def test_a_step_is_a_fifth_of_the_radius_unless_said(eps):
+    assert Perturbation(eps=eps).step == eps / 5
+    assert Perturbation(eps=eps).parameters() == Perturbation(eps=eps, step_size=eps / 5).parameters()
+    assert Perturbation(eps=eps, step_size=0.3).step == 0.3
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"eps": 0}, {"eps": -1}, {"steps": 0}, {"step_size": 0}, {"batch_size": 0}, {"norm": "l1"}]
+)
+def test_a_ball_without_a_size_or_steps_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        Perturbation(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_radius_that_is_no_number_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        Perturbation(eps=wrong)
+
+
+def test_pgd_without_a_model_is_refused_and_noise_needs_none():
+    with pytest.raises(ValidationError, match="add `model: NAME`"):
+        Attack(images="clean")
+    assert Attack(images="clean", method="noise").model is None
+
+
+# --------------------------------------------------------------------------------------- the others
+
+
+def test_a_rule_alone_is_short_for_a_relabelling():
+    assert Relabel.model_validate("next") == Relabel(rule="next")
+    assert Evaluate(models=["a"], on="b", agreement="next").agreement == Relabel(rule="next")
+
+
+@pytest.mark.parametrize("wrong", [{"rule": "map"}, {"rule": "next", "map": {"a": "b"}}])
+def test_a_map_goes_with_rule_map_only(wrong):
+    with pytest.raises(ValidationError, match="`map` goes with rule map"):
+        Relabel(**wrong)
+
+
+def test_agreement_with_least_likely_is_refused():
+    with pytest.raises(ValidationError, match="differs from model to model"):
+        Evaluate(models=["a"], on="b", agreement="least_likely")
+
+
+@pytest.mark.parametrize("wrong", [{"schedule": "steps"}, {"drops": [3]}])
+def test_drops_go_with_schedule_steps_only(wrong):
+    with pytest.raises(ValidationError, match="`drops` goes with schedule steps"):
+        Train(on="a", arch="small_cnn", **wrong)
+
+
+def test_a_crop_larger_than_the_image_is_refused():
+    with pytest.raises(ValidationError, match="crop 300 is larger than resize 256"):
+        ImageFolder(source="image-folder", root="x", resize=256, crop=300)
+
+
+@pytest.mark.parametrize(("said", "kept"), [({}, True), ({"resize": 8}, False), ({"crop": 8}, False)])
+def test_files_are_kept_where_their_pixels_are(said, kept):
+    assert ImageFolder(source="image-folder", root="x", **said).keeps_bytes is kept
+
+
+@pytest.mark.parametrize("name", ["Train", "a-b", "", "1a", "a/b", ".."])
+def test_a_split_name_is_a_word_that_can_be_part_of_a_file_name(name):
+    with pytest.raises(ValidationError):
+        Shards(source="webdataset", shards={name: "x.tar"})
+
+
+# ------------------------------------------------------------------------------------------- secrets
+
+SECRET = [
+    "s3://AKIA:secret@bucket/train.tar",
+    "https://user@host/w.pt",
+    "https://host/w.pt?X-Amz-Signature=abc",
+    "https://host/w.pt?region=x&token=abc",
+    "https://host/w.pt?abcdef0123456789",
+    "https://host/w.pt?token=",
+]
+HARMLESS = [
+    "train-{000000..000146}.tar",
+    "s3://bucket/train-{0..3}.tar?region=eu-west-1&endpoint_override=localhost:9000&scheme=http",
+    "file:///data/x.tar",
+    "folder/me@home/w.pt",
+    "https://host/w.pt",
+]
+
+
+@pytest.mark.parametrize("url", SECRET)
+def test_a_url_with_credentials_is_refused_without_repeating_them(url):
+    with pytest.raises(ValueError, match="put the keys in the environment") as caught:
+        recipes.refuse_secrets(url)
+    assert url not in str(caught.value)
+    with pytest.raises(ValidationError):
+        Bring(arch="resnet18", weights=url)
+    with pytest.raises(ValidationError):
+        Shards(source="webdataset", shards={"train": url})
+
+
+@pytest.mark.parametrize("url", HARMLESS)
+def test_a_url_without_credentials_is_taken(url):
+    recipes.refuse_secrets(url)
+    assert Bring(arch="resnet18", weights=url).weights == url
+
+
+@given(st.sampled_from(["s3", "https", "gs", "abfss"]), st.text("abcXYZ019/+", min_size=1), st.text("abc", min_size=1))
+def test_a_user_part_is_refused_whatever_the_scheme(scheme, secret, bucket):
+    with pytest.raises(ValueError, match="credentials"):
+        recipes.refuse_secrets(f"{scheme}://{secret.replace('/', '%2F')}@{bucket}/x.tar")

@@ -1,0 +1,369 @@
+"""Training: it learns, it can be interrupted after any epoch, and it sees every example at most once an epoch."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages import train
+from stages.errors import BadData, BadInput
+from stages.model import Design, load
+from stages.recipes import Train
+from stages.shard import Shard
+
+# A network with dropout: its draws, too, must be the same after an interruption.
+DROPS = """
+from torch import nn
+def make(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(),
+                         nn.Linear(32, classes))
+"""
+
+# A network that remembers the first pixel of every image it was trained on, batch by batch.
+RECORDS = """
+from torch import nn
+SEEN = []
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.head = nn.Linear(1, classes)
+    def forward(self, x):
+        if self.training:
+            SEEN.append((x[:, 0, 0, 0] * 255).round().int().tolist())
+        return self.head(x[:, :, 0, 0])
+"""
+
+
+def recipe(**asked):
+    return Train(**{"on": "digits", "arch": "small_cnn", "epochs": 3, "batch_size": 64, "threads": 1} | asked)
+
+
+def run(asked, design, examples, here=Path(), checkpoint=None):
+    """Every checkpoint of a training."""
+    return [made for made, _ in train.fit(asked, design, examples, here, checkpoint)]
+
+
+@pytest.fixture
+def some(digits, part, examples_of):
+    """300 digits in three shards."""
+    names = [f"train-{n:06d}" for n in range(3)]
+    shards = [part(digits["train"], slice(100 * n, 100 * n + 100), name) for n, name in enumerate(names)]
+    return examples_of(*shards)
+
+
+def numbered(count, per_shard, examples_of):
+    """Images of one pixel whose level is their number, so that a network can tell which one it sees."""
+    assert count <= 256
+    shards = []
+    for number, first in enumerate(range(0, count, per_shard)):
+        index = np.arange(first, min(first + per_shard, count))
+        pixels = index.astype(np.uint8).reshape(-1, 1, 1, 1)
+        shards.append(Shard(f"train-{number:06d}", index, index % 3, index % 3, pixels))
+    return examples_of(*shards)
+
+
+# --------------------------------------------------------------------------------------- it learns
+
+
+def test_it_learns_the_digits(digits, design, trained):
+    x = torch.from_numpy(digits["test"].images()).permute(0, 3, 1, 2).float() / 255
+    right = (trained(x).argmax(1).numpy() == digits["test"].label).mean()
+    assert right > 0.9  # chance is 0.1, and these images were never trained on
+
+
+def test_the_metrics_say_how_each_epoch_went(some, design):
+    asked = recipe(lr=0.01, epochs=8)
+    *_, (checkpoint, history) = train.fit(asked, design, some, Path())
+    assert [epoch["epoch"] for epoch in history] == [*range(1, 9)]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert all(0 <= epoch["accuracy"] <= 1 for epoch in history)
+    assert [epoch["lr"] for epoch in history] == [train.learning_rate(asked, e, 8) for e in range(1, 9)]
+    assert train.history_of(checkpoint) == history
+
+
+@pytest.mark.parametrize("augment", ["none", "flip", "crop-flip"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_way_of_training_gives_weights_that_load(augment, precision, some, design):
+    asked = recipe(epochs=1, augment=augment, precision=precision, nesterov=True, label_smoothing=0.1)
+    weights = train.weights_of(run(asked, design, some)[-1])
+    logits = load(design, weights, Path())(torch.rand(2, 1, 8, 8))
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_loss_is_the_smoothed_cross_entropy(smoothing, make_module, tmp_path, part, digits, examples_of):
+    # A network that always answers (2, 0, 0), all labels 0, and a rate of nearly nothing. With t = 1 − s + s/3 on
+    # class 0 and s/3 on each other, the cross-entropy is ln(e² + 2) − 2 t.
+    name = make_module("""
+        import torch
+        class Net(torch.nn.Module):
+            def __init__(self, classes):
+                super().__init__()
+                self.answer = torch.nn.Parameter(torch.tensor([2.0, 0.0, 0.0]))
+            def forward(self, x):
+                return self.answer.expand(len(x), -1)
+    """)
+    zeros = part(digits["train"], digits["train"].label == 0)
+    asked = recipe(arch=f"{name}:Net", lr=1e-12, epochs=1, label_smoothing=smoothing, weight_decay=0)
+    tiny = Design(asked.arch, 3, (1, 8, 8), (0.0,), (1.0,))
+    ((_, history),) = train.fit(asked, tiny, examples_of(zeros), tmp_path)
+    by_hand = np.log(np.exp(2) + 2) - 2 * (1 - smoothing + smoothing / 3)
+    assert history[0]["loss"] == pytest.approx(by_hand, rel=1e-5)
+    assert history[0]["accuracy"] == 1
+
+
+# ----------------------------------------------------------------------------------- the same bits
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(some, design):
+    weights = [train.weights_of(run(recipe(seed=seed, epochs=1), design, some)[-1]) for seed in (0, 0, 1)]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+def test_what_was_drawn_before_does_not_matter(some, design):
+    torch.manual_seed(1)
+    one = run(recipe(epochs=1), design, some)[-1]
+    torch.manual_seed(2)
+    torch.rand(7)
+    assert train.weights_of(run(recipe(epochs=1), design, some)[-1]) == train.weights_of(one)
+
+
+def test_dropout_draws_afresh_in_every_epoch(make_module, tmp_path, some, design):
+    name = make_module("""
+        import torch
+        DRAWN = []
+        class Net(torch.nn.Module):
+            def __init__(self, classes):
+                super().__init__()
+                self.head = torch.nn.Linear(64, classes)
+            def forward(self, x):
+                DRAWN.append(torch.rand(1).item())
+                return self.head(x.flatten(1))
+    """)
+    asked = recipe(arch=f"{name}:Net", epochs=3)
+    run(asked, Design(asked.arch, 10, design.shape, design.mean, design.std), some, tmp_path)
+    drawn = importlib.import_module(name).DRAWN
+    assert len(set(drawn)) == len(drawn) == 3 * (300 // 64)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize("memory_budget", [0, 4096], ids=["streamed", "in memory"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_training_resumed_after_any_epoch_ends_with_the_bytes_of_one_that_was_not_interrupted(
+    after, memory_budget, momentum, some, design, make_module, tmp_path
+):
+    arch = f"{make_module(DROPS)}:make"
+    asked = recipe(arch=arch, epochs=4, memory_budget=memory_budget, momentum=momentum, augment="crop-flip")
+    drops = Design(arch, 10, design.shape, design.mean, design.std)
+    whole = run(asked, drops, some, tmp_path)
+    resumed = run(asked, drops, some, tmp_path, whole[after - 1])
+    assert len(resumed) == 4 - after
+    assert train.weights_of(resumed[-1]) == train.weights_of(whole[-1])
+    assert [e["loss"] for e in train.history_of(resumed[-1])] == [e["loss"] for e in train.history_of(whole[-1])]
+
+
+def test_a_convolutional_training_with_batch_norm_resumes_to_the_same_bytes(some, design):
+    whole = run(recipe(), design, some)
+    assert train.weights_of(run(recipe(), design, some, checkpoint=whole[0])[-1]) == train.weights_of(whole[-1])
+
+
+def test_a_training_that_is_done_has_nothing_more_to_do(some, design):
+    done = run(recipe(epochs=1), design, some)[-1]
+    assert run(recipe(epochs=1), design, some, checkpoint=done) == []
+
+
+# ----------------------------------------------------------------------------- what it goes on from
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "header"])
+def test_a_damaged_checkpoint_is_not_gone_on_from(damage, some, design):
+    whole = run(recipe(epochs=2), design, some)
+    damaged = {
+        "cut": whole[0][:-100],
+        "empty": b"",
+        "garbage": b"\x01" * 500,
+        "header": whole[0][:8] + b"[" + whole[0][9:],
+    }[damage]
+    assert not train.came_from(damaged, some.digest)
+    again = run(recipe(epochs=2), design, some, checkpoint=damaged)
+    assert train.weights_of(again[-1]) == train.weights_of(whole[-1])
+    assert len(again) == 2
+
+
+def test_a_checkpoint_of_other_examples_is_not_gone_on_from(some, design, digits, part, examples_of):
+    other = examples_of(part(digits["train"], slice(300, 600)), digest="another origin")
+    elsewhere = run(recipe(epochs=1), design, other)[-1]
+    assert train.came_from(elsewhere, "another origin")
+    assert not train.came_from(elsewhere, some.digest)
+    assert len(run(recipe(epochs=2), design, some, checkpoint=elsewhere)) == 2
+
+
+def test_no_checkpoint_comes_from_nowhere():
+    assert not train.came_from(None, "origin")
+
+
+@given(st.binary(max_size=80) | st.binary(max_size=20).map(lambda rest: len(rest).to_bytes(8, "little") + rest))
+def test_bytes_that_are_no_checkpoint_never_come_from_anywhere(content):
+    assert train.came_from(content, "origin") is False
+
+
+@pytest.mark.parametrize(
+    "header", [b"1", b"[]", b'"x"', b"null", b'{"__metadata__":3}', b'{"__metadata__":{"about":"4"}}']
+)
+def test_a_header_of_another_kind_is_no_checkpoint(header):
+    assert train.came_from(len(header).to_bytes(8, "little") + header, "origin") is False
+
+
+def test_weights_are_those_of_the_network_alone(some, design):
+    weights = safetensors.torch.load(train.weights_of(run(recipe(epochs=1), design, some)[-1]))
+    from stages import nets
+
+    assert set(weights) == set(nets.build("small_cnn", 10, 1, Path()).state_dict())
+
+
+# --------------------------------------------------------------------------------- what it sees
+
+
+@pytest.mark.parametrize("memory_budget", [0, 4096], ids=["streamed", "in memory"])
+@pytest.mark.parametrize(("count", "per_shard", "batch"), [(250, 21, 32), (96, 96, 32), (100, 7, 64), (33, 4, 32)])
+def test_each_example_is_seen_at_most_once_an_epoch_and_all_but_the_last_partial_batch(
+    memory_budget, count, per_shard, batch, make_module, tmp_path, examples_of
+):
+    name = make_module(RECORDS)
+    asked = recipe(arch=f"{name}:Net", batch_size=batch, epochs=2, memory_budget=memory_budget)
+    # One shape and no bytes to speak of: what streams is decided by a budget of 0 MiB.
+    examples = numbered(count, per_shard, examples_of)
+    run(asked, Design(asked.arch, 3, (1, 1, 1), (0.0,), (1.0,)), examples, tmp_path)
+    seen = importlib.import_module(name).SEEN
+    steps = count // batch
+    assert len(seen) == 2 * steps
+    epochs = [[number for step in seen[e * steps : (e + 1) * steps] for number in step] for e in range(2)]
+    for epoch in epochs:
+        assert len(epoch) == steps * batch
+        assert len(set(epoch)) == len(epoch)
+        assert set(epoch) <= set(range(count))
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("memory_budget", [0, 4096], ids=["streamed", "in memory"])
+def test_each_image_keeps_its_label(memory_budget, make_module, tmp_path, examples_of):
+    # The label is the level of the only pixel, modulo 3: a table of one weight row per level can learn it wholly.
+    name = make_module("""
+        from torch import nn
+        class Net(nn.Module):
+            def __init__(self, classes):
+                super().__init__()
+                self.table = nn.Embedding(256, classes)
+            def forward(self, x):
+                return self.table((x[:, 0, 0, 0] * 255).round().long())
+    """)
+    asked = recipe(
+        arch=f"{name}:Net", batch_size=10, epochs=30, lr=20, memory_budget=memory_budget, momentum=0, weight_decay=0
+    )
+    # Four shards of 23 are no whole number of batches: two images wait for the next shards.
+    examples = numbered(120, 23, examples_of)
+    checkpoint = run(asked, Design(asked.arch, 3, (1, 1, 1), (0.0,), (1.0,)), examples, tmp_path)[-1]
+    assert train.history_of(checkpoint)[-1]["accuracy"] == 1
+
+
+def test_streaming_reads_each_shard_once_an_epoch_and_in_another_order_each_time(design, digits, part):
+    # Twelve shards of 50; a read is recorded, and no epoch reads a shard twice.
+    shards = {f"train-{n:06d}": part(digits["train"], slice(50 * n, 50 * n + 50), f"train-{n:06d}") for n in range(12)}
+    read = []
+
+    def fetch(name):
+        read.append(name)
+        return shards[name]
+
+    examples = train.Examples(list(shards), dict.fromkeys(shards, 50), fetch, 600 * 64, "origin")
+    run(recipe(epochs=2, memory_budget=0), design, examples)
+    assert sorted(read[:12]) == sorted(read[12:]) == sorted(shards)
+    assert read[:12] != read[12:]
+
+
+# ------------------------------------------------------------------------------------- learning rates
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.25, 40), (0.5, 21), (0.1, 200)])
+def test_one_cycle_is_that_of_torch(warmup, steps):
+    # torch ends the rise at step warmup · steps − 1 and the whole at step steps − 1; ours ends them at the same
+    # shares of the epochs. Between these ends both are the same two cosines.
+    asked = recipe(lr=0.4, warmup=warmup, epochs=10)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.4, total_steps=steps, pct_start=warmup, cycle_momentum=False
+    )
+    top, last = warmup * steps - 1, steps - 1
+    for step in range(steps):
+        share = warmup * step / top if step <= top else warmup + (1 - warmup) * (step - top) / (last - top)
+        assert train.learning_rate(asked, 10 * share, 10) == pytest.approx(schedule.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        if step < last:
+            schedule.step()
+
+
+def test_one_cycle_starts_low_peaks_after_the_warmup_and_ends_near_nothing():
+    asked = recipe(lr=0.5, warmup=0.2, epochs=10)
+    ends = [train.learning_rate(asked, epoch, 10) for epoch in (0, 2, 10)]
+    assert ends == pytest.approx([0.5 / 25, 0.5, 0.5 / 25e4])
+
+
+def test_a_one_cycle_without_warmup_starts_at_its_peak():
+    assert train.learning_rate(recipe(lr=0.5, warmup=0), 0, 10) == 0.5
+
+
+def test_steps_divide_by_ten_at_each_drop():
+    asked = recipe(lr=1.0, schedule="steps", drops=[2, 4], epochs=6)
+    rates = [train.learning_rate(asked, epoch, 6) for epoch in (0, 1.99, 2, 3.9, 4, 6)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_cosine_falls_from_the_rate_to_zero_and_constant_stays():
+    cosine = recipe(lr=0.2, schedule="cosine")
+    assert [train.learning_rate(cosine, e, 10) for e in (0, 5, 10)] == pytest.approx([0.2, 0.1, 0])
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([torch.zeros(1)], lr=0.2), 10)
+    assert train.learning_rate(cosine, 0, 10) == torchs.get_last_lr()[0]
+    assert {train.learning_rate(recipe(lr=0.2, schedule="constant"), e, 10) for e in (0, 3.3, 10)} == {0.2}
+
+
+@given(
+    st.sampled_from(["one-cycle", "cosine", "constant"]),
+    st.floats(0, 1, exclude_max=True),
+    st.floats(0, 1),
+    st.integers(1, 99),
+)
+def test_no_rate_is_above_the_peak_or_below_zero(schedule, warmup, share, epochs):
+    asked = recipe(lr=0.3, schedule=schedule, warmup=warmup)
+    assert 0 <= train.learning_rate(asked, share * epochs, epochs) <= 0.3 * (1 + 1e-12)
+
+
+# ------------------------------------------------------------------------------------------ refusals
+
+
+def test_a_loss_that_is_no_number_ends_the_training(some, design):
+    with pytest.raises(BadData, match=r"the loss is (nan|inf) in epoch 1: lower lr \(it is 1e\+30\)"):
+        run(recipe(lr=1e30, schedule="constant"), design, some)
+
+
+def test_fewer_examples_than_a_batch_are_refused(some, design):
+    with pytest.raises(BadInput, match="batch_size 512 is more than the 300 examples"):
+        run(recipe(batch_size=512), design, some)
+
+
+def test_a_network_that_does_not_fit_is_refused_before_training(design, make_module, tmp_path):
+    arch = f"{make_module(DROPS)}:make"
+    train.refuse_misfit(recipe(arch=arch), Design(arch, 10, (1, 8, 8), (0.0,), (1.0,)), tmp_path)
+    with pytest.raises(BadInput, match="refuses images of 1×9×9"):
+        train.refuse_misfit(recipe(arch=arch), Design(arch, 10, (1, 9, 9), (0.0,), (1.0,)), tmp_path)
+
+
+def test_the_number_of_threads_is_left_as_it_was(some, design):
+    before = torch.get_num_threads()
+    run(recipe(epochs=1, threads=before + 1), design, some)
+    assert torch.get_num_threads() == before
