@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.errors import BadInput
+from stages.errors import BadData, BadInput
 from stages.model import Classifier, in_batches, threads, to_unit
 from stages.pgd import direction, pgd, project, to_grid
 from stages.recipes import Attack, Perturbation, Relabel
@@ -150,11 +150,18 @@ def attack_batches(
 
 
 def logits_of(model: Classifier, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
-    """What a model says of some images, in float32: N × classes."""
+    """What a model says of some images, in float32: N × classes.
+
+    Raises:
+        BadData: an answer is not a number.
+    """
     plain = model.using("float32")
 
     def answer(x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return np.asarray(plain(to_unit(x, plain.mean.device)).cpu())
 
-    return in_batches(answer, batch_size, pixels_NHWC)
+    logits = in_batches(answer, batch_size, pixels_NHWC)
+    if not np.isfinite(logits).all():
+        raise BadData(f"the model ({model.design.arch}) answers some images with NaN or infinity")
+    return logits

@@ -138,6 +138,8 @@ def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: st
             f"{len(failures)} of {len(items)} images failed, more than max_undecodable "
             f"{load.max_undecodable:g} allows; the first: {failures[0].error}"
         )
+    if not kept:
+        raise BadData(f"none of {len(items)} images decodes; the first: {failures[0].error}")
     uniform = len({image.shape for image in pixels}) == 1
     if suffix is None and not uniform:
         raise BadData("images of differing sizes and kinds: add resize and crop")
@@ -146,7 +148,7 @@ def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: st
         name=name,
         index=np.array([item.index for item in kept], dtype=np.int64),
         label=labels,
-        source_label=labels,
+        source_label=labels.copy(),
         pixels=np.stack(pixels) if uniform else None,
         files=files if suffix is not None else None,
         suffix=suffix or "png",

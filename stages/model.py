@@ -159,6 +159,7 @@ def bring(recipe: Bring, data: Path, here: Path) -> tuple[Design, bytes]:
     shape = (recipe.shape[0], recipe.shape[1], recipe.shape[2])
     if ":" not in recipe.arch and (found := _torchvision_weights(recipe)) is not None:
         state = found.get_state_dict(progress=False, check_hash=True)
+        state = {k: v for k, v in state.items() if not k.startswith(("aux1.", "aux2.", "AuxLogits."))}
         mean, std = recipe.mean or IMAGENET_MEAN, recipe.std or IMAGENET_STD
     else:
         state = _read_state(recipe, data)

@@ -85,6 +85,10 @@ def resnet9(classes: int, channels: int) -> nn.Module:
 SMALL = {"small_cnn": small_cnn, "fast_resnet": fast_resnet, "resnet9": resnet9}
 
 
+WITHOUT_HEADS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
+"""Networks that in training give more than logits, unless told not to."""
+
+
 def build(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
     """A new network that maps N × channels × H × W to N × classes logits.
 
@@ -109,7 +113,7 @@ def build(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
             f"arch {arch!r} is none of {', '.join(SMALL)}, no torchvision classifier, "
             "and no import path `package.module:name`"
         )
-    model: nn.Module = models.get_model(arch, weights=None, num_classes=classes)
+    model: nn.Module = models.get_model(arch, weights=None, num_classes=classes, **WITHOUT_HEADS.get(arch, {}))
     return model
 
 
@@ -119,8 +123,8 @@ def _own(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
         sys.path.insert(0, str(here))
     try:
         make: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        raise BadInput(f"arch {arch} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the user's module raises
+        raise BadInput(f"arch {arch} cannot be imported: {_first_line(error)}") from error
     if not callable(make):
         raise BadInput(f"arch {arch} is a {type(make).__name__}, expected a callable that makes a torch.nn.Module")
     takes = inspect.signature(make).parameters
@@ -128,11 +132,15 @@ def _own(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
     given = {k: v for k, v in by_name.items() if k in takes}
     try:
         model = make(**given) if {"classes", "num_classes"} & set(given) else make(classes, **given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"arch {arch} cannot be built for {classes} classes: {error}") from error
+    except Exception as error:
+        raise BadInput(f"arch {arch} cannot be built for {classes} classes: {_first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise BadInput(f"arch {arch} made a {type(model).__name__}, expected a torch.nn.Module")
     return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def parameters(model: nn.Module) -> int:

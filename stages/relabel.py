@@ -58,6 +58,8 @@ def class_map(mapping: Mapping[str | int, str | int], classes: Sequence[str]) ->
     Raises:
         BadInput: a name or number that is not a class, or a class that is left out.
     """
+    if len({_class_number(k, classes) for k in mapping}) < len(mapping):
+        raise BadInput("relabel map names a class twice, by name and by number")
     numbers = {_class_number(k, classes): _class_number(v, classes) for k, v in mapping.items()}
     missing = [name for i, name in enumerate(classes) if i not in numbers]
     if missing:

@@ -90,7 +90,7 @@ def fit(
         for epoch in range(len(history), recipe.epochs):
             order = batches(epoch) if batches else _streamed(recipe, examples, epoch)
             history.append(_epoch(recipe, model, optimizer, order, epoch, len(examples)))
-            yield _checkpoint(model, optimizer, history, examples.digest), history
+            yield _checkpoint(model, optimizer, history, examples.digest), list(history)
 
 
 def _epoch(

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from stages.attack import Attacker, attack_batches, logits_of, noise, perturb, targeted, untargeted
-from stages.errors import BadInput
-from stages.model import to_unit
+from stages.errors import BadData, BadInput
+from stages.model import Classifier, to_unit
 from stages.recipes import Attack, Perturbation, Relabel
 from stages.shard import Shard, pack
 
@@ -289,3 +289,11 @@ def test_logits_are_those_of_the_model_whatever_the_batch_size(trained, shard):
         said = logits_of(trained, shard.images(), size)
         assert said.shape == (40, 10)
         np.testing.assert_allclose(said, whole, atol=1e-4)
+
+
+def test_a_model_that_answers_nan_is_refused_and_not_saved_as_failed_samples(attacked, design, tmp_path):
+    broken = Classifier(design, tmp_path).eval().requires_grad_(False)
+    for weight in broken.parameters():
+        weight.fill_(float("nan"))
+    with pytest.raises(BadData, match="NaN"):
+        attacked(model=broken, steps=1)

@@ -123,3 +123,15 @@ def test_a_network_that_refuses_the_images_is_refused_with_their_shape():
 def test_a_network_with_other_outputs_than_classes_is_refused():
     with pytest.raises(BadInput, match=r"gives \(4,\) outputs for each image, expected 10 classes"):
         probe(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), (1, 8, 8), 10, "mlp")
+
+
+@pytest.mark.parametrize("arch", ["googlenet", "inception_v3"])
+def test_networks_with_auxiliary_heads_give_logits_in_training_too(arch, tmp_path):
+    network = build(arch, 3, 3, tmp_path).train()
+    assert network(torch.zeros(2, 3, 96, 96)).shape == (2, 3)
+
+
+def test_whatever_a_users_module_raises_is_one_sentence(tmp_path):
+    (tmp_path / "net_that_raises.py").write_text("raise ZeroDivisionError('one\\ntwo')\n")
+    with pytest.raises(BadInput, match=r"cannot be imported: one$"):
+        build("net_that_raises:net", 3, 3, tmp_path)

@@ -129,3 +129,9 @@ def test_targets_are_64_bit_integers(rule):
     recipe = Relabel(rule=rule, map=dict.fromkeys(CLASSES, "a") if rule == "map" else None)
     logits = np.zeros((3, 10), dtype=np.float32)
     assert targets(recipe, np.array([1, 2, 3]), np.arange(3), CLASSES, logits).dtype == np.int64
+
+
+def test_a_class_named_twice_in_a_map_is_refused():
+    rule = Relabel(rule="map", map={"cat": "dog", 0: "dog", "dog": "cat"})
+    with pytest.raises(BadInput, match="twice"):
+        targets(rule, np.array([0]), np.array([0]), ["cat", "dog"])
