@@ -11,7 +11,7 @@ import click
 
 from pipeline import artifacts, report, runs, spec
 from pipeline.display import watcher
-from pipeline.engines import Engine, Inline, OnRay
+from pipeline.engines import Engine, Inline, OnRay, reason_of
 from pipeline.graph import GROUPS, build
 from pipeline.jobs import Place
 from pipeline.spec import Experiment
@@ -80,10 +80,15 @@ class _Group(click.Group):
                 raise
             click.echo(f"Error: {error}", err=True)
             sys.exit(2)
-        except OSError as error:
-            if ctx.params["debug"] or isinstance(error, BrokenPipeError):
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            sys.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params["debug"]:
                 raise
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {reason_of(error)} (notbugs --debug shows where)", err=True)
             sys.exit(1)
 
 
@@ -125,8 +130,7 @@ def plan(file: Path, store: str, data: Path, only: tuple[str, ...], as_json: boo
     click.echo(report.table(["node", "stage", "version", "images", "state", "from"], lines))
     for outlook in outlooks:
         for split, share in outlook.facts.get("majority", {}).items():
-            click.echo(f"\n{outlook.node.id} {split}: a constant answer scores {report.percent(share)}", nl=False)
-    click.echo()
+            click.echo(f"{outlook.node.id} {split}: a constant answer scores {report.percent(share)}")
 
 
 def _planned(outlook: runs.Outlook) -> dict[str, Any]:
@@ -166,9 +170,11 @@ def run(file: Path, **options: Any) -> None:
 @_options("store", "engine", "workers", "address", "only", "json")
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="As for run [default: that run's].")
 def resume(run: str | None, store: str, data: Path | None, **options: Any) -> None:
-    """Go on with RUN (default: the latest of the store), from the experiment and --data it was started with."""
+    """Go on with RUN (default: the latest of the store), with the experiment, --only and --data it was started with."""
     found = runs.load_run(Store(store), run)
-    _run(spec.parse(found["experiment"]), store=store, data=data or Path(found["data"]), **options)
+    only = options.pop("only") or tuple(found["only"])
+    here, data = Path(found["here"]), data or Path(found["data"])
+    _run(spec.parse(found["experiment"]), store=store, data=data, only=only, here=here, **options)
 
 
 def _run(
@@ -180,10 +186,11 @@ def _run(
     address: str | None,
     only: tuple[str, ...],
     as_json: bool,
+    here: Path | None = None,
 ) -> None:
     if engine == "inline" and (workers or address):
         raise BadInput("--workers and --address go with the Ray engine, not with --engine inline")
-    place = _place(store, data)
+    place = _place(store, data, here)
     runs.preflight(runs.wanted(build(experiment), only), place)
     place.store.refuse_unless_writable()
     with watcher() as watch:
@@ -313,8 +320,8 @@ def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> Non
     sys.exit(1 if damages else 0)
 
 
-def _place(store: str, data: Path) -> Place:
-    return Place(Store(store), data.expanduser().absolute(), Path.cwd())
+def _place(store: str, data: Path, here: Path | None = None) -> Place:
+    return Place(Store(store), data.expanduser().absolute(), here or Path.cwd())
 
 
 def _said(store: Store, run: dict[str, Any]) -> dict[str, Any]:

@@ -175,14 +175,12 @@ class OnRay:
             self._seat(job, handle, seats, starting)
         try:
             while waiting or running:
-                for seat in sorted(seats, key=lambda seat: seat.load):
-                    while waiting and seat.load < IN_FLIGHT:
-                        unit, attempt = waiting.popleft()
-                        running[self._begin(handle, unit, attempt, seat)] = (unit, attempt, seat)
+                while waiting and seats and (seat := min(seats, key=_load)).load < (2 if starting else IN_FLIGHT):
+                    unit, attempt = waiting.popleft()
+                    running[self._begin(handle, unit, attempt, seat)] = (unit, attempt, seat)
                 for ref in self._wait([*running, *starting]):
                     if ref in starting:
-                        self.ray.get(ref)
-                        seats.append(starting.pop(ref))
+                        seats += self._started(job, handle, ref, starting)
                         continue
                     unit, attempt, seat = running.pop(ref)
                     seat.load -= 1
@@ -203,7 +201,21 @@ class OnRay:
                     self.ray.kill(seat.actor)
         return lost
 
-    def _seat(self, job: ShardJob, handle: Any, seats: "list[_Seat]", starting: "dict[Any, _Seat]") -> None:
+    def _started(self, job: ShardJob, handle: Any, ref: Any, starting: "dict[Any, _Seat]") -> "list[_Seat]":
+        """The seat whose actor has answered; one that died before is replaced, a bounded number of times."""
+        seat = starting.pop(ref)
+        try:
+            self.ray.get(ref)
+        except self.ray.exceptions.RayActorError as error:
+            if seat.births == ATTEMPTS:
+                raise BadData(f"workers die as they start: {reason_of(error)}") from error
+            self._seat(job, handle, [], starting, seat.births + 1)
+            return []
+        return [seat]
+
+    def _seat(
+        self, job: ShardJob, handle: Any, seats: "list[_Seat]", starting: "dict[Any, _Seat]", births: int = 1
+    ) -> None:
         """One more place to work: an actor that is starting, or for light work any process."""
         if not job.heavy:
             seats.append(_Seat(None))
@@ -211,7 +223,7 @@ class OnRay:
         gpu = {"num_gpus": 1} if self.gpus else {}
         worker: Any = self.ray.remote(_Worker)
         actor = worker.options(num_cpus=ACTOR_CPUS, max_restarts=0, **gpu).remote(handle)
-        starting[actor.started.remote()] = _Seat(actor)
+        starting[actor.started.remote()] = _Seat(actor, births=births)
 
     def _begin(self, handle: Any, unit: Unit, attempt: int, seat: "_Seat") -> Any:
         seat.load += 1
@@ -263,6 +275,12 @@ class _Seat:
     actor: Any
     """None for work that loads nothing."""
     load: int = 0
+    births: int = 1
+    """How many actors have been started for it."""
+
+
+def _load(seat: _Seat) -> int:
+    return seat.load
 
 
 class _Worker:

@@ -290,9 +290,10 @@ def open_model(place: Place, made: Made) -> Any:
     """
     from stages import model
 
-    weights = place.store.read(f"{made.folder}/weights.safetensors")
-    if digest(weights) != made.content:
-        raise BadData(f"{made.folder}/weights.safetensors is damaged: run `notbugs verify`")
+    weights = place.store.find(f"{made.folder}/weights.safetensors")
+    if weights is None or digest(weights) != made.content:
+        artifacts.withdraw(place.store, made.folder, set())
+        raise BadData(f"{made.folder}/weights.safetensors is damaged and was withdrawn: the next run makes it again")
     return model.load(model.Design.from_json(made.manifest["design"]), weights, place.here)
 
 
@@ -423,7 +424,7 @@ class ModelJob:
         from stages import train
 
         store, recipe, on = self.place.store, self.node.recipe, self.inputs["on"]
-        design = design_of(self.node, on)
+        design = design_of(self.node, on.manifest)
         examples, before = self._examples(on), store.find(self._checkpoint)
         checkpoint = before
         for checkpoint, history in train.fit(recipe, design, examples, self.place.here, before):
@@ -469,17 +470,26 @@ class ModelJob:
         )
 
 
-def design_of(node: Node, on: Made) -> Any:
-    """What a training builds: the recipe's arch, for the dataset's images and classes."""
+def design_of(node: Node, on: Mapping[str, Any]) -> Any:
+    """What a training builds: the recipe's arch, for the images and classes of a dataset.
+
+    Args:
+        node: the training.
+        on: the dataset's manifest, or what is foreseen of it.
+
+    Raises:
+        BadInput: the images differ in size, or mean and std do not fit their channels.
+    """
     from stages.model import Design
 
-    facts, recipe = on.manifest, node.recipe
-    if facts["image_shape"] is None:
-        raise BadInput(
-            f"models.{node.name}.train.on: the images of {recipe.on} differ in size; load them with resize and crop"
-        )
-    mean, std = recipe.mean or facts["mean"], recipe.std or facts["std"]
-    return Design(recipe.arch, len(facts["classes"]), tuple(facts["image_shape"]), tuple(mean), tuple(std))
+    recipe, channels = node.recipe, on["channels"]
+    if on["image_shape"] is None:
+        raise BadInput(f"the images of {recipe.on} differ in size; load them with resize and crop")
+    for name, given in (("mean", recipe.mean), ("std", recipe.std)):
+        if given is not None and len(given) != channels:
+            raise BadInput(f"{name} has {len(given)} entries, the images have {channels} channels")
+    mean, std = recipe.mean or on["mean"], recipe.std or on["std"]
+    return Design(recipe.arch, len(on["classes"]), tuple(on["image_shape"]), tuple(mean), tuple(std))
 
 
 JOBS: dict[str, type[ShardJob] | type[ModelJob]] = {

@@ -16,7 +16,7 @@ from pipeline import artifacts
 from pipeline.artifacts import Made
 from pipeline.engines import Engine, Lost, reason_of
 from pipeline.graph import Node, build
-from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob
+from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, design_of
 from pipeline.spec import Experiment
 from pipeline.store import Store
 from stages.errors import BadData, BadInput
@@ -70,7 +70,9 @@ Watcher = Callable[[str, Progress, str], None]
 class Record:
     """The run in the store: ``run.json`` and ``events.jsonl``, written at every turn and every few seconds."""
 
-    def __init__(self, place: Place, experiment: Experiment, nodes: list[Node], watch: Watcher) -> None:
+    def __init__(
+        self, place: Place, experiment: Experiment, only: tuple[str, ...], nodes: list[Node], watch: Watcher
+    ) -> None:
         self.store, self.watch, self.lock, self.ended = place.store, watch, RLock(), Event()
         started = datetime.now(UTC)
         self.id = f"{started:%Y%m%d-%H%M%S}-{experiment.name}-{secrets.token_hex(2)}"
@@ -80,7 +82,9 @@ class Record:
             "experiment": experiment.model_dump(mode="json", exclude_defaults=True),
             "state": "running",
             "started": started.isoformat(timespec="seconds"),
+            "only": list(only),
             "data": str(place.data),
+            "here": str(place.here),
             "host": artifacts.host(),
             "pid": os.getpid(),
             "environment": artifacts.environment(),
@@ -138,7 +142,7 @@ class Run:
         self.experiment, self.place = experiment, place
         self.nodes = wanted(build(experiment), only)
         self.made: dict[str, Made] = {}
-        self.record = Record(place, experiment, self.nodes, watch)
+        self.record = Record(place, experiment, only, self.nodes, watch)
 
     def go(self, engine: Engine) -> bool:
         """Make every node whose inputs are there, side by side where the engine can.
@@ -349,6 +353,8 @@ def _foresee(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]], 
         case "bring":
             from stages import model
 
+            if not fetch and model.is_remote(node.recipe):
+                return {"design": {"classes": node.recipe.classes, "shape": node.recipe.shape}}
             return {"design": model.bring(node.recipe, place.data, place.here)[0].as_json()}
     return {}
 
@@ -374,18 +380,13 @@ def _first_shape(job: LoadJob, units: list[Any]) -> list[int] | None:
 
 def _try_training(node: Node, place: Place, on: Mapping[str, Any]) -> None:
     from stages import train
-    from stages.model import Design
 
-    recipe, channels, count = node.recipe, on["channels"], on["counts"][node.recipe.split]
-    for name, given in (("mean", recipe.mean), ("std", recipe.std)):
-        if given is not None and len(given) != channels:
-            raise BadInput(f"{name} has {len(given)} entries, the images have {channels} channels")
+    recipe, count = node.recipe, on["counts"][node.recipe.split]
     if count < recipe.batch_size:
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {count} images of {recipe.on} {recipe.split}")
     if on["image_shape"] is not None:
-        ones = (1.0,) * channels
-        design = Design(recipe.arch, len(on["classes"]), tuple(on["image_shape"]), ones, ones)
-        train.refuse_misfit(recipe, design, place.here)
+        neutral = {"mean": [0.5] * on["channels"], "std": [0.5] * on["channels"]}  # the dataset's own are not known yet
+        train.refuse_misfit(recipe, design_of(node, {**on, **neutral}), place.here)
 
 
 def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -421,7 +422,7 @@ def _refuse_split(place: str, name: str, split: str, dataset: Mapping[str, Any],
 
 def _refuse_model(place: str, name: str, model: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
     design, classes, shape = model["design"], len(dataset["classes"]), dataset["image_shape"]
-    if design["classes"] != classes:
+    if design["classes"] not in (None, classes):
         raise BadInput(f"{place}: {name} knows {design['classes']} classes, the dataset has {classes}")
     if shape is not None and list(design["shape"]) != list(shape):
         sizes = ["×".join(map(str, s)) for s in (design["shape"], shape)]
@@ -432,6 +433,8 @@ def _refuse_rule(place: str, node: Node, classes: list[str]) -> None:
     from stages.relabel import class_map
 
     rule = node.relabel or node.recipe.agreement
+    if rule.rule == "other" and len(classes) < 2:
+        raise BadInput(f"{place}: other needs another class, the dataset has one")
     if rule.rule == "least_likely" and node.recipe.model is None:
         raise BadInput(f"{place}: least_likely needs the attack to name a model")
     if rule.map is not None:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from stages.errors import BadInput
-from stages.recipes import Attack, Bring, Evaluate, Load, Recipe, Relabel, Train
+from stages.recipes import Attack, Bring, Evaluate, Load, Perturbation, Recipe, Relabel, Train
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 
@@ -78,7 +78,8 @@ def read(path: Path) -> Experiment:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise BadInput(f"{path} is not YAML{place}: {getattr(error, 'problem', None) or error}") from error
+        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise BadInput(f"{path} is not YAML{place}: {reason}") from error
     return parse(found)
 
 
@@ -103,7 +104,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key, _ in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
@@ -149,6 +150,8 @@ def _sentence(error: ValidationError) -> str:
             near = difflib.get_close_matches(str(context["tag"]), SOURCES, 1, 0.5)
             hint = f", did you mean {near[0]!r}?" if near else ""
             return f"{place}.source: must be one of {', '.join(SOURCES)}, got {context['tag']!r}{hint}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{place}: must be a mapping, got {_shown(got)}"
         case "string_type" if "[key]" in first["loc"]:
             return f"{place}: a name must be text, put it in quotes"
         case "value_error":
@@ -198,8 +201,6 @@ def _model_at(parts: list[str]) -> type[BaseModel] | None:
         case ["models", _, "load"]:
             return Bring
         case [*_, "attacks", _]:
-            from stages.recipes import Perturbation
-
             return Perturbation
     return None
 

@@ -149,6 +149,26 @@ def attack_batches(
     return in_batches(one, ball.batch_size, pixels_NHWC, class_N)
 
 
+def logits_under_attack(
+    model: Classifier, ball: Perturbation, pixels_NHWC: np.ndarray, label_N: np.ndarray
+) -> np.ndarray:
+    """What a model says, in float32, of images attacked away from their classes: N × classes.
+
+    The last iterate is scored as it is: rounding to 8 bits is for what is saved, and would take most of a
+    small ball's strength from the attack.
+    """
+    attacked, plain = model.using(ball.precision), model.using("float32")
+    where = attacked.mean.device
+
+    def one(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        loss, clean = untargeted(attacked, torch.from_numpy(labels).to(where)), to_unit(pixels, where)
+        moved = pgd(loss, clean, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps)
+        with torch.no_grad():
+            return np.asarray(plain(moved).cpu())
+
+    return in_batches(one, ball.batch_size, pixels_NHWC, label_N)
+
+
 def logits_of(model: Classifier, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
     """What a model says of some images, in float32: N × classes.
 

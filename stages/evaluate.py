@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.attack import attack_batches, logits_of, untargeted
+from stages.attack import logits_of, logits_under_attack
 from stages.model import Classifier, threads
 from stages.recipes import Evaluate, Perturbation
 from stages.relabel import targets
@@ -38,8 +38,7 @@ def _score_one(recipe: Evaluate, classes: Sequence[str], model: Classifier, shar
         other = targets(recipe.agreement, label, shard.index, classes)
         sums["agreeing"] = int((answers == other).sum())
     for ball in recipe.attacks:
-        moved = attack_batches(model, ball, untargeted, clean, label)
-        sums["right_under"].append(int((logits_of(model, moved, recipe.batch_size).argmax(1) == label).sum()))
+        sums["right_under"].append(int((logits_under_attack(model, ball, clean, label).argmax(1) == label).sum()))
     return sums
 
 

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pyarrow import fs
 
 from stages.errors import BadData, BadInput
@@ -86,6 +87,9 @@ def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
     for split, items in listing.items.items():
         if not items:
             raise BadInput(f"the source is empty: split {split} of {load.source} has no images")
+        if load.limit is not None and load.limit < len(items):
+            kept = generator(load.seed, f"limit/{split}").permutation(len(items))[: load.limit]
+            listing.items[split] = [items[i] for i in sorted(kept)]
     return listing
 
 
@@ -97,7 +101,7 @@ def spread(listing: Listing, load: Load) -> dict[str, list[Item]]:
     """
     shards = {}
     for split, items in listing.items.items():
-        order = generator(load.seed, f"order/{split}").permutation(len(items))[: load.limit]
+        order = generator(load.seed, f"order/{split}").permutation(len(items))
         for number, first in enumerate(range(0, len(order), load.shard_size)):
             chosen = order[first : first + load.shard_size]
             shards[f"{split}-{number:06d}"] = [items[i] for i in chosen]
@@ -233,7 +237,7 @@ def _list_folder(load: ImageFolder, data: Path) -> Listing:
         first += len(files)
         _refuse_if_damaged(items[split], root / load.splits[split])
         if load.balance:
-            items[split] = _balanced(items[split], load.seed, split)
+            items[split] = _balanced(items[split], load, split, len(classes))
     kinds = {SUFFIXES[path.suffix[1:].lower()] for chosen in items.values() for path in (item.ref for item in chosen)}
     return Listing(classes, items, channels=3, suffix=kinds.pop() if len(kinds) == 1 and load.keeps_bytes else None)
 
@@ -266,10 +270,13 @@ def _refuse_if_damaged(items: Sequence[Item], folder: Path) -> None:
         )
 
 
-def _balanced(items: Sequence[Item], seed: int, split: str) -> list[Item]:
+def _balanced(items: Sequence[Item], load: ImageFolder, split: str, classes: int) -> list[Item]:
+    """Equally many images of every class: as many as the smallest has, or as the limit leaves to each."""
     smallest = min(Counter(item.label for item in items).values(), default=0)
+    if load.limit is not None:
+        smallest = min(smallest, load.limit // classes)
     taken, kept = Counter[int](), []
-    for i in generator(seed, f"balance/{split}").permutation(len(items)):
+    for i in generator(load.seed, f"balance/{split}").permutation(len(items)):
         if taken[items[i].label] < smallest:
             taken[items[i].label] += 1
             kept.append(items[i])
@@ -283,6 +290,8 @@ def _group(wanted: str | ClassMap | None, names: list[str]) -> tuple[tuple[str, 
     mapping = RESTRICTED_IMAGENET if isinstance(wanted, str) else wanted
     number: dict[str, int] = {}
     for label, (group, members) in enumerate(mapping.items()):
+        if not members:
+            raise BadInput(f"classes.{group}: names no class of the folder")
         for name in (n for member in members for n in _members(member, names, group)):
             if number.get(name, label) != label:
                 raise BadInput(f"classes.{group}: {name} is in two groups")
@@ -306,13 +315,20 @@ def _members(member: int | str, names: list[str], group: str) -> Iterator[str]:
 # --------------------------------------------------------------------------------------- webdataset
 
 
-def _list_webdataset(load: WebDataset, data: Path) -> Listing:
+def _expand(pattern: str) -> list[str]:
     from braceexpand import braceexpand
 
+    try:
+        return list(braceexpand(pattern))
+    except ValueError as error:
+        raise BadInput(f"shards: {pattern} has braces that do not close") from error
+
+
+def _list_webdataset(load: WebDataset, data: Path) -> Listing:
     items, kinds, first = {}, set[str](), 0
     for split, pattern in load.shards.items():
         found = list[Item]()
-        for url in braceexpand(pattern):
+        for url in _expand(pattern):
             url = url if "://" in url else str(data / url)
             for image, label, kind in _index_tar(url):
                 found.append(Item(first + len(found), image, label))
@@ -343,12 +359,14 @@ def _index_tar(url: str) -> Iterator[tuple[tuple[str, int, int], int, str]]:
                 if image is None or label is None:
                     raise BadInput(f"{url}: sample {sample} has {', '.join(parts)}, expected an image and cls")
                 yield (url, parts[image].offset_data, parts[image].size), int(label.read()), SUFFIXES[image]
+    except BadInput:
+        raise
+    except pa.ArrowInvalid as error:
+        raise BadInput(f"{url} is no place that can be read: {str(error).splitlines()[0]}") from error
     except (tarfile.TarError, ValueError) as error:
-        raise (
-            error if isinstance(error, BadInput) else BadInput(f"{url} is not a WebDataset shard: {error}")
-        ) from error
+        raise BadInput(f"{url} is not a WebDataset shard: {error}") from error
     except OSError as error:
-        raise BadInput(f"{url} cannot be read: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"{url} cannot be read: {error.strerror or str(error).splitlines()[0]}") from error
 
 
 def _stem(name: str) -> str:

@@ -174,6 +174,11 @@ def bring(recipe: Bring, data: Path, here: Path) -> tuple[Design, bytes]:
     return design, save(model.network)
 
 
+def is_remote(recipe: Bring) -> bool:
+    """Whether the weights have to be fetched from somewhere else."""
+    return "://" in recipe.weights or (":" not in recipe.arch and _torchvision_weights(recipe) is not None)
+
+
 def _torchvision_weights(recipe: Bring) -> Any:
     from torchvision import models
 

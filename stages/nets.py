@@ -143,11 +143,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def parameters(model: nn.Module) -> int:
-    """How many trainable numbers it has."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def probe(model: nn.Module, shape: tuple[int, int, int], classes: int, arch: str) -> None:
     """Send one batch through, so that a network that does not fit its data is refused before work starts.
 

@@ -5,14 +5,25 @@ of the node's version; the fields named in ``where`` only say where data lies, a
 `docs/experiment-file.md` is generated from this file.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Precision = Literal["float32", "bfloat16"]
 Norm = Literal["l2", "linf"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"names {next(v for v in values if values.count(v) > 1)!r} twice")
+    return values
+
+
+T = TypeVar("T")
+Distinct = Annotated[list[T], AfterValidator(_distinct)]
+Positive = Annotated[float, Field(gt=0)]
 ClassMap = dict[str, list[int | str]]
 
 
@@ -168,13 +179,17 @@ class Attack(Perturbation):
         "pgd",
         description="`pgd`, or for controls `noise` (random, of the same radius) or `none` (images untouched).",
     )
-    splits: list[Split] = Field(["train"], min_length=1, description="Splits of the images to make.")
+    splits: Distinct[Split] = Field(["train"], min_length=1, description="Splits of the images to make.")
     seed: Seed = Field(0, description="Seed of the noise.")
 
     inputs = frozenset({"images", "model"})
 
     @model_validator(mode="after")
     def _pgd_needs_a_model(self) -> "Attack":
+        if self.eps < 1 / 255 and self.method != "none":
+            raise ValueError(
+                f"eps {self.eps:g} is less than one 8-bit level (1/255 = 0.0039): the saved images would not change"
+            )
         if self.method == "pgd" and self.model is None:
             raise ValueError("method pgd needs a model to attack: add `model: NAME`")
         return self
@@ -236,12 +251,12 @@ class Train(Recipe):
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
     mean: list[float] | None = Field(None, description="Per-channel mean inside the model; by default the dataset's.")
-    std: list[float] | None = Field(
+    std: list[Positive] | None = Field(
         None, description="Per-channel deviation inside the model; by default the dataset's."
     )
     precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
     seed: Seed = Field(0, description="Seed of initial weights, order, augmentation and dropout.")
-    threads: int = Field(2, ge=1, description="CPU threads; more threads, other rounding: part of the version.")
+    threads: int = Field(2, ge=1, le=256, description="CPU threads; more threads, other rounding: part of the version.")
     memory_budget: int = Field(
         4096,
         ge=0,
@@ -252,6 +267,8 @@ class Train(Recipe):
 
     @model_validator(mode="after")
     def _drops_and_schedule(self) -> "Train":
+        if any(not 0 < drop < self.epochs for drop in self.drops):
+            raise ValueError(f"drops must lie between 1 and {self.epochs - 1}, the epochs before the last")
         if bool(self.drops) != (self.schedule == "steps"):
             raise ValueError("`drops` goes with schedule steps, and schedule steps needs it")
         return self
@@ -274,11 +291,11 @@ class Bring(Recipe):
     classes: int | None = Field(
         None, ge=2, description="Number of classes; by default what the checkpoint's last layer says."
     )
-    shape: list[int] = Field(
+    shape: list[Annotated[int, Field(ge=1)]] = Field(
         [3, 224, 224], min_length=3, max_length=3, description="Channels, height and width it takes."
     )
     mean: list[float] | None = Field(None, description="Per-channel mean that the network expects to be subtracted.")
-    std: list[float] | None = Field(None, description="Per-channel deviation that it expects to be divided by.")
+    std: list[Positive] | None = Field(None, description="Per-channel deviation that it expects to be divided by.")
 
     @field_validator("weights")
     @classmethod
@@ -293,7 +310,7 @@ class Bring(Recipe):
 class Evaluate(Recipe):
     """Accuracy of some models on one split of a dataset, clean and under attack."""
 
-    models: list[str] = Field(min_length=1, description="Models to score.")
+    models: Distinct[str] = Field(min_length=1, description="Models to score.")
     on: str = Field(description="Dataset to score them on.")
     split: Split = Field("test", description="Its split.")
     attacks: list[Perturbation] = Field([], description="Untargeted PGD attacks to score them under as well.")

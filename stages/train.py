@@ -1,5 +1,6 @@
 """Train a classifier: SGD over one split, epoch by epoch, resumable bit for bit after any of them."""
 
+import hashlib
 import json
 import math
 import time
@@ -199,7 +200,13 @@ def _checkpoint(
         if state.get("momentum_buffer") is not None:
             tensors[f"momentum.{number}"] = state["momentum_buffer"]
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    return safetensors.torch.save(tensors, metadata={"about": json.dumps({"on": origin, "history": history})})
+    about = {"on": origin, "history": history, "sha256": _body_digest(safetensors.torch.save(tensors))}
+    return safetensors.torch.save(tensors, metadata={"about": json.dumps(about)})
+
+
+def _body_digest(content: bytes) -> str:
+    """Of the tensors in a safetensors file, without its header."""
+    return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
 
 
 def _about(checkpoint: bytes) -> dict[str, Any]:
@@ -212,6 +219,8 @@ def came_from(checkpoint: bytes | None, origin: str) -> TypeGuard[bytes]:
     """Whether this is a whole checkpoint of a training on these examples."""
     try:
         if checkpoint is None or _about(checkpoint)["on"] != origin:
+            return False
+        if _about(checkpoint)["sha256"] != _body_digest(checkpoint):
             return False
         safetensors.torch.load(checkpoint)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError):

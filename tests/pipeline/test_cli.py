@@ -3,13 +3,18 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
 from conftest import contents, files
 from PIL import Image
 
+from pipeline import artifacts, spec
 from pipeline.cli import main
+from pipeline.graph import build
+from pipeline.jobs import ModelJob, Place
+from pipeline.store import Store
 
 
 def invoke(*args, code=0):
@@ -336,6 +341,67 @@ def test_damaged_weights_and_rows_are_made_again(finished):
     invoke("verify", "--store", store)
 
 
+def test_a_flipped_byte_in_a_checkpoint_is_not_gone_on_from(tiny, write, tmp_path):
+    """A training that goes on from damaged weights would end "done" with another model that no check can find."""
+    tiny["models"]["standard"]["train"]["epochs"] = 3
+    file, store = write(tiny), tmp_path / "s"
+    make(file, tmp_path / "undisturbed", "--only", "standard")
+    make(file, store, "--only", "clean")
+    place = Place(Store(str(store)), tmp_path, tmp_path)
+    node = next(node for node in build(spec.parse(tiny)) if node.id == "models/standard")
+    clean = artifacts.find(place.store, node.inputs["on"])
+    steps = ModelJob(node, place, {"on": clean}).steps()
+    next(steps)
+    steps.close()
+    checkpoint = store / node.folder / "checkpoint.safetensors"
+    content = bytearray(checkpoint.read_bytes())
+    content[-100] ^= 64
+    checkpoint.write_bytes(content)
+    make(file, store, "--only", "standard")
+    assert contents(store)["models/standard"] == contents(tmp_path / "undisturbed")["models/standard"]
+
+
+def test_damaged_weights_that_are_read_as_input_are_made_again_by_the_next_run(finished, tiny, write):
+    _, store = finished
+    weights = next(store.glob("models/standard/*/weights.safetensors"))
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-4] + bytes(4))
+    tiny["datasets"]["other"]["attack"]["steps"] = 4
+    file = write(tiny)
+    assert "damaged and was withdrawn" in make(file, store, code=1).stderr
+    make(file, store)
+    assert weights.read_bytes() == good
+
+
+def test_resume_makes_only_what_the_run_was_asked_for(tiny, write, tmp_path):
+    store = tmp_path / "s"
+    make(write(tiny), store, "--only", "clean")
+    next(store.glob("datasets/clean/*/manifest.json")).unlink()
+    invoke("resume", "--store", store, "--engine", "inline")
+    assert set(contents(store)) == {"datasets/clean"}
+
+
+def test_the_majority_share_is_that_of_the_images_that_are_kept(tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "data/pictures", per_class=20)
+    load = {"source": "image-folder", "root": "pictures", "resize": 12, "crop": 8, "limit": 15}
+    make(write({"name": "f", "datasets": {"p": {"load": load}}}), "s")
+    said = json.loads(invoke("show", "p", "--json", "--store", "s").stdout)["found"][0]
+    table = pq.read_table(next(Path("s").glob("datasets/p/*/samples.parquet"))).to_pylist()
+    labels = [row["label"] for row in table if row["split"] == "train"]
+    assert len(labels) == said["counts"]["train"] == 15
+    assert said["majority"]["train"] == max(labels.count(0), labels.count(1)) / 15
+
+
+def test_plan_reads_no_checkpoint_from_elsewhere(tiny, write, tmp_path):
+    tiny["models"]["brought"] = {
+        "load": {"arch": "small_cnn", "weights": "http://127.0.0.1:9/w.pt", "shape": [1, 8, 8]}
+    }
+    tiny["evaluations"]["accuracy"]["models"].append("brought")
+    assert "brought" in invoke("plan", write(tiny), "--store", tmp_path / "s").stdout
+    assert "cannot be read" in invoke("run", write(tiny), "--store", tmp_path / "s", code=2).stderr
+
+
 # --------------------------------------------------------------------------------------- bad input
 
 
@@ -396,11 +462,37 @@ def unfitting_map(root):
     return {"classes": {"both": ["a", "0-7"]}}  # a is class 0: naming it twice is no harm
 
 
+def empty_group(root):
+    folder(root, 2)
+    return {"classes": {"a": ["a"], "b": []}}
+
+
 ATTACK = ("datasets", "other", "attack")
 BAD = {
     "unknown key": (change(*ATTACK, "stepz", to=3), "datasets.other.attack.stepz: unknown key, did you mean 'steps'?"),
     "unknown key, longer": (change(*ATTACK, "epsilon", to=3), "unknown key, did you mean 'eps'?"),
     "name is a number": (change("datasets", 1, to={"load": {"source": "cifar10"}}), "a name must be text"),
+    "no mapping where one belongs": (
+        change("datasets", "clean", to=None),
+        "datasets.clean: must be a mapping, got None",
+    ),
+    "source alone": (change("datasets", "clean", "load", to="digits"), "datasets.clean.load: must be a mapping"),
+    "eps below a level": (change(*ATTACK, "eps", to=0.001), "less than one 8-bit level"),
+    "model twice": (change("evaluations", "accuracy", "models", to=["standard"] * 2), "names 'standard' twice"),
+    "std zero": (change("models", "standard", "train", "std", to=[0]), "must be greater than 0, got 0"),
+    "drop after the end": (
+        change(
+            "models",
+            "standard",
+            "train",
+            to={"on": "clean", "arch": "small_cnn", "epochs": 2, "schedule": "steps", "drops": [5]},
+        ),
+        "drops must lie between 1 and 1",
+    ),
+    "group without a class": (bad_folder(empty_group), "classes.b: names no class"),
+    "braces open": (load(source="webdataset", shards={"train": "a-{000.."}), "braces that do not close"),
+    "scheme unknown": (load(source="webdataset", shards={"train": "foo://a/b.tar"}), "no place that can be read"),
+    "key is a list": (lambda tiny, tmp_path: "name: t\n? [a, b]\n: 1\n", "is not YAML (line"),
     "unknown section": (change("modells", to={}), "modells: unknown key, did you mean 'models'?"),
     "wrong type": (change(*ATTACK, "steps", to="many"), "datasets.other.attack.steps: must be a valid integer"),
     "eps zero": (change(*ATTACK, "eps", to=0), "datasets.other.attack.eps: must be greater than 0, got 0"),

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from stages.attack import logits_of
 from stages.evaluate import add, score, summary, wilson
+from stages.model import Classifier, Design
 from stages.recipes import Evaluate
+from stages.shard import Shard
 
 CLASSES = tuple("0123456789")
 BATCH = 20
@@ -162,3 +164,38 @@ def test_the_interval_holds_the_share_and_stays_between_zero_and_one(case):
     assert low - 1e-12 <= right / n <= high + 1e-12
     flipped = wilson(n - right, n)
     assert (1 - flipped[1], 1 - flipped[0]) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_a_small_ball_keeps_its_whole_strength_on_a_linear_model(make_module, tmp_path):
+    """Robust accuracy is the share of images further from the boundary than ε, also where ε is under one 8-bit level.
+
+    Scored on rounded images, a ball this small would leave every answer as it is.
+    """
+    source = """
+        from torch import nn
+
+        def net(classes, channels):
+            return nn.Sequential(nn.Flatten(), nn.Linear(channels * 64, classes))
+        """
+    design = Design(f"{make_module(source)}:net", 2, (1, 8, 8), (0.0,), (1.0,))
+    model = Classifier(design, tmp_path).eval().requires_grad_(False)
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(100, 156, (200, 8, 8, 1), dtype=np.uint8)
+    weight, bias = (p.double().numpy() for p in model.network[1].parameters())
+    across = weight[1] - weight[0]
+    signed = (pixels.reshape(200, -1) / 255 @ across + bias[1] - bias[0]) / np.linalg.norm(across)
+    middle = np.median(signed)
+    with torch.no_grad():
+        model.network[1].bias[1] -= float(middle * np.linalg.norm(across))  # the boundary through the middle
+    signed = signed - middle
+    eps = float(np.median(np.abs(signed))) / 4
+    assert eps * 255 < 8 * 0.5, "a step of that length moves the 64 pixels by less than half a level each"
+    index = np.arange(200)
+    label = (signed > 0).astype(np.int64)
+    shard = Shard("test-000000", index, label, label.copy(), pixels)
+    asked = recipe(attacks=[{"eps": eps, "steps": 10, "batch_size": BATCH}])
+    sums = score(asked, ("a", "b"), {"net": model}, shard)["net"]
+    assert sums["right"] == 200
+    clear = np.abs(np.abs(signed) - eps) > 1e-5  # closer than rounding can tell
+    assert abs(sums["right_under"][0] - int((np.abs(signed) > eps).sum())) <= int((~clear).sum())
+    assert 100 < sums["right_under"][0] < 200

@@ -89,27 +89,37 @@ def test_the_majority_is_the_share_of_the_commonest_class():
 # ----------------------------------------------------------------------------------------- spreading
 
 
-@given(st.integers(1, 60), st.integers(1, 25), st.integers(0, 99), st.none() | st.integers(1, 80))
-def test_spreading_covers_each_image_exactly_once_up_to_the_limit(count, shard_size, seed, limit):
+@given(st.integers(1, 60), st.integers(1, 25), st.integers(0, 99))
+def test_spreading_covers_each_image_exactly_once(count, shard_size, seed):
     listing = Listing(("a",), {"train": [Item(i, None, 0) for i in range(count)]}, 1)
-    load = Digits(source="sklearn-digits", shard_size=shard_size, seed=seed, limit=limit)
+    load = Digits(source="sklearn-digits", shard_size=shard_size, seed=seed)
     shards = spread(listing, load)
-    seen = [item.index for items in shards.values() for item in items]
-    kept = min(count, limit or count)
-    assert len(seen) == len(set(seen)) == kept
-    assert list(shards) == [f"train-{n:06d}" for n in range(-(-kept // shard_size))]
+    assert sorted(item.index for items in shards.values() for item in items) == list(range(count))
+    assert list(shards) == [f"train-{n:06d}" for n in range(-(-count // shard_size))]
     assert all(len(items) == shard_size for items in list(shards.values())[:-1])
     assert spread(listing, load) == shards
 
 
-def test_another_seed_spreads_otherwise_and_a_limit_keeps_a_part_of_the_same_order():
+def test_another_seed_spreads_otherwise():
     listing = Listing(("a",), {"train": [Item(i, None, 0) for i in range(50)]}, 1)
 
-    def order(**said):
-        return [i.index for items in spread(listing, Digits(source="sklearn-digits", **said)).values() for i in items]
+    def order(seed):
+        load = Digits(source="sklearn-digits", seed=seed)
+        return [item.index for items in spread(listing, load).values() for item in items]
 
-    assert order(seed=0) != order(seed=1)
-    assert order(limit=20) == order()[:20]
+    assert order(0) != order(1)
+
+
+def test_a_limit_keeps_that_many_of_each_split_and_a_larger_one_keeps_them_too(tmp_path):
+    def kept(limit, seed=0):
+        items = list_source(Digits(source="sklearn-digits", limit=limit, seed=seed), tmp_path).items
+        return {split: {item.index for item in chosen} for split, chosen in items.items()}
+
+    few, more = kept(20), kept(400)
+    assert {split: len(chosen) for split, chosen in few.items()} == {"train": 20, "test": 20}
+    assert {split: len(chosen) for split, chosen in more.items()} == {"train": 400, "test": 359}
+    assert all(few[split] <= more[split] for split in few)
+    assert few != kept(20, seed=1)
 
 
 def test_every_shard_is_a_fair_sample_of_the_classes():
