@@ -10,24 +10,30 @@ thread; the node is held against the faster.
 import multiprocessing
 import os
 import platform
+import sys
 import tempfile
 import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-import click
-import numpy as np
-import torch
+# This file has the name of the package that it measures. Python puts its folder first on the path, and
+# Ray does the same on its workers, by argv: both are told of the project's folder instead.
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0], sys.argv[0] = str(ROOT), str(ROOT / "benchmark")
 
-from pipeline import report
-from pipeline.engines import OnRay
-from pipeline.jobs import AttackJob, Place
-from pipeline.runs import Run
-from pipeline.spec import parse
-from pipeline.store import Store
-from stages.attack import attack_batches, targeted
-from stages.model import threads
+import click  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from pipeline import report  # noqa: E402
+from pipeline.engines import OnRay  # noqa: E402
+from pipeline.jobs import AttackJob, Place  # noqa: E402
+from pipeline.runs import Run  # noqa: E402
+from pipeline.spec import parse  # noqa: E402
+from pipeline.store import Store  # noqa: E402
+from stages.attack import attack_batches, targeted  # noqa: E402
+from stages.model import threads  # noqa: E402
 
 
 def experiment(images: int, steps: int, precision: str) -> Any:

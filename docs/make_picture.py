@@ -41,12 +41,12 @@ def main(clean_folder: str, moved_folder: str, out: str) -> None:
     picked = [i for i in range(len(moved)) if moved.attack["reached"][i]][:COLUMNS]
     height = 3 * (SIDE + LINE + GAP) + GAP
     sheet = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, height), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for column, i in enumerate(picked):
         before, after = clean.images()[place[int(moved.index[i])]], moved.images()[i]
         rows = [
             (before, f"{names[moved.source_label[i]]}"),
-            (magnified(before, after), f"× 10, L2 {moved.attack['l2'][i]:.2f}"),
+            (magnified(before, after), f"10 x, L2 {moved.attack['l2'][i]:.2f}"),
             (after, f"labelled {names[moved.label[i]]}"),
         ]
         for row, (pixels, text) in enumerate(rows):

@@ -9,17 +9,12 @@ from uuid import uuid4
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
 
 from stages import train
 from stages.load import list_source, read, spread
 from stages.model import Classifier, Design, channel_statistics, load
 from stages.recipes import Digits, Train
 from stages.shard import Shard
-
-# No deadline: other jobs share the machine. Derandomised: a run that fails fails again for the next person.
-settings.register_profile("stages", deadline=None, derandomize=True, max_examples=60, database=None)
-settings.load_profile("stages")
 
 
 @pytest.fixture(scope="session", autouse=True)
