@@ -2,7 +2,8 @@
 
 Both attack the same images with the same model and steps, one after the other in one run. The bare
 loop is measured twice, as one process with a thread per core and as one process per core with one
-thread; the node is held against the faster.
+thread; the node is held against the faster. Steps are counted in wall seconds and added up: where two
+share a core both count, and the rest can come out negative.
 
     python benchmarks/pipeline.py --data FOLDER     # the folder that holds cifar-10-batches-py
 """
