@@ -117,9 +117,9 @@ def _mark(content: bytes | None) -> dict[str, Any] | None:
 class DatasetJob(ShardJob):
     """A dataset: shards in the store, a row per sample, a manifest."""
 
+    @abstractmethod
     def facts(self) -> dict[str, Any]:
         """Class names and channels, for the manifest."""
-        raise NotImplementedError
 
     def commit(self, unit: Unit, result: Shard, facts: dict[str, Any]) -> dict[str, Any]:
         """Pack the shard, read it back, write it, write its rows, and the mark last."""
