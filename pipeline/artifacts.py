@@ -43,7 +43,10 @@ class Made:
 
 def find(store: Store, node: Node) -> Made | None:
     """The node as it stands in the store; None unless every file and commit mark is there with its size."""
-    manifest = store.find_json(f"{node.folder}/manifest.json")
+    return _whole(store, node, store.find_json(f"{node.folder}/manifest.json"))
+
+
+def _whole(store: Store, node: Node, manifest: Any) -> Made | None:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return None
     made = Made(node.folder, manifest)
@@ -59,11 +62,11 @@ def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Made]) -> Ma
     A node that is about to be made again is not there meanwhile: under its old manifest, new shards
     would stand beside old ones.
     """
-    had = store.find(f"{node.folder}/manifest.json")
-    made = find(store, node)
+    manifest = store.find_json(f"{node.folder}/manifest.json")
+    made = _whole(store, node, manifest)
     if made is not None and parents_of(made) == {role: one.content for role, one in inputs.items()}:
         return made
-    if had is not None:
+    if manifest is not None:
         store.delete(f"{node.folder}/manifest.json")
     return None
 

@@ -8,7 +8,7 @@ import io
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -197,11 +197,17 @@ def statistics(shard: Shard) -> dict[str, Any]:
     return said
 
 
-def _totals(marks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def per_split(samples: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Samples of each split, from those of each shard."""
     counts: dict[str, int] = {}
-    for name, mark in marks.items():
+    for name, count in samples:
         split = name.rpartition("-")[0]
-        counts[split] = counts.get(split, 0) + mark["samples"]
+        counts[split] = counts.get(split, 0) + count
+    return counts
+
+
+def _totals(marks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    counts = per_split((name, mark["samples"]) for name, mark in marks.items())
     each = [mark["statistics"] for mark in marks.values()]
     shapes = {tuple(s["shape"]) if "shape" in s else None for s in each}
     said: dict[str, Any] = {

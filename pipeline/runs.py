@@ -16,7 +16,7 @@ from pipeline import artifacts
 from pipeline.artifacts import Made
 from pipeline.engines import Engine, Lost, reason_of
 from pipeline.graph import Node, build
-from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, design_of
+from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, design_of, per_split
 from pipeline.spec import Experiment
 from pipeline.store import Store
 from stages.errors import BadData, BadInput
@@ -340,7 +340,7 @@ def _foresee(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]], 
             job = LoadJob(node, place, {}, fetch)
             units = job.units()
             return job.facts() | {
-                "counts": _counts((unit.name, unit.samples) for unit in units),
+                "counts": per_split((unit.name, unit.samples) for unit in units),
                 "image_shape": _first_shape(job, units),
             }
         case "attack":
@@ -357,14 +357,6 @@ def _foresee(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]], 
                 return {"design": {"classes": node.recipe.classes, "shape": node.recipe.shape}}
             return {"design": model.bring(node.recipe, place.data, place.here)[0].as_json()}
     return {}
-
-
-def _counts(units: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for name, samples in units:
-        split = name.rpartition("-")[0]
-        counts[split] = counts.get(split, 0) + samples
-    return counts
 
 
 def _first_shape(job: LoadJob, units: list[Any]) -> list[int] | None:

@@ -44,9 +44,14 @@ def perturb(
     Returns:
         uint8, N × H × W × C.
     """
+    return _saved(_descend(pixels_NHWC, ball, loss, where), pixels_NHWC, ball)
+
+
+def _descend(
+    pixels_NHWC: np.ndarray, ball: Perturbation, loss: Callable[[Tensor], Tensor], where: torch.device | None
+) -> Tensor:
     clean = to_unit(pixels_NHWC, where)
-    moved = pgd(loss, clean, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps)
-    return _saved(moved, pixels_NHWC, ball)
+    return pgd(loss, clean, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps)
 
 
 def noise(pixels_NHWC: np.ndarray, ball: Perturbation, seed: int, index: np.ndarray) -> np.ndarray:
@@ -161,8 +166,7 @@ def logits_under_attack(
     where = attacked.mean.device
 
     def one(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        loss, clean = untargeted(attacked, torch.from_numpy(labels).to(where)), to_unit(pixels, where)
-        moved = pgd(loss, clean, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps)
+        moved = _descend(pixels, ball, untargeted(attacked, torch.from_numpy(labels).to(where)), where)
         with torch.no_grad():
             return np.asarray(plain(moved).cpu())
 

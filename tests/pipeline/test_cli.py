@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import contents, files
 from PIL import Image
+from support import contents, files
 
 from pipeline import artifacts, spec
 from pipeline.cli import main

@@ -9,7 +9,7 @@ import time
 
 import psutil
 import pytest
-from conftest import TINY, command, contents
+from support import TINY, command, contents
 
 LONG = {"steps": 60, "batch_size": 32}
 """An attack that takes long enough to be interrupted."""

@@ -3,9 +3,9 @@
 import copy
 
 import pytest
-from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
+from support import TINY
 
 from pipeline.graph import build
 from pipeline.spec import parse

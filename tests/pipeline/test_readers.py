@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from conftest import TINY
 from PIL import Image
+from support import TINY
 
 from pipeline.cli import main
 

@@ -1,9 +1,9 @@
 """The experiment file: what is read, and that whatever is wrong gets one sentence."""
 
 import pytest
-from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
+from support import TINY
 
 from pipeline.spec import parse, read
 from stages.errors import BadInput

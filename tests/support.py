@@ -1,0 +1,43 @@
+"""What the tests share besides fixtures: a small experiment on real digits, and a look into a local store."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "datasets": {
+        "clean": {"load": {"source": "sklearn-digits", "shard_size": 64, "limit": 192}},
+        "other": {
+            "attack": {"images": "clean", "model": "standard", "eps": 1.5, "steps": 3, "batch_size": 32},
+            "relabel": "other",
+        },
+        "control": {"attack": {"images": "clean", "method": "none"}, "relabel": "other"},
+    },
+    "models": {
+        "standard": {"train": {"on": "clean", "arch": "small_cnn", "epochs": 2, "batch_size": 32, "threads": 1}},
+        "from_other": {"train": {"on": "other", "arch": "small_cnn", "epochs": 2, "batch_size": 32, "threads": 1}},
+    },
+    "evaluations": {"accuracy": {"models": ["standard", "from_other"], "on": "clean", "split": "test"}},
+}
+"""Three shards of 64 training images, three of test images, in a few seconds."""
+
+
+def command() -> str:
+    """The console script of this environment."""
+    return str(Path(sys.executable).with_name("notbugs"))
+
+
+def contents(store: Path) -> dict[str, str]:
+    """Node → content digest of everything that is finished in a local store."""
+    found = {}
+    for manifest in sorted(store.glob("*/*/*/manifest.json")):
+        facts = json.loads(manifest.read_text())
+        found[f"{facts['group']}/{facts['name']}"] = facts["content"]
+    return found
+
+
+def files(folder: Path) -> set[str]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
