@@ -1,15 +1,22 @@
 """Where clean images come from: list a source, spread it over shards, read one shard of it."""
 
+import random
 import shutil
 import tarfile
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cache
+from io import SEEK_SET, BufferedReader, BytesIO, RawIOBase
+from itertools import groupby, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from threading import Event
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +27,24 @@ from stages.images import decode
 from stages.recipes import ClassMap, Digits, ImageFolder, Load, Torchvision, WebDataset
 from stages.seeds import generator
 from stages.shard import Failure, Shard
+
+READERS = 16
+"""Tars that are listed side by side, and spans of tars that are fetched side by side."""
+
+CHUNK = 8 * 2**20
+"""Bytes asked of an object store at once; a listing holds `READERS` times as much."""
+
+GAP = 64 * 2**10
+"""Bytes between two images that are rather fetched for nothing than asked around: a request takes as long as a few
+hundred KiB."""
+
+PAUSES = 1.0, 2.0, 4.0, 8.0, 16.0
+"""Seconds before each repetition of a request to an object store that is away, less up to half by chance; pyarrow
+itself tries for six seconds each time."""
+
+T = TypeVar("T")
+Span = tuple[str, int, int]
+"""A tar, an offset in it, and a number of bytes."""
 
 SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
 
@@ -43,7 +68,7 @@ class Item:
 
     index: int
     ref: Any
-    """Pixels (H × W × C, uint8), a path, or (tar, offset, bytes)."""
+    """Pixels (H × W × C, uint8), a path, or a `Span` of a tar."""
     label: int
 
 
@@ -122,10 +147,11 @@ def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: st
 
     Raises:
         BadData: more than ``load.max_undecodable`` of the images failed.
+        ConnectionError: an object store was away for about a minute; that is no fault of the images.
     """
     resize, crop = (None, None) if isinstance(load, Digits | Torchvision) else (load.resize, load.crop)
     kept, pixels, files, failures = [], [], [], []
-    with _Files() as opened:
+    with _Files([item.ref for item in items]) as opened:
         for item in items:
             try:
                 if isinstance(item.ref, np.ndarray):
@@ -135,6 +161,8 @@ def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: st
                     pixels.append(decode(file, channels, resize, crop))
                     files.append(file)
                 kept.append(item)
+            except ConnectionError:
+                raise
             except (BadData, OSError) as error:
                 failures.append(Failure(item.index, item.label, f"{_place(item.ref)}: {error}"))
     if len(failures) > load.max_undecodable * len(items):
@@ -328,11 +356,9 @@ def _list_webdataset(load: WebDataset, data: Path) -> Listing:
     items, kinds, first = {}, set[str](), 0
     for split, pattern in load.shards.items():
         found = list[Item]()
-        for url in _expand(pattern):
-            url = url if "://" in url else str(data / url)
-            for image, label, kind in _index_tar(url):
-                found.append(Item(first + len(found), image, label))
-                kinds.add(kind)
+        for image, label, kind in _index([url if "://" in url else str(data / url) for url in _expand(pattern)]):
+            found.append(Item(first + len(found), image, label))
+            kinds.add(kind)
         items[split], first = found, first + len(found)
     labels = {item.label for chosen in items.values() for item in chosen}
     classes = load.classes if load.classes is not None else max(labels, default=0) + 1
@@ -348,19 +374,54 @@ def _list_webdataset(load: WebDataset, data: Path) -> Listing:
     )
 
 
-def _index_tar(url: str) -> Iterator[tuple[tuple[str, int, int], int, str]]:
-    """Where each image of a tar lies, its label and its kind; only headers and labels are read."""
+def _index(urls: Sequence[str]) -> Iterator[tuple[Span, int, str]]:
+    """Where each image of some tars lies, its label and its kind; several tars at a time, in the order given."""
+    for url in urls[:1]:
+        with _blaming(url), _open(url, patient=False):  # who mistyped should hear of it now
+            pass
+    stopped = Event()
+
+    def index(url: str) -> list[tuple[Span, int, str]]:
+        with _blaming(url):
+            return list(takewhile(lambda _: not stopped.is_set(), _index_tar(url)))
+
+    with ThreadPoolExecutor(READERS) as pool:
+        try:
+            for found in pool.map(index, urls):
+                yield from found
+        finally:
+            stopped.set()  # after an error or Ctrl-C, tars of gigabytes are not read to their end
+
+
+def _index_tar(url: str) -> Iterator[tuple[Span, int, str]]:
+    """The same of one tar, from its start to its end without going back.
+
+    Of a file on disk only headers and labels are read. An object store would have to be asked for each of them, five
+    times per image; so all of the tar is fetched, in large chunks, and the images are passed over.
+    """
+    with _open(url) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for sample, group in groupby((m for m in tar if m.isfile()), key=lambda member: _stem(member.name)):
+            parts, label = dict[str, tarfile.TarInfo](), None
+            for member in group:
+                suffix = member.name.rpartition(".")[2].lower()
+                parts[suffix] = member
+                if suffix == "cls" and (content := tar.extractfile(member)):
+                    label = content.read()
+            image = next((suffix for suffix in parts if suffix in SUFFIXES), None)
+            if image is None or label is None:
+                raise BadInput(f"{url}: sample {sample} has {', '.join(parts)}, expected an image and cls")
+            yield (url, parts[image].offset_data, parts[image].size), int(label), SUFFIXES[image]
+
+
+@contextmanager
+def _blaming(url: str) -> Iterator[None]:
+    """What goes wrong with a tar, as a sentence about it."""
     try:
-        with _open(url) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for sample, group in groupby((m for m in tar if m.isfile()), key=lambda member: _stem(member.name)):
-                parts = {member.name.rpartition(".")[2].lower(): member for member in group}
-                image = next((suffix for suffix in parts if suffix in SUFFIXES), None)
-                label = tar.extractfile(parts["cls"]) if "cls" in parts else None
-                if image is None or label is None:
-                    raise BadInput(f"{url}: sample {sample} has {', '.join(parts)}, expected an image and cls")
-                yield (url, parts[image].offset_data, parts[image].size), int(label.read()), SUFFIXES[image]
+        yield
     except BadInput:
         raise
+    except ConnectionError as error:
+        raise BadInput(str(error)) from error
     except pa.ArrowInvalid as error:
         raise BadInput(f"{url} is no place that can be read: {str(error).splitlines()[0]}") from error
     except (tarfile.TarError, ValueError) as error:
@@ -377,46 +438,170 @@ def _stem(name: str) -> str:
 
 def _channels(items: dict[str, list[Item]]) -> int:
     """1 if the first image is grey, else 3: shards hold images of one kind."""
-    from io import BytesIO
-
     from PIL import Image
 
     ref = next((item.ref for chosen in items.values() for item in chosen), None)
     if ref is None:
         return 3
+    with _blaming(ref[0]), _Files([ref]) as opened:
+        content = opened.fetch(ref)
     try:
-        with _Files() as opened, Image.open(BytesIO(opened.fetch(ref))) as image:
+        with Image.open(BytesIO(content)) as image:
             return 1 if image.mode in ("L", "1", "I;16") else 3
     except OSError:  # not an image: `read` says so, with its place
         return 3
 
 
-def _open(url: str) -> Any:
-    if "://" not in url:
-        return Path(url).open("rb")
-    filesystem, path = fs.FileSystem.from_uri(url)
-    return filesystem.open_input_file(path)
+class _Files:
+    """Files of images. What lies in tars is fetched ahead, side by side, and each tar of an object store opened once.
 
+    A shard's images are spread over the tars of its source by chance: most take a request of their own. All of a
+    shard's files are held until it is read; as a tar, they are held again anyway.
+    """
 
-class _Files(ExitStack):
-    """Reads files, or spans of tars; each tar is opened once."""
+    def __init__(self, refs: Iterable[Any]) -> None:
+        place = {ref: i for i, ref in enumerate(refs) if isinstance(ref, tuple)}
+        self.pool = ThreadPoolExecutor(READERS)
+        # All are opened before any is read: a thread that waits for a tar never keeps it from being opened.
+        self.tars = {url: self.pool.submit(_reader, url) for url in dict.fromkeys(url for url, _, _ in place)}
+        self.coming = dict[Span, Future[dict[Span, bytes]]]()
+        # In the order in which they will be asked for: they are decoded while others come.
+        for spans in sorted(_joined(place), key=lambda spans: min(place[span] for span in spans)):
+            self.coming |= dict.fromkeys(spans, self.pool.submit(self._fetch, spans))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.opened: dict[str, Any] = {}
+    def __enter__(self) -> "_Files":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def _fetch(self, spans: Sequence[Span]) -> dict[Span, bytes]:
+        (url, first, _), (_, last, size) = spans[0], spans[-1]
+        content = self.tars[url].result()(first, last + size - first)
+        return {span: content[span[1] - first : span[1] - first + span[2]] for span in spans}
 
     def fetch(self, ref: Any) -> bytes:
         if isinstance(ref, Path):
             return ref.read_bytes()
-        url, offset, size = ref
-        if url not in self.opened:
-            self.opened[url] = self.enter_context(_open(url))
-        self.opened[url].seek(offset)
-        content: bytes = self.opened[url].read(size)
-        if len(content) != size:
-            raise BadData(f"{url} ends inside the image")
+        content = self.coming[ref].result()[ref]
+        if len(content) != ref[2]:
+            raise BadData(f"{ref[0]} ends inside the image")
         return content
+
+
+def _joined(spans: Iterable[Span]) -> Iterator[list[Span]]:
+    """Spans, in order; together those that one request should fetch."""
+    together = list[Span]()
+    for url, offset, size in sorted(spans):
+        if together:
+            (one, first, _), (_, last, length) = together[0], together[-1]
+            if url != one or offset - (last + length) > GAP or offset + size - first > CHUNK:
+                yield together
+                together = []
+        together.append((url, offset, size))
+    if together:
+        yield together
 
 
 def _place(ref: Any) -> str:
     return ref[0] if isinstance(ref, tuple) else str(ref.name)
+
+
+# ------------------------------------------------------------------------- files, here and far away
+
+
+def _on_disk(url: str) -> Path | None:
+    """A path or URL as a path, if it is a file of this machine."""
+    if "://" not in url:
+        return Path(url)
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def _open(url: str, patient: bool = True) -> BinaryIO:
+    """A file to be read from its start to its end, on disk passing over what is not wanted."""
+    path = _on_disk(url)
+    return path.open("rb") if path else BufferedReader(_Remote(url, patient), CHUNK)
+
+
+def _reader(url: str) -> Callable[[int, int], bytes]:
+    """What reads a number of bytes at an offset, for several threads at once."""
+    path = _on_disk(url)
+    if path is None:
+        return _Remote(url).read_at
+
+    def read_at(offset: int, size: int) -> bytes:
+        with path.open("rb") as file:  # not left open: a shard's images may lie in more tars than may be open
+            file.seek(offset)
+            return file.read(size)
+
+    return read_at
+
+
+class _Remote(RawIOBase):
+    """A file of an object store as Python knows files; while the store is away, it waits.
+
+    Args:
+        url: where it is.
+        patient: whether to wait for it when it is opened, too.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ConnectionError: it cannot be read, for longer than `PAUSES`; any method may raise it.
+    """
+
+    def __init__(self, url: str, patient: bool = True) -> None:
+        super().__init__()
+        self.url = url
+        self.file = self._persist(self._opened, PAUSES if patient else ())
+
+    def _opened(self) -> Any:
+        place, mark, query = self.url.partition("?")
+        folder, _, name = place.rpartition("/")
+        filesystem, root = _connect(f"{folder}/{mark}{query}")
+        return filesystem.open_input_file(f"{root}/{unquote(name)}")
+
+    def _persist(self, work: Callable[[], T], pauses: Sequence[float]) -> T:
+        """Do some work; if the store is away, again and again, at longer and longer intervals."""
+        left = iter(pauses)
+        while True:
+            try:
+                return work()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                pause = next(left, None)
+                if pause is None:
+                    raise ConnectionError(f"{self.url} cannot be read: {str(error).splitlines()[0]}") from error
+            time.sleep(pause * random.uniform(0.5, 1))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        position: int = self.file.seek(offset, whence)
+        return position
+
+    def readinto(self, buffer: Any) -> int:
+        """As many bytes as fit, in one request, from where it stands; a try that fails does not move it."""
+        count: int = self._persist(lambda: self.file.readinto(buffer), PAUSES)
+        return count
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Bytes at an offset, in one request, less if it ends there; for several threads at once."""
+        if offset >= self.file.size():
+            return b""
+        content: bytes = self._persist(lambda: self.file.read_at(size, offset), PAUSES)
+        return content
+
+
+@cache
+def _connect(folder: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem and path of a folder's URL, once per process: connections and credentials are kept."""
+    if folder.startswith(("gs:", "gcs:")):  # else pyarrow would try for 15 minutes where S3 takes six seconds
+        folder += ("&" if "?" in folder else "?") + "retry_limit_seconds=6"
+    filesystem, root = fs.FileSystem.from_uri(folder)
+    return filesystem, root

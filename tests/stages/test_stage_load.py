@@ -1,8 +1,10 @@
 """Where clean images come from."""
 
 import io
+import resource
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pyarrow import fs
 from sklearn.datasets import load_digits
 from torchvision import transforms
 
+import stages.load
 from stages.errors import BadData, BadInput
 from stages.load import RESTRICTED_IMAGENET, Item, Listing, list_source, read, spread
 from stages.recipes import Digits, ImageFolder, Torchvision
@@ -547,7 +551,6 @@ def test_a_shard_that_is_not_there_is_refused(url, tmp_path):
 @given(st.floats(0, 1))
 def test_a_shard_cut_anywhere_is_refused_or_has_fewer_samples(share):
     import tempfile
-    from pathlib import Path
 
     with tempfile.TemporaryDirectory() as place:
         whole = foreign(Path(place) / "a.tar", 3).read_bytes()
@@ -569,6 +572,175 @@ def test_a_shard_that_shrank_after_listing_gives_failures(tmp_path):
     (failure,) = shard.failures
     assert failure.error.endswith("ends inside the image")
     assert len(shard) == 3
+
+
+def test_of_several_damaged_shards_the_first_is_named(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"no tar")
+    with pytest.raises(BadInput, match=r"a.tar is not a WebDataset shard"):
+        list_source(shards_at("{a,b}.tar"), tmp_path)
+
+
+def test_a_url_that_is_no_object_store_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"http://host/a.tar is no place that can be read"):
+        list_source(shards_at("http://host/a.tar"), tmp_path)
+
+
+def test_a_shard_may_come_from_more_tars_than_may_be_open(tmp_path):
+    for number in range(80):
+        foreign(tmp_path / f"{number:02d}.tar", 1, number)
+    load, (soft, hard) = shards_at("{00..79}.tar"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    listing = list_source(load, tmp_path)
+    ((name, items),) = spread(listing, load).items()
+    taken = {int(open.name) for open in Path("/dev/fd").iterdir()}
+    resource.setrlimit(resource.RLIMIT_NOFILE, (sorted(set(range(2000)) - taken)[40], hard))
+    try:
+        assert len(read(load, name, items, listing.channels, listing.suffix)) == 80
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# ---- far away
+
+
+class Far:
+    """A folder as a filesystem that keeps what it is asked, and does not always answer.
+
+    Args:
+        folder: the folder.
+        fails: whether a request fails, by its number and by how often the same was asked, both counted from 1.
+    """
+
+    def __init__(self, folder, fails=lambda number, times: False):
+        self.folder, self.fails, self.asked = folder, fails, []
+
+    def ask(self, *what):
+        self.asked.append(what)
+        if self.fails(len(self.asked), self.asked.count(what)):
+            raise OSError("AWS Error SLOW_DOWN: Please reduce your request rate.")
+
+    def open_input_file(self, path):
+        self.ask(path)
+        return FarFile(self, path, fs.LocalFileSystem().open_input_file(path))
+
+    def sizes(self):
+        """Bytes asked for, of each request but those that open."""
+        return sorted(what[-1] for what in self.asked if len(what) > 1)
+
+
+class FarFile:
+    def __init__(self, far, path, file):
+        self.far, self.path, self.file, self.seek, self.size = far, path, file, file.seek, file.size
+
+    def readinto(self, buffer):
+        self.far.ask(self.path, self.file.tell(), len(buffer))
+        return self.file.readinto(buffer)
+
+    def read_at(self, size, offset):
+        self.far.ask(self.path, offset, size)
+        return self.file.read_at(size, offset)
+
+
+@pytest.fixture
+def four(tmp_path):
+    """A folder with four tars of twenty images each."""
+    for number in range(4):
+        foreign(tmp_path / f"{number}.tar", 20, 20 * number, suffix="jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def far(four, monkeypatch):
+    """The same folder, at ``s3://far``."""
+    found = Far(four)
+    monkeypatch.setattr(stages.load, "_connect", lambda _: (found, str(four)))
+    monkeypatch.setattr(stages.load, "PAUSES", (0.0, 0.0, 0.0))
+    return found
+
+
+FAR = shards_at("s3://far/{0..3}.tar", shard_size=40)
+
+
+def assert_as_on_disk(shards, folder):
+    here = everything(shards_at("{0..3}.tar", shard_size=40), folder)
+    assert list(shards) == list(here)
+    for name, shard in shards.items():
+        assert shard.files == here[name].files
+        assert np.array_equal(shard.index, here[name].index)
+        assert np.array_equal(shard.label, here[name].label)
+
+
+@pytest.mark.parametrize("chunk", [600, 5000, 8 * 2**20])
+@pytest.mark.parametrize("gap", [0, 64 * 2**10])
+def test_however_much_is_asked_for_at_once_the_same_comes_of_it(chunk, gap, far, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages.load, "CHUNK", chunk)
+    monkeypatch.setattr(stages.load, "GAP", gap)
+    shards = everything(FAR, tmp_path / "elsewhere")
+    assert max(far.sizes()) <= max(chunk, 1000)  # no image has 1000 bytes
+    assert_as_on_disk(shards, tmp_path)
+
+
+def first_shard(load, listing):
+    name, items = next(iter(spread(listing, load).items()))
+    return items, lambda: read(load, name, items, listing.channels, listing.suffix)
+
+
+def test_far_tars_are_listed_and_read_in_few_requests(far, tmp_path):
+    _, shard = first_shard(FAR, list_source(FAR, tmp_path))
+    # Each tar once; besides, the first is tried beforehand, and its first image says whether they are grey.
+    assert (len(far.asked), len(far.sizes())) == (11, 5)
+    far.asked.clear()
+    shard()
+    assert (len(far.asked), len(far.sizes())) == (8, 4)
+
+
+def test_of_far_images_that_lie_apart_nothing_else_is_fetched(far, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages.load, "GAP", 0)
+    _, shard = first_shard(FAR, list_source(FAR, tmp_path))
+    far.asked.clear()
+    assert sorted(map(len, shard().files)) == far.sizes()
+
+
+def test_a_store_that_refuses_everything_twice_gives_the_same(far, tmp_path):
+    far.fails = lambda number, times: number > 1 and times % 3 != 0  # the first is how one hears of a mistyped URL
+    assert_as_on_disk(everything(FAR, tmp_path), tmp_path)
+
+
+def test_a_store_that_stays_away_is_no_fault_of_the_images(far, tmp_path):
+    load = FAR.model_copy(update={"max_undecodable": 1.0})
+    _, shard = first_shard(load, list_source(load, tmp_path))
+    far.asked.clear()
+    far.fails = lambda number, times: number > 6  # four open, two are read
+    with pytest.raises(ConnectionError, match=r"s3://far/\d.tar cannot be read: AWS Error SLOW_DOWN"):
+        shard()
+
+
+@pytest.mark.parametrize("answers", [0, 3, 10], ids=["from the start", "while listing", "before the first image"])
+def test_a_store_that_is_away_while_a_source_is_listed_is_named(answers, far, tmp_path):
+    far.fails = lambda number, times: number > answers
+    with pytest.raises(BadInput, match=r"s3://far/0.tar cannot be read: AWS Error SLOW_DOWN"):
+        list_source(shards_at("s3://far/{0,0,0,0}.tar"), tmp_path)
+    if answers == 0:
+        assert len(far.asked) == 1  # who mistyped hears of it at once
+
+
+def test_a_far_tar_that_went_away_after_listing_gives_failures(far, tmp_path):
+    load = FAR.model_copy(update={"max_undecodable": 0.9})
+    items, shard = first_shard(load, list_source(load, tmp_path))
+    (tmp_path / "2.tar").unlink()
+    lost = {item.index for item in items if item.ref[0] == "s3://far/2.tar"}
+    assert {failure.index for failure in shard().failures} == lost
+
+
+def test_shards_on_an_s3_server_are_those_on_disk_and_a_request_is_one(s3, s3_url, four, tmp_path):
+    for file in four.glob("*.tar"):
+        with s3.filesystem.open_output_stream(f"{s3_url.removeprefix('s3://')}/{file.name}") as out:
+            out.write(file.read_bytes())
+    before = s3.requests()
+    shards = everything(shards_at(f"{s3_url}/{{0..3}}.tar", shard_size=40), tmp_path / "elsewhere")
+    assert_as_on_disk(shards, four)
+    assert s3.requests() - before == {"HEAD": 6 + 2 * 4, "GET": 5 + 2 * 4}
+    with pytest.raises(BadInput, match=r"9.tar cannot be read: Path does not exist"):
+        list_source(shards_at(f"{s3_url}/9.tar"), tmp_path)
 
 
 # --------------------------------------------------------------------------------------- torchvision
