@@ -4,15 +4,21 @@ The only place that knows whether that is a local folder or an object store. Fil
 at all; which of them belong to a dataset is for commit marks and manifests to say (`artifacts`).
 """
 
+import errno
 import hashlib
 import json
 import os
+import random
+import re
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cache
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pyarrow import fs
 
@@ -23,6 +29,26 @@ PARTIAL = ".partial"
 """Folder for files that are being written, on the same filesystem as their final place."""
 
 READERS = 16
+
+PATIENCE = 120.0
+"""Seconds that an object store may be away, once it has answered, before what is asked of it fails."""
+
+FIRST_PATIENCE = 5.0
+"""The same before it has answered at all: then something is mistyped, more likely than not."""
+
+PAUSE, LONGEST_PAUSE = 0.5, 15.0
+"""Seconds before the first repetition, and at most; each pause is twice the one before, less up to half by chance."""
+
+CONNECT_TIMEOUT, SILENCE = 10.0, 30.0
+"""Seconds until S3 has to take a connection, and to say something. By default 1 and 3: too few for a busy server."""
+
+ONE_PUT = 10_000_000
+"""Bytes up to which pyarrow sends a file to S3 in one request; a larger one goes in parts, which appear as one file."""
+
+REREADS = 5
+"""How often a JSON file on an object store is read again when it comes cut."""
+
+T = TypeVar("T")
 
 
 def digest(content: bytes) -> str:
@@ -36,7 +62,19 @@ def canonical(value: Any) -> bytes:
 
 
 class Store:
-    """Files by their path below one root: a folder, ``s3://bucket/prefix`` or ``gs://bucket/prefix``."""
+    """Files by their path below one root: a folder, ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
+
+    Object stores take keys and endpoint from the environment, a configuration file or the machine's role,
+    as pyarrow does; only the URL travels to other processes. What is asked of one is asked again while it is
+    away. Any method may raise:
+
+    - `BadInput` where asking again would not help: no such bucket, keys refused, disk full;
+    - `ConnectionError` where the store was away for longer than `PATIENCE`.
+
+    Attributes:
+        url: the root.
+        retries: how often something was asked again, of this object in this process.
+    """
 
     def __init__(self, url: str) -> None:
         try:
@@ -44,30 +82,25 @@ class Store:
         except ValueError as error:
             raise BadInput(f"--store: {error}") from error
         self.url = url if "://" in url else os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111
+        self._begin(met=False)
+
+    def _begin(self, met: bool) -> None:
+        self.retries, self._counting, self._met = 0, Lock(), met
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url}
 
-    @cached_property
-    def _place(self) -> tuple[fs.FileSystem, str]:
-        if "://" not in self.url:
-            return fs.LocalFileSystem(), self.url
-        try:
-            filesystem, path = fs.FileSystem.from_uri(self.url)
-        except (ValueError, OSError) as error:
-            raise BadInput(f"--store {self.url}: {str(error).splitlines()[0]}") from error
-        return filesystem, path
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.url = state["url"]
+        self._begin(met=True)  # by the process that sent it: if the store is away now, it will be back
 
     @property
     def local(self) -> bool:
-        return isinstance(self._place[0], fs.LocalFileSystem)
+        return "://" not in self.url or self.url.startswith("file://")
 
     def at(self, path: str) -> str:
         """The path as a person would name it."""
         return f"{self.url.rstrip('/')}/{path}"
-
-    def _full(self, path: str) -> str:
-        return f"{self._place[1].rstrip('/')}/{path}" if path else self._place[1]
 
     def read(self, path: str) -> bytes:
         """A whole file.
@@ -75,9 +108,16 @@ class Store:
         Raises:
             FileNotFoundError: it is not there.
         """
-        with self._place[0].open_input_stream(self._full(path)) as file:
-            content: bytes = file.read()
-        return content
+
+        def read(filesystem: fs.FileSystem, root: str) -> bytes:
+            # Not an input stream: that asks S3 for 256 KiB at a time.
+            with filesystem.open_input_file(_below(root, path)) as file:
+                content: bytes = file.read()
+                if len(content) != file.size():
+                    raise OSError(f"{len(content)} bytes came of {file.size()}")
+            return content
+
+        return self._ask(f"reading {path}", read)
 
     def find(self, path: str) -> bytes | None:
         """A whole file, or None where there is none."""
@@ -87,12 +127,18 @@ class Store:
             return None
 
     def find_json(self, path: str) -> Any:
-        """A JSON file, or None where there is none or it cannot be read as JSON."""
-        content = self.find(path)
-        try:
-            return None if content is None else json.loads(content)
-        except ValueError:
-            return None
+        """A JSON file, or None where there is none or it cannot be read as JSON.
+
+        pyarrow asks an object store for a file's size, then for that many bytes: a file that is replaced by a
+        longer one in between comes cut. So what is no JSON is read again.
+        """
+        for _ in range(1 if self.local else REREADS):
+            content = self.find(path)
+            try:
+                return None if content is None else json.loads(content)
+            except ValueError:
+                continue
+        return None
 
     def find_all(self, paths: Iterable[str]) -> dict[str, bytes | None]:
         """Several files at once."""
@@ -101,44 +147,56 @@ class Store:
             return dict(zip(wanted, pool.map(self.find, wanted), strict=True))
 
     def files(self, folder: str, recursive: bool = False) -> dict[str, int]:
-        """Files below a folder, relative to it, with their size in bytes; empty where there is no such folder."""
-        selector = fs.FileSelector(self._full(folder), allow_not_found=True, recursive=recursive)
-        base = self._full(folder).rstrip("/") + "/"
-        found = self._infos(selector)
+        """Files below a folder, relative to it, with their size in bytes; empty where there is no such folder.
+
+        On an object store that is one request per 1,000 files.
+        """
+        base, found = self._list(folder, recursive)
         return {info.path.removeprefix(base): info.size for info in found if info.type == fs.FileType.File}
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders directly in a folder, sorted."""
-        selector = fs.FileSelector(self._full(folder), allow_not_found=True)
-        found = self._infos(selector)
+        _, found = self._list(folder)
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
-    def _infos(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+    def _list(self, folder: str, recursive: bool = False) -> tuple[str, list[fs.FileInfo]]:
+        def listing(filesystem: fs.FileSystem, root: str) -> tuple[str, list[fs.FileInfo]]:
+            full = _below(root, folder)
+            selector = fs.FileSelector(full, allow_not_found=True, recursive=recursive)
+            return full.rstrip("/") + "/", list(filesystem.get_file_info(selector))
+
         try:
-            return list(self._place[0].get_file_info(selector))
+            return self._ask(f"listing {folder}", listing)
         except NotADirectoryError:
-            return []
+            return "", []
 
     def put(self, path: str, content: bytes) -> None:
         """Write a file whole: a reader finds all of it, or what was there before.
 
-        Locally that is a file beside, read back, and a rename. On an object store it is one upload,
-        which may be cut short without becoming visible as an error (pyarrow publishes what it has
-        when a stream breaks): so the size is checked, and commit marks hold the digest.
+        Locally that is a file beside, its size checked, and a rename. On an object store it is one upload, which the
+        store itself holds against the length and checksum sent with it.
 
         Raises:
             BadData: what was written is not what is there.
         """
-        filesystem, final = self._place[0], self._full(path)
-        target = self._full(f"{PARTIAL}/{uuid.uuid4().hex}") if self.local else final
-        for folder in {os.path.dirname(target), os.path.dirname(final)} if self.local else ():  # noqa: PTH120
+        if self.local:
+            self._ask(f"writing {path}", lambda filesystem, root: self._put_beside(filesystem, root, path, content))
+        else:
+            self._ask(f"writing {path}", lambda _, root: _upload(self.url, _below(root, path), content))
+
+    def _put_beside(self, filesystem: fs.FileSystem, root: str, path: str, content: bytes) -> None:
+        final, beside = _below(root, path), _below(root, f"{PARTIAL}/{uuid.uuid4().hex}")
+        for folder in {os.path.dirname(beside), os.path.dirname(final)}:  # noqa: PTH120
             filesystem.create_dir(folder)
-        with filesystem.open_output_stream(target) as file:
-            file.write(content)
-        if filesystem.get_file_info(target).size != len(content):
-            raise BadData(f"{self.at(path)} was not written whole: is the disk full?")
-        if target != final:
-            filesystem.move(target, final)
+        try:
+            with filesystem.open_output_stream(beside, compression=None) as file:
+                file.write(content)
+            if filesystem.get_file_info(beside).size != len(content):
+                raise BadData(f"{self.at(path)} was not written whole: is the disk full?")
+            filesystem.move(beside, final)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)  # on a full disk, half a shard is in the way of what comes next
+            raise
 
     def put_json(self, path: str, value: Any) -> bytes:
         """Write a value as JSON that a person can read; what was written."""
@@ -149,7 +207,7 @@ class Store:
     def delete(self, path: str) -> None:
         """Remove a file, if it is there."""
         try:
-            self._place[0].delete_file(self._full(path))
+            self._ask(f"deleting {path}", lambda filesystem, root: filesystem.delete_file(_below(root, path)))
         except FileNotFoundError:
             return
 
@@ -157,19 +215,231 @@ class Store:
         """Raises:
         BadInput: nothing can be written here.
         """
-        probe = f"{PARTIAL}/probe-{uuid.uuid4().hex}"
+        probe = f".probe-{uuid.uuid4().hex}"
         try:
             self.put(probe, b"")
             self.delete(probe)
-        except (OSError, ValueError) as error:
-            raise BadInput(f"the store {self.url} cannot be written: {str(error).splitlines()[0]}") from error
+        except OSError as error:
+            raise BadInput(f"the store {self.url} cannot be written: {_said(error)}") from error
 
     def sweep(self, older_than: float) -> None:
         """Remove what killed writers left half-made before a moment (seconds since 1970)."""
         if self.local:
-            for file in Path(self._full(PARTIAL)).glob("*"):
+            _, root = _connect(self.url)
+            for file in Path(_below(root, PARTIAL)).glob("*"):
                 try:
                     if file.stat().st_mtime < older_than:
                         file.unlink()
                 except FileNotFoundError:
                     continue  # its writer, or another sweep, was first
+
+    # ------------------------------------------------------------------------- asking, and asking again
+
+    def _ask(self, doing: str, work: Callable[[fs.FileSystem, str], T]) -> T:
+        """Do some work on the filesystem and root of the store, however long it takes within reason."""
+        if not self._met:
+            self._meet()
+        try:
+            return self._persist(work, PATIENCE)
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError as error:
+            if self.local:
+                raise
+            raise ConnectionError(
+                f"the store {self.url} was away for {PATIENCE:.0f} s, {doing}: {_said(error)}; when it is back, resume"
+            ) from error
+
+    def _meet(self) -> None:
+        """List the root before anything else is asked, and do not wait long: who mistyped should hear of it now.
+
+        A listing, because its refusal says why; that of a HEAD, with which pyarrow begins to read, has no body.
+        And because a bucket that is not there otherwise lists and reads like an empty one.
+        """
+        try:
+            self._persist(self._greet, FIRST_PATIENCE)
+        except BadInput:
+            raise
+        except (OSError, ValueError) as error:
+            self._refuse(error)
+            check = "; check the URL and the network" if isinstance(error, OSError) else ""
+            raise BadInput(f"the store {self.url} cannot be reached{_host(self.url)}: {_said(error)}{check}") from error
+        self._met = True
+
+    def _greet(self, filesystem: fs.FileSystem, root: str) -> None:
+        if self.local:
+            return
+        if not root:
+            raise BadInput(f"--store {self.url}: names no bucket, expected for example {self.url}bucket/folder")
+        try:
+            filesystem.get_file_info(fs.FileSelector(root))
+        except FileNotFoundError as error:
+            if "Status(NOT_FOUND" in str(error):  # Google's word on the bucket; of an empty folder pyarrow's own
+                raise
+
+    def _persist(self, work: Callable[[fs.FileSystem, str], T], patience: float) -> T:
+        """Do some work; if the store is away, again and again, at longer and longer intervals."""
+        began, pause = time.monotonic(), PAUSE
+        while True:
+            try:
+                return work(*_connect(self.url))
+            except (FileNotFoundError, NotADirectoryError):
+                raise
+            except OSError as error:
+                self._refuse(error)
+                if self.local or time.monotonic() - began + pause > patience:
+                    raise
+            with self._counting:
+                self.retries += 1
+            time.sleep(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _refuse(self, error: Exception) -> None:
+        """Raises:
+        BadInput: asking again would not help.
+        """
+        sentence = _refusal(self.url, error)
+        if sentence is None:
+            return
+        if self._met and "No response body" in str(error):
+            self._met = False
+            self._meet()
+        raise BadInput(sentence) from error
+
+
+# --------------------------------------------------------------------------------------- object stores
+
+
+@cache
+def _connect(url: str, in_parts: bool = False) -> tuple[fs.FileSystem, str]:
+    """The filesystem and root of a URL, once per process: connections and credentials are kept.
+
+    Args:
+        url: a folder's path, or a URL.
+        in_parts: for S3, whether an upload begins when a file is opened. That costs two requests more, but a stream
+            that begins later, and then cannot, leaves an empty file in place of what was there.
+    """
+    parts = urlsplit(url)
+    match parts.scheme if "://" in url else None:
+        case None:
+            return fs.LocalFileSystem(), url
+        case "s3":
+            root = unquote(f"{parts.netloc}{parts.path}").rstrip("/")
+            return _s3(parts.netloc, dict(parse_qsl(parts.query)), in_parts), root
+        case "gs" | "gcs":
+            url += ("&" if parts.query else "?") + "retry_limit_seconds=6"  # pyarrow's default is 15 minutes
+    filesystem, root = fs.FileSystem.from_uri(url)
+    return filesystem, root
+
+
+def _s3(bucket: str, asked: Mapping[str, str], in_parts: bool) -> fs.S3FileSystem:
+    """S3 as `fs.FileSystem.from_uri` makes it, but with errors reported at once: `Store` tries again, and counts."""
+    endpoint = asked.get("endpoint_override") or _endpoint()
+    return fs.S3FileSystem(
+        endpoint_override=endpoint,
+        scheme=asked.get("scheme"),
+        # Amazon says where a bucket is; elsewhere AWS_REGION has the word.
+        region=asked.get("region") or (None if endpoint else fs.resolve_s3_region(bucket)),
+        allow_delayed_open=not in_parts,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
+        connect_timeout=CONNECT_TIMEOUT,
+        request_timeout=SILENCE,
+    )
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _upload(url: str, path: str, content: bytes) -> None:
+    filesystem, _ = _connect(url, in_parts=len(content) > ONE_PUT)
+    # Not in a with statement, which closes, and so publishes, what an exception left half-written.
+    stream = filesystem.open_output_stream(path, compression=None)
+    stream.write(content)
+    stream.close()
+
+
+def _below(root: str, path: str) -> str:
+    return f"{root.rstrip('/')}/{path}" if path else root
+
+
+# What object stores say, by name, in small letters: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+# and https://cloud.google.com/apis/design/errors. What is not here and no 3xx or 4xx may pass.
+
+REFUSALS = {
+    "there is no bucket {bucket}{host}; create it or correct --store": {"nosuchbucket", "notfound"},
+    "it refuses the keys ({name}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY": {
+        "invalidaccesskeyid",
+        "invalidclienttokenid",
+        "invalidsecurity",
+        "invalidsignature",
+        "invalidtoken",
+        "incompletesignature",
+        "signaturedoesnotmatch",
+        "unrecognizedclient",
+    },
+    "it denies access ({name}); {keys} must be allowed to list, read, write and delete there": {
+        "accessdenied",
+        "accountproblem",
+        "allaccessdisabled",
+        "missingauthenticationtoken",
+        "notsignedup",
+        "permissiondenied",
+        "unauthenticated",
+    },
+    "the keys have expired ({name}); renew them and resume": {"expiredtoken", "requestexpired", "tokenrefreshrequired"},
+    "it finds this machine's clock wrong ({name}); set it right and resume": {"requesttimetooskewed"},
+    "the bucket {bucket} is in another region ({name}); set AWS_REGION": {
+        "authorizationheadermalformed",
+        "illegallocationconstraintexception",
+        "permanentredirect",
+    },
+    "it is full ({name}); free some space and resume": {"quotaexceeded", "xminiostoragefull"},
+}
+
+AGAIN = {"baddigest", "incompletebody", "invaliddigest", "invalidpart", "nosuchupload", "requesttimeout"}
+"""Called the request's fault, but what went wrong on the way, or a server that restarted, causes them too."""
+
+AGAIN_STATUS = {"408", "409", "425", "429"}
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def _refusal(url: str, error: Exception) -> str | None:
+    """Why asking again would not help, as a sentence; None where it might."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"the disk of the store {url} is full ({os.strerror(error.errno)}); free some space and resume"
+    patterns = (r"ExceptionName: (\w+)", r"(?:AWS Error |Status\()(\w+)", r"Bucket '.*' (not found)")
+    named = next(filter(None, (re.search(pattern, text) for pattern in patterns)), None)
+    if named is None:
+        return None
+    name, status = re.sub("[_ ]", "", named[1]).lower(), re.search(r"HTTP status ([34]\d\d)", text)
+    for sentence, names in REFUSALS.items():
+        if name in names:
+            said = sentence.format(name=named[1], bucket=urlsplit(url).netloc, host=_host(url), keys=_keys(url))
+            return f"the store {url}: {said}"
+    if status is None or status[1] in AGAIN_STATUS or name in AGAIN:
+        return None
+    return f"the store {url} refuses a request ({named[1]}, {status[0]}): {_said(error)}"
+
+
+def _said(error: Exception) -> str:
+    """The part of an error that is not pyarrow's wrapping; without keys, should a server repeat one."""
+    text = re.split(r"operation: |curlCode: \d+, |last message of |Message: ", str(error).splitlines()[0])[-1]
+    text = re.split(r"; Details|\. | \(Request ID| error_info", text)[0].rstrip(".")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        text = text.replace(os.environ.get(name) or "\0", f"${name}")
+    return text
+
+
+def _host(url: str) -> str:
+    """Where S3 is, if not at Amazon: without user and password, which some put there."""
+    host = re.sub(r"^\w+://", "", _endpoint() or "").rpartition("@")[2]
+    return f" at {host} (AWS_ENDPOINT_URL)" if host and url.startswith("s3://") else ""
+
+
+def _keys(url: str) -> str:
+    if url.startswith("s3://") and "AWS_ACCESS_KEY_ID" not in os.environ:
+        return "AWS_ACCESS_KEY_ID is not set, so the configuration file or this machine's role"
+    return "the keys in use"

