@@ -4,24 +4,19 @@ The only place that knows whether that is a local folder or an object store. Fil
 at all; which of them belong to a dataset is for commit marks and manifests to say (`artifacts`).
 """
 
-import errno
 import hashlib
 import json
 import os
-import random
-import re
-import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pyarrow import fs
 
+from stages import remote
 from stages.errors import BadData, BadInput
 from stages.recipes import refuse_secrets
 
@@ -29,18 +24,6 @@ PARTIAL = ".partial"
 """Folder for files that are being written, on the same filesystem as their final place."""
 
 READERS = 16
-
-PATIENCE = 120.0
-"""Seconds that an object store may be away, once it has answered, before what is asked of it fails."""
-
-FIRST_PATIENCE = 5.0
-"""The same before it has answered at all: then something is mistyped, more likely than not."""
-
-PAUSE, LONGEST_PAUSE = 0.5, 15.0
-"""Seconds before the first repetition, and at most; each pause is twice the one before, less up to half by chance."""
-
-CONNECT_TIMEOUT, SILENCE = 10.0, 30.0
-"""Seconds until S3 has to take a connection, and to say something. By default 1 and 3: too few for a busy server."""
 
 ONE_PUT = 10_000_000
 """Bytes up to which pyarrow sends a file to S3 in one request; a larger one goes in parts, which appear as one file."""
@@ -69,7 +52,7 @@ class Store:
     away. Any method may raise:
 
     - `BadInput` where asking again would not help: no such bucket, keys refused, disk full;
-    - `ConnectionError` where the store was away for longer than `PATIENCE`.
+    - `ConnectionError` where the store was away for longer than `remote.PATIENCE`.
 
     Attributes:
         url: the root.
@@ -220,12 +203,12 @@ class Store:
             self.put(probe, b"")
             self.delete(probe)
         except OSError as error:
-            raise BadInput(f"the store {self.url} cannot be written: {_said(error)}") from error
+            raise BadInput(f"the store {self.url} cannot be written: {remote.said(error)}") from error
 
     def sweep(self, older_than: float) -> None:
         """Remove what killed writers left half-made before a moment (seconds since 1970)."""
         if self.local:
-            _, root = _connect(self.url)
+            _, root = remote.connect(self.url)
             for file in Path(_below(root, PARTIAL)).glob("*"):
                 try:
                     if file.stat().st_mtime < older_than:
@@ -240,14 +223,15 @@ class Store:
         if not self._met:
             self._meet()
         try:
-            return self._persist(work, PATIENCE)
+            return self._persist(work, remote.PATIENCE)
         except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as error:
             if self.local:
                 raise
             raise ConnectionError(
-                f"the store {self.url} was away for {PATIENCE:.0f} s, {doing}: {_said(error)}; when it is back, resume"
+                f"the store {self.url} was away for {remote.PATIENCE:.0f} s, {doing}: {remote.said(error)}; "
+                "when it is back, resume"
             ) from error
 
     def _meet(self) -> None:
@@ -257,13 +241,15 @@ class Store:
         And because a bucket that is not there otherwise lists and reads like an empty one.
         """
         try:
-            self._persist(self._greet, FIRST_PATIENCE)
+            self._persist(self._greet, remote.FIRST_PATIENCE)
         except BadInput:
             raise
         except (OSError, ValueError) as error:
             self._refuse(error)
             check = "; check the URL and the network" if isinstance(error, OSError) else ""
-            raise BadInput(f"the store {self.url} cannot be reached{_host(self.url)}: {_said(error)}{check}") from error
+            raise BadInput(
+                f"the store {self.url} cannot be reached{remote.host(self.url)}: {remote.said(error)}{check}"
+            ) from error
         self._met = True
 
     def _greet(self, filesystem: fs.FileSystem, root: str) -> None:
@@ -278,27 +264,19 @@ class Store:
                 raise
 
     def _persist(self, work: Callable[[fs.FileSystem, str], T], patience: float) -> T:
-        """Do some work; if the store is away, again and again, at longer and longer intervals."""
-        began, pause = time.monotonic(), PAUSE
-        while True:
-            try:
-                return work(*_connect(self.url))
-            except (FileNotFoundError, NotADirectoryError):
-                raise
-            except OSError as error:
-                self._refuse(error)
-                if self.local or time.monotonic() - began + pause > patience:
-                    raise
-            with self._counting:
-                self.retries += 1
-            time.sleep(pause * random.uniform(0.5, 1))
-            pause = min(2 * pause, LONGEST_PAUSE)
+        return remote.persist(
+            lambda: work(*remote.connect(self.url)), 0 if self.local else patience, self._refuse, self._count
+        )
+
+    def _count(self) -> None:
+        with self._counting:
+            self.retries += 1
 
     def _refuse(self, error: Exception) -> None:
         """Raises:
         BadInput: asking again would not help.
         """
-        sentence = _refusal(self.url, error)
+        sentence = remote.refusal(self.url, error)
         if sentence is None:
             return
         if self._met and "No response body" in str(error):
@@ -307,52 +285,8 @@ class Store:
         raise BadInput(sentence) from error
 
 
-# --------------------------------------------------------------------------------------- object stores
-
-
-@cache
-def _connect(url: str, in_parts: bool = False) -> tuple[fs.FileSystem, str]:
-    """The filesystem and root of a URL, once per process: connections and credentials are kept.
-
-    Args:
-        url: a folder's path, or a URL.
-        in_parts: for S3, whether an upload begins when a file is opened. That costs two requests more, but a stream
-            that begins later, and then cannot, leaves an empty file in place of what was there.
-    """
-    parts = urlsplit(url)
-    match parts.scheme if "://" in url else None:
-        case None:
-            return fs.LocalFileSystem(), url
-        case "s3":
-            root = unquote(f"{parts.netloc}{parts.path}").rstrip("/")
-            return _s3(parts.netloc, dict(parse_qsl(parts.query)), in_parts), root
-        case "gs" | "gcs":
-            url += ("&" if parts.query else "?") + "retry_limit_seconds=6"  # pyarrow's default is 15 minutes
-    filesystem, root = fs.FileSystem.from_uri(url)
-    return filesystem, root
-
-
-def _s3(bucket: str, asked: Mapping[str, str], in_parts: bool) -> fs.S3FileSystem:
-    """S3 as `fs.FileSystem.from_uri` makes it, but with errors reported at once: `Store` tries again, and counts."""
-    endpoint = asked.get("endpoint_override") or _endpoint()
-    return fs.S3FileSystem(
-        endpoint_override=endpoint,
-        scheme=asked.get("scheme"),
-        # Amazon says where a bucket is; elsewhere AWS_REGION has the word.
-        region=asked.get("region") or (None if endpoint else fs.resolve_s3_region(bucket)),
-        allow_delayed_open=not in_parts,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
-        connect_timeout=CONNECT_TIMEOUT,
-        request_timeout=SILENCE,
-    )
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
 def _upload(url: str, path: str, content: bytes) -> None:
-    filesystem, _ = _connect(url, in_parts=len(content) > ONE_PUT)
+    filesystem, _ = remote.connect(url, in_parts=len(content) > ONE_PUT)
     # Not in a with statement, which closes, and so publishes, what an exception left half-written.
     stream = filesystem.open_output_stream(path, compression=None)
     stream.write(content)
@@ -361,85 +295,3 @@ def _upload(url: str, path: str, content: bytes) -> None:
 
 def _below(root: str, path: str) -> str:
     return f"{root.rstrip('/')}/{path}" if path else root
-
-
-# What object stores say, by name, in small letters: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
-# and https://cloud.google.com/apis/design/errors. What is not here and no 3xx or 4xx may pass.
-
-REFUSALS = {
-    "there is no bucket {bucket}{host}; create it or correct --store": {"nosuchbucket", "notfound"},
-    "it refuses the keys ({name}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY": {
-        "invalidaccesskeyid",
-        "invalidclienttokenid",
-        "invalidsecurity",
-        "invalidsignature",
-        "invalidtoken",
-        "incompletesignature",
-        "signaturedoesnotmatch",
-        "unrecognizedclient",
-    },
-    "it denies access ({name}); {keys} must be allowed to list, read, write and delete there": {
-        "accessdenied",
-        "accountproblem",
-        "allaccessdisabled",
-        "missingauthenticationtoken",
-        "notsignedup",
-        "permissiondenied",
-        "unauthenticated",
-    },
-    "the keys have expired ({name}); renew them and resume": {"expiredtoken", "requestexpired", "tokenrefreshrequired"},
-    "it finds this machine's clock wrong ({name}); set it right and resume": {"requesttimetooskewed"},
-    "the bucket {bucket} is in another region ({name}); set AWS_REGION": {
-        "authorizationheadermalformed",
-        "illegallocationconstraintexception",
-        "permanentredirect",
-    },
-    "it is full ({name}); free some space and resume": {"quotaexceeded", "xminiostoragefull"},
-}
-
-AGAIN = {"baddigest", "incompletebody", "invaliddigest", "invalidpart", "nosuchupload", "requesttimeout"}
-"""Called the request's fault, but what went wrong on the way, or a server that restarted, causes them too."""
-
-AGAIN_STATUS = {"408", "409", "425", "429"}
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def _refusal(url: str, error: Exception) -> str | None:
-    """Why asking again would not help, as a sentence; None where it might."""
-    text = str(error)
-    if isinstance(error, OSError) and error.errno in FULL:
-        return f"the disk of the store {url} is full ({os.strerror(error.errno)}); free some space and resume"
-    patterns = (r"ExceptionName: (\w+)", r"(?:AWS Error |Status\()(\w+)", r"Bucket '.*' (not found)")
-    named = next(filter(None, (re.search(pattern, text) for pattern in patterns)), None)
-    if named is None:
-        return None
-    name, status = re.sub("[_ ]", "", named[1]).lower(), re.search(r"HTTP status ([34]\d\d)", text)
-    for sentence, names in REFUSALS.items():
-        if name in names:
-            said = sentence.format(name=named[1], bucket=urlsplit(url).netloc, host=_host(url), keys=_keys(url))
-            return f"the store {url}: {said}"
-    if status is None or status[1] in AGAIN_STATUS or name in AGAIN:
-        return None
-    return f"the store {url} refuses a request ({named[1]}, {status[0]}): {_said(error)}"
-
-
-def _said(error: Exception) -> str:
-    """The part of an error that is not pyarrow's wrapping; without keys, should a server repeat one."""
-    text = re.split(r"operation: |curlCode: \d+, |last message of |Message: ", str(error).splitlines()[0])[-1]
-    text = re.split(r"; Details|\. | \(Request ID| error_info", text)[0].rstrip(".")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        text = text.replace(os.environ.get(name) or "\0", f"${name}")
-    return text
-
-
-def _host(url: str) -> str:
-    """Where S3 is, if not at Amazon: without user and password, which some put there."""
-    host = re.sub(r"^\w+://", "", _endpoint() or "").rpartition("@")[2]
-    return f" at {host} (AWS_ENDPOINT_URL)" if host and url.startswith("s3://") else ""
-
-
-def _keys(url: str) -> str:
-    if url.startswith("s3://") and "AWS_ACCESS_KEY_ID" not in os.environ:
-        return "AWS_ACCESS_KEY_ID is not set, so the configuration file or this machine's role"
-    return "the keys in use"

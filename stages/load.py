@@ -1,15 +1,12 @@
 """Where clean images come from: list a source, spread it over shards, read one shard of it."""
 
-import random
 import shutil
 import tarfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from io import SEEK_SET, BufferedReader, BytesIO, RawIOBase
 from itertools import groupby, takewhile
 from pathlib import Path
@@ -20,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import fs
 
+from stages import remote
 from stages.errors import BadData, BadInput
 from stages.images import decode
 from stages.recipes import ClassMap, Digits, ImageFolder, Load, Torchvision, WebDataset
@@ -37,10 +34,6 @@ CHUNK = 8 * 2**20
 GAP = 64 * 2**10
 """Bytes between two images that are rather fetched for nothing than asked around: a request takes as long as a few
 hundred KiB."""
-
-PAUSES = 1.0, 2.0, 4.0, 8.0, 16.0
-"""Seconds before each repetition of a request to an object store that is away, less up to half by chance; pyarrow
-itself tries for six seconds each time."""
 
 T = TypeVar("T")
 Span = tuple[str, int, int]
@@ -547,33 +540,31 @@ class _Remote(RawIOBase):
 
     Raises:
         FileNotFoundError: it is not there.
-        ConnectionError: it cannot be read, for longer than `PAUSES`; any method may raise it.
+        ConnectionError: it cannot be read, for longer than `remote.PATIENCE`; any method may raise it.
     """
 
     def __init__(self, url: str, patient: bool = True) -> None:
         super().__init__()
         self.url = url
-        self.file = self._persist(self._opened, PAUSES if patient else ())
+        self.file = self._persist(self._opened, patient)
 
     def _opened(self) -> Any:
         place, mark, query = self.url.partition("?")
         folder, _, name = place.rpartition("/")
-        filesystem, root = _connect(f"{folder}/{mark}{query}")
+        filesystem, root = remote.connect(f"{folder}/{mark}{query}")
         return filesystem.open_input_file(f"{root}/{unquote(name)}")
 
-    def _persist(self, work: Callable[[], T], pauses: Sequence[float]) -> T:
-        """Do some work; if the store is away, again and again, at longer and longer intervals."""
-        left = iter(pauses)
-        while True:
-            try:
-                return work()
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                pause = next(left, None)
-                if pause is None:
-                    raise ConnectionError(f"{self.url} cannot be read: {str(error).splitlines()[0]}") from error
-            time.sleep(pause * random.uniform(0.5, 1))
+    def _persist(self, work: Callable[[], T], patient: bool = True) -> T:
+        try:
+            return remote.persist(work, remote.PATIENCE if patient else remote.FIRST_PATIENCE, self._refuse)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ConnectionError(f"{self.url} cannot be read: {remote.said(error)}") from error
+
+    def _refuse(self, error: Exception) -> None:
+        if sentence := remote.refusal(self.url, error):
+            raise BadInput(sentence) from error
 
     def readable(self) -> bool:
         return True
@@ -587,21 +578,12 @@ class _Remote(RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """As many bytes as fit, in one request, from where it stands; a try that fails does not move it."""
-        count: int = self._persist(lambda: self.file.readinto(buffer), PAUSES)
+        count: int = self._persist(lambda: self.file.readinto(buffer))
         return count
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Bytes at an offset, in one request, less if it ends there; for several threads at once."""
         if offset >= self.file.size():
             return b""
-        content: bytes = self._persist(lambda: self.file.read_at(size, offset), PAUSES)
+        content: bytes = self._persist(lambda: self.file.read_at(size, offset))
         return content
-
-
-@cache
-def _connect(folder: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem and path of a folder's URL, once per process: connections and credentials are kept."""
-    if folder.startswith(("gs:", "gcs:")):  # else pyarrow would try for 15 minutes where S3 takes six seconds
-        folder += ("&" if "?" in folder else "?") + "retry_limit_seconds=6"
-    filesystem, root = fs.FileSystem.from_uri(folder)
-    return filesystem, root

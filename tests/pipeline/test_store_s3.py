@@ -21,8 +21,8 @@ import pytest
 from s3 import ACCESS_KEY, SECRET_KEY, S3Server
 from support import command
 
-from pipeline import store as stores
 from pipeline.store import ONE_PUT, Store
+from stages import remote
 from stages.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +43,9 @@ def asked(s3):
 @pytest.fixture
 def unknown():
     """Nothing that was connected before is remembered, neither before the test nor after it."""
-    stores._connect.cache_clear()
+    remote.connect.cache_clear()
     yield
-    stores._connect.cache_clear()
+    remote.connect.cache_clear()
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def damaging(port: int, right: bytes, wrong: bytes):
 def test_a_large_upload_that_fails_leaves_what_was_there(s3, s3_url, monkeypatch):
     store = Store(s3_url)
     store.put("f", b"before")
-    monkeypatch.setattr(stores, "PATIENCE", 0.1)
+    monkeypatch.setattr(remote, "PATIENCE", 0.1)
     with away(s3, 0.5), pytest.raises(ConnectionError):
         store.put("f", bytes(2 * ONE_PUT))
     assert store.read("f") == b"before"
@@ -228,7 +228,7 @@ def test_writes_arrive_although_the_server_is_killed_and_starts_again(s3, s3_url
 def test_a_store_that_stays_away_is_one_sentence_and_no_fault_of_the_request(s3, s3_url, monkeypatch):
     store = Store(s3_url)
     store.put("f", b"")
-    monkeypatch.setattr(stores, "PATIENCE", 1.0)
+    monkeypatch.setattr(remote, "PATIENCE", 1.0)
     with away(s3, 1.5), pytest.raises(ConnectionError) as failed:
         store.put("f", b"x")
     assert str(failed.value) == (

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from torchvision import transforms
 
 import stages.load
+import stages.remote
 from stages.errors import BadData, BadInput
 from stages.load import RESTRICTED_IMAGENET, Item, Listing, list_source, read, spread
 from stages.recipes import Digits, ImageFolder, Torchvision
@@ -652,8 +653,10 @@ def four(tmp_path):
 def far(four, monkeypatch):
     """The same folder, at ``s3://far``."""
     found = Far(four)
-    monkeypatch.setattr(stages.load, "_connect", lambda _: (found, str(four)))
-    monkeypatch.setattr(stages.load, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(stages.remote, "connect", lambda _: (found, str(four)))
+    monkeypatch.setattr(stages.remote, "PAUSE", 0.01)
+    monkeypatch.setattr(stages.remote, "FIRST_PATIENCE", 0.0)
+    monkeypatch.setattr(stages.remote, "PATIENCE", 0.5)
     return found
 
 
