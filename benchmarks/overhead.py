@@ -5,36 +5,30 @@ loop is measured twice, as one process with a thread per core and as one process
 thread; the node is held against the faster. Steps are counted in wall seconds and added up: where two
 share a core both count, and the rest can come out negative.
 
-    python benchmarks/pipeline.py --data FOLDER     # the folder that holds cifar-10-batches-py
+    python benchmarks/overhead.py --data FOLDER     # the folder that holds cifar-10-batches-py
 """
 
 import multiprocessing
 import os
 import platform
-import sys
 import tempfile
 import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-# This file has the name of the package that it measures. Python puts its folder first on the path, and
-# Ray does the same on its workers, by argv: both are told of the project's folder instead.
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0], sys.argv[0] = str(ROOT), str(ROOT / "benchmark")
+import click
+import numpy as np
+import torch
 
-import click  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from pipeline import report  # noqa: E402
-from pipeline.engines import OnRay  # noqa: E402
-from pipeline.jobs import AttackJob, Place  # noqa: E402
-from pipeline.runs import Run  # noqa: E402
-from pipeline.spec import parse  # noqa: E402
-from pipeline.store import Store  # noqa: E402
-from stages.attack import attack_batches, targeted  # noqa: E402
-from stages.model import threads  # noqa: E402
+from pipeline import report
+from pipeline.jobs import AttackJob, Place
+from pipeline.on_ray import OnRay
+from pipeline.runs import Run
+from pipeline.spec import parse
+from pipeline.store import Store
+from stages.attack import attack_batches, targeted
+from stages.model import threads
 
 
 def experiment(images: int, steps: int, precision: str) -> Any:

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import click
 
 from pipeline import artifacts, report, runs, spec
+from pipeline.cluster import JOB_VARIABLE, Cluster, Job, Request, runtime_env
 from pipeline.display import watcher
-from pipeline.engines import Engine, Inline, OnRay, reason_of
+from pipeline.engines import Engine, Inline, reason_of
 from pipeline.graph import GROUPS, build
 from pipeline.jobs import Place
+from pipeline.on_ray import OnRay
 from pipeline.spec import Experiment
 from pipeline.store import Store
 from stages.errors import BadInput
@@ -52,8 +56,26 @@ def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             type=click.IntRange(1),
             help="Workers that attack side by side [default: one per GPU, or per processor].",
         ),
-        "address": click.option(
-            "--address", envvar="NOTBUGS_ADDRESS", help="Ray cluster to join [default: start a local one]."
+        "gpu": click.option(
+            "--gpu/--no-gpu",
+            default=None,
+            help="Workers and trainings take a GPU each; a cluster that scales grows for them "
+            "[default: if the cluster has any].",
+        ),
+        "shard_timeout": click.option(
+            "--shard-timeout",
+            type=click.FloatRange(0, min_open=True),
+            metavar="SECONDS",
+            help="A step of a shard that takes longer is ended and tried elsewhere "
+            "[default: ten times the slowest so far, at least 600].",
+        ),
+        "address": click.option("--address", help="Ray cluster to join, as auto or host:6379 [default: a local one]."),
+        "cluster": click.option(
+            "--address",
+            envvar="RAY_API_SERVER_ADDRESS",
+            default="http://localhost:8265",
+            show_default=True,
+            help="Job server of the cluster.",
         ),
         "only": click.option(
             "--only",
@@ -156,9 +178,9 @@ def _size(facts: Any) -> str:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_options("store", "data", "engine", "workers", "address", "only", "json")
+@_options("store", "data", "engine", "workers", "gpu", "shard_timeout", "address", "only", "json")
 def run(file: Path, **options: Any) -> None:
-    """Make what FILE names and is missing, then print the table.
+    """Make what FILE (- for standard input) names and is missing, then print the table.
 
     What is there already is not made again: after a failure or an interruption, run it again.
     """
@@ -167,7 +189,7 @@ def run(file: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("run", required=False)
-@_options("store", "engine", "workers", "address", "only", "json")
+@_options("store", "engine", "workers", "gpu", "shard_timeout", "address", "only", "json")
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="As for run [default: that run's].")
 def resume(run: str | None, store: str, data: Path | None, **options: Any) -> None:
     """Go on with RUN (default: the latest of the store), with the experiment, --only and --data it was started with."""
@@ -181,39 +203,58 @@ def _run(
     experiment: Experiment,
     store: str,
     data: Path,
-    engine: str,
-    workers: int | None,
-    address: str | None,
     only: tuple[str, ...],
     as_json: bool,
     here: Path | None = None,
+    **options: Any,
 ) -> None:
-    if engine == "inline" and (workers or address):
-        raise BadInput("--workers and --address go with the Ray engine, not with --engine inline")
     place = _place(store, data, here)
+    begin = _engine(experiment, place, **options)
     runs.preflight(runs.wanted(build(experiment), only), place)
     place.store.refuse_unless_writable()
     with watcher() as watch:
         attempt = runs.Run(experiment, place, only, watch)
         click.echo(f"run {attempt.record.id}\nstore {place.store.url}", err=True)
-        complete = _attempt(attempt, engine, workers, address)
+        complete = _attempt(attempt, begin)
     _conclude(place.store, attempt.record.id, complete, as_json)
 
 
-def _attempt(attempt: runs.Run, engine: str, workers: int | None, address: str | None) -> bool:
+def _engine(
+    experiment: Experiment, place: Place, engine: str, address: str | None, shard_timeout: float | None, **options: Any
+) -> Callable[[], Engine]:
+    """What begins the engine that was asked for."""
+    if engine == "inline":
+        if address or shard_timeout or any(value is not None for value in options.values()):
+            raise BadInput("--workers, --gpu, --shard-timeout and --address go with the Ray engine, not with inline")
+        return Inline
+    if address and "://" in address:
+        raise BadInput(
+            f"--address {address}: must be auto or host:6379, on a machine of the cluster; "
+            "from elsewhere: notbugs submit FILE --address http://…"
+        )
+    sent = None
+    if address and JOB_VARIABLE not in os.environ:  # a job's workers have what was sent with the job
+        sent = runtime_env(Request(experiment, place.store), place.here)
+    return lambda: OnRay(address=address, limit=shard_timeout, runtime_env=sent, **options)
+
+
+def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:
     started: Engine | None = None
     try:
-        started = Inline() if engine == "inline" else OnRay(workers, address)
+        started = begin()
         return attempt.go(started)
     except KeyboardInterrupt:
-        click.echo(
-            f"\nInterrupted. What is done is kept; go on with: notbugs resume --store {attempt.place.store.url}",
-            err=True,
-        )
+        click.echo(f"\nInterrupted. What is done is kept; go on with: {_again(attempt.place.store)}", err=True)
         sys.exit(INTERRUPTED)
     finally:
         if started is not None:
             started.close()
+
+
+def _again(store: Store) -> str:
+    if JOB_VARIABLE in os.environ:
+        return "notbugs submit, as before"
+    return f"notbugs resume --store {store.url}"
 
 
 def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
@@ -226,10 +267,7 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
             if progress["why"]:
                 click.echo(f"{node}: {progress['state']}, {progress['why']}", err=True)
     if not complete:
-        click.echo(
-            f"The run failed; when the cause is mended, go on with: notbugs resume --store {store.url}",
-            err=True,
-        )
+        click.echo(f"The run failed; when the cause is mended, go on with: {_again(store)}", err=True)
         sys.exit(1)
 
 
@@ -252,6 +290,8 @@ def status(run: str | None, store: str, as_json: bool) -> None:
         count = f"{p['done']} of {p['total']}" if p["total"] else ""
         lines.append([node, p["state"], count, seconds, str(p["retries"] or ""), p["why"] or ""])
     click.echo(report.table(["node", "state", "done", "time", "retries", "why"], lines))
+    if again := found["store_retries"] + sum(p["store_retries"] for p in found["nodes"].values()):
+        click.echo(f"\nrequests that the store had to be sent again: {again}")
 
 
 @main.command()
@@ -318,6 +358,132 @@ def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> Non
     elif damages:
         click.echo("The next run makes again what is damaged." if not keep else "Nothing was taken back (--keep).")
     sys.exit(1 if damages else 0)
+
+
+# ------------------------------------------------------------------------------------------ on a cluster
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_options("cluster", "store", "workers", "gpu", "shard_timeout", "only")
+@click.option("--data", help="Folder of local sources and checkpoints, on the cluster's machines.")
+@click.option("--pip", multiple=True, metavar="PACKAGE", help="Package to install for the job; may be repeated.")
+@click.option(
+    "--env",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Environment variable of the job, not a secret; without a value, the one it has here. May be repeated.",
+)
+@click.option("--follow", "-f", is_flag=True, help="Show its progress until it ends, and end as it ends.")
+def submit(
+    file: Path,
+    address: str,
+    store: str,
+    only: tuple[str, ...],
+    pip: tuple[str, ...],
+    env: tuple[str, ...],
+    follow: bool,
+    **options: Any,
+) -> None:
+    """Send FILE to a Ray cluster as a job.
+
+    This project goes along, and the current folder where the experiment names modules of its own. If a job that
+    makes the same is under way, it is joined; one that failed or was stopped goes on where it was.
+    """
+    experiment = spec.read(file)
+    runs.wanted(build(experiment), only)
+    place = Store(store)
+    if place.local and "://" not in store and not Path(store).is_absolute():
+        raise BadInput(f"--store {store}: the cluster needs an s3:// or gs:// URL, or a folder that all machines share")
+    variables = dict(_variable(text) for text in env)
+    request = Request(experiment, place, only, _passed_on(options), pip, variables)
+    cluster = Cluster(address)
+    job, fresh = cluster.submit(request, Path.cwd())
+    click.echo(job.id)
+    click.echo("submitted" if fresh else "was under way already: joined", err=True)
+    if follow:
+        _follow(cluster, job)
+    else:
+        click.echo(f"watch it with: notbugs logs {job.id} --follow --address {address}", err=True)
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, given, value = text.partition("=")
+    if not given and name not in os.environ:
+        raise BadInput(f"--env {name}: is not set here; give it a value: --env {name}=…")
+    return name, value if given else os.environ[name]
+
+
+def _passed_on(options: dict[str, Any]) -> tuple[str, ...]:
+    """Options of `run` as they were given to `submit`."""
+    said: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            said.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            said += [f"--{name.replace('_', '-')}", str(value)]
+    return tuple(said)
+
+
+@main.command()
+@_options("cluster", "json")
+def jobs(address: str, as_json: bool) -> None:
+    """List the jobs that were submitted to a cluster, the oldest first."""
+    found = Cluster(address).jobs()
+    if as_json:
+        _print_json({"jobs": [{**vars(job), "live": job.live} for job in found]})
+        return
+    lines = [[job.id, job.state, job.experiment, _took(job), job.store] for job in found]
+    click.echo(report.table(["job", "state", "experiment", "time", "store"], lines) or f"no jobs at {address}")
+
+
+def _took(job: Job) -> str:
+    if job.started is None:
+        return ""
+    seconds = int((job.ended or time.time()) - job.started)
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+
+
+@main.command()
+@click.argument("job", required=False)
+@_options("cluster")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the job ends, and end as it ends.")
+def logs(job: str | None, address: str, follow: bool) -> None:
+    """Print what JOB has said (default: the newest job, of those under way if there are any)."""
+    cluster = Cluster(address)
+    found = cluster.job(job)
+    if follow:
+        _follow(cluster, found)
+    else:
+        click.echo(cluster.logs(found), nl=False)
+
+
+def _follow(cluster: Cluster, job: Job) -> None:
+    try:
+        ended = cluster.follow(job, functools.partial(click.echo, nl=False))
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nNo longer followed; it goes on. Stop it with: notbugs stop {job.id} --address {cluster.address}",
+            err=True,
+        )
+        sys.exit(INTERRUPTED)
+    click.echo(f"{ended.id}: {ended.state}", err=True)
+    sys.exit(ended.exit_code)
+
+
+@main.command()
+@click.argument("job", required=False)
+@_options("cluster")
+def stop(job: str | None, address: str) -> None:
+    """Stop JOB (default: the newest under way). What is done is kept; submit it again to go on."""
+    cluster = Cluster(address)
+    found = cluster.job(job)
+    if not found.live:
+        click.echo(f"{found.id}: {found.state} already")
+        return
+    ended = cluster.stop(found)
+    click.echo(f"{ended.id}: {ended.state}")
+    sys.exit(1 if ended.live else 0)
 
 
 def _place(store: str, data: Path, here: Path | None = None) -> Place:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ from stages import load
 from stages.errors import BadData, BadInput
 from stages.load import Item, Listing
 from stages.shard import Shard, pack, rows, unpack
+
+if TYPE_CHECKING:
+    from stages.train import Group
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,18 @@ class ShardJob(ABC):
     def finish(self, marks: Mapping[str, dict[str, Any]]) -> Made:
         """Publish the node from the commit marks of all its shards."""
 
-    def committed(self, units: Sequence[Unit]) -> dict[str, dict[str, Any]]:
-        """The commit marks that still hold: made from the same inputs, the shard there with its size."""
-        there = self.place.store.files(self.node.folder, recursive=True)
-        paths = {
-            f"{self.node.folder}/{artifacts.mark_path(u.name)}": u
-            for u in units
-            if artifacts.mark_path(u.name) in there
-        }
+    def stored(self) -> dict[str, int]:
+        """Every file of the node that is in the store, with its size in bytes."""
+        return self.place.store.files(self.node.folder, recursive=True)
+
+    def committed(self, units: Sequence[Unit], there: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+        """The commit marks that hold: made from the same inputs, the shard there with its size.
+
+        Args:
+            units: shards whose marks are read.
+            there: the node's files, from `stored`.
+        """
+        paths = {f"{self.node.folder}/{artifacts.mark_path(unit.name)}": unit for unit in units}
         found = {}
         for path, content in self.place.store.find_all(paths).items():
             unit, mark = paths[path], _mark(content)
@@ -330,7 +337,7 @@ class AttackJob(DatasetJob):
         from stages.attack import Attacker
 
         assert self.node.relabel is not None
-        model = open_model(self.place, self.inputs["model"]) if self.heavy else None
+        model = open_model(self.place, self.inputs["model"]) if "model" in self.inputs else None
         return Attacker(self.node.recipe, self.node.relabel, self.facts()["classes"], model)
 
 
@@ -406,6 +413,11 @@ class ModelJob:
     def threads(self) -> int:
         return self.node.recipe.threads if self.node.stage == "train" else 1
 
+    @property
+    def workers(self) -> int:
+        """Processes that make it: more than one need `ddp.steps`."""
+        return self.node.recipe.workers if self.node.stage == "train" else 1
+
     def images(self) -> int:
         """Images of an epoch."""
         if self.node.stage != "train":
@@ -413,11 +425,21 @@ class ModelJob:
         return int(self.inputs["on"].manifest["counts"][self.node.recipe.split])
 
     def steps(self) -> Iterator[dict[str, Any]]:
-        """Make it; the metrics of each epoch as it ends, and last the ``manifest``."""
+        """Make it in this process; the metrics of each epoch as it ends, and last the ``manifest``.
+
+        With the metrics, how often the store had to be asked again meanwhile (``store_retries``).
+
+        Raises:
+            BadInput: it is to be made by several processes.
+        """
+        if self.workers > 1:
+            raise BadInput(
+                f"{self.node.id} asks for {self.workers} workers, which takes Ray: leave out --engine inline"
+            )
         if self.node.stage == "bring":
             yield from self._bring()
         else:
-            yield from self._train()
+            yield from self.train()
 
     def _bring(self) -> Iterator[dict[str, Any]]:
         from stages import model
@@ -426,20 +448,25 @@ class ModelJob:
         yield {"epoch": 1}
         yield {"manifest": self._publish(design.as_json(), weights, []).manifest}
 
-    def _train(self) -> Iterator[dict[str, Any]]:
+    def train(self, group: "Group | None" = None) -> Iterator[dict[str, Any]]:
+        """This process's part of a training, alone or in a group.
+
+        Only the first of a group reads the checkpoint, writes to the store and says anything: what `steps` says.
+        """
         from stages import train
 
-        store, recipe, on = self.place.store, self.node.recipe, self.inputs["on"]
-        design = design_of(self.node, on.manifest)
-        examples, before = self._examples(on), store.find(self._checkpoint)
-        checkpoint = before
-        for checkpoint, history in train.fit(recipe, design, examples, self.place.here, before):
+        store, recipe, on, group = self.place.store, self.node.recipe, self.inputs["on"], group or train.ALONE
+        design, counted = design_of(self.node, on.manifest), store.retries
+        checkpoint = before = store.find(self._checkpoint) if group.rank == 0 else None
+        for checkpoint, history in train.fit(recipe, design, self._examples(on), self.place.here, before, group):
             store.put(self._checkpoint, checkpoint)
-            yield history[-1]
-        assert checkpoint is not None
-        made = self._publish(design.as_json(), train.weights_of(checkpoint), train.history_of(checkpoint))
-        store.delete(self._checkpoint)
-        yield {"manifest": made.manifest}
+            yield history[-1] | {"store_retries": store.retries - counted}
+            counted = store.retries
+        if group.rank == 0:
+            assert checkpoint is not None
+            made = self._publish(design.as_json(), train.weights_of(checkpoint), train.history_of(checkpoint))
+            store.delete(self._checkpoint)
+            yield {"manifest": made.manifest}
 
     def _examples(self, on: Made) -> Any:
         from stages.train import Examples

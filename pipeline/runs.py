@@ -16,13 +16,16 @@ from pipeline import artifacts
 from pipeline.artifacts import Made
 from pipeline.engines import Engine, Lost, reason_of
 from pipeline.graph import Node, build
-from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, design_of, per_split
+from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit, design_of, per_split
 from pipeline.spec import Experiment
 from pipeline.store import Store
 from stages.errors import BadData, BadInput
 
 BEAT = 10.0
 """Seconds between signs of life of a run."""
+
+EVENTS = 60.0
+"""Seconds between two writings of all events so far."""
 
 LOST_AFTER = 60.0
 """Seconds without a sign of life after which a run counts as dead."""
@@ -42,6 +45,8 @@ class Progress:
         found: of those done, how many were there before this run.
         images: images gone through in this run.
         total_images: images that this run has to go through.
+        retries: shards or epochs that were begun again.
+        store_retries: requests that its workers sent to the store again.
         started, seconds: when it began (seconds since 1970), and how long it took.
         lost: shards that could not be made, with reasons.
         last: what the last step measured.
@@ -57,6 +62,7 @@ class Progress:
     images: int = 0
     total_images: int = 0
     retries: int = 0
+    store_retries: int = 0
     started: float | None = None
     seconds: float | None = None
     lost: list[dict[str, str]] = field(default_factory=list)
@@ -68,7 +74,7 @@ Watcher = Callable[[str, Progress, str], None]
 
 
 class Record:
-    """The run in the store: ``run.json`` and ``events.jsonl``, written at every turn and every few seconds."""
+    """The run in the store: ``run.json`` every few seconds, ``events.jsonl`` every minute, both at every turn."""
 
     def __init__(
         self, place: Place, experiment: Experiment, only: tuple[str, ...], nodes: list[Node], watch: Watcher
@@ -87,9 +93,11 @@ class Record:
             "here": str(place.here),
             "host": artifacts.host(),
             "pid": os.getpid(),
+            "job": os.environ.get("NOTBUGS_JOB"),
             "environment": artifacts.environment(),
         }
         self.events: list[str] = []
+        self.told = 0.0
 
     def note(self, node: str, event: str, **facts: Any) -> None:
         """Record an event, and tell the watcher; what changes a node's state is written at once."""
@@ -98,28 +106,35 @@ class Record:
             at = datetime.now(UTC).isoformat(timespec="milliseconds")
             self.events.append(json.dumps({"at": at, "node": node, "event": event, **facts}))
             if event in ("started", "done", "cached", "failed"):
-                self.write()
+                self.write(turn=True)
 
     def start(self) -> None:
         """Write the record, and from now on give signs of life however long a step takes."""
-        self.write()
+        self.write(turn=True)
         Thread(target=self._beat, daemon=True, name="record").start()
 
     def _beat(self) -> None:
         while not self.ended.wait(BEAT):
-            self.write()
+            try:
+                self.write()
+            except (OSError, BadInput):
+                continue  # the store is away: that there is no sign of life says so; the work itself reports it
 
-    def write(self) -> None:
+    def write(self, turn: bool = False) -> None:
+        """Write the record; the events, which no object store can append to, seldom or at a turn."""
         with self.lock:
             nodes = {name: asdict(progress) for name, progress in self.nodes.items()}
-            self.store.put_json(f"runs/{self.id}/run.json", self.about | {"updated": time.time(), "nodes": nodes})
-            self.store.put(f"runs/{self.id}/events.jsonl", "".join(f"{line}\n" for line in self.events).encode())
+            now = {"updated": time.time(), "store_retries": self.store.retries, "nodes": nodes}
+            self.store.put_json(f"runs/{self.id}/run.json", self.about | now)
+            if turn or time.monotonic() - self.told > EVENTS:
+                self.told = time.monotonic()
+                self.store.put(f"runs/{self.id}/events.jsonl", "".join(f"{line}\n" for line in self.events).encode())
 
     def end(self, state: str) -> None:
         """Write the record for the last time."""
         self.ended.set()
         self.about |= {"state": state, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
-        self.write()
+        self.write(turn=True)
 
 
 class Run:
@@ -199,27 +214,41 @@ class Run:
         return made
 
     def _make_shards(self, job: ShardJob, engine: Engine) -> Made:
-        node, units = job.node, job.units()
-        marks, progress = job.committed(units), self.record.nodes[job.node.id]
-        todo = [unit for unit in units if unit.name not in marks]
-        progress.total, progress.done, progress.found = len(units), len(marks), len(marks)
-        progress.total_images = sum(unit.samples for unit in todo)
-        self.record.note(node.id, "started", shards=len(units), there=len(marks))
+        """Make what one listing says is missing; then read the marks of the rest, and make what does not hold."""
+        units, there, marks = job.units(), job.stored(), dict[str, dict[str, Any]]()
+        progress = self.record.nodes[job.node.id]
+        marked = [unit for unit in units if artifacts.mark_path(unit.name) in there]
+        progress.total, progress.done, progress.found = len(units), len(marked), len(marked)
+        self.record.note(job.node.id, "started", shards=len(units), there=len(marked))
+        self._commit([unit for unit in units if artifacts.mark_path(unit.name) not in there], job, engine, marks)
+        marks |= job.committed(marked, there)
+        stale = [unit for unit in marked if unit.name not in marks]
+        progress.done, progress.found = len(marks), len(marked) - len(stale)
+        self._commit(stale, job, engine, marks)
+        return job.finish(marks)
+
+    def _commit(self, todo: list[Unit], job: ShardJob, engine: Engine, marks: dict[str, dict[str, Any]]) -> None:
+        """Have some shards made, and collect their commit marks.
+
+        Raises:
+            BadData: some could not be made.
+        """
+        node, progress = job.node, self.record.nodes[job.node.id]
+        progress.total_images += sum(unit.samples for unit in todo)
 
         def report(event: str, facts: dict[str, Any]) -> None:
             if event == "committed":
                 marks[facts["name"]] = facts
                 progress.done += 1
                 progress.images += facts["samples"] + facts.get("failures", 0)
+                progress.store_retries += facts["store_retries"]
             else:
                 progress.retries += 1
             self.record.note(node.id, event, **_brief(facts))
 
-        lost = engine.shards(job, todo, report)
-        if lost:
+        if todo and (lost := engine.shards(job, todo, report)):
             progress.lost = [asdict(one) for one in lost]
-            raise BadData(_tell(lost, len(units)))
-        return job.finish(marks)
+            raise BadData(_tell(lost, progress.total))
 
     def _make_model(self, job: ModelJob, engine: Engine) -> Made:
         node, progress = job.node, self.record.nodes[job.node.id]
@@ -236,6 +265,7 @@ class Run:
                     progress.found = facts["epoch"] - 1
                     progress.total_images = job.images() * (job.epochs - progress.found)
                 progress.done, progress.last = facts["epoch"], facts
+                progress.store_retries += facts.get("store_retries", 0)
                 progress.images += job.images()
             else:
                 progress.retries += 1

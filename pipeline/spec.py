@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -63,13 +64,13 @@ class Experiment(_Part):
 
 
 def read(path: Path) -> Experiment:
-    """Read an experiment file.
+    """Read an experiment file, or standard input where the path is ``-``.
 
     Raises:
         BadInput: it is not there, not YAML, or says something that cannot be; the message names the place.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise BadInput(f"experiment file {path} cannot be read: {reason}") from error

@@ -257,13 +257,28 @@ class Train(Recipe):
     precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
     seed: Seed = Field(0, description="Seed of initial weights, order, augmentation and dropout.")
     threads: int = Field(2, ge=1, le=256, description="CPU threads; more threads, other rounding: part of the version.")
+    workers: int = Field(
+        1,
+        ge=1,
+        description="Processes that train side by side on Ray, a GPU each where there are any, each on its share of "
+        "the shards and of every batch; as many of them as there is room for. Other rounding: part of the version.",
+    )
     memory_budget: int = Field(
         4096,
         ge=0,
-        description="MiB of pixels that may be held in memory; a larger split streams from its shards.",
+        description="MiB of pixels that each process may hold in memory; a larger split streams from its shards.",
     )
 
     inputs = frozenset({"on"})
+
+    @model_validator(mode="after")
+    def _two_images_each(self) -> "Train":
+        if self.batch_size < 2 * self.workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} is of all {self.workers} workers together: it must be at least "
+                f"{2 * self.workers}, two images for each"
+            )
+        return self
 
     @model_validator(mode="after")
     def _drops_and_schedule(self) -> "Train":

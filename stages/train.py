@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -14,7 +14,9 @@ import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from stages import nets
 from stages.augment import augment
@@ -26,6 +28,9 @@ from stages.shard import Shard
 
 SHUFFLE_SHARDS = 4
 """Shards mixed at a time when a split streams."""
+
+Batches = Iterator[tuple[np.ndarray, np.ndarray]]
+"""Pixels, uint8, N × H × W × C, and labels."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,97 @@ class Examples:
         return sum(self.counts.values())
 
 
+@dataclass(frozen=True)
+class Group:
+    """The processes that train side by side, and which of them this is.
+
+    Where there is more than one, ``torch.distributed`` must be initialised in each.
+
+    Attributes:
+        rank: this process's number, from 0.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def part(self, count: int, rank: int) -> int:
+        """Where a rank's part of so many things begins."""
+        return rank * count // self.world
+
+    def of_batch(self, batch_size: int) -> int:
+        """Images of a batch that are this process's; where they do not divide, some have one more."""
+        return self.part(batch_size, self.rank + 1) - self.part(batch_size, self.rank)
+
+    def position(self, epoch: int) -> int:
+        """Where this process draws in an epoch; alone, at the epoch itself."""
+        return epoch * self.world + self.rank
+
+    def total(self, value: Tensor) -> float:
+        """The sum of a number over all processes."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value.item()
+
+    def told(self, value: bytes | None) -> bytes | None:
+        """What the first process has, on every process."""
+        said = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(said)
+        return said[0]
+
+    def joined(self, model: Classifier) -> nn.Module:
+        """The model, its gradients averaged over all processes in every step."""
+        return DistributedDataParallel(model) if self.world > 1 else model
+
+
+ALONE = Group()
+
+
+def share(counts: Sequence[int], batch_size: int, group: Group) -> list[tuple[int, slice]]:
+    """The samples of a process: one run of consecutive ones, so that it reads few shards that others read too.
+
+    Every sample belongs to one process, and each process has enough for its part of every whole batch.
+    What is left of the last batch is spread over all, so that none drops always the same.
+
+    Args:
+        counts: samples of each shard, in the order of the epoch.
+        batch_size: samples of a step, of all processes together.
+        group: which process.
+
+    Returns:
+        Positions in ``counts``, and which samples of that shard.
+    """
+    steps, rest = divmod(sum(counts), batch_size)
+    first, last = (
+        steps * group.part(batch_size, rank) + group.part(rest, rank) for rank in (group.rank, group.rank + 1)
+    )
+    found, start = [], 0
+    for position, count in enumerate(counts):
+        mine = slice(max(first - start, 0), min(last - start, count))
+        if mine.start < mine.stop:
+            found.append((position, mine))
+        start += count
+    return found
+
+
 def fit(
-    recipe: Train, design: Design, examples: Examples, here: Path, checkpoint: bytes | None = None
+    recipe: Train,
+    design: Design,
+    examples: Examples,
+    here: Path,
+    checkpoint: bytes | None = None,
+    group: Group = ALONE,
 ) -> Iterator[tuple[bytes, list[dict[str, Any]]]]:
     """Train; after each epoch give a checkpoint and the metrics of all epochs so far.
 
     All randomness comes from (seed, epoch), so a training that goes on from a checkpoint ends with the
-    bytes of one that was never interrupted, on the same kind of device with the same libraries.
+    bytes of one that was never interrupted, on the same kind of device with the same libraries and as
+    many processes. A checkpoint says nothing of how many there were: any number can go on from it.
+
+    Several processes see what one would see in a step, a batch of ``batch_size``, each its part, and take
+    the step with the mean gradient of the whole batch. Batch norm is plain: each process normalises by its
+    own part, and the first one's running statistics are the model's.
 
     Args:
         recipe: how to train.
@@ -64,11 +153,13 @@ def fit(
         examples: what to train on.
         here: folder of the user's own modules.
         checkpoint: where to go on, as given by an earlier call; one that is damaged or comes from other
-            examples is not used.
+            examples is not used. What the first process has counts, for all.
+        group: the processes that train together.
 
     Yields:
         The checkpoint (see `weights_of`) and the metrics: per epoch its number, learning rate, mean
-        loss, accuracy on the labels trained on, images per second.
+        loss, accuracy on the labels trained on, images per second, all of all processes together; and,
+        where the recipe asks for several, the number of ``workers``. Only the first process yields.
 
     Raises:
         BadInput: fewer examples than one batch.
@@ -86,50 +177,60 @@ def fit(
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
         )
+        checkpoint = group.told(checkpoint)
         history = _restore(model, optimizer, checkpoint) if came_from(checkpoint, examples.digest) else []
-        batches = _in_memory(recipe, examples) if examples.bytes <= recipe.memory_budget * 2**20 else None
+        fits = examples.bytes <= recipe.memory_budget * 2**20 * group.world
+        batches = _in_memory(recipe, examples, group) if fits else _streamed(recipe, examples, group)
+        joined = group.joined(model)
         for epoch in range(len(history), recipe.epochs):
-            order = batches(epoch) if batches else _streamed(recipe, examples, epoch)
-            history.append(_epoch(recipe, model, optimizer, order, epoch, len(examples)))
-            yield _checkpoint(model, optimizer, history, examples.digest), list(history)
+            history.append(_epoch(recipe, joined, optimizer, batches(epoch), epoch, len(examples), group))
+            if group.rank == 0:
+                yield _checkpoint(model, optimizer, history, examples.digest), list(history)
 
 
 def _epoch(
     recipe: Train,
-    model: Classifier,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterator[tuple[np.ndarray, np.ndarray]],
+    batches: Batches,
     epoch: int,
     count: int,
+    group: Group,
 ) -> dict[str, Any]:
-    started, where = time.perf_counter(), model.mean.device
+    started, where = time.perf_counter(), next(model.parameters()).device
     steps = count // recipe.batch_size
-    torch.manual_seed(torch_seed(recipe.seed, "dropout", epoch))
-    draw = torch.Generator().manual_seed(torch_seed(recipe.seed, "augment", epoch))
+    torch.manual_seed(torch_seed(recipe.seed, "dropout", group.position(epoch)))
+    draw = torch.Generator().manual_seed(torch_seed(recipe.seed, "augment", group.position(epoch)))
     loss_sum, right = torch.zeros((), device=where), torch.zeros((), device=where)
     model.train()
-    for step, (pixels, labels) in enumerate(batches):
+    # As many steps on every process: one that took another step would wait for the others for ever.
+    for step, (pixels, labels) in zip(range(steps), batches, strict=False):
         x = augment(to_unit(pixels, where), recipe.augment, draw)
         y = torch.from_numpy(labels).to(where)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, epoch + step / steps, recipe.epochs)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = learning_rate(recipe, epoch + step / steps, recipe.epochs)
         logits = model(x)
         loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+        # The mean over processes of this is the mean over the batch, also where their parts differ.
+        loss = loss * (len(y) * group.world / recipe.batch_size)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         loss_sum += loss.detach()
         right += (logits.argmax(1) == y).sum()
-    loss_mean = loss_sum.item() / steps
+    loss_mean = group.total(loss_sum) / group.world / steps
     if not math.isfinite(loss_mean):
         raise BadData(f"the loss is {loss_mean} in epoch {epoch + 1}: lower lr (it is {recipe.lr:g})")
+    accuracy = group.total(right) / (steps * recipe.batch_size)
     seconds = time.perf_counter() - started
+    workers = {"workers": group.world} if recipe.workers > 1 else {}
     return {
         "epoch": epoch + 1,
         "lr": learning_rate(recipe, epoch + 1, recipe.epochs),
         "loss": loss_mean,
-        "accuracy": right.item() / (steps * recipe.batch_size),
+        "accuracy": accuracy,
         "images_per_second": round(steps * recipe.batch_size / seconds, 1),
+        **workers,
     }
 
 
@@ -157,39 +258,47 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _in_memory(recipe: Train, examples: Examples) -> Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]]:
-    shards = [examples.read(name) for name in examples.names]
-    pixels = np.concatenate([shard.images() for shard in shards])
-    labels = np.concatenate([shard.label for shard in shards])
+def _in_memory(recipe: Train, examples: Examples, group: Group) -> Callable[[int], Batches]:
+    mine = share([examples.counts[name] for name in examples.names], recipe.batch_size, group)
+    parts = [_read(examples, examples.names[position], which) for position, which in mine]
+    pixels, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    size = group.of_batch(recipe.batch_size)
 
-    def batches(epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        order = generator(recipe.seed, "order", epoch).permutation(len(labels))
-        for first in range(0, len(order) - recipe.batch_size + 1, recipe.batch_size):
-            chosen = order[first : first + recipe.batch_size]
+    def batches(epoch: int) -> Batches:
+        order = generator(recipe.seed, "order", group.position(epoch)).permutation(len(labels))
+        for first in range(0, len(order) - size + 1, size):
+            chosen = order[first : first + size]
             yield pixels[chosen], labels[chosen]
 
     return batches
 
 
-def _streamed(recipe: Train, examples: Examples, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _streamed(recipe: Train, examples: Examples, group: Group) -> Callable[[int], Batches]:
     """Shards in random order, a few of them mixed at a time; what does not fill a batch waits for the next few."""
-    draw = generator(recipe.seed, "order", epoch)
-    names = [examples.names[i] for i in draw.permutation(len(examples.names))]
-    pixels, labels = None, None
-    for first in range(0, len(names), SHUFFLE_SHARDS):
-        shards = [examples.read(name) for name in names[first : first + SHUFFLE_SHARDS]]
-        fresh, fresh_labels = (
-            np.concatenate([s.images() for s in shards]),
-            np.concatenate([s.label for s in shards]),
-        )
-        pixels = fresh if pixels is None else np.concatenate([pixels, fresh])
-        labels = fresh_labels if labels is None else np.concatenate([labels, fresh_labels])
-        order = draw.permutation(len(labels))
-        whole = len(order) // recipe.batch_size * recipe.batch_size
-        for start in range(0, whole, recipe.batch_size):
-            chosen = order[start : start + recipe.batch_size]
-            yield pixels[chosen], labels[chosen]
-        pixels, labels = pixels[order[whole:]], labels[order[whole:]]
+    size = group.of_batch(recipe.batch_size)
+
+    def batches(epoch: int) -> Batches:
+        # All processes draw the same order of shards; which of them are a process's changes with it.
+        draw = generator(recipe.seed, "order", epoch)
+        names = [examples.names[i] for i in draw.permutation(len(examples.names))]
+        mine = share([examples.counts[name] for name in names], recipe.batch_size, group)
+        left: list[tuple[np.ndarray, np.ndarray]] = []
+        for first in range(0, len(mine), SHUFFLE_SHARDS):
+            fresh = [_read(examples, names[at], which) for at, which in mine[first : first + SHUFFLE_SHARDS]]
+            pixels, labels = (np.concatenate(column) for column in zip(*left, *fresh, strict=True))
+            order = draw.permutation(len(labels))
+            whole = len(order) // size * size
+            for start in range(0, whole, size):
+                chosen = order[start : start + size]
+                yield pixels[chosen], labels[chosen]
+            left = [(pixels[order[whole:]], labels[order[whole:]])]
+
+    return batches
+
+
+def _read(examples: Examples, name: str, which: slice) -> tuple[np.ndarray, np.ndarray]:
+    shard = examples.read(name)
+    return shard.images()[which], shard.label[which]
 
 
 def _checkpoint(

@@ -270,4 +270,4 @@ def is_worker(process):
         title = " ".join(process.cmdline())
     except psutil.Error:
         return False
-    return title.startswith(("ray::_Worker", "ray::_make", "ray::_read", "ray::_commit", "ray::_steps"))
+    return title.startswith(("ray::_Worker", "ray::_all", "ray::_read", "ray::_commit", "ray::_steps"))

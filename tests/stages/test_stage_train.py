@@ -1,6 +1,9 @@
 """Training: it learns, it can be interrupted after any epoch, and it sees every example at most once an epoch."""
 
 import importlib
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,9 @@ from hypothesis import strategies as st
 
 from stages import train
 from stages.errors import BadData, BadInput
-from stages.model import Design, load
+from stages.model import Classifier, Design, load
 from stages.recipes import Train
+from stages.seeds import torch_seed
 from stages.shard import Shard
 
 # A network with dropout: its draws, too, must be the same after an interruption.
@@ -367,3 +371,186 @@ def test_the_number_of_threads_is_left_as_it_was(some, design):
     before = torch.get_num_threads()
     run(recipe(epochs=1, threads=before + 1), design, some)
     assert torch.get_num_threads() == before
+
+
+# ----------------------------------------------------------------------------------- several processes
+
+
+@st.composite
+def split_up(draw):
+    """Shards of any size, and a batch that they fill at least once."""
+    counts = draw(st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda counts: sum(counts) >= 2))
+    return counts, draw(st.integers(2, sum(counts)))
+
+
+@given(split_up(), st.integers(1, 9))
+def test_every_sample_belongs_to_one_process_and_each_has_enough_for_as_many_steps(split, world):
+    counts, batch = split
+    world = min(world, batch // 2) or 1
+    groups = [train.Group(rank, world) for rank in range(world)]
+    owned = [
+        [(position, sample) for position, which in train.share(counts, batch, group) for sample in range(10**6)[which]]
+        for group in groups
+    ]
+    assert [pair for pairs in owned for pair in pairs] == [(p, s) for p, n in enumerate(counts) for s in range(n)]
+    assert sum(group.of_batch(batch) for group in groups) == batch
+    steps = sum(counts) // batch
+    assert all(len(pairs) >= steps * group.of_batch(batch) for group, pairs in zip(groups, owned, strict=True))
+
+
+@given(split_up())
+def test_one_process_alone_has_every_shard_whole(split):
+    counts, batch = split
+    assert train.share(counts, batch, train.ALONE) == [(p, slice(0, n)) for p, n in enumerate(counts) if n]
+
+
+# One process of a group: rank, world, folder, meeting place. What it does is left in the folder for the test.
+MEMBER = """
+import json, pickle, sys
+from pathlib import Path
+import torch
+from stages import train
+from stages.model import Classifier
+from stages.recipes import Train
+rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+asked, design, shards, size = pickle.loads((folder / "problem").read_bytes())
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{folder}/meeting{sys.argv[4]}", rank=rank, world_size=world
+)
+read, seen = [], []
+made = []
+plain = Classifier.__init__
+def remembered(self, *args, **kwargs):
+    plain(self, *args, **kwargs)
+    made.append(self)
+    self.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+Classifier.__init__ = remembered
+def fetch(name):
+    read.append(name)
+    return shards[name]
+examples = train.Examples(list(shards), {n: len(s) for n, s in shards.items()}, fetch, size, "origin")
+before = folder / "checkpoint"
+checkpoint = before.read_bytes() if rank == 0 and before.exists() else None
+said = list(train.fit(asked, design, examples, folder, checkpoint, train.Group(rank, world)))
+state = made[0].state_dict()
+(folder / f"rank{rank}").write_bytes(pickle.dumps((said, state, seen, read)))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture
+def together(tmp_path):
+    """Train with several processes; of each what it said, its weights, the batches it saw and the shards it read."""
+    meetings = iter(range(100))
+
+    def go(asked, design, shards, world=2, size=0, checkpoint=None):
+        (tmp_path / "problem").write_bytes(pickle.dumps((asked, design, shards, size)))
+        (tmp_path / "checkpoint").unlink(missing_ok=True)
+        if checkpoint is not None:
+            (tmp_path / "checkpoint").write_bytes(checkpoint)
+        meeting = str(next(meetings))
+        members = [
+            subprocess.Popen([sys.executable, "-c", MEMBER, str(rank), str(world), str(tmp_path), meeting])
+            for rank in range(world)
+        ]
+        try:
+            assert [member.wait(timeout=120) for member in members] == [0] * world
+        finally:
+            for member in members:
+                member.kill()
+        return [pickle.loads((tmp_path / f"rank{rank}").read_bytes()) for rank in range(world)]
+
+    return go
+
+
+@pytest.fixture
+def shards(digits, part):
+    """300 digits in shards of 70: two processes share the third, and the fifth has only twenty."""
+    cuts = [(n, slice(70 * n, min(70 * n + 70, 300))) for n in range(5)]
+    return {f"train-{n:06d}": part(digits["train"], cut, f"train-{n:06d}") for n, cut in cuts}
+
+
+# No batch norm and no dropout: what several processes compute is then what one would.
+SMOOTH = """
+from torch import nn
+def make(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, classes))
+"""
+
+
+@pytest.mark.parametrize("batch", [64, 65], ids=["even parts", "uneven parts"])
+def test_two_processes_take_the_steps_of_one_that_sees_their_batches_joined(
+    batch, together, shards, design, make_module, tmp_path
+):
+    arch = f"{make_module(SMOOTH)}:make"
+    asked = recipe(arch=arch, batch_size=batch, epochs=2, workers=2, label_smoothing=0.1)
+    plain = Design(arch, 10, design.shape, design.mean, design.std)
+    (said, weights, seen, read), (silent, same, also_seen, also_read) = together(asked, plain, shards)
+    assert silent == []
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    assert len(seen) == len(also_seen) == 2 * (300 // batch)
+    assert {len(x) for x in seen} == {batch // 2}
+    assert {len(x) for x in also_seen} == {batch - batch // 2}
+    assert read == list(shards)[:3]
+    assert also_read == list(shards)[2:]
+    # By hand: plain SGD over the joined batches, each image known again by its pixels.
+    labels = {image.tobytes(): label for s in shards.values() for image, label in zip(s.images(), s.label, strict=True)}
+    torch.manual_seed(torch_seed(asked.seed, "weights"))
+    model = Classifier(plain, tmp_path)
+    sgd = torch.optim.SGD(model.parameters(), asked.lr, asked.momentum, weight_decay=asked.weight_decay)
+    steps, losses = 300 // batch, []
+    for step, parts in enumerate(zip(seen, also_seen, strict=True)):
+        x = torch.cat(parts)
+        y = torch.tensor([labels[(one * 255).round().byte().permute(1, 2, 0).numpy().tobytes()] for one in x])
+        for parameters in sgd.param_groups:
+            parameters["lr"] = train.learning_rate(asked, step / steps, asked.epochs)
+        loss = torch.nn.functional.cross_entropy(model(x), y, label_smoothing=0.1)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        losses.append(loss.item())
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-6)
+    history = said[-1][1]
+    assert [e["loss"] for e in history] == pytest.approx([np.mean(losses[:steps]), np.mean(losses[steps:])], rel=1e-5)
+    assert [e["workers"] for e in history] == [2, 2]
+
+
+@pytest.mark.parametrize("size", [0, 2**40], ids=["in memory", "streamed"])
+def test_two_processes_see_each_example_at_most_once_an_epoch(size, together, shards, design):
+    asked = recipe(arch="small_cnn", epochs=2, batch_size=32, workers=2, memory_budget=1)
+    parts = together(asked, design, shards, size=size)
+    steps = 300 // 32
+    for epoch in range(2):
+        batches = [x for _, _, seen, _ in parts for x in seen[epoch * steps : (epoch + 1) * steps]]
+        images = [one.numpy().tobytes() for x in batches for one in x]
+        assert len(batches) == 2 * steps
+        assert len(images) == len(set(images)) == steps * 32
+    if size:  # each reads what it needs, and another part in each epoch
+        assert all(len(read) < 2 * len(shards) for _, _, _, read in parts)
+
+
+def test_a_checkpoint_is_gone_on_from_by_any_number_of_processes(together, shards, design, examples_of):
+    some = examples_of(*shards.values())
+    asked = recipe(epochs=3, workers=2)
+    two = together(asked, design, shards)[0][0]
+    alone = train.fit(asked, design, some, Path(), two[0][0])
+    assert [history[-1]["workers"] for _, history in alone] == [1, 1]
+    one = next(train.fit(asked, design, some, Path()))[0]
+    said = together(asked, design, shards, checkpoint=one)[0][0]
+    assert [epoch["workers"] for epoch in said[-1][1]] == [1, 2, 2]
+    assert said[-1][1][0] == train.history_of(one)[0]
+
+
+@pytest.mark.slow
+def test_two_processes_that_go_on_end_with_the_bytes_of_two_that_were_not_interrupted(together, shards, design):
+    asked = recipe(epochs=3, workers=2, augment="crop-flip")
+    whole = together(asked, design, shards)[0][0]
+    resumed = together(asked, design, shards, checkpoint=whole[0][0])[0][0]
+    assert train.weights_of(resumed[-1][0]) == train.weights_of(whole[-1][0])
+
+
+def test_a_batch_smaller_than_two_images_for_each_worker_is_refused():
+    with pytest.raises(ValueError, match="batch_size 7 is of all 4 workers together: it must be at least 8"):
+        recipe(batch_size=7, workers=4)
+    recipe(batch_size=8, workers=4)

@@ -1,0 +1,294 @@
+"""How the pipeline itself scales: many workers and many shards, with the attack replaced by a wait of a known length.
+
+Says what share of their time the workers were busy, how the driver's memory grows with the shards, how
+long it takes to see what is left to do when nearly all is done, and, with --data, how much faster two
+workers attack CIFAR-10 than one.
+
+    python benchmarks/scale.py                                    # 64 workers, 5,000 shards
+    python benchmarks/scale.py --s3                               # the same plans, on a real S3 server on loopback
+    python benchmarks/scale.py --shards 0 --data FOLDER           # only: two workers over one, on CIFAR-10
+"""
+
+import contextlib
+import io
+import os
+import platform
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import psutil
+import pyarrow.fs
+import ray
+import yaml
+from PIL import Image
+from ray.cluster_utils import Cluster
+
+from pipeline import jobs, report
+from pipeline.jobs import AttackJob, Place
+from pipeline.on_ray import ACTOR_CPUS, OnRay
+from pipeline.runs import Run
+from pipeline.spec import parse
+from pipeline.store import Store
+from stages.relabel import targets
+from stages.shard import Shard
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS_AT_ONCE = 16
+"""Reads and commits that may run beside the waiting workers."""
+
+
+def waiting(seconds: float) -> type[AttackJob]:
+    """An attack that takes its time and does nothing else; read, pack, verify and commit are the real ones."""
+
+    class Waiting(AttackJob):
+        heavy = True  # type: ignore[assignment]
+
+        def open(self) -> Callable[[Shard], Shard]:
+            rule, classes = self.node.relabel, self.facts()["classes"]
+
+            def work(shard: Shard) -> Shard:
+                time.sleep(seconds)
+                return replace(shard, label=targets(rule, shard.label, shard.index, classes))  # type: ignore[arg-type]
+
+            return work
+
+    return Waiting
+
+
+def experiment(shards: int, source: Path) -> dict[str, Any]:
+    """Two small images in each shard."""
+    load = {"source": "webdataset", "shards": {"train": str(source)}, "classes": 10, "shard_size": 2}
+    return {
+        "name": "scale",
+        "datasets": {
+            "clean": {"load": load},
+            "waited": {"attack": {"images": "clean", "method": "none"}, "relabel": "other"},
+        },
+    }
+
+
+def write_source(file: Path, count: int) -> None:
+    """A tar of random images of 8 × 8."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    with tarfile.open(file, "w") as tar:
+        for index, image in enumerate(pixels):
+            out = io.BytesIO()
+            Image.fromarray(image).save(out, "png")
+            for suffix, content in (("png", out.getvalue()), ("cls", str(index % 10).encode())):
+                member = tarfile.TarInfo(f"{index:08d}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+class Memory:
+    """Watches a run: this process's memory and the object store as shards are done."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.driver: dict[int, float] = {}
+        self.objects = [0.0]
+        self.times: list[float] = []
+
+    def __call__(self, node: str, progress: Any, event: str) -> None:
+        """At each shard the time, now and then MiB of the driver and of the object store."""
+        if event != "committed" or node != "datasets/waited":
+            return
+        self.times.append(time.monotonic())
+        if progress.done % (progress.total // 10) == 0:
+            self.driver[progress.done] = psutil.Process().memory_info().rss / 2**20
+            threading.Thread(target=self._ask).start()
+
+    def _ask(self) -> None:
+        command = [str(Path(sys.executable).with_name("ray")), "memory", "--stats-only", "--address", self.address]
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        self.objects += [float(found) for found in re.findall(r"Plasma memory usage (\d+) MiB", said)]
+
+
+@contextlib.contextmanager
+def cluster(cpus: int) -> Iterator[str]:
+    """One node that counts as many processors as the workers ask for; its address."""
+    node = {"num_cpus": cpus, "object_store_memory": 2**30, "include_dashboard": False}
+    started = Cluster(initialize_head=True, connect=False, head_node_args=node)
+    try:
+        yield started.address
+    finally:
+        started.shutdown()
+
+
+def busy(place: Place, wanted: Any, workers: int, wait: float) -> list[list[str]]:
+    """Run the waiting node, and say how busy its workers were."""
+    with cluster(STEPS_AT_ONCE // 4 + 4) as address:
+        engine = OnRay(workers=4, address=address)
+        load = Run(wanted, place, only=("clean",))
+        assert load.go(engine), load.record.nodes
+        engine.close()
+    seconds = load.record.nodes["datasets/clean"].seconds or 0.0
+    count = load.record.nodes["datasets/clean"].total
+    jobs.JOBS["attack"] = waiting(wait)
+    with cluster(int(workers * ACTOR_CPUS) + STEPS_AT_ONCE // 4) as address:
+        memory = Memory(address)
+        engine = OnRay(workers=workers, address=address)
+        run = Run(wanted, place, watch=memory)
+        assert run.go(engine), run.record.nodes
+        engine.close()
+    node = run.record.nodes["datasets/waited"]
+    marks = [mark for mark in _marks(place.store, run) if mark is not None]
+    worked, whole = sum(mark["seconds"]["work"] for mark in marks), node.seconds or 1.0
+    steady = memory.times[len(memory.times) // 10 : -2 * workers]
+    flow = (len(steady) - 1) * wait / (steady[-1] - steady[0]) / workers
+    fewest, most = min(memory.driver, key=lambda done: abs(done - 1000)), max(memory.driver)
+    return [
+        ["load, shards per second (4 tasks at a time)", f"{count / seconds:.1f}"],
+        [f"wait of {wait:g} s × {count:,} shards ÷ ({workers} workers × {whole:.0f} s of the node)",
+         f"{len(marks) * wait / workers / whole:.3f}"],
+        ["share of time that workers were busy, start and end included", f"{worked / workers / whole:.3f}"],
+        ["share of time that workers waited as they should, first tenth and last shards left out", f"{flow:.3f}"],
+        [f"driver, MiB after {fewest:,} shards", f"{memory.driver[fewest]:.0f}"],
+        [f"driver, MiB after {most:,} shards", f"{memory.driver[most]:.0f}"],
+        ["object store, most MiB at once", f"{max(memory.objects):.0f}"],
+    ]  # fmt: skip
+
+
+def _marks(store: Store, run: Run) -> list[Any]:
+    node = next(node for node in run.nodes if node.id == "datasets/waited")
+    return [store.find_json(f"{node.folder}/commits/{name}") for name in store.files(f"{node.folder}/commits")]
+
+
+class Looked(Exception):
+    """The engine was asked to make something: all that comes before is over."""
+
+
+class Look:
+    """An engine that only takes the time at which it is asked for shards."""
+
+    def start(self, work: Callable[[], Any]) -> Any:
+        from pipeline.engines import Inline
+
+        return Inline().start(work)
+
+    def shards(self, job: Any, units: Any, report: Any) -> Any:
+        self.at, self.units = time.perf_counter(), len(units)
+        raise Looked
+
+
+def plan(place: Place, file: Path, name: str, wanted: Any, gone: int = 10) -> list[list[str]]:
+    """Take some shards away, and see how long it takes to see that."""
+    run = Run(wanted, place)
+    node = next(node for node in run.nodes if node.id == "datasets/waited")
+    there = place.store.files(node.folder, recursive=True)
+    shards = sorted(name for name in there if name.startswith("commits/") and name.endswith(".json"))
+    place.store.delete(f"{node.folder}/manifest.json")
+    for mark in shards[:: max(1, len(shards) // gone)][:gone]:
+        place.store.delete(f"{node.folder}/{mark}")
+    look: Any = Look()
+    started = time.perf_counter()
+    run.go(look)
+    command = [str(Path(sys.executable).with_name("notbugs")), "plan", str(file), "--store", place.store.url]
+    began = time.perf_counter()
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert f"{len(shards) - look.units:,}".replace(",", "") in said, said
+    return [
+        [f"{name}: run, until the first of the {look.units} missing of {len(shards):,} begins, s",
+         f"{look.at - started:.2f}"],
+        [f"{name}: `notbugs plan`, start of Python included, s", f"{time.perf_counter() - began:.2f}"],
+    ]  # fmt: skip
+
+
+def two_over_one(data: Path, images: int, rounds: int) -> list[list[str]]:
+    """Images per second of the real attack with one worker and with two, in turns."""
+    attack = {"images": "clean", "model": "standard", "eps": 0.5, "steps": 20, "precision": "bfloat16"}
+    train = {"on": "clean", "arch": "fast_resnet", "epochs": 1, "lr": 0.1, "precision": "bfloat16"}
+    load = {"source": "cifar10", "limit": images, "download": False}
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(rounds):
+        for workers in rates if number % 2 == 0 else reversed(rates):
+            with tempfile.TemporaryDirectory() as folder:
+                place = Place(Store(folder), data.absolute(), Path.cwd())
+                wanted = parse(
+                    {
+                        "name": "two",
+                        "datasets": {"clean": {"load": load}, "other": {"attack": attack, "relabel": "other"}},
+                        "models": {"standard": {"train": train}},
+                    }
+                )
+                engine, run = OnRay(workers=workers), Run(wanted, place)
+                assert run.go(engine), run.record.nodes
+                engine.close()
+                node = run.record.nodes["datasets/other"]
+                rates[workers].append(node.images / (node.seconds or 1.0))
+    one, two = (float(np.median(rates[workers])) for workers in (1, 2))
+    return [
+        [f"1 worker, images/s ({_all(rates[1])})", f"{one:.1f}"],
+        [f"2 workers, images/s ({_all(rates[2])})", f"{two:.1f}"],
+        ["2 workers over 1", f"{two / one:.3f}"],
+    ]
+
+
+def _all(rates: list[float]) -> str:
+    return ", ".join(f"{rate:.1f}" for rate in rates)
+
+
+@click.command()
+@click.option("--workers", default=64, show_default=True)
+@click.option("--shards", default=5000, show_default=True, help="0: leave this part out.")
+@click.option("--wait", default=10.0, show_default=True, help="Seconds that stand for the attack on a shard.")
+@click.option("--s3", is_flag=True, help="Also plan on an S3 server (SeaweedFS, started and stopped here).")
+@click.option("--data", type=click.Path(path_type=Path, exists=True), help="Holds cifar-10-batches-py.")
+@click.option("--images", default=6000, show_default=True, help="Of CIFAR-10, for two workers over one.")
+@click.option("--rounds", default=2, show_default=True)
+def main(workers: int, shards: int, wait: float, s3: bool, data: Path | None, images: int, rounds: int) -> None:
+    """Measure how the pipeline scales on this machine."""
+    lines: list[list[str]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if shards:
+            write_source(folder / "source.tar", 2 * shards)
+            (folder / "scale.yaml").write_text(yaml.safe_dump(experiment(shards, folder / "source.tar")))
+            wanted = parse(experiment(shards, folder / "source.tar"))
+            place = Place(Store(str(folder / "store")), folder, folder)
+            lines += busy(place, wanted, workers, wait)
+            if s3:
+                lines += plan_on_s3(place, folder, wanted)
+            lines += plan(place, folder / "scale.yaml", "local folder", wanted)
+        if data:
+            lines += two_over_one(data, images, rounds)
+    click.echo(f"ray {ray.__version__}, Python {platform.python_version()}, {psutil.cpu_count()} cores\n")
+    click.echo(report.table(["", "measured"], lines))
+
+
+def plan_on_s3(place: Place, folder: Path, wanted: Any) -> list[list[str]]:
+    """The finished store copied to a server, and the same plan there."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from s3 import S3Server
+
+    with S3Server(folder / "s3") as server:
+        os.environ.update(server.environment)
+        server.make_bucket("scale")
+        store = Store("s3://scale/store")
+        for group in ("datasets",):
+            files = place.store.files(group, recursive=True)
+            pyarrow.fs.copy_files(
+                f"{place.store.url}/{group}", f"scale/store/{group}",
+                source_filesystem=pyarrow.fs.LocalFileSystem(),
+                destination_filesystem=pyarrow.fs.S3FileSystem(
+                    endpoint_override=server.url, allow_delayed_open=True, background_writes=False
+                ),
+                use_threads=True,
+            )  # fmt: skip
+            assert len(store.files(group, recursive=True)) == len(files)
+        return plan(Place(store, folder, folder), folder / "scale.yaml", "S3 server", wanted)
+
+
+if __name__ == "__main__":
+    main()
