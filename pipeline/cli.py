@@ -226,6 +226,9 @@ def _engine(
     if engine == "inline":
         if address or shard_timeout or any(value is not None for value in options.values()):
             raise BadInput("--workers, --gpu, --shard-timeout and --address go with the Ray engine, not with inline")
+        for name, model in experiment.models.items():
+            if model.train is not None and model.train.workers > 1:
+                raise BadInput(f"models.{name}.train.workers: several workers go with the Ray engine, not with inline")
         return Inline
     if address and "://" in address:
         raise BadInput(

@@ -116,8 +116,8 @@ class Job:
 
     @property
     def exit_code(self) -> int:
-        """0 where it succeeded, else what its process ended with, or 1 where that is not known."""
-        return 0 if self.state == "succeeded" else self.code or 1
+        """0 where it succeeded, else what its process ended with, or 1 where that is not known or was a signal."""
+        return 0 if self.state == "succeeded" else max(self.code or 1, 1)
 
 
 class Cluster:
@@ -222,25 +222,26 @@ class Cluster:
         Raises:
             BadInput: the cluster no longer answers.
         """
-        said, heard = 0, time.monotonic()
+        said, silent = 0, 0.0  # silent: since when the cluster, not only the job, has said nothing; 0 if it does not
 
         async def tail() -> None:
-            nonlocal said, heard
+            nonlocal said, silent
             position = 0  # each new connection tells all from the beginning
             async for text in self.client.tail_job_logs(job.id):
                 fresh, position = text[max(0, said - position) :], position + len(text)
-                said, heard = max(said, position), time.monotonic()
+                said, silent = max(said, position), 0.0
                 say(fresh)
 
         while True:
             try:
                 asyncio.run(tail())
-                now, heard = self.job(job.id), time.monotonic()
+                now, silent = self.job(job.id), 0.0
                 if not now.live:
                     say(self.logs(job)[said:])
                     return now
             except (OSError, RuntimeError, aiohttp.ClientError) as error:
-                if time.monotonic() - heard > LISTENING:
+                silent = silent or time.monotonic()
+                if time.monotonic() - silent > LISTENING:
                     raise BadInput(
                         f"--address {self.address}: the cluster no longer answers; job {job.id} may be going on"
                     ) from error

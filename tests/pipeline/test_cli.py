@@ -571,6 +571,12 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(what, verb, tiny, write,
     assert files(tmp_path) == before
 
 
+def test_several_workers_are_refused_without_ray_before_anything_is_made(tiny, write, tmp_path):
+    tiny["models"]["standard"]["train"]["workers"] = 2
+    refused = make(write(tiny), tmp_path / "s", code=2)
+    assert "models.standard.train.workers" in refused.stderr and not (tmp_path / "s").exists()
+
+
 def test_a_store_that_cannot_be_written_is_refused(tiny, write, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     result = invoke("run", write(tiny), "--store", tmp_path / "file/store", code=2)

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +19,7 @@ from s3 import SECRET_KEY
 from support import TINY, command, contents
 
 from pipeline import spec
-from pipeline.cluster import LARGEST_FILE, LARGEST_FOLDER, Request, runtime_env
+from pipeline.cluster import LARGEST_FILE, LARGEST_FOLDER, Job, Request, runtime_env
 from pipeline.store import Store
 from stages.errors import BadInput
 
@@ -387,6 +388,10 @@ class Tunnel:
             other.shutdown(socket.SHUT_WR)
 
 
+IMPATIENT = "from pipeline import cli, cluster; cluster.LISTENING = 10.0; cli.main()"
+"""The command, which waits for a cluster that does not answer for 10 s, not 60."""
+
+
 def test_a_job_is_followed_across_a_connection_that_breaks_and_nothing_is_said_twice(cluster, tmp_path):
     asked, tunnel, log = gated(tmp_path), Tunnel(cluster.address), tmp_path / "followed"
     (tmp_path / "shut").touch()
@@ -395,13 +400,14 @@ def test_a_job_is_followed_across_a_connection_that_breaks_and_nothing_is_said_t
     tunnel.open()
     with log.open("w") as out:
         following = subprocess.Popen(
-            [command(), "logs", "--follow", "--address", tunnel.address],
+            [sys.executable, "-c", IMPATIENT, "logs", "--follow", "--address", tunnel.address],
             cwd=tmp_path,
             env=cluster.environment,
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-    until(lambda: "datasets/other: started" in log.read_text())
+    until(lambda: "datasets/other: started" in log.read_text() or following.poll() is not None)
+    time.sleep(11)  # the job says nothing; that is not the cluster's silence
     tunnel.cut()
     time.sleep(3)
     (tmp_path / "shut").unlink()
@@ -434,6 +440,14 @@ def test_a_job_ends_as_its_run_ends_1_where_something_failed_2_where_the_request
     assert "models/wild: failed, the loss is nan in epoch 1: lower lr" in ended[0].stdout
     assert "Error: datasets.clean.load: image folder /nowhere/photos does not exist" in ended[1].stdout
     assert all(one.stderr == f"{job_of(start)}: failed\n" for one, start in zip(ended, begun, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "exit_code"),
+    [("succeeded", 0, 0), ("failed", 2, 2), ("failed", -9, 1), ("failed", None, 1), ("stopped", 130, 130)],
+)
+def test_a_job_whose_process_was_killed_is_one_that_failed(state, code, exit_code):
+    assert Job("notbugs-x-1", state, "x", "s", 0.0, 1.0, code, "").exit_code == exit_code
 
 
 class Beginning(BaseHTTPRequestHandler):

@@ -76,18 +76,21 @@ def history(job):
 
 
 def begin(job):
-    """Start it as the engine does."""
+    """Start it as the engine does; what it says, without what is only for the run's record."""
     task = ray.remote(ddp.steps).options(num_returns="streaming", max_retries=0, num_cpus=0)
-    return (ray.get(ref) for ref in task.remote(job, False))
+    for ref in task.remote(job, False):
+        said = ray.get(ref)
+        said.pop("store_retries", None)
+        yield said
 
 
 def processes(name):
     """Ray's processes of this test that do something of this name."""
     mine = psutil.Process().children(recursive=True)
-    return [process for process in mine if any(part.startswith(f"ray::{name}") for part in said(process))]
+    return [process for process in mine if any(part.startswith(f"ray::{name}") for part in arguments(process))]
 
 
-def said(process):
+def arguments(process):
     try:
         return process.cmdline()
     except psutil.Error:
