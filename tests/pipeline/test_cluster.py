@@ -392,6 +392,7 @@ IMPATIENT = "from pipeline import cli, cluster; cluster.LISTENING = 10.0; cli.ma
 """The command, which waits for a cluster that does not answer for 10 s, not 60."""
 
 
+@pytest.mark.slow
 def test_a_job_is_followed_across_a_connection_that_breaks_and_nothing_is_said_twice(cluster, tmp_path):
     asked, tunnel, log = gated(tmp_path), Tunnel(cluster.address), tmp_path / "followed"
     (tmp_path / "shut").touch()
