@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,14 +228,17 @@ class Cluster:
         async def tail() -> None:
             nonlocal said, silent
             position = 0  # each new connection tells all from the beginning
-            async for text in self.client.tail_job_logs(job.id):
-                fresh, position = text[max(0, said - position) :], position + len(text)
-                said, silent = max(said, position), 0.0
-                say(fresh)
+            async with asyncio.timeout(LISTENING) as patience:  # a connection may die without a word
+                async for text in self.client.tail_job_logs(job.id):
+                    fresh, position = text[max(0, said - position) :], position + len(text)
+                    said, silent = max(said, position), 0.0
+                    say(fresh)
+                    patience.reschedule(asyncio.get_running_loop().time() + LISTENING)
 
         while True:
             try:
-                asyncio.run(tail())
+                with suppress(TimeoutError):
+                    asyncio.run(tail())
                 now, silent = self.job(job.id), 0.0
                 if not now.live:
                     say(self.logs(job)[said:])

@@ -1,5 +1,6 @@
 """Experiments as jobs of a real cluster of three nodes: sent over HTTP with a token, followed, joined, stopped."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -10,6 +11,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -19,7 +21,7 @@ from s3 import SECRET_KEY
 from support import TINY, command, contents
 
 from pipeline import spec
-from pipeline.cluster import LARGEST_FILE, LARGEST_FOLDER, Job, Request, runtime_env
+from pipeline.cluster import LARGEST_FILE, LARGEST_FOLDER, Cluster, Job, Request, runtime_env
 from pipeline.store import Store
 from stages.errors import BadInput
 
@@ -449,6 +451,35 @@ def test_a_job_ends_as_its_run_ends_1_where_something_failed_2_where_the_request
 )
 def test_a_job_whose_process_was_killed_is_one_that_failed(state, code, exit_code):
     assert Job("notbugs-x-1", state, "x", "s", 0.0, 1.0, code, "").exit_code == exit_code
+
+
+class Asleep:
+    """The client of a laptop that sleeps as its first connection is open: that one never says anything again."""
+
+    connections = 0
+
+    async def tail_job_logs(self, _):
+        self.connections += 1
+        yield "one\n"
+        if self.connections == 1:
+            await asyncio.Event().wait()
+        yield "two\n"
+
+    def get_job_logs(self, _):
+        return "one\ntwo\n"
+
+    def list_jobs(self):
+        state = "RUNNING" if self.connections == 1 else "SUCCEEDED"
+        about = {"metadata": {"notbugs": "1"}, "start_time": 1000, "end_time": None, "message": ""}
+        return [SimpleNamespace(submission_id="notbugs-x-1", status=state, driver_exit_code=0, **about)]
+
+
+def test_a_connection_that_dies_without_a_word_is_left_for_another(monkeypatch):
+    monkeypatch.setattr("pipeline.cluster.LISTENING", 0.3)
+    cluster, said = Cluster.__new__(Cluster), []
+    cluster.address, cluster.client = "http://far:8265", Asleep()
+    assert cluster.follow(cluster.job(None), said.append).state == "succeeded"
+    assert "".join(said) == "one\ntwo\n"
 
 
 class Beginning(BaseHTTPRequestHandler):
