@@ -13,12 +13,10 @@ import contextlib
 import io
 import os
 import platform
-import re
 import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -92,27 +90,19 @@ def write_source(file: Path, count: int) -> None:
 
 
 class Memory:
-    """Watches a run: this process's memory and the object store as shards are done."""
+    """Watches a run: when shards are done, and how much memory this process has by then."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self) -> None:
         self.driver: dict[int, float] = {}
-        self.objects = [0.0]
         self.times: list[float] = []
 
     def __call__(self, node: str, progress: Any, event: str) -> None:
-        """At each shard the time, now and then MiB of the driver and of the object store."""
+        """At each shard the time, now and then MiB of the driver."""
         if event != "committed" or node != "datasets/waited":
             return
         self.times.append(time.monotonic())
         if progress.done % (progress.total // 10) == 0:
             self.driver[progress.done] = psutil.Process().memory_info().rss / 2**20
-            threading.Thread(target=self._ask).start()
-
-    def _ask(self) -> None:
-        command = [str(Path(sys.executable).with_name("ray")), "memory", "--stats-only", "--address", self.address]
-        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        self.objects += [float(found) for found in re.findall(r"Plasma memory usage (\d+) MiB", said)]
 
 
 @contextlib.contextmanager
@@ -137,7 +127,7 @@ def busy(place: Place, wanted: Any, workers: int, wait: float) -> list[list[str]
     count = load.record.nodes["datasets/clean"].total
     jobs.JOBS["attack"] = waiting(wait)
     with cluster(int(workers * ACTOR_CPUS) + STEPS_AT_ONCE // 4) as address:
-        memory = Memory(address)
+        memory = Memory()
         engine = OnRay(workers=workers, address=address)
         run = Run(wanted, place, watch=memory)
         assert run.go(engine), run.record.nodes
@@ -156,7 +146,6 @@ def busy(place: Place, wanted: Any, workers: int, wait: float) -> list[list[str]
         ["share of time that workers waited as they should, first tenth and last shards left out", f"{flow:.3f}"],
         [f"driver, MiB after {fewest:,} shards", f"{memory.driver[fewest]:.0f}"],
         [f"driver, MiB after {most:,} shards", f"{memory.driver[most]:.0f}"],
-        ["object store, most MiB at once", f"{max(memory.objects):.0f}"],
     ]  # fmt: skip
 
 
