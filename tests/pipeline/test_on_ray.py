@@ -204,6 +204,7 @@ if any("default_worker" in part for part in sys.orig_argv):
 """A machine on which no worker gets as far as loading its first shard."""
 
 
+@pytest.mark.slow
 def test_where_workers_die_as_they_start_the_run_says_so_and_ends(folder, notbugs, monkeypatch):
     (folder / "site").mkdir()
     (folder / "site/sitecustomize.py").write_text(DYING)
@@ -219,6 +220,7 @@ def test_where_workers_die_as_they_start_the_run_says_so_and_ends(folder, notbug
 # -------------------------------------------------------------------------------------- nodes of a cluster
 
 
+@pytest.mark.slow
 def test_every_node_gets_shards_also_one_that_comes_and_one_that_goes_costs_only_what_it_had(
     folder, undisturbed, notbugs
 ):
