@@ -85,7 +85,8 @@ defaults filled in, of the label rule, and of the versions of its inputs. In the
   same recipe under another name has the same version and is made again.
 - An evaluation's version also holds the names of the models that it scores.
 
-Not part of a version: `--store`, `--data`, `--engine`, `--workers`, `--gpu`, `--shard-timeout`, `--address`; `root` and `download` of the
+Not part of a version: `--store`, `--data`, `--engine`, `--workers`, `--gpu`, `--shard-timeout`,
+`--address`; `root` and `download` of the
 torchvision sources; those parameters of an attack that its method does not use.
 
 A version names a request, not bytes. **Files of yours are named in it, not read into it**: the images of a

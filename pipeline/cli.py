@@ -13,7 +13,7 @@ import click
 
 from pipeline import artifacts, report, runs, spec
 from pipeline.cluster import JOB_VARIABLE, Cluster, Job, Request, runtime_env
-from pipeline.display import watcher
+from pipeline.display import clock, watcher
 from pipeline.engines import Engine, Inline, reason_of
 from pipeline.graph import GROUPS, build
 from pipeline.jobs import Place
@@ -441,10 +441,7 @@ def jobs(address: str, as_json: bool) -> None:
 
 
 def _took(job: Job) -> str:
-    if job.started is None:
-        return ""
-    seconds = int((job.ended or time.time()) - job.started)
-    return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+    return "" if job.started is None else clock((job.ended or time.time()) - job.started)
 
 
 @main.command()

@@ -42,7 +42,7 @@ TALKATIVE = (
 )
 """Loggers that tell of every package sent and every connection closed."""
 
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+ENDED = ("succeeded", "failed", "stopped")
 
 STOPPING = 30
 """Seconds that a job is given to end by itself; Ray's own default is 3."""
@@ -113,7 +113,7 @@ class Job:
     @property
     def live(self) -> bool:
         """Whether it has not ended yet."""
-        return self.state.upper() not in ENDED
+        return self.state not in ENDED
 
     @property
     def exit_code(self) -> int:

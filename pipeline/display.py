@@ -27,8 +27,13 @@ def left(progress: Progress) -> str:
     speed = rate(progress)
     if not speed or progress.state != "running":
         return ""
-    seconds = int((progress.total_images - progress.images) / speed)
-    return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02} left"
+    return f"{clock((progress.total_images - progress.images) / speed)} left"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
 
 
 def measured(progress: Progress) -> str:
