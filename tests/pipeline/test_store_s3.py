@@ -190,8 +190,8 @@ def damaging(port: int, right: bytes, wrong: bytes):
 def test_a_large_upload_that_fails_leaves_what_was_there(s3, s3_url, monkeypatch):
     store = Store(s3_url)
     store.put("f", b"before")
-    monkeypatch.setattr(remote, "PATIENCE", 0.1)
-    with away(s3, 0.5), pytest.raises(ConnectionError):
+    with monkeypatch.context() as hurried, away(s3, 0.5), pytest.raises(ConnectionError):
+        hurried.setattr(remote, "PATIENCE", 0.1)
         store.put("f", bytes(2 * ONE_PUT))
     assert store.read("f") == b"before"
 
