@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from pipeline import runs, spec
+from pipeline import controls, runs, spec
 from pipeline.graph import build
 from pipeline.jobs import Place
 from pipeline.store import Store
@@ -52,8 +52,9 @@ evaluations:
 
 | key | names |
 |---|---|
-| `datasets.*.attack.images`, `models.*.train.on`, `evaluations.*.on` | a dataset |
-| `datasets.*.attack.model`, `evaluations.*.models` | a model |
+| `images` of `attack`, `invert` and `select`; `on` of `train` and of an evaluation | a dataset |
+| `model` and `not_transferring_to` of `attack`; `model` of `invert`; `probe` of `train`; `models` of an evaluation, \
+`source` of its attacks | a model |
 
 The order in the file does not matter. What is made is a graph: a name that is not there, or a circle, is
 refused before anything runs. A name becomes a folder of the store, so it holds letters, digits, `_`, `.`
@@ -70,8 +71,48 @@ A dataset has one or more splits.
 | `image-folder` | the keys of `splits` |
 | `webdataset` | the keys of `shards` |
 
-An attacked dataset has the splits that its `splits` lists, by default only `train`: the test images stay
-clean. `train` and the evaluations choose one with `split`.
+A dataset made by `attack` or `invert` has the splits that its `splits` lists, by default only `train`: the test
+images stay clean. One made by `select` has those of its images. `train` and the evaluations choose one with `split`.
+
+## Seeds and sweeps
+
+A list where a key takes one value makes a node for each value, and again of all that is made from it:
+
+```yaml
+name: sweep
+seeds: [0, 1, 2]
+datasets:
+  clean: {load: {source: sklearn-digits}}
+  other: {attack: {images: clean, model: standard, eps: 1.5, steps: [1, 10, 100]}, relabel: other}
+models:
+  standard: {train: &train {on: clean, arch: small_cnn}}
+  from_other: {train: {<<: *train, on: other, lr: 0.02}}
+evaluations:
+  accuracy: {models: [standard, from_other], on: clean}
+```
+
+makes `other@steps=1,seed=0` and eight more, as many of `from_other`, three of `standard`, and one evaluation of all.
+
+- `seeds`, of the whole file or of one dataset or model, repeats what chance has a part in, each with its seed in
+  every `seed` that is not given; how a source is loaded and split does not change with it. The tables give mean and
+  standard deviation over the seeds.
+- An axis has the name of its key (`steps`, `adversarial.eps`). Nodes that meet with the same axis are paired along it,
+  so its values must be the same; with different axes they make a grid.
+- An evaluation takes every node that a name stands for; on a swept dataset, there is one for each of its points.
+
+## Leakage
+
+`leakage: NAME` in place of an evaluation stands for the controls of an attacked dataset: it makes each of them, a
+learner for each, trained as the dataset's own learner is, and the evaluation of all beside the headline accuracy.
+
+| model | what it learns from |
+|---|---|
+| `LEARNER` | the dataset: the headline |
+| `LEARNER.probe` | the dataset, seen through the robust model's features alone (a linear probe; Goh 2019) |
+| `LEARNER.leakage` | noise in place of the attack, and untouched images where the label fits them already: where it \
+is the true class, or the attacked model's answer |
+| `LEARNER.robust-source` | the attack made on the robust model |
+| `LEARNER.top`, `LEARNER.bottom` | the images with the largest margins toward their targets, and the others |
 
 ## Versions
 
@@ -87,7 +128,7 @@ defaults filled in, of the label rule, and of the versions of its inputs. In the
 
 Not part of a version: `--store`, `--data`, `--engine`, `--workers`, `--gpu`, `--shard-timeout`,
 `--address`; `root` and `download` of the
-torchvision sources; those parameters of an attack that its method does not use.
+torchvision sources; `watch` of a training; those parameters of an attack that its method does not use.
 
 A version names a request, not bytes. **Files of yours are named in it, not read into it**: the images of a
 folder, the shards of a `webdataset` source, a checkpoint, the code behind an import path. If you change
@@ -99,6 +140,7 @@ counts as there.
 - `root`, `shards` and `weights` are relative to the folder given by `--data` (default: `data`). Absolute paths
   and, for `shards` and `weights`, URLs are taken as they are. A URL must not hold credentials; put them in the
   environment.
+- `weights: package://PACKAGE/FILE` is a file inside an installed Python package.
 - An import path such as `mypackage.nets:resnet20` is looked for in the folder where the command runs, then in the
   Python environment.
 - Nothing is relative to the experiment file.
@@ -141,8 +183,16 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
         "`relabel: random` is short for `relabel: {rule: random}`.",
         recipes.Relabel,
     ),
+    ("datasets.NAME.attack.spatial", "Also one of the entries of `evaluations.NAME.spatial`.", recipes.Spatial),
+    (
+        "datasets.NAME.invert",
+        "No ball: the search goes wherever the features are alike, inside [0, 1]; its end is rounded to 8 bits.",
+        recipes.Invert,
+    ),
+    ("datasets.NAME.select", "", recipes.Select),
     ("models.NAME", "", spec.Model),
     ("models.NAME.train", "", recipes.Train),
+    ("models.NAME.train.adversarial", "", recipes.Ball),
     (
         "models.NAME.load",
         "`mean` and `std` default to ImageNet's for torchvision's weights, else to 0 and 1: no normalisation. A state "
@@ -151,11 +201,14 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ),
     (
         "evaluations.NAME",
-        "Each model is attacked on its own: under `attacks`, an image counts as right if the model still answers its "
+        "Each model is attacked on its own, unless the attack names a `source`; under an attack an image counts as "
+        "right if the model still answers its "
         "label.",
         recipes.Evaluate,
     ),
-    ("evaluations.NAME.attacks", "A list of mappings with these keys.", recipes.Perturbation),
+    ("evaluations.NAME.attacks", "A list of mappings with these keys.", recipes.Threat),
+    ("evaluations.NAME.usefulness", "", recipes.Usefulness),
+    ("evaluations.NAME: leakage", "See [above](#leakage).", controls.Leakage),
 ]
 
 NETWORKS = """\
@@ -198,11 +251,13 @@ WRONG: list[tuple[str, str]] = [
         "`relabel: {rule: map, map: {cat: dog}}`",
         "rand: {attack: {images: clean, model: m}, relabel: {rule: map, map: {cat: dog}}}",
     ),
+    ("`attack: {…, method: leak}`", "rand: {attack: {images: clean, method: leak}, relabel: random}"),
+    ("`invert: {…, layer: fc}`", "d_r: {invert: {images: clean, model: m, layer: fc}}"),
     ("`train: {on: clean, arch: mynets:net}`", "OWN"),
 ]
 """What is shown, and the dataset that is asked for beside `clean` and `m`."""
 
-BASES = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", NoneType: "`null`"}
+BASES = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", NoneType: "`null`", Any: "anything"}
 LINKS = {model: title for title, _, model in SECTIONS}
 
 
@@ -212,7 +267,7 @@ def document() -> str:
     for title, text, model in SECTIONS:
         said = " ".join(line.strip() for line in (model.__doc__ or "").replace("``", "`").strip().splitlines())
         parts.append("\n".join(filter(None, [f"### {title}\n", f"{said} {text}".strip() + "\n", _table(model)])))
-    small = "\n".join(f"| `{name}` | {(make.__doc__ or '').splitlines()[0]} |" for name, make in nets.SMALL.items())
+    small = "\n".join(f"| `{name}` | {(make.__doc__ or '').splitlines()[0]} |" for name, make in nets.OURS.items())
     parts.append(NETWORKS.format(small=small))
     lines = [f"| {shown} | {_cell(_message(asked))} |" for shown, asked in WRONG]
     return "\n".join([*parts, OUTRO + "\n".join(lines) + "\n"])
@@ -234,6 +289,8 @@ def _cell(text: str) -> str:
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
+    if isinstance(field.default, BaseModel):
+        return "its defaults"
     return f"`{json.dumps(field.default)}`"
 
 
@@ -247,7 +304,9 @@ def _type(kind: Any, metadata: Any = ()) -> str:
         return ", ".join(f"`{choice}`" for choice in inner)
     if origin in (Union, UnionType):
         if all("source" in getattr(k, "model_fields", {}) for k in inner):
-            return "a source, one of " + ", ".join(f"[`{k}`](#{_anchor(LINKS[m])})" for k, m in spec.SOURCES.items())
+            return "a source, one of " + ", ".join(f"[`{k}`](#{_anchor(LINKS[m])})" for k, m in recipes.SOURCES.items())
+        if spec.Measurement in [get_args(k)[0] if get_origin(k) is Annotated else k for k in inner]:
+            return f"[an evaluation](#{_anchor(LINKS[recipes.Evaluate])})"
         said = " or ".join(_type(k, metadata) for k in inner if k is not NoneType)
         return f"{said}, or `null`" if NoneType in inner else said
     if origin is list:

@@ -1,16 +1,27 @@
 """The experiment as a graph: nodes, what each is made from, and the version of each."""
 
 import difflib
-import graphlib
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.spec import Dataset, Experiment, Model
+from pipeline.spec import Experiment, asked
 from pipeline.store import canonical, digest
+from pipeline.sweeps import in_order
 from stages.errors import BadInput
-from stages.recipes import Attack, Bring, Evaluate, Load, Perturbation, Relabel, Train
+from stages.recipes import Recipe, Relabel
 
-REVISIONS = {"load": 1, "attack": 1, "relabel": 1, "shard": 1, "train": 1, "bring": 1, "evaluate": 1}
+REVISIONS = {
+    "load": 1,
+    "attack": 2,
+    "invert": 1,
+    "select": 1,
+    "relabel": 1,
+    "shard": 1,
+    "train": 1,
+    "bring": 1,
+    "evaluate": 2,
+    "usefulness": 1,
+}
 """A stage's revision is part of every version it makes: raise it when the stage makes other bytes."""
 
 
@@ -21,7 +32,7 @@ class Node:
     Attributes:
         group: datasets, models or evaluations.
         name: as the experiment calls it.
-        stage: what makes it: load, attack, train, bring or evaluate.
+        stage: what makes it: load, attack, invert, select, train, bring, evaluate or usefulness.
         recipe: how.
         relabel: the label rule of an attack.
         inputs: role → the node it is made from.
@@ -62,13 +73,7 @@ def build(experiment: Experiment) -> list[Node]:
     for place, needed in roles.items():
         for key, target in needed.values():
             _refuse_dangling(place, key, target, wanted)
-    try:
-        order = list(
-            graphlib.TopologicalSorter({p: [t for _, t in r.values()] for p, r in roles.items()}).static_order()
-        )
-    except graphlib.CycleError as error:
-        circle = " → ".join(reversed(error.args[1]))
-        raise BadInput(f"the experiment goes in a circle: {circle}; each needs the next to be made first") from error
+    order = in_order({place: [target for _, target in needed.values()] for place, needed in roles.items()})
     nodes: dict[str, Node] = {}
     for place in order:
         nodes[place] = _node(place, wanted[place], {role: nodes[target] for role, (_, target) in roles[place].items()})
@@ -76,22 +81,20 @@ def build(experiment: Experiment) -> list[Node]:
 
 
 GROUPS = ("datasets", "models", "evaluations")
+DATASETS = ("load", "attack", "invert", "select")
+"""Stages that make a dataset."""
 
 
 def _roles(part: Any) -> dict[str, tuple[str, str]]:
-    """Role → (key in the file, place that it names)."""
-    match part:
-        case Dataset(attack=Attack() as attack):
-            roles = {"images": ("attack.images", f"datasets/{attack.images}")}
-            if attack.model is not None:
-                roles["model"] = ("attack.model", f"models/{attack.model}")
-            return roles
-        case Model(train=Train() as train):
-            return {"on": ("train.on", f"datasets/{train.on}")}
-        case Evaluate():
-            models = {f"models.{name}": ("models", f"models/{name}") for name in part.models}
-            return {"on": ("on", f"datasets/{part.on}"), **models}
-    return {}
+    """Role → (key in the file, place that it names): `model`, or `models.standard` where a key names several."""
+    stage, recipe = asked(part)
+    prefix = "" if stage == "evaluate" else "load." if stage == "bring" else f"{stage}."
+    roles: dict[str, tuple[str, str]] = {}
+    for field, group in recipe.inputs.items():
+        named = getattr(recipe, field)
+        each = {f"{field}.{name}": name for name in named} if isinstance(named, list) else {field: named}
+        roles |= {role: (prefix + field, f"{group}/{name}") for role, name in each.items() if name is not None}
+    return roles
 
 
 def _refuse_dangling(place: str, key: str, target: str, wanted: dict[str, Any]) -> None:
@@ -106,45 +109,18 @@ def _refuse_dangling(place: str, key: str, target: str, wanted: dict[str, Any]) 
 
 def _node(place: str, part: Any, inputs: dict[str, Node]) -> Node:
     group, name = place.split("/")
-    relabel: Relabel | None = None
-    recipe: Any
-    match part:
-        case Dataset(attack=Attack() as recipe):
-            stage, relabel = "attack", part.relabel
-        case Dataset():
-            stage, recipe = "load", part.load
-        case Model(train=Train() as recipe):
-            stage = "train"
-        case Model():
-            stage, recipe = "bring", part.load
-        case _:
-            stage, recipe = "evaluate", part
+    stage, recipe = asked(part)
+    relabel = part.relabel if stage == "attack" else None
     version = digest(canonical(_described(stage, recipe, relabel, inputs)))[:16]
     return Node(group, name, stage, recipe, relabel, inputs, version)
 
 
-def _described(
-    stage: str,
-    recipe: Load | Attack | Train | Bring | Evaluate,
-    relabel: Relabel | None,
-    inputs: dict[str, Node],
-) -> dict[str, Any]:
-    used = {"load": ["load", "shard"], "attack": ["attack", "relabel", "shard"]}.get(stage, [stage])
-    parameters = recipe.parameters()
-    if isinstance(recipe, Attack) and recipe.method != "pgd":
-        for unused in _UNUSED[recipe.method]:
-            parameters.pop(unused)
+def _described(stage: str, recipe: Recipe, relabel: Relabel | None, inputs: dict[str, Node]) -> dict[str, Any]:
+    used = [stage, *(["relabel"] if relabel else []), *(["shard"] if stage in DATASETS else [])]
     return {
         "stage": stage,
         "revisions": {name: REVISIONS[name] for name in used},
-        "parameters": parameters,
+        "parameters": recipe.parameters(),
         "relabel": relabel.parameters() if relabel else None,
         "inputs": {role: node.version for role, node in inputs.items()},
     }
-
-
-_UNUSED = {
-    "none": set(Perturbation.model_fields) - {"batch_size"} | {"seed"},
-    "noise": {"steps", "step_size", "precision"},
-}
-"""What an attack does not use does not make another version of it."""

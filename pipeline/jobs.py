@@ -6,11 +6,12 @@ A dataset or an evaluation is a `ShardJob`: shard by shard, read → work → co
 
 import io
 import json
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from pipeline.store import Store, canonical, digest
 from stages import load
 from stages.errors import BadData, BadInput
 from stages.load import Item, Listing
+from stages.select import kept, select
 from stages.shard import Shard, pack, rows, unpack
 
 if TYPE_CHECKING:
@@ -199,6 +201,11 @@ def statistics(shard: Shard) -> dict[str, Any]:
         said["sums"], said["squares"] = flat.sum(0).tolist(), (flat**2).sum(0).tolist()
     if "reached" in shard.attack:
         said["reached"] = int(shard.attack["reached"].sum())
+    if "reached_step" in shard.attack:
+        steps = shard.attack["reached_step"]
+        said["reached_at"] = np.bincount(steps[steps >= 0]).tolist()
+    if "distance" in shard.attack:
+        said["distance"] = float(shard.attack["distance"].astype(np.float64).sum())
     if "l2" in shard.attack:
         said["l2"], said["linf"] = float(shard.attack["l2"].sum()), float(shard.attack["linf"].max(initial=0))
     return said
@@ -216,6 +223,7 @@ def per_split(samples: Iterable[tuple[str, int]]) -> dict[str, int]:
 def _totals(marks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     counts = per_split((name, mark["samples"]) for name, mark in marks.items())
     each = [mark["statistics"] for mark in marks.values()]
+    longest = max(len(s.get("reached_at", ())) for s in each)
     shapes = {tuple(s["shape"]) if "shape" in s else None for s in each}
     said: dict[str, Any] = {
         "counts": counts,
@@ -232,6 +240,11 @@ def _totals(marks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     total = sum(counts.values())
     if all("reached" in s for s in each):
         said["reached"] = sum(s["reached"] for s in each) / total
+    if all("reached_at" in s for s in each):
+        at = np.sum([np.pad(s["reached_at"], (0, longest - len(s["reached_at"]))) for s in each], axis=0)
+        said["reached_by_step"] = [round(share, 6) for share in (at.cumsum() / total).tolist()]
+    if all("distance" in s for s in each):
+        said["distance_mean"] = sum(s["distance"] for s in each) / total
     if all("l2" in s for s in each):
         said["l2_mean"], said["linf_max"] = sum(s["l2"] for s in each) / total, max(s["linf"] for s in each)
     return said
@@ -303,19 +316,28 @@ def open_model(place: Place, made: Made) -> Any:
     """
     from stages import model
 
+    return model.load(model.Design.from_json(made.manifest["design"]), weights_of(place, made), place.here)
+
+
+def weights_of(place: Place, made: Made) -> bytes:
+    """The weights of a model of the store.
+
+    Raises:
+        BadData: they are not those that were published.
+    """
     weights = place.store.find(f"{made.folder}/weights.safetensors")
     if weights is None or digest(weights) != made.content:
         artifacts.withdraw(place.store, made.folder, set())
         raise BadData(f"{made.folder}/weights.safetensors is damaged and was withdrawn: the next run makes it again")
-    return model.load(model.Design.from_json(made.manifest["design"]), weights, place.here)
+    return weights
 
 
-class AttackJob(DatasetJob):
-    """Another dataset's images, perturbed and relabelled, shard for shard."""
+class ImagesJob(DatasetJob):
+    """Another dataset's images, changed or chosen, shard for shard."""
 
     @property
     def heavy(self) -> bool:  # type: ignore[override]
-        return self.node.recipe.model is not None
+        return "model" in self.inputs
 
     def facts(self) -> dict[str, Any]:
         images = self.inputs["images"].manifest
@@ -323,46 +345,100 @@ class AttackJob(DatasetJob):
 
     def units(self) -> list[Unit]:
         images, found = self.inputs["images"], []
-        models = {role: made.content for role, made in self.inputs.items() if role != "images"}
-        for split in self.node.recipe.splits:
+        others = {role: made.content for role, made in self.inputs.items() if role != "images"}
+        for split in getattr(self.node.recipe, "splits", images.manifest["counts"]):
             for name in images.shards(split):
                 sha = images.files[f"{name}.tar"]["sha256"]
-                found.append(Unit(name, images.manifest["shards"][name], {"images": sha, **models}))
+                found.append(Unit(name, self.samples(images.manifest["shards"][name]), {"images": sha, **others}))
         return found
+
+    def samples(self, count: int) -> int:
+        """How many of a shard's samples there will be."""
+        return count
 
     def read(self, unit: Unit) -> Shard:
         return _read_input(self.place, self.node.inputs["images"], self.inputs["images"], unit, unit.inputs["images"])
 
+    def model(self, role: str) -> Any:
+        """A model that this is made with."""
+        return open_model(self.place, self.inputs[role])
+
+
+class AttackJob(ImagesJob):
+    """Images perturbed and relabelled."""
+
+    def units(self) -> list[Unit]:
+        units = super().units()
+        if self.node.recipe.method == "universal":  # the perturbations come from the first shards, whichever is made
+            fit = digest(canonical([unit.inputs["images"] for unit in units[: self.node.recipe.fit_shards]]))
+            units = [replace(unit, inputs={**unit.inputs, "fit": fit}) for unit in units]
+        return units
+
     def open(self) -> Callable[[Shard], Shard]:
         from stages.attack import Attacker
 
-        assert self.node.relabel is not None
-        model = open_model(self.place, self.inputs["model"]) if "model" in self.inputs else None
-        return Attacker(self.node.recipe, self.node.relabel, self.facts()["classes"], model)
+        recipe, rule = self.node.recipe, self.node.relabel
+        assert rule is not None
+        model = self.model("model") if "model" in self.inputs else None
+        spared = [self.model(f"not_transferring_to.{name}") for name in recipe.not_transferring_to]
+        first = self.units()[: recipe.fit_shards] if recipe.method == "universal" else []
+        return Attacker(recipe, rule, self.facts()["classes"], model, spared, [self.read(unit) for unit in first])
 
 
-class EvaluateJob(ShardJob):
-    """What some models score on a split: sums per shard, added up at the end."""
+class InvertJob(ImagesJob):
+    """Images that a model represents as it does others."""
+
+    def open(self) -> Callable[[Shard], Shard]:
+        from stages.invert import Inverter
+
+        return Inverter(self.node.recipe, self.model("model"))
+
+
+class SelectJob(ImagesJob):
+    """Some of the images, as they are."""
+
+    def samples(self, count: int) -> int:
+        return kept(self.node.recipe, count)
+
+    def open(self) -> Callable[[Shard], Shard]:
+        return partial(select, self.node.recipe)
+
+
+class ScoreJob(ShardJob):
+    """What some models do on some splits of a dataset: sums per shard, added up at the end."""
 
     heavy = True
+
+    @abstractmethod
+    def summary(self, sums: dict[str, Any]) -> dict[str, Any]:
+        """What the sums of one model say."""
+
+    def splits(self) -> list[str]:
+        """The splits that are gone through."""
+        return [self.node.recipe.split]
+
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+        return list(self.inputs["on"].manifest["classes"])
 
     def units(self) -> list[Unit]:
         images = self.inputs["on"]
         models = {role: made.content for role, made in self.inputs.items() if role != "on"}
         return [
             Unit(name, images.manifest["shards"][name], {"on": images.files[f"{name}.tar"]["sha256"], **models})
-            for name in images.shards(self.node.recipe.split)
+            for split in self.splits()
+            for name in images.shards(split)
         ]
 
     def read(self, unit: Unit) -> Shard:
         return _read_input(self.place, self.node.inputs["on"], self.inputs["on"], unit, unit.inputs["on"])
 
-    def open(self) -> Callable[[Shard], dict[str, Any]]:
-        from stages.evaluate import score
-
-        recipe, classes = self.node.recipe, self.inputs["on"].manifest["classes"]
-        models = {name: open_model(self.place, self.inputs[f"models.{name}"]) for name in recipe.models}
-        return lambda shard: score(recipe, classes, models, shard)
+    def models(self, role: str) -> dict[str, Any]:
+        """The models of a role, opened, by name."""
+        found = {
+            name.removeprefix(f"{role}."): made for name, made in self.inputs.items() if name.startswith(f"{role}.")
+        }
+        return {name: open_model(self.place, made) for name, made in found.items()}
 
     def commit(self, unit: Unit, result: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         mark = {
@@ -376,23 +452,52 @@ class EvaluateJob(ShardJob):
         return mark | facts
 
     def finish(self, marks: Mapping[str, dict[str, Any]]) -> Made:
-        from stages.evaluate import add, summary
+        from stages.evaluate import add
 
-        recipe, on = self.node.recipe, self.inputs["on"]
         found = []
-        for name in recipe.models:
-            sums = add([marks[shard]["sums"][name] for shard in sorted(marks)])
+        for name in self.node.recipe.models:
             made = self.inputs[f"models.{name}"]
-            facts = {
-                "evaluation": self.node.name,
-                "model": name,
-                "trained_on": made.manifest.get("trained_on"),
-            }
-            found.append(facts | summary(recipe, on.manifest["classes"], sums))
+            facts = {"evaluation": self.node.name, "model": name, "trained_on": made.manifest.get("trained_on")}
+            found.append(facts | self.summary(add([marks[shard]["sums"][name] for shard in sorted(marks)])))
         content = self.place.store.put_json(f"{self.node.folder}/result.json", {"rows": found})
         files = {"result.json": (len(content), digest(content)), "recipe.json": self._write_recipe()}
         shards = {"shards": {name: mark["samples"] for name, mark in sorted(marks.items())}}
         return artifacts.publish(self.place.store, self.node, files, digest(canonical(found)), self.inputs, shards)
+
+
+class EvaluateJob(ScoreJob):
+    """Accuracy, clean and under attack."""
+
+    def open(self) -> Callable[[Shard], dict[str, Any]]:
+        from stages.evaluate import score
+
+        recipe, classes = self.node.recipe, self.classes()
+        models, sources = self.models("models"), self.models("sources")
+        return lambda shard: score(recipe, classes, models, sources, shard)
+
+    def summary(self, sums: dict[str, Any]) -> dict[str, Any]:
+        from stages.evaluate import summary
+
+        return summary(self.node.recipe, self.classes(), sums)
+
+
+class UsefulnessJob(ScoreJob):
+    """Usefulness and robust usefulness of features."""
+
+    def splits(self) -> list[str]:
+        return list(dict.fromkeys([self.node.recipe.normalise, self.node.recipe.split]))
+
+    def open(self) -> Callable[[Shard], dict[str, Any]]:
+        from stages.usefulness import measure
+
+        recipe, classes, models = self.node.recipe, self.classes(), self.models("models")
+        total = self.inputs["on"].manifest["counts"][recipe.split]
+        return lambda shard: measure(recipe, classes, models, shard, math.ceil(recipe.limit * len(shard) / total))
+
+    def summary(self, sums: dict[str, Any]) -> dict[str, Any]:
+        from stages.usefulness import summarise
+
+        return summarise(self.node.recipe, self.classes(), sums)
 
 
 class ModelJob:
@@ -456,9 +561,13 @@ class ModelJob:
         from stages import train
 
         store, recipe, on, group = self.place.store, self.node.recipe, self.inputs["on"], group or train.ALONE
-        design, counted = design_of(self.node, on.manifest), store.retries
+        probed, counted = self.inputs.get("probe"), store.retries
+        design = design_of(self.node, on.manifest, probed.manifest if probed else None)
+        start = weights_of(self.place, probed) if probed else None
+        watch = self._watched() if group.rank == 0 else None
         checkpoint = before = store.find(self._checkpoint) if group.rank == 0 else None
-        for checkpoint, history in train.fit(recipe, design, self._examples(on), self.place.here, before, group):
+        examples = self._examples(on)
+        for checkpoint, history in train.fit(recipe, design, examples, self.place.here, before, group, start, watch):
             store.put(self._checkpoint, checkpoint)
             yield history[-1] | {"store_retries": store.retries - counted}
             counted = store.retries
@@ -478,9 +587,26 @@ class ModelJob:
             unit = Unit(name, counts[name], {})
             return _read_input(self.place, self.node.inputs["on"], on, unit, on.files[f"{name}.tar"]["sha256"])
 
-        return Examples(
-            names, counts, read, sum(counts.values()) * int(np.prod(on.manifest["image_shape"])), on.content
-        )
+        size = sum(counts.values()) * int(np.prod(on.manifest["image_shape"]))
+        origin = digest(canonical({role: made.content for role, made in self.inputs.items()}))
+        return Examples(names, counts, read, size, origin)
+
+    def _watched(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Some test images of the source that the dataset goes back to, for the learning curve: pixels and labels."""
+        source, count = self.node.inputs["on"], self.node.recipe.watch
+        while "images" in source.inputs:
+            source = source.inputs["images"]
+        made = artifacts.find(self.place.store, source)
+        names = made.shards("test") if made and count else []
+        if made is None or not names:
+            return None
+        shards: list[Shard] = []
+        while sum(map(len, shards)) < count and len(shards) < len(names):
+            name = names[len(shards)]
+            unit = Unit(name, made.manifest["shards"][name], {})
+            shards.append(_read_input(self.place, source, made, unit, made.files[f"{name}.tar"]["sha256"]))
+        pixels, labels = np.concatenate([s.images() for s in shards]), np.concatenate([s.label for s in shards])
+        return pixels[:count], labels[:count]
 
     def _publish(self, design: dict[str, Any], weights: bytes, history: list[dict[str, Any]]) -> Made:
         store, folder = self.place.store, self.node.folder
@@ -503,18 +629,21 @@ class ModelJob:
         )
 
 
-def design_of(node: Node, on: Mapping[str, Any]) -> Any:
-    """What a training builds: the recipe's arch, for the images and classes of a dataset.
+def design_of(node: Node, on: Mapping[str, Any], probed: Mapping[str, Any] | None = None) -> Any:
+    """What a training builds: the recipe's arch, for the images and classes of a dataset; or the model that it probes.
 
     Args:
         node: the training.
         on: the dataset's manifest, or what is foreseen of it.
+        probed: the same of the model that is probed, if any.
 
     Raises:
         BadInput: the images differ in size, or mean and std do not fit their channels.
     """
     from stages.model import Design
 
+    if probed is not None:
+        return Design.from_json(probed["design"])
     recipe, channels = node.recipe, on["channels"]
     if on["image_shape"] is None:
         raise BadInput(f"the images of {recipe.on} differ in size; load them with resize and crop")
@@ -528,8 +657,11 @@ def design_of(node: Node, on: Mapping[str, Any]) -> Any:
 JOBS: dict[str, type[ShardJob] | type[ModelJob]] = {
     "load": LoadJob,
     "attack": AttackJob,
+    "invert": InvertJob,
+    "select": SelectJob,
     "train": ModelJob,
     "bring": ModelJob,
     "evaluate": EvaluateJob,
+    "usefulness": UsefulnessJob,
 }
 """Stage → how it is made."""

@@ -20,6 +20,8 @@ from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit, design
 from pipeline.spec import Experiment
 from pipeline.store import Store
 from stages.errors import BadData, BadInput
+from stages.recipes import Relabel
+from stages.select import kept
 
 BEAT = 10.0
 """Seconds between signs of life of a run."""
@@ -354,13 +356,16 @@ def preflight(nodes: list[Node], place: Place, fetch: bool = True) -> list[Outlo
         try:
             facts = made.manifest if made else _foresee(node, place, inputs, fetch)
         except BadInput as error:
-            raise BadInput(f"{node.group}.{node.name}.{FILE_KEYS[node.stage]}: {error}") from error
+            raise BadInput(f"{_file_key(node)}: {error}") from error
         found[node.id] = Outlook(node, made is not None, len(marks), facts)
     return list(found.values())
 
 
-FILE_KEYS = {"load": "load", "attack": "attack", "train": "train", "bring": "load"}
-"""Stage → the key of the experiment file that asks for it."""
+def _file_key(node: Node) -> str:
+    """The place in the experiment file that asks for a node."""
+    place = f"{node.group}.{node.name}"
+    key = {"bring": "load", "evaluate": None}.get(node.stage, node.stage)
+    return f"{place}.{key}" if key else place
 
 
 def _foresee(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]], fetch: bool) -> dict[str, Any]:
@@ -373,20 +378,41 @@ def _foresee(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]], 
                 "counts": per_split((unit.name, unit.samples) for unit in units),
                 "image_shape": _first_shape(job, units),
             }
-        case "attack":
+        case "attack" | "invert" | "select":
             images = inputs["images"]
-            counts = {split: count for split, count in images["counts"].items() if split in node.recipe.splits}
+            splits = getattr(node.recipe, "splits", images["counts"])
+            counts = {split: count for split, count in images["counts"].items() if split in splits}
+            if node.stage == "select":  # to within a sample a shard
+                counts = {split: kept(node.recipe, count) for split, count in counts.items()}
+            if node.stage == "invert":
+                _try_features(node, place, inputs["model"])
             return {k: images[k] for k in ("classes", "channels", "image_shape")} | {"counts": counts}
         case "train":
-            _try_training(node, place, inputs["on"])
-            return {"design": {"classes": len(inputs["on"]["classes"]), "shape": inputs["on"]["image_shape"]}}
+            return {"design": _try_training(node, place, inputs)}
         case "bring":
             from stages import model
 
             if not fetch and model.is_remote(node.recipe):
-                return {"design": {"classes": node.recipe.classes, "shape": node.recipe.shape}}
+                classes = len(node.recipe.outputs) if node.recipe.outputs else node.recipe.classes
+                return {"design": {"classes": classes, "shape": node.recipe.shape}}
             return {"design": model.bring(node.recipe, place.data, place.here)[0].as_json()}
+        case "usefulness":
+            for name in node.recipe.models:
+                _try_features(node, place, inputs[f"models.{name}"])
     return {}
+
+
+def _try_features(node: Node, place: Place, model: Mapping[str, Any]) -> None:
+    """Find the features of a model, before any work is done.
+
+    Raises:
+        BadInput: it has none.
+    """
+    from stages import features
+    from stages.model import Design
+
+    if "arch" in model["design"]:  # of a model to be fetched, only so much is known
+        features.refuse_without(Design.from_json(model["design"]), node.recipe.layer, place.here)
 
 
 def _first_shape(job: LoadJob, units: list[Any]) -> list[int] | None:
@@ -400,15 +426,20 @@ def _first_shape(job: LoadJob, units: list[Any]) -> list[int] | None:
     return [first.pixels.shape[3], *first.pixels.shape[1:3]] if first.pixels is not None else None
 
 
-def _try_training(node: Node, place: Place, on: Mapping[str, Any]) -> None:
+def _try_training(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Build what is to be trained and try it on empty images; its design, as far as it is known."""
     from stages import train
 
-    recipe, count = node.recipe, on["counts"][node.recipe.split]
+    recipe, on = node.recipe, inputs["on"]
+    count = on["counts"][recipe.split]
     if count < recipe.batch_size:
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {count} images of {recipe.on} {recipe.split}")
-    if on["image_shape"] is not None:
-        neutral = {"mean": [0.5] * on["channels"], "std": [0.5] * on["channels"]}  # the dataset's own are not known yet
-        train.refuse_misfit(recipe, design_of(node, {**on, **neutral}), place.here)
+    if on["image_shape"] is None or (recipe.probe and "arch" not in inputs["probe"]["design"]):
+        return {"classes": len(on["classes"]), "shape": on["image_shape"]}
+    neutral = {"mean": [0.5] * on["channels"], "std": [0.5] * on["channels"]}  # the dataset's own are not known yet
+    design = design_of(node, {**on, **neutral}, inputs.get("probe"))
+    train.refuse_misfit(design, place.here)
+    return dict(design.as_json())
 
 
 def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -417,29 +448,47 @@ def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None
     Raises:
         BadInput: a split that does not exist, a map that does not fit, classes or shapes that differ.
     """
+    place, recipe = _file_key(node), node.recipe
+    images = inputs.get("images") or inputs.get("on")
+    for key, name, split in _splits_asked(node):
+        assert images is not None
+        if split not in images["counts"]:
+            raise BadInput(f"{place}.{key}: {name} has no split {split!r}, it has {', '.join(images['counts'])}")
+    for role, parent in node.inputs.items():
+        if parent.group == "models" and images is not None:
+            _refuse_model(f"{place}.{role.partition('.')[0]}", parent.name, inputs[role], images)
+    if node.stage == "select" and not _has_column(node.inputs["images"], recipe.by):
+        raise BadInput(
+            f"{place}: {recipe.images} has no column {recipe.by}: select from a dataset that attacks a model"
+        )
+    if node.relabel is not None and images is not None:
+        _refuse_rule(f"{node.group}.{node.name}.relabel", node.relabel, images["classes"], recipe.model)
+    if node.stage == "evaluate" and images is not None:
+        rules = {"agreement": recipe.agreement} | {
+            f"attacks.{i}.toward": a.toward for i, a in enumerate(recipe.attacks)
+        }
+        for key, rule in rules.items():
+            if rule is not None:
+                _refuse_rule(f"{place}.{key}", rule, images["classes"], None)
+
+
+def _has_column(dataset: Node, column: str) -> bool:
+    """Whether the samples of a dataset will have a column of what an attack did to them."""
+    if dataset.stage == "select":
+        return _has_column(dataset.inputs["images"], column)
+    return dataset.stage == "attack" and (column == "l2" or "model" in dataset.inputs)
+
+
+def _splits_asked(node: Node) -> list[tuple[str, str, str]]:
+    """Key, dataset and split of each split that a recipe names."""
     match node.stage:
-        case "train":
-            _refuse_split(f"models.{node.name}.train", node.recipe.on, node.recipe.split, inputs["on"])
-        case "attack":
-            place = f"datasets.{node.name}"
-            for split in node.recipe.splits:
-                _refuse_split(f"{place}.attack", node.recipe.images, split, inputs["images"], "splits")
-            if "model" in inputs:
-                _refuse_model(f"{place}.attack.model", node.recipe.model, inputs["model"], inputs["images"])
-            assert node.relabel is not None
-            _refuse_rule(f"{place}.relabel", node, inputs["images"]["classes"])
-        case "evaluate":
-            place = f"evaluations.{node.name}"
-            _refuse_split(place, node.recipe.on, node.recipe.split, inputs["on"])
-            for name in node.recipe.models:
-                _refuse_model(f"{place}.models", name, inputs[f"models.{name}"], inputs["on"])
-            if node.recipe.agreement is not None:
-                _refuse_rule(f"{place}.agreement", node, inputs["on"]["classes"])
-
-
-def _refuse_split(place: str, name: str, split: str, dataset: Mapping[str, Any], key: str = "split") -> None:
-    if split not in dataset["counts"]:
-        raise BadInput(f"{place}.{key}: {name} has no split {split!r}, it has {', '.join(dataset['counts'])}")
+        case "attack" | "invert":
+            return [("splits", node.recipe.images, split) for split in node.recipe.splits]
+        case "train" | "evaluate":
+            return [("split", node.recipe.on, node.recipe.split)]
+        case "usefulness":
+            return [(key, node.recipe.on, getattr(node.recipe, key)) for key in ("split", "normalise")]
+    return []
 
 
 def _refuse_model(place: str, name: str, model: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
@@ -451,13 +500,12 @@ def _refuse_model(place: str, name: str, model: Mapping[str, Any], dataset: Mapp
         raise BadInput(f"{place}: {name} takes images of {sizes[0]}, the dataset has {sizes[1]}")
 
 
-def _refuse_rule(place: str, node: Node, classes: list[str]) -> None:
+def _refuse_rule(place: str, rule: Relabel, classes: list[str], model: str | None) -> None:
     from stages.relabel import class_map
 
-    rule = node.relabel or node.recipe.agreement
     if rule.rule == "other" and len(classes) < 2:
         raise BadInput(f"{place}: other needs another class, the dataset has one")
-    if rule.rule == "least_likely" and node.recipe.model is None:
+    if rule.rule == "least_likely" and model is None:
         raise BadInput(f"{place}: least_likely needs the attack to name a model")
     if rule.map is not None:
         try:

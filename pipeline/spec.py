@@ -4,15 +4,42 @@ import difflib
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
+from pipeline import controls, sweeps
 from stages.errors import BadInput
-from stages.recipes import Attack, Bring, Evaluate, Load, Perturbation, Recipe, Relabel, Train
+from stages.recipes import (
+    SOURCES,
+    STAGES,
+    Attack,
+    Ball,
+    Bring,
+    Evaluate,
+    Invert,
+    Load,
+    Recipe,
+    Relabel,
+    Select,
+    Spatial,
+    Threat,
+    Train,
+    Usefulness,
+)
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_.,=-]+)?$", max_length=128)]
+"""Of a node; after the @, its place in a sweep."""
 
 
 class _Part(BaseModel):
@@ -20,16 +47,20 @@ class _Part(BaseModel):
 
 
 class Dataset(_Part):
-    """`load`, or `attack` with `relabel`."""
+    """`load`, `attack` with `relabel`, `invert`, or `select`."""
 
     load: Load | None = Field(None, description="Take clean images from a source.")
     attack: Attack | None = Field(None, description="Perturb another dataset's images toward a target class.")
     relabel: Relabel | None = Field(None, description="Rule for the target class, which becomes the label.")
+    invert: Invert | None = Field(None, description="Find images that a model represents as it does another dataset's.")
+    select: Select | None = Field(
+        None, description="Keep those of another dataset's images that an attack did most to."
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> "Dataset":
-        if (self.load is None) == (self.attack is None):
-            raise ValueError("a dataset has either `load` or `attack`")
+        if [self.load, self.attack, self.invert, self.select].count(None) != 3:
+            raise ValueError("a dataset has one of `load`, `attack`, `invert` and `select`")
         if (self.attack is None) != (self.relabel is None):
             raise ValueError("`attack` and `relabel` go together: the relabel rule names the target of the attack")
         return self
@@ -48,13 +79,42 @@ class Model(_Part):
         return self
 
 
+class Measurement(_Part):
+    """An evaluation of something else than accuracy."""
+
+    usefulness: Usefulness = Field(description="Usefulness and robust usefulness of models' features.")
+
+
+Evaluation = Annotated[
+    Annotated[Evaluate, Tag("(accuracy)")] | Annotated[Measurement, Tag("(measurement)")],
+    Discriminator(lambda found: "(measurement)" if _measures(found) else "(accuracy)"),
+]
+
+
+def _measures(found: Any) -> bool:
+    return isinstance(found, Measurement) or (isinstance(found, dict) and "usefulness" in found)
+
+
+def asked(part: Dataset | Model | Evaluate | Measurement) -> tuple[str, Recipe]:
+    """What an entry of an experiment asks for: the stage, and the recipe."""
+    match part:
+        case Evaluate():
+            return "evaluate", part
+        case Model(load=Bring() as recipe):
+            return "bring", recipe
+    stages = ((name, getattr(part, name)) for name in type(part).model_fields if name != "relabel")
+    return next((name, recipe) for name, recipe in stages if recipe is not None)
+
+
 class Experiment(_Part):
     """A graph of datasets, models and evaluations."""
 
-    name: Name = Field(description="Name of the experiment; it stands in the names of its runs.")
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)] = Field(
+        description="Name of the experiment; it stands in the names of its runs."
+    )
     datasets: dict[Name, Dataset] = Field({}, description="Datasets by name.")
     models: dict[Name, Model] = Field({}, description="Models by name.")
-    evaluations: dict[Name, Evaluate] = Field({}, description="Evaluations by name.")
+    evaluations: dict[Name, Evaluation] = Field({}, description="Evaluations by name.")
 
     @model_validator(mode="after")
     def _not_empty(self) -> "Experiment":
@@ -95,7 +155,7 @@ def parse(found: Any) -> Experiment:
             f"an experiment file is a mapping with name, datasets, models and evaluations, got {_shown(found)}"
         )
     try:
-        return Experiment.model_validate(found)
+        return Experiment.model_validate(sweeps.expand(controls.expand(found)))
     except ValidationError as error:
         raise BadInput(_sentence(error)) from error
 
@@ -125,16 +185,11 @@ def _yaml_1_2() -> None:
 
 _yaml_1_2()
 
-SOURCES: dict[str, type[BaseModel]] = {
-    tag: member for member in get_args(get_args(Load)[0]) for tag in get_args(member.model_fields["source"].annotation)
-}
-"""Source name → the recipe that reads it."""
-
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     kind, context, got = first["type"], first.get("ctx", {}), first["input"]
-    parts = [str(part) for part in first["loc"] if part != "[key]"]
+    parts = [str(part) for part in first["loc"] if not str(part).startswith(("(", "["))]
     tag = next((part for i, part in enumerate(parts) if part in SOURCES and parts[i - 1 : i] == ["load"]), None)
     place = ".".join(part for part in parts if part != tag) or "experiment"
     match kind:
@@ -193,26 +248,23 @@ def _model_at(parts: list[str]) -> type[BaseModel] | None:
             return Evaluate
         case ["datasets", _, "load", tag]:
             return SOURCES.get(tag)
-        case [*_, "attack"]:
-            return Attack
-        case [*_, "relabel" | "agreement"]:
+        case [*_, "relabel" | "agreement" | "toward"]:
             return Relabel
-        case [*_, "train"]:
-            return Train
-        case ["models", _, "load"]:
-            return Bring
+        case [*_, "adversarial"]:
+            return Ball
+        case [*_, "spatial"] | [*_, "spatial", _]:
+            return Spatial
         case [*_, "attacks", _]:
-            return Perturbation
+            return Threat
+        case [group, _, stage]:
+            return STAGES.get(group, {}).get(stage)
     return None
 
 
 def recipes(experiment: Experiment) -> dict[str, Recipe]:
     """Every recipe of an experiment by its place: ``datasets/rand`` → its attack."""
-    found: dict[str, Recipe] = {}
-    for name, dataset in experiment.datasets.items():
-        found[f"datasets/{name}"] = dataset.load or dataset.attack  # type: ignore[assignment]
-    for name, model in experiment.models.items():
-        found[f"models/{name}"] = model.train or model.load  # type: ignore[assignment]
-    for name, evaluation in experiment.evaluations.items():
-        found[f"evaluations/{name}"] = evaluation
-    return found
+    return {
+        f"{group}/{name}": asked(part)[1]
+        for group in ("datasets", "models", "evaluations")
+        for name, part in getattr(experiment, group).items()
+    }

@@ -85,8 +85,8 @@ class Store:
         """The path as a person would name it."""
         return f"{self.url.rstrip('/')}/{path}"
 
-    def read(self, path: str) -> bytes:
-        """A whole file.
+    def read(self, path: str, first: int | None = None) -> bytes:
+        """A whole file, or only its first bytes.
 
         Raises:
             FileNotFoundError: it is not there.
@@ -95,9 +95,10 @@ class Store:
         def read(filesystem: fs.FileSystem, root: str) -> bytes:
             # Not an input stream: that asks S3 for 256 KiB at a time.
             with filesystem.open_input_file(_below(root, path)) as file:
-                content: bytes = file.read()
-                if len(content) != file.size():
-                    raise OSError(f"{len(content)} bytes came of {file.size()}")
+                size = file.size() if first is None else min(first, file.size())
+                content: bytes = file.read(size)
+                if len(content) != size:
+                    raise OSError(f"{len(content)} bytes came of {size}")
             return content
 
         return self._ask(f"reading {path}", read)

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.errors import BadData, BadInput
-from stages.model import Classifier, in_batches, threads, to_unit
+from stages.model import Classifier, batches, in_batches, threads, to_pixels, to_unit
 from stages.pgd import direction, pgd, project, to_grid
 from stages.recipes import Attack, Perturbation, Relabel
 from stages.relabel import targets
 from stages.seeds import torch_seed
 from stages.shard import Shard
+from stages.spatial import search
 
 
 def targeted(model: Callable[[Tensor], Tensor], target_N: Tensor) -> Callable[[Tensor], Tensor]:
@@ -55,12 +56,15 @@ def _descend(
 
 
 def noise(pixels_NHWC: np.ndarray, ball: Perturbation, seed: int, index: np.ndarray) -> np.ndarray:
-    """A random perturbation on the surface of the ball, drawn per image from (seed, index): an attack's control."""
-    clean = to_unit(pixels_NHWC)
+    """A random perturbation on the surface of the ball, as 8-bit images inside it: an attack's control."""
+    return _saved(noisy(to_unit(pixels_NHWC), ball, seed, index), pixels_NHWC, ball)
+
+
+def noisy(x_NCHW: Tensor, ball: Perturbation, seed: int, index: np.ndarray) -> Tensor:
+    """Images in [0, 1] with a random perturbation on the surface of the ball, drawn per image from (seed, index)."""
     draws = [torch.Generator().manual_seed(torch_seed(seed, "noise", int(i))) for i in index]
-    gauss = torch.stack([torch.randn(clean.shape[1:], generator=draw) for draw in draws])
-    moved = clean + project(direction(gauss, ball.norm) * ball.eps, ball.norm, ball.eps)
-    return _saved(moved.clamp(0, 1), pixels_NHWC, ball)
+    gauss = torch.stack([torch.randn(x_NCHW.shape[1:], generator=draw) for draw in draws]).to(x_NCHW.device)
+    return (x_NCHW + project(direction(gauss, ball.norm) * ball.eps, ball.norm, ball.eps)).clamp(0, 1)
 
 
 def _saved(moved_NCHW: Tensor, pixels_NHWC: np.ndarray, ball: Perturbation) -> np.ndarray:
@@ -70,44 +74,128 @@ def _saved(moved_NCHW: Tensor, pixels_NHWC: np.ndarray, ball: Perturbation) -> n
 
 
 class Attacker:
-    """One attack on any number of shards: the model is loaded once, the shards come one by one."""
+    """One attack on any number of shards: the models are loaded once, the shards come one by one.
 
-    def __init__(self, recipe: Attack, rule: Relabel, classes: Sequence[str], model: Classifier | None) -> None:
+    Args:
+        recipe, rule: what is done to an image, and toward which class.
+        classes: class names.
+        model: the model attacked; None where the method needs none.
+        spared: for pgd, models that shall go on answering the true class.
+        fit: for universal, the shards that the perturbations are found on, here and now.
+
+    Raises:
+        BadInput: what was asked for needs a model.
+    """
+
+    def __init__(
+        self,
+        recipe: Attack,
+        rule: Relabel,
+        classes: Sequence[str],
+        model: Classifier | None,
+        spared: Sequence[Classifier] = (),
+        fit: Sequence[Shard] = (),
+    ) -> None:
         if rule.rule == "least_likely" and model is None:
             raise BadInput("relabel least_likely needs the attack to name a model")
         self.recipe, self.rule, self.classes, self.model = recipe, rule, classes, model
+        self.spared = [other.using(recipe.precision) for other in spared]
+        if recipe.method == "universal":
+            with threads(1):
+                self.universal = self._universal(fit)
 
     def __call__(self, shard: Shard) -> Shard:
         """The shard with its images perturbed and its labels replaced by the targets."""
         with threads(1):
             clean = shard.images()
-            wanted = self._targets(shard, clean)
-            moved = self._move(shard, clean, wanted)
-            effect = self._measure(clean, moved, wanted)
+            wanted = self._targets(shard)
+            moved, said = self._move(shard, clean, wanted)
+            effect = self._measure(clean, moved, wanted) | said
         return replace(shard, label=wanted, pixels=moved, files=None, suffix="png", attack=effect, failures=[])
 
-    def _targets(self, shard: Shard, clean: np.ndarray) -> np.ndarray:
-        logits = self._logits(clean) if self.rule.rule == "least_likely" else None
+    @property
+    def attacked(self) -> Classifier:
+        """The model, at the precision of the attack."""
+        assert self.model is not None
+        return self.model.using(self.recipe.precision)
+
+    def _targets(self, shard: Shard) -> np.ndarray:
+        logits = self._logits(shard.images()) if self.rule.rule == "least_likely" else None
         return targets(self.rule, shard.source_label, shard.index, self.classes, logits)
 
-    def _move(self, shard: Shard, clean: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    def _move(self, shard: Shard, clean: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The images to save, and what the search itself has to say of them."""
         match self.recipe.method:
             case "none":
-                return clean
+                return clean, {}
             case "noise":
-                return noise(clean, self.recipe, self.recipe.seed, shard.index)
+                return noise(clean, self.recipe, self.recipe.seed, shard.index), {}
+            case "leakage":
+                return self._leakage(shard, clean, wanted), {}
             case "pgd":
-                assert self.model is not None
-                return attack_batches(self.model, self.recipe, targeted, clean, wanted)
+                return self._pgd(clean, wanted, shard.source_label)
+            case "universal":
+                moved = (to_unit(clean) + self.universal[torch.from_numpy(wanted)]).clamp(0, 1)
+                return _saved(moved, clean, self.recipe), {}
+            case "spatial":
+                return in_batches(self._spatial, self.recipe.batch_size, clean, wanted, shard.index), {}
+
+    def _pgd(
+        self, clean: np.ndarray, wanted: np.ndarray, label: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        moved, reached = [], []
+        for count, (pixels, *named) in batches(self.recipe.batch_size, clean, wanted, label):
+            target, true = (torch.from_numpy(classes).to(self.attacked.mean.device) for classes in named)
+            watched = Watched(self.attacked, target)
+            goals = [targeted(watched, target), *(targeted(other, true) for other in self.spared)]
+            last = _descend(pixels, self.recipe, _sum(goals), target.device)
+            with torch.no_grad():
+                watched(last)
+            moved.append(_saved(last, pixels, self.recipe)[:count])
+            reached.append(np.asarray(watched.reached_N.cpu())[:count])
+        return np.concatenate(moved), {"reached_step": np.concatenate(reached)}
+
+    def _leakage(self, shard: Shard, clean: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Noise where the target is neither the true class nor what the reference answers: what labels alone leak."""
+        answer = shard.source_label if self.model is None else self._logits(clean).argmax(1)
+        alone = (wanted == shard.source_label) | (wanted == answer)
+        moved = noise(clean, self.recipe, self.recipe.seed, shard.index)
+        return np.where(alone[:, None, None, None], clean, moved)
+
+    def _spatial(self, pixels: np.ndarray, wanted: np.ndarray, index: np.ndarray) -> np.ndarray:
+        where = self.attacked.mean.device
+        goal = targeted(self.attacked, torch.from_numpy(wanted).to(where))
+        return to_pixels(search(self.recipe.spatial, to_unit(pixels, where), index, goal).image)
+
+    def _universal(self, fit: Sequence[Shard]) -> Tensor:
+        """One perturbation for each target class, classes × C × H × W, found on the images of some shards together."""
+        pixels = np.concatenate([shard.images() for shard in fit])
+        wanted = np.concatenate([self._targets(shard) for shard in fit])
+        where = self.attacked.mean.device
+
+        def gradient(delta: Tensor) -> Tensor:
+            total = torch.zeros_like(delta)
+            for count, (some, classes) in batches(self.recipe.batch_size, pixels, wanted):
+                leaf, target = delta.detach().requires_grad_(True), torch.from_numpy(classes).to(where)
+                loss = targeted(self.attacked, target)((to_unit(some, where) + leaf[target]).clamp(0, 1))
+                total += torch.autograd.grad(loss[:count].sum(), leaf)[0]
+            return total
+
+        ball, start = self.recipe, torch.zeros(len(self.classes), *to_unit(pixels[:1]).shape[1:], device=where)
+        # A plane with the gradient of the summed loss stands for it, so that no two batches are held at once.
+        return pgd(
+            lambda delta: delta * gradient(delta),
+            start,
+            norm=ball.norm,
+            eps=ball.eps,
+            step_size=ball.step,
+            steps=ball.steps,
+            box=(-1.0, 1.0),
+        ).cpu()
 
     def _measure(self, clean: np.ndarray, moved: np.ndarray, wanted: np.ndarray) -> dict[str, np.ndarray]:
         """What the saved images are: distances in [0, 1] units, and what the model says of them in float32."""
-        levels = (moved.astype(np.int64) - clean.astype(np.int64)).reshape(len(clean), -1)
-        effect = {
-            "target": wanted,
-            "l2": np.sqrt((levels**2).sum(1)) / 255,
-            "linf": np.abs(levels).max(1, initial=0) / 255,
-        }
+        effect = {"target": wanted, **distances(clean, moved)}
         if self.model is None:
             return effect
         logits = self._logits(moved).astype(np.float64)
@@ -126,51 +214,33 @@ class Attacker:
         return logits_of(self.model, pixels, self.recipe.batch_size)
 
 
-def attack_batches(
-    model: Classifier,
-    ball: Perturbation,
-    goal: Callable[[Callable[[Tensor], Tensor], Tensor], Callable[[Tensor], Tensor]],
-    pixels_NHWC: np.ndarray,
-    class_N: np.ndarray,
-) -> np.ndarray:
-    """Attack any number of images in batches of one fixed shape.
+class Watched:
+    """A model that notes, as a search passes by, which iterate of each image it first answers as the target.
 
-    Args:
-        model: the model attacked.
-        ball: radius, steps, precision and batch size.
-        goal: `targeted` or `untargeted`.
-        pixels_NHWC: uint8.
-        class_N: the target classes, or the true ones.
-
-    Returns:
-        uint8, N × H × W × C.
+    Attributes:
+        reached_N: that iterate, 0 for the first image it is shown; -1 for none yet.
     """
-    attacked = model.using(ball.precision)
-    where = attacked.mean.device
 
-    def one(pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        return perturb(pixels, ball, goal(attacked, torch.from_numpy(classes).to(where)), where)
+    def __init__(self, model: Callable[[Tensor], Tensor], target_N: Tensor) -> None:
+        self.model, self.target = model, target_N
+        self.reached_N, self.shown = torch.full_like(target_N, -1), 0
 
-    return in_batches(one, ball.batch_size, pixels_NHWC, class_N)
+    def __call__(self, x_NCHW: Tensor) -> Tensor:
+        logits = self.model(x_NCHW)
+        first = (self.reached_N < 0) & (logits.detach().argmax(1) == self.target)
+        self.reached_N = self.reached_N.masked_fill(first, self.shown)
+        self.shown += 1
+        return logits
 
 
-def logits_under_attack(
-    model: Classifier, ball: Perturbation, pixels_NHWC: np.ndarray, label_N: np.ndarray
-) -> np.ndarray:
-    """What a model says, in float32, of images attacked away from their classes: N × classes.
+def _sum(losses: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.stack([loss(x) for loss in losses]).sum(0)
 
-    The last iterate is scored as it is: rounding to 8 bits is for what is saved, and would take most of a
-    small ball's strength from the attack.
-    """
-    attacked, plain = model.using(ball.precision), model.using("float32")
-    where = attacked.mean.device
 
-    def one(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        moved = _descend(pixels, ball, untargeted(attacked, torch.from_numpy(labels).to(where)), where)
-        with torch.no_grad():
-            return np.asarray(plain(moved).cpu())
-
-    return in_batches(one, ball.batch_size, pixels_NHWC, label_N)
+def distances(clean_NHWC: np.ndarray, moved_NHWC: np.ndarray) -> dict[str, np.ndarray]:
+    """L2 and L∞ between saved images, uint8, in units of [0, 1]: N each."""
+    levels = (moved_NHWC.astype(np.int64) - clean_NHWC.astype(np.int64)).reshape(len(clean_NHWC), -1)
+    return {"l2": np.sqrt((levels**2).sum(1)) / 255, "linf": np.abs(levels).max(1, initial=0) / 255}
 
 
 def logits_of(model: Classifier, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:

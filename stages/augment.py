@@ -1,20 +1,26 @@
 """Random views of a training batch, drawn on the batch's own generator."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.recipes import Augmentation, Spatial
+from stages.spatial import transform
 
-def augment(x_NCHW: Tensor, how: Literal["none", "flip", "crop-flip"], draw: torch.Generator) -> Tensor:
+
+def augment(x_NCHW: Tensor, how: Augmentation, draw: torch.Generator) -> Tensor:
     """Flip left–right with probability one half; for `crop-flip` also shift by up to an eighth of the width.
 
     The shift is a crop at a random place from the image padded with zeros (4 pixels for 32, as He et
-    al. 2016 do for CIFAR-10).
+    al. 2016 do for CIFAR-10). `spatial` instead rotates and shifts, anywhere in the space that the spatial attack
+    searches by default (Engstrom et al. 2019).
     """
     if how == "none":
         return x_NCHW
+    if how == "spatial":
+        space = Spatial()
+        reach = torch.tensor([space.rotation, space.translation, space.translation])
+        return transform(x_NCHW, *(reach[:, None] * (2 * torch.rand(3, len(x_NCHW), generator=draw) - 1)))
     count, _, height, width = x_NCHW.shape
     flips = torch.rand(count, generator=draw) < 0.5
     x = torch.where(flips.view(-1, 1, 1, 1).to(x_NCHW.device), x_NCHW.flip(3), x_NCHW)

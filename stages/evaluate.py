@@ -6,58 +6,94 @@ from typing import Any
 
 import numpy as np
 
-from stages.attack import logits_of, logits_under_attack
+from stages.attack import logits_of
 from stages.model import Classifier, threads
-from stages.recipes import Evaluate, Perturbation
+from stages.recipes import Evaluate, Spatial, Threat
 from stages.relabel import targets
 from stages.shard import Shard
+from stages.threat import Outcome, in_ball, in_space
 
 Sums = dict[str, dict[str, Any]]
 """Model → what was counted on some samples."""
 
 
-def score(recipe: Evaluate, classes: Sequence[str], models: Mapping[str, Classifier], shard: Shard) -> Sums:
-    """Count what each model gets right on one shard, clean and under each attack."""
+def score(
+    recipe: Evaluate,
+    classes: Sequence[str],
+    models: Mapping[str, Classifier],
+    sources: Mapping[str, Classifier],
+    shard: Shard,
+) -> Sums:
+    """Count what each model gets right on one shard: clean, under each attack, and under each spatial one.
+
+    Args:
+        recipe: what is asked.
+        classes: class names.
+        models: those scored, by name.
+        sources: those that attacks are made on, by name: all of `recipe.sources`.
+        shard: the images, with the labels that are scored.
+    """
     with threads(1):
-        return {name: _score_one(recipe, classes, model, shard) for name, model in models.items()}
+        answers = {
+            name: logits_of(model, shard.images(), recipe.batch_size).argmax(1) for name, model in models.items()
+        }
+        attacks = [in_ball(threat, classes, models, sources, shard) for threat in recipe.attacks]
+        attacks += [in_space(space, models, shard, recipe.batch_size) for space in recipe.spatial]
+    return {
+        name: _clean(recipe, classes, answer, shard) | _under(answer == shard.label, [each[name] for each in attacks])
+        for name, answer in answers.items()
+    }
 
 
-def _score_one(recipe: Evaluate, classes: Sequence[str], model: Classifier, shard: Shard) -> dict[str, Any]:
-    clean, label = shard.images(), shard.label
-    answers = logits_of(model, clean, recipe.batch_size).argmax(1)
-    count = len(classes)
+def _clean(recipe: Evaluate, classes: Sequence[str], answers: np.ndarray, shard: Shard) -> dict[str, Any]:
+    label, count = shard.label, len(classes)
     sums: dict[str, Any] = {
         "n": len(label),
         "right": int((answers == label).sum()),
         "right_per_class": np.bincount(label[answers == label], minlength=count).tolist(),
         "n_per_class": np.bincount(label, minlength=count).tolist(),
         "answers_per_class": np.bincount(answers, minlength=count).tolist(),
-        "right_under": [],
     }
     if recipe.agreement is not None:
         other = targets(recipe.agreement, label, shard.index, classes)
         sums["agreeing"] = int((answers == other).sum())
-    for ball in recipe.attacks:
-        sums["right_under"].append(int((logits_under_attack(model, ball, clean, label).argmax(1) == label).sum()))
     return sums
 
 
-def add(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up the sums of one model over shards."""
-    first = parts[0]
+def _under(right_clean: np.ndarray, attacks: Sequence[Outcome]) -> dict[str, Any]:
+    """One number for each attack, of each kind."""
     return {
-        name: [sum(values) for values in zip(*(p[name] for p in parts), strict=True)]
-        if isinstance(first[name], list)
-        else sum(p[name] for p in parts)
-        for name in first
+        "right_under": [int(each.right.sum()) for each in attacks],
+        "fooled_under": [int((right_clean & ~each.right).sum()) for each in attacks],
+        "average_under": [int(each.average.sum()) for each in attacks],
+        "aimed_under": [int(each.aimed.sum()) for each in attacks],
+        "reached_under": [int(each.reached.sum()) for each in attacks],
     }
+
+
+def add(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up the sums of one model over shards: numbers add, lists add entry by entry, and dicts key by key."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: _add([part[name] for part in parts if name in part]) for name in names}
+
+
+def _add(values: Sequence[Any]) -> Any:
+    match values[0]:
+        case list():
+            return [_add(entries) for entries in zip(*values, strict=True)]
+        case dict():
+            return add(values)
+        case _:
+            return sum(values)
 
 
 def summary(recipe: Evaluate, classes: Sequence[str], sums: Mapping[str, Any]) -> dict[str, Any]:
     """What the sums of one model say: accuracies with 95 % intervals, per class, under attack, and chance."""
     n = sums["n"]
+    attacks: list[Threat | Spatial] = [*recipe.attacks, *recipe.spatial]
     low, high = wilson(sums["right"], n)
     said = {
+        "kind": "accuracy",
         "accuracy": sums["right"] / n,
         "low": low,
         "high": high,
@@ -68,9 +104,7 @@ def summary(recipe: Evaluate, classes: Sequence[str], sums: Mapping[str, Any]) -
             name: {"accuracy": right / total if total else None, "n": total}
             for name, right, total in zip(classes, sums["right_per_class"], sums["n_per_class"], strict=True)
         },
-        "under_attack": [
-            _under(ball, right, n) for ball, right in zip(recipe.attacks, sums["right_under"], strict=True)
-        ],
+        "under_attack": [_attacked(attack, at, sums) for at, attack in enumerate(attacks)],
     }
     if recipe.agreement is not None:
         low, high = wilson(sums["agreeing"], n)
@@ -84,10 +118,31 @@ def summary(recipe: Evaluate, classes: Sequence[str], sums: Mapping[str, Any]) -
     return said
 
 
-def _under(ball: Perturbation, right: int, n: int) -> dict[str, Any]:
+def _attacked(attack: Threat | Spatial, at: int, sums: Mapping[str, Any]) -> dict[str, Any]:
+    """What the sums say of one attack: worst case, average case, and the share of right answers that it turned."""
+    n, right, draws = sums["n"], sums["right_under"][at], 1
     low, high = wilson(right, n)
-    what = {"norm": ball.norm, "eps": ball.eps, "steps": ball.steps, "step_size": ball.step}
-    return what | {"accuracy": right / n, "low": low, "high": high, "n": n}
+    if isinstance(attack, Threat):
+        ball = {"norm", "eps", "steps"} | ({"step_size"} if attack.method == "pgd" else set())
+        what = attack.model_dump(include=ball | {"restarts", "source"})
+        what |= {"attack": attack.method, "toward": None if attack.toward is None else attack.toward.rule}
+        if attack.toward is not None:
+            what["reached"] = _share(sums["reached_under"][at], sums["aimed_under"][at])
+    else:
+        draws = math.prod(attack.grid) if attack.search == "grid" else attack.tries
+        what = attack.model_dump(include={"rotation", "translation", "search"}) | {"attack": "spatial", "tries": draws}
+    return what | {
+        "accuracy": right / n,
+        "low": low,
+        "high": high,
+        "n": n,
+        "average": sums["average_under"][at] / (n * draws),
+        "fooled": _share(sums["fooled_under"][at], sums["right"]),
+    }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:

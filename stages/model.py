@@ -1,11 +1,12 @@
 """A classifier of images in [0, 1]: a network with its normalisation inside, on disk and in memory."""
 
 import hashlib
+import importlib.resources
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from stages.recipes import Bring, Precision
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
+PACKAGE = "package://"
+"""What weights that lie inside an installed Python package begin with: ``package://PACKAGE/FILE``."""
+
 
 @dataclass(frozen=True)
 class Design:
@@ -29,10 +33,13 @@ class Design:
 
     Attributes:
         arch: as `nets.build` takes it.
-        classes: number of classes.
+        classes: number of classes that it tells apart.
         shape: channels, height and width of its images.
         mean: per channel; subtracted.
         std: per channel; divided by.
+        outputs: where the network has more classes than it is asked about, those that are its answer, in
+            this order; `classes` of them.
+        of: and how many classes the network has.
     """
 
     arch: str
@@ -40,13 +47,21 @@ class Design:
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    outputs: tuple[int, ...] | None = None
+    of: int | None = None
+
+    @property
+    def network_classes(self) -> int:
+        """Outputs of the network itself."""
+        return self.classes if self.of is None else self.of
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> "Design":
-        return cls(facts["arch"], facts["classes"], tuple(facts["shape"]), tuple(facts["mean"]), tuple(facts["std"]))
+        said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+        return cls(**said)
 
 
 class Classifier(nn.Module):
@@ -54,16 +69,19 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
+    outputs: Tensor | None
 
     def __init__(self, design: Design, here: Path, precision: Precision = "float32") -> None:
         super().__init__()
         self.design = design
         self.precision = precision
         channels = len(design.mean)
-        self.network = nets.build(design.arch, design.classes, channels, here)
+        self.network = nets.build(design.arch, design.network_classes, channels, here)
         self.repeat = 3 if channels == 1 and _first_conv_channels(self.network) == 3 else 1
         self.register_buffer("mean", torch.tensor(design.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(design.std).view(1, -1, 1, 1), persistent=False)
+        outputs = None if design.outputs is None else torch.tensor(design.outputs)
+        self.register_buffer("outputs", outputs, persistent=False)
 
     def using(self, precision: Precision) -> "Classifier":
         """This classifier, the same weights, at another precision."""
@@ -80,6 +98,8 @@ class Classifier(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             logits: Tensor = self.network(x)
+        if self.outputs is not None:
+            logits = logits.index_select(1, self.outputs)
         return logits.float()
 
 
@@ -103,17 +123,26 @@ def to_unit(pixels_NHWC: np.ndarray, where: torch.device | None = None) -> Tenso
     return torch.from_numpy(np.ascontiguousarray(pixels_NHWC)).to(where).permute(0, 3, 1, 2).float() / 255
 
 
-def in_batches(compute: Callable[..., np.ndarray], size: int, *columns: np.ndarray) -> np.ndarray:
-    """Apply a function to batches of one fixed shape and join what it returns.
+def to_pixels(x_NCHW: Tensor) -> np.ndarray:
+    """The way back: [0, 1] to the nearest of 256 levels, uint8, N × H × W × C."""
+    levels = (x_NCHW.double() * 255).round().clamp(0, 255).to(torch.uint8)
+    return np.asarray(levels.permute(0, 2, 3, 1).contiguous().cpu())
+
+
+def batches(size: int, *columns: np.ndarray) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """Batches of one fixed shape: how many rows count, and the columns.
 
     The last batch is padded with its own first row: another batch shape gives other bits.
     """
-    count, made = len(columns[0]), []
-    for first in range(0, count, size):
+    for first in range(0, len(columns[0]), size):
         parts = [column[first : first + size] for column in columns]
-        missing = size - len(parts[0])
-        padded = [np.concatenate([part, np.repeat(part[:1], missing, axis=0)]) if missing else part for part in parts]
-        made.append(compute(*padded)[: len(parts[0])])
+        count = len(parts[0])
+        yield count, [np.concatenate([part, np.repeat(part[:1], size - count, axis=0)]) for part in parts]
+
+
+def in_batches(compute: Callable[..., np.ndarray], size: int, *columns: np.ndarray) -> np.ndarray:
+    """Apply a function to `batches` and join what it returns."""
+    made = [compute(*padded)[:count] for count, padded in batches(size, *columns)]
     return np.concatenate(made) if made else columns[0]
 
 
@@ -168,14 +197,25 @@ def bring(recipe: Bring, data: Path, here: Path) -> tuple[Design, bytes]:
         raise BadInput(f"mean and std have {len(mean)} and {len(std)} entries, the images {shape[0]} channels")
     classes = recipe.classes or _classes_of(state, recipe, here)
     design = Design(recipe.arch, classes, shape, tuple(mean), tuple(std))
+    if recipe.outputs is not None:
+        design = _only(design, recipe.outputs)
     model = Classifier(design, here)
     _fit(model.network, state, recipe.arch)
-    nets.probe(model, shape, classes, recipe.arch)
+    nets.probe(model, shape, design.classes, recipe.arch)
     return design, save(model.network)
+
+
+def _only(design: Design, outputs: Sequence[int]) -> Design:
+    """The design that answers with some of the network's classes alone."""
+    if (last := max(outputs)) >= design.classes:
+        raise BadInput(f"outputs names {last}, but the network has {design.classes} classes, 0 to {design.classes - 1}")
+    return replace(design, classes=len(outputs), outputs=tuple(outputs), of=design.classes)
 
 
 def is_remote(recipe: Bring) -> bool:
     """Whether the weights have to be fetched from somewhere else."""
+    if recipe.weights.startswith(PACKAGE):
+        return False
     return "://" in recipe.weights or (":" not in recipe.arch and _torchvision_weights(recipe) is not None)
 
 
@@ -197,8 +237,9 @@ def _read_state(recipe: Bring, data: Path) -> dict[str, Tensor]:
         if name.endswith(".safetensors"):
             return _unwrap(safetensors.torch.load(content), name)
         return _unwrap(torch.load(BytesIO(content), map_location="cpu", weights_only=True), name)
-    except OSError as error:
-        raise BadInput(f"checkpoint {name} cannot be read: {error.strerror or error}") from error
+    except (OSError, ModuleNotFoundError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BadInput(f"checkpoint {name} cannot be read: {reason}") from error
     except BadInput:
         raise
     except Exception as error:  # torch.load raises whatever a broken file makes it stumble on
@@ -209,6 +250,9 @@ def _read_state(recipe: Bring, data: Path) -> dict[str, Tensor]:
 def _read_bytes(weights: str, data: Path) -> bytes:
     if "://" not in weights:
         return (data / weights).read_bytes()
+    if weights.startswith(PACKAGE):
+        package, _, file = weights.removeprefix(PACKAGE).partition("/")
+        return importlib.resources.files(package).joinpath(file).read_bytes()
     if weights.startswith(("http://", "https://")):
         with urllib.request.urlopen(weights) as answer:
             return bytes(answer.read())

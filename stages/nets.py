@@ -1,10 +1,11 @@
-"""Networks: small ones that are good for their size, torchvision's, and the user's own."""
+"""Networks: small ones that are good for their size, torchvision's, also cut to suit 32 pixels, and the user's own."""
 
 import importlib
 import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,36 @@ def resnet9(classes: int, channels: int) -> nn.Module:
     )
 
 
-SMALL = {"small_cnn": small_cnn, "fast_resnet": fast_resnet, "resnet9": resnet9}
+def _cifar(name: str) -> Callable[[int, int], nn.Module]:
+    """A torchvision network for 32 pixels: a 3 × 3 stem of stride 1 in place of ImageNet's, as He et al. 2016."""
+
+    def build_for_cifar(classes: int, channels: int) -> nn.Module:
+        from torchvision import models
+
+        net: Any = models.get_model(name, weights=None, num_classes=classes)
+        match net:
+            case models.ResNet():
+                net.conv1 = _stem(channels, net.conv1.out_channels)
+                net.maxpool = nn.Identity()
+            case models.DenseNet():
+                net.features.conv0 = _stem(channels, net.features.conv0.out_channels)
+                net.features.pool0 = nn.Identity()
+            case models.VGG():
+                net.features[0] = nn.Conv2d(channels, net.features[0].out_channels, 3, padding=1)
+                net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(512, classes)
+        return cast(nn.Module, net)
+
+    build_for_cifar.__doc__ = f"torchvision's {name} with a stem for 32 pixels."
+    return build_for_cifar
+
+
+def _stem(channels: int, width: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, width, 3, padding=1, bias=False)
+
+
+CIFAR = {f"cifar_{name}": _cifar(name) for name in ("resnet18", "resnet50", "vgg16_bn", "densenet121")}
+
+OURS = {"small_cnn": small_cnn, "fast_resnet": fast_resnet, "resnet9": resnet9, **CIFAR}
 
 
 WITHOUT_HEADS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
@@ -93,7 +123,7 @@ def build(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
     """A new network that maps N × channels × H × W to N × classes logits.
 
     Args:
-        arch: one of SMALL, a torchvision classifier, or ``package.module:name``: a callable that takes
+        arch: one of OURS, a torchvision classifier, or ``package.module:name``: a callable that takes
             the number of classes, and the number of channels where it has such a parameter.
         classes: number of classes.
         channels: 1 or 3. torchvision's networks take 3; `Classifier` repeats a grey channel for them.
@@ -102,15 +132,15 @@ def build(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
     Raises:
         BadInput: no such network, or it cannot be imported or built.
     """
-    if arch in SMALL:
-        return SMALL[arch](classes, channels)
+    if arch in OURS:
+        return OURS[arch](classes, channels)
     if ":" in arch:
         return _own(arch, classes, channels, here)
     from torchvision import models
 
     if arch not in models.list_models(module=models):
         raise BadInput(
-            f"arch {arch!r} is none of {', '.join(SMALL)}, no torchvision classifier, "
+            f"arch {arch!r} is none of {', '.join(OURS)}, no torchvision classifier, "
             "and no import path `package.module:name`"
         )
     model: nn.Module = models.get_model(arch, weights=None, num_classes=classes, **WITHOUT_HEADS.get(arch, {}))

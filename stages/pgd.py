@@ -23,6 +23,7 @@ def pgd(
     step_size: float,
     steps: int,
     start: Tensor | None = None,
+    box: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """Minimise a loss inside a ball round x and the box [0, 1]; the last iterate is returned.
 
@@ -38,6 +39,7 @@ def pgd(
         step_size: length of a step in pixel units.
         steps: number of steps; each is one forward and one backward pass.
         start: first iterate; by default x itself.
+        box: another box; a perturbation by itself lies in [-1, 1].
 
     Returns:
         float32, N × C × H × W; within `eps` of x up to float32 rounding.
@@ -49,7 +51,7 @@ def pgd(
         x = x.detach() - step_size * direction(grad, norm)
         if eps is not None:
             x = x_NCHW + project(x - x_NCHW, norm, eps)
-        x = x.clamp_(0.0, 1.0)
+        x = x.clamp_(*box)
     return x
 
 

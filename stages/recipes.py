@@ -5,12 +5,14 @@ of the node's version; the fields named in ``where`` only say where data lies, a
 `docs/experiment-file.md` is generated from this file.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Precision = Literal["float32", "bfloat16"]
 Norm = Literal["l2", "linf"]
+Augmentation = Literal["none", "flip", "crop-flip", "spatial"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -34,12 +36,17 @@ class Recipe(BaseModel):
 
     where: ClassVar[frozenset[str]] = frozenset()
     """Fields that say where something lies, not what it is: not part of the version."""
-    inputs: ClassVar[frozenset[str]] = frozenset()
-    """Fields that name other nodes: their versions take the place of their names."""
+    inputs: ClassVar[Mapping[str, str]] = {}
+    """Fields that name other nodes, and the group they name: the nodes' versions take the place of their names."""
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Fields that play no part in this recipe, whatever they say."""
+        return frozenset()
 
     def parameters(self) -> dict[str, Any]:
         """Every parameter that changes the result, defaults filled in."""
-        return self.model_dump(mode="json", exclude=set(self.where | self.inputs))
+        return self.model_dump(mode="json", exclude={*self.where, *self.inputs, *self.unused})
 
 
 # ---------------------------------------------------------------------------------------------- load
@@ -147,18 +154,16 @@ def refuse_secrets(url: str) -> None:
 # ------------------------------------------------------------------------------------ attack, relabel
 
 
-class Perturbation(Recipe):
+class Ball(Recipe):
     """A ball and a way to move in it, in pixel units of [0, 1], before any normalisation."""
 
     norm: Norm = Field("l2", description="Norm of the ball.")
     eps: float = Field(0.5, gt=0, description="Radius of the ball, in pixel units of [0, 1].")
     steps: int = Field(100, ge=1, description="Steps of projected gradient descent.")
     step_size: float | None = Field(None, gt=0, description="Length of a step, in pixel units; by default eps / 5.")
-    precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
-    batch_size: int = Field(128, ge=1, description="Images attacked together; the last batch is padded to it.")
 
     @model_validator(mode="after")
-    def _fill_step_size(self) -> "Perturbation":
+    def _fill_step_size(self) -> Self:
         if self.step_size is None:
             object.__setattr__(self, "step_size", self.eps / 5)
         return self
@@ -170,29 +175,119 @@ class Perturbation(Recipe):
         return self.step_size
 
 
+class Perturbation(Ball):
+    """A ball, a way to move in it, and how to compute that."""
+
+    precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
+    batch_size: int = Field(128, ge=1, description="Images attacked together; the last batch is padded to it.")
+
+
+class Spatial(Recipe):
+    """Rotations and translations (Engstrom et al. 2019): of an image, with black where it had no pixels."""
+
+    rotation: float = Field(30, ge=0, le=180, description="Largest rotation either way, in degrees.")
+    translation: float = Field(
+        0.1, ge=0, le=0.5, description="Largest shift either way, as a share of the width and of the height."
+    )
+    search: Literal["grid", "random"] = Field(
+        "grid", description="All points of `grid`, or `tries` of the space at random for each image."
+    )
+    grid: list[Annotated[int, Field(ge=1)]] = Field(
+        [5, 5, 31], min_length=3, max_length=3, description="Points of the grid: shifts down, shifts right, rotations."
+    )
+    tries: int = Field(10, ge=1, description="For search `random`: transformations tried of each image.")
+    seed: Seed = Field(0, description="For search `random`: seed; drawn per image, by its index.")
+
+
 class Attack(Perturbation):
     """Move every image toward its target class, inside the ball, and save it on the 8-bit grid."""
 
     images: str = Field(description="Dataset whose images are perturbed.")
-    model: str | None = Field(None, description="Model that is attacked; needed by `pgd` and by `least_likely`.")
-    method: Literal["pgd", "noise", "none"] = Field(
+    model: str | None = Field(
+        None,
+        description="Model that is attacked; needed by `pgd`, `universal`, `spatial` and by `least_likely`. "
+        "For `leakage`, the reference whose answers are left alone.",
+    )
+    method: Literal["pgd", "universal", "spatial", "noise", "leakage", "none"] = Field(
         "pgd",
-        description="`pgd`, or for controls `noise` (random, of the same radius) or `none` (images untouched).",
+        description="`pgd`; `universal`: one perturbation for each target class; `spatial`: the rotation and "
+        "translation that does most. Or for controls: `noise` (random, of the same radius), `leakage` (untouched where "
+        "the target is the true class or the model's answer already, noise elsewhere), `none` (untouched).",
+    )
+    not_transferring_to: Distinct[str] = Field(
+        [],
+        description="For `pgd`: models that shall go on answering the true class; their cross-entropy to it is added "
+        "to the loss (Nakkiran 2019).",
+    )
+    spatial: Spatial = Field(Spatial(), description="For `spatial`: the space, and how it is searched.")
+    fit_shards: int = Field(
+        1, ge=1, description="For `universal`: how many of the first shards the perturbations are found on."
     )
     splits: Distinct[Split] = Field(["train"], min_length=1, description="Splits of the images to make.")
     seed: Seed = Field(0, description="Seed of the noise.")
 
-    inputs = frozenset({"images", "model"})
+    inputs = {"images": "datasets", "model": "models", "not_transferring_to": "models"}
 
     @model_validator(mode="after")
-    def _pgd_needs_a_model(self) -> "Attack":
-        if self.eps < 1 / 255 and self.method != "none":
+    def _method_has_what_it_needs(self) -> "Attack":
+        if self.eps < 1 / 255 and self.method not in ("none", "spatial"):
             raise ValueError(
                 f"eps {self.eps:g} is less than one 8-bit level (1/255 = 0.0039): the saved images would not change"
             )
-        if self.method == "pgd" and self.model is None:
-            raise ValueError("method pgd needs a model to attack: add `model: NAME`")
+        if self.method in ("pgd", "universal", "spatial") and self.model is None:
+            raise ValueError(f"method {self.method} needs a model to attack: add `model: NAME`")
+        if self.not_transferring_to and self.method != "pgd":
+            raise ValueError(f"`not_transferring_to` goes with method pgd, not with {self.method}")
+        if self.model in self.not_transferring_to:
+            raise ValueError(f"not_transferring_to names {self.model!r}, the model that is attacked")
         return self
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Parameters that the method does not use: they make no other version of the dataset."""
+        ball, moves = {"norm", "eps"}, {"steps", "step_size"}
+        by_method = {
+            "pgd": {"spatial", "fit_shards"},
+            "universal": {"spatial"},
+            "spatial": ball | moves | {"fit_shards", "seed"},
+            "noise": moves | {"precision", "spatial", "fit_shards"},
+            "leakage": moves | {"precision", "spatial", "fit_shards"},
+            "none": ball | moves | {"precision", "spatial", "fit_shards", "seed"},
+        }
+        return frozenset(by_method[self.method])
+
+
+class Invert(Recipe):
+    """Find, for every image, another that a model represents alike: with its true label, D_R of a robust
+    model and D_NR of a standard one (Ilyas et al. 2019, appendix C)."""
+
+    images: str = Field(description="Dataset whose images are represented anew.")
+    model: str = Field(description="Model whose features are matched.")
+    layer: str | None = Field(
+        None, description="Module whose output is the features; by default the input of the last linear layer."
+    )
+    start: Literal["other", "noise"] = Field(
+        "other", description="Where the search starts: `other`, another image of the same shard; or uniform `noise`."
+    )
+    steps: int = Field(1000, ge=1, description="Steps of normalised gradient descent.")
+    step_size: float = Field(0.1, gt=0, description="Length of a step (L2), in pixel units of [0, 1].")
+    precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
+    batch_size: int = Field(128, ge=1, description="Images searched for together; the last batch is padded to it.")
+    splits: Distinct[Split] = Field(["train"], min_length=1, description="Splits of the images to make.")
+    seed: Seed = Field(0, description="Seed of the starts.")
+
+    inputs = {"images": "datasets", "model": "models"}
+
+
+class Select(Recipe):
+    """Keep a share of each shard's images (a shard is a fair sample), by what an attack did to them."""
+
+    images: str = Field(description="Dataset to select from; one that was made by an attack on a model.")
+    by: Literal["margin", "confidence", "l2"] = Field("margin", description="Column of `samples.parquet`.")
+    keep: Literal["top", "bottom"] = Field(description="The largest values or the smallest.")
+    share: float = Field(gt=0, lt=1, description="Share of every shard's images that is kept.")
+
+    inputs = {"images": "datasets"}
 
 
 class Relabel(Recipe):
@@ -229,9 +324,19 @@ class Train(Recipe):
 
     on: str = Field(description="Dataset to train on.")
     split: Split = Field("train", description="Its split.")
-    arch: str = Field(
+    arch: str | None = Field(
+        None,
         description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or an import path "
-        "`package.module:name`."
+        "`package.module:name`.",
+    )
+    probe: str | None = Field(
+        None,
+        description="Instead of an arch: a model whose features are kept as they are; only its last linear layer is "
+        "trained, from new weights (a linear probe).",
+    )
+    adversarial: Ball | None = Field(
+        None,
+        description="Adversarial training: every batch is first moved away from its labels by PGD in this ball.",
     )
     epochs: int = Field(30, ge=1, description="Passes over the split.")
     batch_size: int = Field(128, ge=2, description="Images per step; the last incomplete batch of an epoch is dropped.")
@@ -245,9 +350,10 @@ class Train(Recipe):
     )
     drops: list[int] = Field([], description="Epochs at which schedule `steps` divides the rate by 10.")
     warmup: float = Field(0.25, ge=0, lt=1, description="Share of a one-cycle schedule in which the rate rises.")
-    augment: Literal["none", "flip", "crop-flip"] = Field(
+    augment: Augmentation = Field(
         "none",
-        description="`flip`: left–right at random; `crop-flip`: also shifted by up to an eighth of the width.",
+        description="`flip`: left–right at random; `crop-flip`: also shifted by up to an eighth of the width; "
+        "`spatial`: rotated by up to 30 degrees and shifted by up to a tenth of the width and height.",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
     mean: list[float] | None = Field(None, description="Per-channel mean inside the model; by default the dataset's.")
@@ -269,7 +375,28 @@ class Train(Recipe):
         description="MiB of pixels that each process may hold in memory; a larger split streams from its shards.",
     )
 
-    inputs = frozenset({"on"})
+    watch: int = Field(
+        1000,
+        ge=0,
+        description="Images of the source's test split that are scored after every epoch, for the learning curve. Not "
+        "part of the version.",
+    )
+
+    where = frozenset({"watch"})
+    inputs = {"on": "datasets", "probe": "models"}
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Parameters that are not used: they make no other version of the model."""
+        return frozenset({"adversarial"} if self.adversarial is None else {})
+
+    @model_validator(mode="after")
+    def _arch_or_probe(self) -> "Train":
+        if (self.arch is None) == (self.probe is None):
+            raise ValueError("a training has either `arch` or `probe`")
+        if self.probe is not None and (self.mean or self.std):
+            raise ValueError("`mean` and `std` are those of the model that is probed")
+        return self
 
     @model_validator(mode="after")
     def _two_images_each(self) -> "Train":
@@ -294,8 +421,9 @@ class Bring(Recipe):
 
     arch: str = Field(description="As in `train`.")
     weights: str = Field(
-        description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`), or path (below `--data`) or URL of "
-        "a state dict: safetensors, or a file that `torch.load(weights_only=True)` reads."
+        description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`), or path (below `--data`), URL or "
+        "`package://PACKAGE/FILE` (a file of an installed Python package) of a state dict: safetensors, or a file that "
+        "`torch.load(weights_only=True)` reads."
     )
     sha256: str | None = Field(
         None,
@@ -305,6 +433,12 @@ class Bring(Recipe):
     )
     classes: int | None = Field(
         None, ge=2, description="Number of classes; by default what the checkpoint's last layer says."
+    )
+    outputs: Distinct[Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        min_length=2,
+        description="Of all the network's classes only these, in this order: a network for ImageNet's thousand serves "
+        "a dataset of some of them.",
     )
     shape: list[Annotated[int, Field(ge=1)]] = Field(
         [3, 224, 224], min_length=3, max_length=3, description="Channels, height and width it takes."
@@ -322,24 +456,115 @@ class Bring(Recipe):
 # ------------------------------------------------------------------------------------------ evaluate
 
 
+class Threat(Perturbation):
+    """An attack that models are scored under."""
+
+    method: Literal["pgd", "apgd"] = Field(
+        "pgd",
+        description="`pgd`, or `apgd`: the step-size-free APGD of AutoAttack (Croce and Hein 2020), once with "
+        "cross-entropy and once with the DLR loss; the worse counts. It does not use `step_size`.",
+    )
+    restarts: int = Field(
+        1, ge=1, description="The first search starts at the image, the others at random in the ball; the worst counts."
+    )
+    toward: Relabel | None = Field(
+        None, description="Targeted: toward the class that this rule names. Else untargeted."
+    )
+    source: str | None = Field(
+        None, description="Model that the attack is made on (a transfer attack); by default each model itself."
+    )
+    seed: Seed = Field(0, description="Seed of the random starts and of the average case; drawn per image.")
+
+    @field_validator("toward")
+    @classmethod
+    def _no_model_needed(cls, rule: Relabel | None) -> Relabel | None:
+        return _refuse_least_likely(rule)
+
+
+def _refuse_least_likely(rule: Relabel | None) -> Relabel | None:
+    if rule is not None and rule.rule == "least_likely":
+        raise ValueError("least_likely is not a labelling of its own: it differs from model to model")
+    return rule
+
+
+def _each(attack: Any, key: str) -> list[Any]:
+    listed = attack.get(key) if isinstance(attack, dict) else None
+    return [{**attack, key: value} for value in listed] if isinstance(listed, list) else [attack]
+
+
 class Evaluate(Recipe):
     """Accuracy of some models on one split of a dataset, clean and under attack."""
 
     models: Distinct[str] = Field(min_length=1, description="Models to score.")
     on: str = Field(description="Dataset to score them on.")
     split: Split = Field("test", description="Its split.")
-    attacks: list[Perturbation] = Field([], description="Untargeted PGD attacks to score them under as well.")
+    attacks: list[Threat] = Field(
+        [],
+        description="Attacks to score them under as well, each beside the average case: noise of the same radius. "
+        "Where `eps` or `source` is a list, one attack for each.",
+    )
+    spatial: list[Spatial] = Field(
+        [], description="Rotations and translations to score them under as well, worst beside average case."
+    )
     agreement: Relabel | None = Field(
         None,
         description="Another labelling to score against as well: `next` counts answers that equal y + 1.",
     )
     batch_size: int = Field(250, ge=1, description="Images per forward pass.")
 
-    inputs = frozenset({"models", "on"})
+    inputs = {"on": "datasets", "models": "models", "sources": "models"}
+
+    @field_validator("attacks", mode="before")
+    @classmethod
+    def _one_for_each(cls, attacks: Any) -> Any:
+        """A list of radii or of sources stands for one attack each: a curve, a row of a transfer matrix."""
+        for key in ("eps", "source"):
+            if isinstance(attacks, list):
+                attacks = [one for attack in attacks for one in _each(attack, key)]
+        return attacks
 
     @field_validator("agreement")
     @classmethod
     def _no_model_needed(cls, rule: Relabel | None) -> Relabel | None:
-        if rule is not None and rule.rule == "least_likely":
-            raise ValueError("least_likely is not a labelling of its own: it differs from model to model")
-        return rule
+        return _refuse_least_likely(rule)
+
+    @property
+    def sources(self) -> list[str]:
+        """Models that attacks are made on, besides those scored."""
+        return list(dict.fromkeys(a.source for a in self.attacks if a.source is not None))
+
+
+class Usefulness(Ball):
+    """Usefulness and robust usefulness of each penultimate feature (Ilyas et al. 2019, section 2)."""
+
+    models: Distinct[str] = Field(min_length=1, description="Models whose features are measured.")
+    on: str = Field(description="Dataset to measure them on.")
+    split: Split = Field("test", description="Its split.")
+    normalise: Split = Field("train", description="Split on which features get mean 0 and deviation 1.")
+    layer: str | None = Field(
+        None, description="Module whose output is the features; by default the input of the last linear layer."
+    )
+    eps: float = Field(0.5, ge=0, description="Radius of the ball, in pixel units of [0, 1].")
+    steps: int = Field(10, ge=1, description="Steps of projected gradient descent, for each feature both ways.")
+    limit: int = Field(200, ge=1, description="Images of the split to measure on, spread over its shards.")
+    useful: float = Field(
+        0.1, ge=0, description="A feature is useful for a class from this ρ on, and robust from this γ on."
+    )
+    precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
+    batch_size: int = Field(250, ge=1, description="Images attacked together; the last batch is padded to it.")
+
+    inputs = {"on": "datasets", "models": "models"}
+
+
+STAGES: dict[str, dict[str, type[Recipe]]] = {
+    "datasets": {"attack": Attack, "invert": Invert, "select": Select},
+    "models": {"train": Train, "load": Bring},
+    "evaluations": {"usefulness": Usefulness},
+}
+"""Group → key in the experiment file → what it asks for. A dataset's `load` is one of SOURCES, an evaluation without
+a key is `Evaluate`."""
+
+SOURCES: dict[str, type[Recipe]] = {
+    tag: member for member in get_args(get_args(Load)[0]) for tag in get_args(member.model_fields["source"].annotation)
+}
+"""Source name → the recipe that reads it."""

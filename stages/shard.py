@@ -27,10 +27,12 @@ COLUMNS: dict[str, pa.DataType] = {
     "source_label": pa.int64(),
     "target": pa.int64(),
     "reached": pa.bool_(),
+    "reached_step": pa.int64(),
     "margin": pa.float32(),
     "confidence": pa.float32(),
     "l2": pa.float64(),
     "linf": pa.float64(),
+    "distance": pa.float32(),
     "error": pa.string(),
 }
 """Columns of ``samples.parquet``, in order; `docs/data-format.md` says what each means."""

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,10 +20,13 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from stages import nets
+from stages.attack import logits_of, untargeted
 from stages.augment import augment
 from stages.errors import BadData, BadInput
-from stages.model import Classifier, Design, on_device, threads, to_unit
-from stages.recipes import Train
+from stages.features import head
+from stages.model import Classifier, Design, load, on_device, threads, to_unit
+from stages.pgd import pgd
+from stages.recipes import Ball, Train
 from stages.seeds import generator, torch_seed
 from stages.shard import Shard
 
@@ -136,6 +140,8 @@ def fit(
     here: Path,
     checkpoint: bytes | None = None,
     group: Group = ALONE,
+    start: bytes | None = None,
+    watch: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Iterator[tuple[bytes, list[dict[str, Any]]]]:
     """Train; after each epoch give a checkpoint and the metrics of all epochs so far.
 
@@ -155,23 +161,31 @@ def fit(
         checkpoint: where to go on, as given by an earlier call; one that is damaged or comes from other
             examples is not used. What the first process has counts, for all.
         group: the processes that train together.
+        start: for a linear probe, the weights of the model that is probed, as safetensors.
+        watch: images that are scored after every epoch, for the learning curve: pixels, uint8, N × H × W × C,
+            and labels. They change nothing of the training.
 
     Yields:
         The checkpoint (see `weights_of`) and the metrics: per epoch its number, learning rate, mean
-        loss, accuracy on the labels trained on, images per second, all of all processes together; and,
-        where the recipe asks for several, the number of ``workers``. Only the first process yields.
+        loss, accuracy on the labels trained on (of the images as they were trained on: under attack, in
+        adversarial training), images per second, all of all processes together; where there is something to
+        watch, the ``test_accuracy``; and, where the recipe asks for several, the number of ``workers``.
+        Only the first process yields.
 
     Raises:
-        BadInput: fewer examples than one batch.
+        BadInput: fewer examples than one batch, or a linear probe of a network without a linear layer.
         BadData: the loss is no longer a number.
     """
     if len(examples) < recipe.batch_size:
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {len(examples)} examples to train on")
     with threads(recipe.threads):
-        torch.manual_seed(torch_seed(recipe.seed, "weights"))
+        # From another stream for a probe: of the same seed, its new layer would be the one that the model began with.
+        torch.manual_seed(torch_seed(recipe.seed, "weights" if start is None else "probe"))
         model = on_device(Classifier(design, here, recipe.precision))
+        if start is not None:
+            model = _probe(model, start, here)
         optimizer = torch.optim.SGD(
-            model.parameters(),
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
             recipe.lr,
             recipe.momentum,
             weight_decay=recipe.weight_decay,
@@ -183,14 +197,30 @@ def fit(
         batches = _in_memory(recipe, examples, group) if fits else _streamed(recipe, examples, group)
         joined = group.joined(model)
         for epoch in range(len(history), recipe.epochs):
-            history.append(_epoch(recipe, joined, optimizer, batches(epoch), epoch, len(examples), group))
+            history.append(_epoch(recipe, model, joined, optimizer, batches(epoch), epoch, len(examples), group))
             if group.rank == 0:
+                if watch is not None:
+                    history[-1]["test_accuracy"] = _score(model, *watch, recipe.batch_size)
                 yield _checkpoint(model, optimizer, history, examples.digest), list(history)
+
+
+def _probe(fresh: Classifier, weights: bytes, here: Path) -> Classifier:
+    """A trained model, frozen, but for its last linear layer, which is the fresh model's."""
+    model = load(fresh.design, weights, here, fresh.precision)
+    name, last = head(model)
+    last.load_state_dict(fresh.network.get_submodule(name).state_dict())
+    last.requires_grad_(True)
+    return model
+
+
+def _score(model: Classifier, pixels_NHWC: np.ndarray, label_N: np.ndarray, batch_size: int) -> float:
+    return float((logits_of(model.eval(), pixels_NHWC, batch_size).argmax(1) == label_N).mean())
 
 
 def _epoch(
     recipe: Train,
-    model: nn.Module,
+    model: Classifier,
+    joined: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Batches,
     epoch: int,
@@ -202,14 +232,16 @@ def _epoch(
     torch.manual_seed(torch_seed(recipe.seed, "dropout", group.position(epoch)))
     draw = torch.Generator().manual_seed(torch_seed(recipe.seed, "augment", group.position(epoch)))
     loss_sum, right = torch.zeros((), device=where), torch.zeros((), device=where)
-    model.train()
     # As many steps on every process: one that took another step would wait for the others for ever.
     for step, (pixels, labels) in zip(range(steps), batches, strict=False):
         x = augment(to_unit(pixels, where), recipe.augment, draw)
         y = torch.from_numpy(labels).to(where)
         for parameters in optimizer.param_groups:
             parameters["lr"] = learning_rate(recipe, epoch + step / steps, recipe.epochs)
-        logits = model(x)
+        if recipe.adversarial is not None:
+            x = _worst(model.eval(), x, y, recipe.adversarial)
+        joined.train(recipe.probe is None)  # what is probed stays as it is, batch norm's statistics too
+        logits = joined(x)
         loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
         # The mean over processes of this is the mean over the batch, also where their parts differ.
         loss = loss * (len(y) * group.world / recipe.batch_size)
@@ -232,6 +264,16 @@ def _epoch(
         "images_per_second": round(steps * recipe.batch_size / seconds, 1),
         **workers,
     }
+
+
+def _worst(model: Classifier, x_NCHW: Tensor, label_N: Tensor, ball: Ball) -> Tensor:
+    """A batch moved away from its labels (Madry et al. 2018): PGD from the images themselves, its last iterate.
+
+    As in the `robustness` library the model is in evaluation mode for that. It is the model itself, not what
+    averages its gradients over processes: only those of the images are taken.
+    """
+    away = untargeted(model, label_N)
+    return pgd(away, x_NCHW, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps)
 
 
 def learning_rate(recipe: Train, epoch: float, epochs: int) -> float:
@@ -363,11 +405,12 @@ def weights_of(checkpoint: bytes) -> bytes:
     )
 
 
-def refuse_misfit(recipe: Train, design: Design, here: Path) -> None:
-    """Build the network and try it once, before any work is done.
+@cache
+def refuse_misfit(design: Design, here: Path) -> None:
+    """Build the network and try it once, before any work is done; one design is tried once.
 
     Raises:
         BadInput: the arch cannot be built, or does not fit the images or the classes.
     """
     model = Classifier(design, here)
-    nets.probe(model, design.shape, design.classes, recipe.arch)
+    nets.probe(model, design.shape, design.classes, design.arch)

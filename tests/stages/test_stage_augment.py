@@ -1,5 +1,7 @@
 """Random views of a training batch."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -67,7 +69,22 @@ def test_images_of_one_batch_are_shifted_differently():
     assert len({view.numpy().tobytes() for view in views}) > 9  # more than one direction of flip can give
 
 
-@pytest.mark.parametrize("how", ["flip", "crop-flip"])
+def test_spatial_views_fill_the_space_that_the_spatial_attack_searches():
+    # The centre of mass of one bright spot at the middle of the right edge says how the image was turned and shifted.
+    x = torch.zeros(400, 1, 41, 41)
+    x[:, :, 20, 30] = 1  # ten pixels to the right of the centre
+    y = augment(x, "spatial", draw())[:, 0]
+    place = torch.arange(41.0) - 20
+    down, right = ((y * axis).sum((1, 2)) / y.sum((1, 2)) for axis in (place[:, None], place))
+    reach = 4.1 + 10 * math.sin(math.radians(30))  # a tenth of 41 pixels, and the turn
+    assert down.abs().max() <= reach + 0.1
+    assert down.min() < -0.75 * reach
+    assert down.max() > 0.75 * reach
+    assert right.max() <= 10 + 4.1 + 0.1
+    assert right.min() < 10 * math.cos(math.radians(30)) - 0.75 * 4.1
+
+
+@pytest.mark.parametrize("how", ["flip", "crop-flip", "spatial"])
 def test_the_generator_alone_decides(how):
     x = batch()
     assert torch.equal(augment(x, how, draw(1)), augment(x, how, draw(1)))

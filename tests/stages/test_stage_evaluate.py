@@ -1,5 +1,6 @@
 """Scores: sums over shards, and what they say."""
 
+import json
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from stages.evaluate import add, score, summary, wilson
 from stages.model import Classifier, Design
 from stages.recipes import Evaluate
 from stages.shard import Shard
+from stages.threat import in_ball
 
 CLASSES = tuple("0123456789")
 BATCH = 20
@@ -36,7 +38,7 @@ UNDER = [
 
 def test_what_is_counted_is_what_the_model_answers(trained, shard):
     answers = logits_of(trained, shard.images(), BATCH).argmax(1)
-    sums = score(recipe(), CLASSES, {"net": trained}, shard)["net"]
+    sums = score(recipe(), CLASSES, {"net": trained}, {}, shard)["net"]
     assert sums["n"] == 60
     assert sums["right"] == sum(int(a == y) for a, y in zip(answers, shard.label, strict=True))
     for c in range(10):
@@ -46,17 +48,22 @@ def test_what_is_counted_is_what_the_model_answers(trained, shard):
 
 
 def test_a_trained_network_is_right_far_more_often_than_chance(trained, shard):
-    assert score(recipe(), CLASSES, {"net": trained}, shard)["net"]["right"] > 0.5 * 60  # chance is 0.1
+    assert score(recipe(), CLASSES, {"net": trained}, {}, shard)["net"]["right"] > 0.5 * 60  # chance is 0.1
 
 
 def test_sums_of_two_shards_add_up_to_those_of_the_whole(trained, shard, part):
     # Cut where a batch ends, so that every batch is the same and the attack, too, gives the same bits.
-    asked = recipe(attacks=UNDER, agreement={"rule": "other"})
+    attacks = [*UNDER, {**UNDER[0], "toward": "random", "restarts": 2}, {**UNDER[0], "source": "net", "method": "apgd"}]
+    spatial = [{"grid": [1, 1, 3]}, {"search": "random", "tries": 2}]
+    asked = recipe(attacks=attacks, spatial=spatial, agreement={"rule": "other"})
     one, two = part(shard, slice(0, 40), "test-000000"), part(shard, slice(40, 60), "test-000001")
-    parts = [score(asked, CLASSES, {"net": trained}, each)["net"] for each in (one, two)]
-    whole = score(asked, CLASSES, {"net": trained}, shard)["net"]
+    models = {"net": trained}
+    parts = [score(asked, CLASSES, models, models, each)["net"] for each in (one, two)]
+    whole = score(asked, CLASSES, models, models, shard)["net"]
     assert add(parts) == whole
     assert set(whole) >= {"right", "right_under", "agreeing", "n_per_class"}
+    assert all(len(value) == 7 for name, value in whole.items() if name.endswith("_under"))
+    assert json.loads(json.dumps(whole)) == whole
 
 
 @given(st.lists(st.tuples(st.integers(0, 99), st.lists(st.integers(0, 9), min_size=3, max_size=3)), min_size=1))
@@ -65,12 +72,63 @@ def test_numbers_add_and_lists_add_entry_by_entry(pairs):
     assert whole == {"n": sum(n for n, _ in pairs), "each": np.sum([each for _, each in pairs], axis=0).tolist()}
 
 
+def test_dicts_add_key_by_key_and_what_only_some_parts_have_adds_too():
+    parts = [{"n": 1, "by": {"a": [[1, 2]]}}, {"n": 2, "by": {"b": [[3, 4]], "a": [[5, 6]]}}, {"other": 7}]
+    assert add(parts) == {"n": 3, "by": {"a": [[6, 8]], "b": [[3, 4]]}, "other": 7}
+
+
 def test_an_attack_never_makes_a_network_better_and_a_larger_one_makes_it_worse(trained, shard):
-    sums = score(recipe(attacks=UNDER), CLASSES, {"net": trained}, shard)["net"]
+    sums = score(recipe(attacks=UNDER), CLASSES, {"net": trained}, {}, shard)["net"]
     small, large, linf = sums["right_under"]
     assert large <= small <= sums["right"]
     assert linf <= sums["right"]
     assert large < sums["right"]
+
+
+def test_the_worst_case_stands_beside_the_average_case_and_what_it_turned(trained, shard):
+    asked = recipe(
+        attacks=[*UNDER[1:2], {**UNDER[1], "toward": "other"}], spatial=[{"grid": [1, 3, 3]}, {"search": "random"}]
+    )
+    sums = score(asked, CLASSES, {"net": trained}, {}, shard)["net"]
+    said = summary(asked, CLASSES, sums)
+    worst, aimed, grid, drawn = said["under_attack"]
+    clean = logits_of(trained, shard.images(), BATCH).argmax(1) == shard.label
+    found = in_ball(asked.attacks[0], CLASSES, {"net": trained}, {}, shard)["net"]
+    assert worst["fooled"] == (clean & ~found.right).sum() / clean.sum()
+    assert [row["attack"] for row in said["under_attack"]] == ["pgd", "pgd", "spatial", "spatial"]
+    for at, row in enumerate(said["under_attack"]):
+        right = sums["right_under"][at]
+        assert (row["accuracy"], row["n"]) == (right / 60, 60)
+        assert (row["low"], row["high"]) == wilson(right, 60)
+        assert row["accuracy"] < row["average"] <= 1
+        assert row["fooled"] == sums["fooled_under"][at] / sums["right"]
+    assert {
+        "norm": "l2",
+        "eps": 3.0,
+        "steps": 6,
+        "step_size": 0.6,
+        "restarts": 1,
+        "source": None,
+    }.items() <= worst.items()
+    assert worst["toward"] is None
+    assert "reached" not in worst
+    assert aimed["toward"] == "other"
+    assert aimed["reached"] == sums["reached_under"][1] / 60
+    assert 0 < aimed["reached"] <= 1 - aimed["accuracy"]
+    assert {"rotation": 30, "translation": 0.1, "search": "grid", "tries": 9}.items() <= grid.items()
+    assert {"search": "random", "tries": 10}.items() <= drawn.items()
+    assert grid["average"] == sums["average_under"][2] / (60 * 9)
+
+
+def test_of_no_right_answers_and_of_no_targets_there_is_no_share(trained, shard, part):
+    wrong = part(shard, slice(None), "test-000000")
+    wrong.label[:] = (logits_of(trained, shard.images(), BATCH).argmax(1) + 1) % 10
+    own = {str(c): c for c in range(10)}
+    asked = recipe(attacks=[{**UNDER[0], "toward": {"rule": "map", "map": own}}])
+    said = summary(asked, CLASSES, score(asked, CLASSES, {"net": trained}, {}, wrong)["net"])
+    assert said["accuracy"] == 0
+    assert said["under_attack"][0]["fooled"] is None
+    assert said["under_attack"][0]["reached"] is None
 
 
 def test_each_model_has_sums_of_its_own(trained, shard):
@@ -85,7 +143,7 @@ def test_each_model_has_sums_of_its_own(trained, shard):
         def __call__(self, x):
             return torch.eye(10)[3].expand(len(x), -1)
 
-    sums = score(recipe(models=["net", "three"]), CLASSES, {"net": trained, "three": Constant()}, shard)
+    sums = score(recipe(models=["net", "three"]), CLASSES, {"net": trained, "three": Constant()}, {}, shard)
     assert sums["three"]["right"] == (shard.label == 3).sum()
     assert sums["three"]["answers_per_class"] == [60 * (c == 3) for c in range(10)]
     assert sums["net"]["right"] != sums["three"]["right"]
@@ -95,7 +153,7 @@ def test_agreement_with_next_counts_answers_that_are_one_too_high(trained, shard
     answers = logits_of(trained, shard.images(), BATCH).argmax(1)
     shifted = part(shard, slice(None), "test-000000")
     shifted.label[:30] = (answers[:30] - 1) % 10  # half of the labels are one below what the network says
-    sums = score(recipe(agreement="next"), CLASSES, {"net": trained}, shifted)["net"]
+    sums = score(recipe(agreement="next"), CLASSES, {"net": trained}, {}, shifted)["net"]
     assert sums["agreeing"] == ((shifted.label + 1) % 10 == answers).sum()
     assert sums["agreeing"] >= 30
 
@@ -104,13 +162,14 @@ def test_the_label_that_is_scored_is_the_one_to_train_on_not_that_of_the_source(
     answers = logits_of(trained, shard.images(), BATCH).argmax(1)
     relabelled = part(shard, slice(None), "test-000000")
     relabelled.label[:] = answers
-    assert score(recipe(), CLASSES, {"net": trained}, relabelled)["net"]["right"] == 60
+    assert score(recipe(), CLASSES, {"net": trained}, {}, relabelled)["net"]["right"] == 60
 
 
 def test_the_summary_says_what_the_sums_say(trained, shard):
     asked = recipe(attacks=UNDER, agreement="next")
-    sums = score(asked, CLASSES, {"net": trained}, shard)["net"]
+    sums = score(asked, CLASSES, {"net": trained}, {}, shard)["net"]
     said = summary(asked, CLASSES, sums)
+    assert said["kind"] == "accuracy"
     assert said["accuracy"] == sums["right"] / 60
     assert said["chance"] == 0.1
     assert said["majority"] == np.bincount(shard.label).max() / 60
@@ -125,7 +184,7 @@ def test_the_summary_says_what_the_sums_say(trained, shard):
 
 def test_a_class_without_images_has_no_accuracy(trained, shard, part):
     ones = part(shard, np.flatnonzero(shard.label == 1), "test-000000")
-    said = summary(recipe(), CLASSES, score(recipe(), CLASSES, {"net": trained}, ones)["net"])
+    said = summary(recipe(), CLASSES, score(recipe(), CLASSES, {"net": trained}, {}, ones)["net"])
     assert said["per_class"]["0"] == {"accuracy": None, "n": 0}
     assert said["majority"] == 1.0
 
@@ -194,7 +253,7 @@ def test_a_small_ball_keeps_its_whole_strength_on_a_linear_model(make_module, tm
     label = (signed > 0).astype(np.int64)
     shard = Shard("test-000000", index, label, label.copy(), pixels)
     asked = recipe(attacks=[{"eps": eps, "steps": 10, "batch_size": BATCH}])
-    sums = score(asked, ("a", "b"), {"net": model}, shard)["net"]
+    sums = score(asked, ("a", "b"), {"net": model}, {}, shard)["net"]
     assert sums["right"] == 200
     clear = np.abs(np.abs(signed) - eps) > 1e-5  # closer than rounding can tell
     assert abs(sums["right_under"][0] - int((np.abs(signed) > eps).sum())) <= int((~clear).sum())

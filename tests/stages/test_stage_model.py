@@ -4,6 +4,8 @@ import hashlib
 import io
 import math
 import os
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,9 +26,11 @@ from stages.model import (
     bring,
     channel_statistics,
     in_batches,
+    is_remote,
     load,
     save,
     threads,
+    to_pixels,
     to_unit,
 )
 from stages.recipes import Bring
@@ -85,7 +89,16 @@ def test_weights_of_another_shape_are_refused_with_the_first_entry_that_differs(
 def test_a_design_survives_its_json():
     import json
 
-    assert Design.from_json(json.loads(json.dumps(SMALL.as_json()))) == SMALL
+    some = replace(SMALL, classes=2, outputs=(7, 3), of=10)
+    for design in (SMALL, some):
+        assert Design.from_json(json.loads(json.dumps(design.as_json()))) == design
+
+
+def test_a_design_that_answers_with_every_class_is_written_as_it_always_was():
+    # As in manifests from before there were outputs to choose: theirs are read, and ours have nothing more.
+    assert SMALL.as_json() == {
+        "arch": "small_cnn", "classes": 10, "shape": (1, 8, 8), "mean": (0.3,), "std": (0.4,),
+    }  # fmt: skip
 
 
 def test_a_grey_image_goes_into_a_network_of_three_channels_three_times(tmp_path):
@@ -148,6 +161,17 @@ def test_every_batch_has_one_shape_and_every_row_comes_back_once(rows, size):
     assert shapes == {((size, rows.shape[1]), (size,))}
 
 
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))))
+def test_pixels_survive_the_way_to_the_unit_interval_and_back(pixels):
+    assert np.array_equal(to_pixels(to_unit(pixels)), pixels)
+
+
+@given(hnp.arrays(np.float32, (2, 3, 4, 5), elements=st.floats(-0.5, 1.5, width=32)))
+def test_what_is_saved_is_the_nearest_level(x):
+    pixels = to_pixels(torch.from_numpy(x)).transpose(0, 3, 1, 2)
+    assert (np.abs(pixels - 255 * x.clip(0, 1).astype(np.float64)) <= 0.5 + 1e-9).all()
+
+
 def test_the_number_of_threads_comes_back_even_after_an_error():
     before = torch.get_num_threads()
     with pytest.raises(KeyError), threads(3):
@@ -174,6 +198,7 @@ WRAPS = {
     "state_dict": lambda state: {"state_dict": state, "epoch": 3},
     "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
     "module": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "model of module": lambda state: {"model": {f"module.{n}": v for n, v in state.items()}},
     "state_dict of module": lambda state: {"state_dict": {f"module.{n}": v for n, v in state.items()}},
 }
 
@@ -212,6 +237,52 @@ def test_a_checkpoint_with_the_digest_that_was_named_is_taken_and_another_is_not
     assert bring(asked(sha256=digest), tmp_path, tmp_path)[0].classes == 10
     with pytest.raises(BadInput, match=f"has sha256 {digest}, expected {'0' * 64}"):
         bring(asked(sha256="0" * 64), tmp_path, tmp_path)
+
+
+def test_of_a_networks_classes_only_those_that_were_asked_for_answer_in_that_order(network, tmp_path):
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    whole, weights = bring(asked(), tmp_path, tmp_path)
+    some, same_weights = bring(asked(outputs=[7, 0, 3]), tmp_path, tmp_path)
+    assert same_weights == weights
+    assert (some.classes, some.network_classes) == (3, 10)
+    x = torch.rand(4, 1, 8, 8)
+    model = load(some, weights, tmp_path)
+    assert torch.equal(model(x), load(whole, weights, tmp_path)(x)[:, [7, 0, 3]])
+    assert save(model.network) == weights
+
+
+def test_an_output_that_is_no_class_of_the_network_is_refused(network, tmp_path):
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(BadInput, match="outputs names 10, but the network has 10 classes, 0 to 9"):
+        bring(asked(outputs=[3, 10]), tmp_path, tmp_path)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package that holds files."""
+    folder = tmp_path / "site" / "some_weights" / "files"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    yield folder
+    sys.modules.pop("some_weights", None)
+
+
+def test_weights_are_read_from_inside_a_package(network, package, tmp_path):
+    torch.save(network.state_dict(), package / "w.pt")
+    recipe = asked(weights="package://some_weights/files/w.pt")
+    _, weights = bring(recipe, tmp_path / "elsewhere", tmp_path)
+    assert same(network.state_dict(), weights)
+    assert not is_remote(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("some_weights/files/none.pt", "No such file"), ("not_installed_at_all/w.pt", "No module named 'not_installed")],
+)
+def test_a_package_without_the_weights_is_refused(name, reason, package, tmp_path):
+    with pytest.raises(BadInput, match=f"checkpoint package://{name} cannot be read: {reason}"):
+        bring(asked(weights=f"package://{name}"), tmp_path, tmp_path)
 
 
 def test_half_precision_weights_become_float32(network, tmp_path):

@@ -6,7 +6,20 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from stages import recipes
-from stages.recipes import Attack, Bring, Digits, Evaluate, ImageFolder, Perturbation, Relabel, Torchvision, Train
+from stages.recipes import (
+    Attack,
+    Bring,
+    Digits,
+    Evaluate,
+    ImageFolder,
+    Invert,
+    Perturbation,
+    Relabel,
+    Select,
+    Torchvision,
+    Train,
+    Usefulness,
+)
 from stages.recipes import WebDataset as Shards
 
 ALL = [
@@ -15,10 +28,16 @@ ALL = [
     ImageFolder(source="image-folder", root="x"),
     Shards(source="webdataset", shards={"train": "a.tar"}),
     Attack(images="clean", model="net"),
+    Attack(images="clean", model="net", method="spatial"),
+    Attack(images="clean", method="noise"),
+    Invert(images="clean", model="net"),
+    Select(images="rand", keep="top", share=0.4),
     Relabel(rule="next"),
     Train(on="clean", arch="small_cnn"),
+    Train(on="clean", probe="net", adversarial={"eps": 1}),
     Bring(arch="resnet18", weights="w.pt"),
-    Evaluate(models=["net"], on="clean"),
+    Evaluate(models=["net"], on="clean", attacks=[{"eps": [0.5, 1], "source": ["net", "other"]}]),
+    Usefulness(models=["net"], on="clean"),
 ]
 EACH = pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: type(recipe).__name__)
 
@@ -39,13 +58,15 @@ def test_a_recipe_cannot_be_changed(recipe):
 @EACH
 def test_parameters_are_all_fields_but_places_and_names_of_other_nodes(recipe):
     kind = type(recipe)
-    assert set(recipe.parameters()) == set(kind.model_fields) - kind.where - kind.inputs
-    assert kind.where | kind.inputs <= set(kind.model_fields)
+    assert set(recipe.parameters()) == set(kind.model_fields) - kind.where - set(kind.inputs) - recipe.unused
+    assert kind.where <= set(kind.model_fields)
+    assert all(hasattr(recipe, name) for name in kind.inputs)
 
 
 @EACH
 def test_what_parameters_and_names_say_makes_the_same_recipe_again(recipe):
-    names = {name: getattr(recipe, name) for name in type(recipe).where | type(recipe).inputs}
+    kept = {*type(recipe).where, *type(recipe).inputs} & set(type(recipe).model_fields)
+    names = {name: getattr(recipe, name) for name in kept}
     assert type(recipe)(**recipe.parameters(), **names) == recipe
 
 
@@ -176,3 +197,30 @@ def test_a_url_without_credentials_is_taken(url):
 def test_a_user_part_is_refused_whatever_the_scheme(scheme, secret, bucket):
     with pytest.raises(ValueError, match="credentials"):
         recipes.refuse_secrets(f"{scheme}://{secret.replace('/', '%2F')}@{bucket}/x.tar")
+
+
+def test_lists_of_radii_and_sources_stand_for_one_attack_each():
+    recipe = Evaluate(models=["a"], on="clean", attacks=[{"eps": [0.5, 1.0], "source": ["b", "c"]}, {"eps": 2}])
+    assert [(attack.eps, attack.source) for attack in recipe.attacks] == [
+        (0.5, "b"), (0.5, "c"), (1.0, "b"), (1.0, "c"), (2.0, None),
+    ]  # fmt: skip
+    assert recipe.sources == ["b", "c"]
+
+
+@pytest.mark.parametrize("method", ["pgd", "universal", "spatial"])
+def test_a_method_that_searches_needs_a_model(method):
+    with pytest.raises(ValidationError, match=f"method {method} needs a model to attack"):
+        Attack(images="clean", method=method)
+
+
+def test_only_pgd_spares_other_models_and_never_the_one_it_attacks():
+    with pytest.raises(ValidationError, match="goes with method pgd, not with noise"):
+        Attack(images="clean", method="noise", not_transferring_to=["net"])
+    with pytest.raises(ValidationError, match="the model that is attacked"):
+        Attack(images="clean", model="net", not_transferring_to=["net"])
+
+
+@pytest.mark.parametrize("given_", [{}, {"arch": "small_cnn", "probe": "net"}])
+def test_a_training_has_an_arch_or_probes_a_model(given_):
+    with pytest.raises(ValidationError, match="either `arch` or `probe`"):
+        Train(on="clean", **given_)

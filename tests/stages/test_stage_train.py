@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import train
+from stages.attack import perturb, untargeted
 from stages.errors import BadData, BadInput
-from stages.model import Classifier, Design, load
-from stages.recipes import Train
+from stages.model import Classifier, Design, load, save, to_unit
+from stages.recipes import Ball, Train
 from stages.seeds import torch_seed
 from stages.shard import Shard
 
@@ -26,6 +27,13 @@ from torch import nn
 def make(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(),
                          nn.Linear(32, classes))
+"""
+
+# No batch norm and no dropout: what several processes compute is then what one would.
+SMOOTH = """
+from torch import nn
+def make(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, classes))
 """
 
 # A network that remembers the first pixel of every image it was trained on, batch by batch.
@@ -90,7 +98,7 @@ def test_the_metrics_say_how_each_epoch_went(some, design):
     assert train.history_of(checkpoint) == history
 
 
-@pytest.mark.parametrize("augment", ["none", "flip", "crop-flip"])
+@pytest.mark.parametrize("augment", ["none", "flip", "crop-flip", "spatial"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_way_of_training_gives_weights_that_load(augment, precision, some, design):
     asked = recipe(epochs=1, augment=augment, precision=precision, nesterov=True, label_smoothing=0.1)
@@ -119,6 +127,137 @@ def test_the_loss_is_the_smoothed_cross_entropy(smoothing, make_module, tmp_path
     by_hand = np.log(np.exp(2) + 2) - 2 * (1 - smoothing + smoothing / 3)
     assert history[0]["loss"] == pytest.approx(by_hand, rel=1e-5)
     assert history[0]["accuracy"] == 1
+
+
+# ------------------------------------------------------------------------------ adversarial training
+
+
+# A linear network of two classes with known weights, which keeps every batch that it is shown, and in which mode.
+LINEAR = """
+import torch
+from torch import nn
+SEEN = []
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.head = nn.Linear(64, classes, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.linspace(-1, 1, 128).view(2, 64).sin() * 0.1)
+    def forward(self, x):
+        SEEN.append((self.training, x.detach().clone()))
+        return self.head(x.flatten(1))
+"""
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_what_is_trained_on_is_the_worst_case_of_a_linear_model(norm, make_module, tmp_path, examples_of):
+    # The loss of class 0 grows along w₁ − w₀: by eps of its unit vector (L2), or of its signs (L∞).
+    name = make_module(LINEAR)
+    index = np.arange(8)
+    grey = Shard("train-000000", index, 0 * index, 0 * index, np.full((8, 8, 8, 1), 128, np.uint8))
+    ball = Ball(norm=norm, eps=0.1, steps=7)
+    asked = recipe(arch=f"{name}:Net", batch_size=8, epochs=1, lr=1e-9, adversarial=ball)
+    run(asked, Design(asked.arch, 2, (1, 8, 8), (0.0,), (1.0,)), examples_of(grey), tmp_path)
+    seen = importlib.import_module(name).SEEN
+    assert [training for training, _ in seen] == [False] * 7 + [True]
+    weight = torch.linspace(-1, 1, 128).view(2, 64).sin() * 0.1
+    away = weight[1] - weight[0]
+    step = away / away.norm() if norm == "l2" else away.sign()
+    torch.testing.assert_close(seen[-1][1].flatten(1), (128 / 255 + 0.1 * step).expand(8, -1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_adversarial_training_makes_a_more_robust_model(precision, digits, make_module, tmp_path, design, examples_of):
+    arch = f"{make_module(SMOOTH)}:make"
+    small = Design(arch, 10, design.shape, design.mean, design.std)
+    pixels, label = digits["test"].images(), digits["test"].label
+    right = {}
+    for ball in (None, Ball(eps=1.0, step_size=0.4, steps=3)):
+        asked = recipe(arch=arch, epochs=6, lr=0.1, precision=precision, adversarial=ball)
+        model = load(small, train.weights_of(run(asked, small, examples_of(digits["train"]), tmp_path)[-1]), tmp_path)
+        away = untargeted(model, torch.from_numpy(label))
+        attacked = perturb(pixels, Ball(eps=1.0, steps=10), away)
+        right[ball is not None] = [(model(to_unit(x)).argmax(1).numpy() == label).mean() for x in (pixels, attacked)]
+    assert right[True][1] > right[False][1] + 0.1
+    assert right[True][0] > 0.8
+
+
+def test_adversarial_training_resumes_to_the_same_bytes(some, design, make_module, tmp_path):
+    arch = f"{make_module(DROPS)}:make"
+    asked = recipe(arch=arch, epochs=2, augment="spatial", adversarial=Ball(eps=0.5, steps=2))
+    drops = Design(arch, 10, design.shape, design.mean, design.std)
+    whole = run(asked, drops, some, tmp_path)
+    resumed = run(asked, drops, some, tmp_path, whole[0])
+    assert train.weights_of(resumed[-1]) == train.weights_of(whole[-1])
+
+
+# -------------------------------------------------------------------------------------- linear probe
+
+
+def probed(weights, design, examples, checkpoint=None, **asked):
+    asked = recipe(**{"arch": None, "probe": "standard", "augment": "crop-flip"} | asked)
+    return [made for made, _ in train.fit(asked, design, examples, Path(), checkpoint, start=weights)]
+
+
+def test_a_linear_probe_changes_the_last_linear_layer_and_nothing_else(some, design, trained_weights):
+    made = safetensors.torch.load(train.weights_of(probed(trained_weights, design, some)[-1]))
+    given = safetensors.torch.load(trained_weights)
+    changed = {name for name in given if not torch.equal(made[name], given[name])}
+    assert set(made) == set(given)
+    assert changed == {"6.weight", "6.bias"}  # batch norm's statistics are left alone, too
+
+
+def test_a_linear_probe_starts_anew_and_learns_from_the_features(some, digits, design, trained_weights):
+    longer = probed(trained_weights, design, some, epochs=20, lr=0.3, augment="none")
+    learned = load(design, train.weights_of(longer[-1]), Path())
+    x, label = to_unit(digits["test"].images()), digits["test"].label
+    assert (learned(x).argmax(1).numpy() == label).mean() > 0.9
+    # The seed of the model itself: that its first weights are not found again is part of what is tested.
+    untrained = probed(trained_weights, design, some, epochs=1, lr=1e-12)[-1]
+    start = load(design, train.weights_of(untrained), Path())
+    assert (start(x).argmax(1).numpy() == label).mean() < 0.5
+
+
+def test_a_linear_probe_resumes_to_the_same_bytes(some, design, trained_weights):
+    whole = probed(trained_weights, design, some)
+    resumed = probed(trained_weights, design, some, whole[0])
+    assert train.weights_of(resumed[-1]) == train.weights_of(whole[-1])
+
+
+def test_a_network_without_a_linear_layer_cannot_be_probed(make_module, tmp_path, some):
+    name = make_module("""
+        from torch import nn
+        def make(classes):
+            return nn.Sequential(nn.Conv2d(1, classes, 8), nn.Flatten())
+    """)
+    conv = Design(f"{name}:make", 10, (1, 8, 8), (0.0,), (1.0,))
+    weights = save(Classifier(conv, tmp_path).network)
+    with pytest.raises(BadInput, match="has no linear layer"):
+        next(train.fit(recipe(arch=None, probe="conv"), conv, some, tmp_path, start=weights))
+
+
+# ------------------------------------------------------------------------------------ learning curve
+
+
+@pytest.mark.parametrize("kind", ["plain", "adversarial", "probe"])
+def test_the_learning_curve_scores_every_epoch_and_changes_no_bit(
+    kind, some, digits, make_module, tmp_path, design, trained_weights
+):
+    # A network with dropout and batch norm, which watching must neither draw from nor teach.
+    arch = f"{make_module(DROPS)}:make"
+    drops = Design(arch, 10, design.shape, design.mean, design.std)
+    extra = {"adversarial": Ball(eps=0.3, steps=1)} if kind == "adversarial" else {}
+    asked, start = recipe(arch=arch, epochs=2, **extra), None
+    if kind == "probe":
+        asked, drops, start = recipe(arch=None, probe="standard", epochs=2), design, trained_weights
+    watch = (digits["test"].images()[:50], digits["test"].label[:50])
+    plain = list(train.fit(asked, drops, some, tmp_path, start=start))
+    watched = list(train.fit(asked, drops, some, tmp_path, start=start, watch=watch))
+    for (one, _), (two, history) in zip(plain, watched, strict=True):
+        assert train.weights_of(one) == train.weights_of(two)
+        answers = load(drops, train.weights_of(two), tmp_path)(to_unit(watch[0])).argmax(1).numpy()
+        assert history[-1]["test_accuracy"] == (answers == watch[1]).mean()
+    assert "test_accuracy" not in plain[-1][1][-1]
 
 
 # ----------------------------------------------------------------------------------- the same bits
@@ -362,9 +501,9 @@ def test_fewer_examples_than_a_batch_are_refused(some, design):
 
 def test_a_network_that_does_not_fit_is_refused_before_training(design, make_module, tmp_path):
     arch = f"{make_module(DROPS)}:make"
-    train.refuse_misfit(recipe(arch=arch), Design(arch, 10, (1, 8, 8), (0.0,), (1.0,)), tmp_path)
+    train.refuse_misfit(Design(arch, 10, (1, 8, 8), (0.0,), (1.0,)), tmp_path)
     with pytest.raises(BadInput, match="refuses images of 1×9×9"):
-        train.refuse_misfit(recipe(arch=arch), Design(arch, 10, (1, 9, 9), (0.0,), (1.0,)), tmp_path)
+        train.refuse_misfit(Design(arch, 10, (1, 9, 9), (0.0,), (1.0,)), tmp_path)
 
 
 def test_the_number_of_threads_is_left_as_it_was(some, design):
@@ -470,14 +609,6 @@ def shards(digits, part):
     return {f"train-{n:06d}": part(digits["train"], cut, f"train-{n:06d}") for n, cut in cuts}
 
 
-# No batch norm and no dropout: what several processes compute is then what one would.
-SMOOTH = """
-from torch import nn
-def make(classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, classes))
-"""
-
-
 @pytest.mark.parametrize("batch", [64, 65], ids=["even parts", "uneven parts"])
 def test_two_processes_take_the_steps_of_one_that_sees_their_batches_joined(
     batch, together, shards, design, make_module, tmp_path
@@ -528,6 +659,24 @@ def test_two_processes_see_each_example_at_most_once_an_epoch(size, together, sh
         assert len(images) == len(set(images)) == steps * 32
     if size:  # each reads what it needs, and another part in each epoch
         assert all(len(read) < 2 * len(shards) for _, _, _, read in parts)
+
+
+@pytest.mark.slow
+def test_two_processes_train_adversarially_as_one_does(together, shards, design, make_module, tmp_path, examples_of):
+    # A batch of all images, so that both together see in each step what one sees.
+    arch = f"{make_module(SMOOTH)}:make"
+    plain = Design(arch, 10, design.shape, design.mean, design.std)
+    asked = recipe(arch=arch, batch_size=300, epochs=3, adversarial=Ball(eps=0.5, steps=3))
+    (said, weights, *_), (_, same, *_) = together(asked.model_copy(update={"workers": 2}), plain, shards)
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    alone, standard = (
+        safetensors.torch.load(train.weights_of(run(one, plain, examples_of(*shards.values()), tmp_path)[-1]))
+        for one in (asked, asked.model_copy(update={"adversarial": None}))
+    )
+    together_made = safetensors.torch.load(train.weights_of(said[-1][0]))
+    for name, value in alone.items():
+        torch.testing.assert_close(together_made[name], value, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(alone["1.weight"], standard["1.weight"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_checkpoint_is_gone_on_from_by_any_number_of_processes(together, shards, design, examples_of):

@@ -1,0 +1,214 @@
+"""Lists in place of a value: a node for each, and for each all that is made from it.
+
+``steps: [1, 10, 100]`` in an attack makes three datasets, ``rand@steps=1`` and so on, and three of every model
+that is trained on it. ``seeds: [0, 1, 2]``, of an entry or of the whole experiment, does the same with every
+seed. An axis has the name of its key: nodes that meet with the same axis are paired along it, with different ones
+they make a grid. This works on what the file says, before it is checked: what comes out has no lists but those
+that a key takes.
+"""
+
+import graphlib
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel
+
+from stages.errors import BadInput
+from stages.recipes import SOURCES, STAGES, Recipe, Relabel
+
+SEED = "seed"
+GROUPS = ("datasets", "models")
+Axes = dict[str, list[Any]]
+Node = TypeVar("Node", str, tuple[str, str])
+Point = dict[str, Any]
+"""Axis → the value on it."""
+
+
+def split_name(name: str) -> tuple[str, dict[str, str]]:
+    """``rand@eps=0.5,seed=1`` → ``rand`` and ``{"eps": "0.5", "seed": "1"}``."""
+    base, _, place = name.partition("@")
+    axes = (part.partition("=") for part in place.split(",") if part)
+    return base, {axis: value for axis, _, value in axes}
+
+
+def name_at(base: str, point: Mapping[str, Any]) -> str:
+    """``rand`` and ``{"eps": 0.5}`` → ``rand@eps=0.5``; the seed stands last."""
+    order = sorted(point, key=lambda axis: axis == SEED)
+    said = (f"{axis}={re.sub(r'[^A-Za-z0-9_.-]', '-', str(point[axis]))}" for axis in order)
+    return f"{base}@{','.join(said)}" if point else base
+
+
+def expand(found: dict[str, Any]) -> dict[str, Any]:
+    """An experiment with lists, as one without.
+
+    Raises:
+        BadInput: two nodes that meet have the same axis with other values.
+    """
+    parts = {(group, name): part for group in GROUPS for name, part in _entries(found, group)}
+    own = {place: _own_axes(place[0], part, found.get("seeds")) for place, part in parts.items()}
+    if not any(own.values()):
+        return {key: value for key, value in found.items() if key != "seeds"}
+    named = {place: [n for n in _named(place[0], part) if n in parts] for place, part in parts.items()}
+    axes: dict[tuple[str, str], Axes] = {}
+    for place in in_order(named):
+        axes[place] = _joined(place, [own[place], *(axes[n] for n in named[place])])
+    made: dict[str, Any] = {**found, "datasets": {}, "models": {}, "evaluations": {}}
+    made.pop("seeds", None)
+    for (group, name), part in parts.items():
+        for point in _points(axes[group, name]):
+            made[group][name_at(name, point)] = _at(part, group, point, axes)
+    for name, part in _entries(found, "evaluations"):
+        on = (part.get("usefulness") or part).get("on")
+        for point in _points(axes.get(("datasets", str(on)), {})):
+            made["evaluations"][name_at(name, point)] = _evaluation_at(part, point, axes)
+    return made
+
+
+def in_order(needs: Mapping[Node, Iterable[Node]]) -> list[Node]:
+    """Each node after those that it needs.
+
+    Raises:
+        BadInput: one needs itself in the end.
+    """
+    try:
+        return list(graphlib.TopologicalSorter(needs).static_order())
+    except graphlib.CycleError as error:
+        circle = " → ".join("/".join(node) if isinstance(node, tuple) else node for node in reversed(error.args[1]))
+        raise BadInput(f"the experiment goes in a circle: {circle}; each needs the next to be made first") from error
+
+
+def _entries(found: Mapping[str, Any], group: str) -> list[tuple[str, dict[str, Any]]]:
+    """Those that are mappings of mappings; what is not is left for the check to refuse."""
+    entries = found.get(group)
+    return [(n, p) for n, p in entries.items() if isinstance(p, dict)] if isinstance(entries, dict) else []
+
+
+def _recipes(group: str, part: Mapping[str, Any]) -> Iterator[tuple[str, type[Recipe], dict[str, Any]]]:
+    """The recipes in an entry: their key, their model, what is said."""
+    known: dict[str, type[Recipe]] = {**STAGES[group], "relabel": Relabel}
+    if group == "datasets" and isinstance(part.get("load"), dict):
+        known["load"] = SOURCES.get(str(part["load"].get("source")), Recipe)
+    for key, model in known.items():
+        if isinstance(part.get(key), dict):
+            yield key, model, part[key]
+
+
+def _own_axes(group: str, part: Mapping[str, Any], seeds: Any) -> Axes:
+    axes: Axes = {}
+    for _, model, said in _recipes(group, part):
+        axes |= _lists(model, said)
+    if isinstance(part.get("relabel"), list):
+        axes["relabel"] = part["relabel"]
+    if "seeds" in part or (seeds is not None and _seeded(group, part)):
+        axes[SEED] = part.get("seeds", seeds)
+    return axes
+
+
+def _lists(model: type[BaseModel], said: Mapping[str, Any]) -> Axes:
+    """The keys whose value is a list although they take none, also one level down."""
+    axes: Axes = {}
+    for key, value in said.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            continue
+        if isinstance(value, list) and not _takes_list(field.annotation):
+            axes[key] = value
+        inner = next((a for a in (field.annotation, *get_args(field.annotation)) if _is_model(a)), None)
+        if isinstance(value, dict) and inner is not None:
+            axes |= {f"{key}.{name}": values for name, values in _lists(inner, value).items()}
+    return axes
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _takes_list(annotation: Any) -> bool:
+    return get_origin(annotation) is list or any(_takes_list(inner) for inner in get_args(annotation))
+
+
+def _seeded(group: str, part: Mapping[str, Any]) -> bool:
+    """Whether chance has a part in how it is made; how images are loaded and split does not change with the seeds."""
+    keys = {key: said for key, model, said in _recipes(group, part) if SEED in model.model_fields}
+    return bool(keys) and "load" not in keys and not any(SEED in said for said in keys.values())
+
+
+def _named(group: str, part: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The nodes that an entry is made from."""
+    return [
+        (kind, name)
+        for _, model, said in _recipes(group, part)
+        for key, kind in model.inputs.items()
+        for name in _as_list(said.get(key))
+    ]
+
+
+def _as_list(value: Any) -> list[str]:
+    return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
+
+
+def _joined(place: tuple[str, str], each: list[Axes]) -> Axes:
+    joined: Axes = {}
+    for axes in each:
+        for axis, values in axes.items():
+            if not isinstance(values, list) or not values:
+                raise BadInput(f"{'.'.join(place)}: {axis} must be a list of values, got {values!r}")
+            if joined.setdefault(axis, values) != values:
+                raise BadInput(
+                    f"{'.'.join(place)}: {axis} takes the values {joined[axis]} here and {values} in what it is made "
+                    "from; nodes that meet are paired along an axis, so its values must be the same"
+                )
+    return joined
+
+
+def _points(axes: Axes) -> Iterator[Point]:
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _at(part: dict[str, Any], group: str, point: Point, axes: Mapping[tuple[str, str], Axes]) -> dict[str, Any]:
+    """An entry at one point: its lists replaced by values, its names by those of the nodes at that point."""
+    made = deepcopy({key: value for key, value in part.items() if key != "seeds"})
+    if "relabel" in point and isinstance(made.get("relabel"), list):
+        made["relabel"] = point["relabel"]
+    if SEED in point and isinstance(made.get("relabel"), str):
+        made["relabel"] = {"rule": made["relabel"]}
+    for _, model, said in _recipes(group, made):
+        for axis, value in point.items():
+            key, _, inner = axis.partition(".")
+            if inner and isinstance(said.get(key), dict) and isinstance(said[key].get(inner), list):
+                said[key][inner] = value
+            elif isinstance(said.get(axis), list):
+                said[axis] = value
+            elif axis == SEED and SEED in model.model_fields:
+                said.setdefault(SEED, value)
+        _rename(said, model.inputs, point, axes)
+    return made
+
+
+def _rename(said: dict[str, Any], inputs: Mapping[str, str], point: Point, axes: Mapping[Any, Axes]) -> None:
+    """Give the nodes that are named the names they have at a point; where they have more axes, name them all."""
+    for key, group in inputs.items():
+        if isinstance(said.get(key), str):
+            said[key] = _variants(said[key], group, point, axes)[0]
+        elif isinstance(said.get(key), list):
+            said[key] = [variant for name in said[key] for variant in _variants(name, group, point, axes)]
+
+
+def _variants(name: Any, group: str, point: Point, axes: Mapping[Any, Axes]) -> list[Any]:
+    fixed = {axis: [point[axis]] if axis in point else values for axis, values in axes.get((group, name), {}).items()}
+    return [name_at(name, at) for at in _points(fixed)]
+
+
+def _evaluation_at(part: dict[str, Any], point: Point, axes: Mapping[Any, Axes]) -> dict[str, Any]:
+    made = deepcopy(part)
+    said = made["usefulness"] if isinstance(made.get("usefulness"), dict) else made
+    _rename(said, {"on": "datasets", "models": "models"}, point, axes)
+    for attack in said.get("attacks") or []:
+        if isinstance(attack, dict) and "source" in attack:
+            sources = attack["source"] if isinstance(attack["source"], list) else [attack["source"]]
+            attack["source"] = [v for name in sources for v in _variants(name, "models", point, axes)]
+    return made

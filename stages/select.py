@@ -1,0 +1,42 @@
+"""Keep some of a shard's images, by what an attack did to them."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from stages.errors import BadInput
+from stages.recipes import Select
+from stages.shard import Shard
+
+
+def kept(recipe: Select, count: int) -> int:
+    """How many of a shard's images are kept."""
+    return max(1, round(recipe.share * count))
+
+
+def select(recipe: Select, shard: Shard) -> Shard:
+    """The share of a shard's images with the largest or smallest values, in their old order; at least one.
+
+    Of equal values the one that comes first in the source counts as larger, so that the top and the bottom never
+    overlap.
+
+    Raises:
+        BadInput: the attack that made the shard did not report that column.
+    """
+    values = shard.attack.get(recipe.by)
+    if values is None:
+        there = ", ".join(shard.attack) or "none at all"
+        raise BadInput(f"select by {recipe.by}: {recipe.images} has no such column (of an attack it has: {there})")
+    count = kept(recipe, len(shard))
+    falling = np.lexsort((shard.index, -values.astype(np.float64)))
+    chosen = np.sort(falling[:count] if recipe.keep == "top" else falling[-count:])
+    return replace(
+        shard,
+        index=shard.index[chosen],
+        label=shard.label[chosen],
+        source_label=shard.source_label[chosen],
+        pixels=None if shard.pixels is None else shard.pixels[chosen],
+        files=None if shard.files is None else [shard.files[i] for i in chosen],
+        attack={name: column[chosen] for name, column in shard.attack.items()},
+        failures=[],
+    )

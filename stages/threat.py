@@ -1,0 +1,144 @@
+"""What models answer under an attack: the worst of several tries, and the average case beside it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.apgd import apgd, losses
+from stages.attack import noisy, targeted, untargeted
+from stages.model import Classifier, in_batches, to_unit
+from stages.pgd import direction, pgd
+from stages.recipes import Ball, Spatial, Threat
+from stages.relabel import targets
+from stages.seeds import generator
+from stages.shard import Shard
+from stages.spatial import search
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one attack on N images, as one model sees it.
+
+    Attributes:
+        right: N, bool; answered right under every try.
+        average: N, int; how many draws of the average case were answered right.
+        aimed: N, bool; there was a target to reach, other than the true class.
+        reached: N, bool; aimed, and answered as the target under some try.
+    """
+
+    right: np.ndarray
+    average: np.ndarray
+    aimed: np.ndarray
+    reached: np.ndarray
+
+
+def in_ball(
+    threat: Threat,
+    classes: Sequence[str],
+    models: Mapping[str, Classifier],
+    sources: Mapping[str, Classifier],
+    shard: Shard,
+) -> dict[str, Outcome]:
+    """What comes of a threat, for each model; an attack on a source is made once and tried on all of them.
+
+    The tries are the restarts (for APGD, each with either loss); the average case is one draw of noise of the same
+    norm and radius. Images are scored as the search left them: rounding to 8 bits is for what is saved, and would take
+    most of a small ball's strength from the attack.
+    """
+    label = shard.label
+    target = label if threat.toward is None else targets(threat.toward, label, shard.index, classes)
+    if threat.source is not None:
+        answers = _answers(threat, sources[threat.source], list(models.values()), shard, target)
+    else:
+        answers = np.concatenate([_answers(threat, m, [m], shard, target) for m in models.values()], axis=1)
+    return {
+        name: Outcome(
+            right=(tries == label[:, None]).all(1),
+            average=(noise == label).astype(np.int64),
+            aimed=target != label,
+            reached=((tries == target[:, None]) & (target != label)[:, None]).any(1),
+        )
+        for name, noise, tries in zip(models, answers[:, :, 0].T, answers[:, :, 1:].swapaxes(0, 1), strict=True)
+    }
+
+
+def _answers(
+    threat: Threat, attacked: Classifier, scored: Sequence[Classifier], shard: Shard, target_N: np.ndarray
+) -> np.ndarray:
+    """What each model answers of each image, N × models × (1 + tries): first under noise, then under each try."""
+    attacked, plain = attacked.using(threat.precision), [model.using("float32") for model in scored]
+    where = attacked.mean.device
+
+    def one(pixels: np.ndarray, label: np.ndarray, target: np.ndarray, index: np.ndarray) -> np.ndarray:
+        x = to_unit(pixels, where)
+        goals = torch.from_numpy(label).to(where), torch.from_numpy(target).to(where)
+        views = [noisy(x, threat, threat.seed, index), *_tries(threat, attacked, x, *goals, index)]
+        with torch.no_grad():
+            said = [torch.stack([model(view).argmax(1) for model in plain], 1) for view in views]
+        return np.asarray(torch.stack(said, 2).cpu())
+
+    return in_batches(one, threat.batch_size, shard.images(), shard.label, target_N, shard.index)
+
+
+def _tries(
+    threat: Threat, model: Classifier, x_NCHW: Tensor, label_N: Tensor, target_N: Tensor, index: np.ndarray
+) -> Iterator[Tensor]:
+    """What each search of the attack ends with."""
+    aim = None if threat.toward is None else target_N
+    for restart in range(threat.restarts):
+        start = random_start(x_NCHW, threat, threat.seed, index, restart) if restart else x_NCHW
+        if threat.method == "pgd":
+            yield _pgd(threat, model, x_NCHW, label_N, aim, start)
+        else:
+            yield from _apgd(threat, model, x_NCHW, label_N, aim, start)
+
+
+def _pgd(ball: Ball, model: Classifier, x_NCHW: Tensor, label_N: Tensor, aim_N: Tensor | None, start: Tensor) -> Tensor:
+    loss = untargeted(model, label_N) if aim_N is None else targeted(model, aim_N)
+    return pgd(loss, x_NCHW, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps, start=start)
+
+
+def _apgd(
+    ball: Ball, model: Classifier, x_NCHW: Tensor, label_N: Tensor, aim_N: Tensor | None, start: Tensor
+) -> Iterator[Tensor]:
+    def done(logits: Tensor) -> Tensor:
+        answer = logits.argmax(1)
+        return answer != label_N if aim_N is None else answer == aim_N
+
+    for loss in losses(label_N, aim_N, model.design.classes):
+        yield apgd(model, loss, done, x_NCHW, norm=ball.norm, eps=ball.eps, steps=ball.steps, start=start)
+
+
+def random_start(x_NCHW: Tensor, ball: Ball, seed: int, index: np.ndarray, restart: int) -> Tensor:
+    """A point uniform in the volume of the ball round each image, cut off by the box; from (seed, index, restart)."""
+    draws = [generator(seed, f"restart {restart}", int(i)) for i in index]
+    shape = x_NCHW.shape[1:]
+    if ball.norm == "linf":
+        delta = torch.tensor(np.stack([draw.uniform(-1, 1, shape) for draw in draws]), dtype=torch.float32)
+    else:
+        gauss = torch.tensor(np.stack([draw.standard_normal(shape) for draw in draws]), dtype=torch.float32)
+        # The share of a ball's volume within radius r grows with r to the power of its dimension.
+        radius = torch.tensor([draw.uniform() ** (1 / shape.numel()) for draw in draws], dtype=torch.float32)
+        delta = direction(gauss, "l2") * radius.view(-1, 1, 1, 1)
+    return (x_NCHW + ball.eps * delta.to(x_NCHW.device)).clamp(0, 1)
+
+
+def in_space(space: Spatial, models: Mapping[str, Classifier], shard: Shard, batch_size: int) -> dict[str, Outcome]:
+    """What comes of rotations and translations, for each model: every candidate is a try, their mean the average."""
+    return {name: _in_space(space, model.using("float32"), shard, batch_size) for name, model in models.items()}
+
+
+def _in_space(space: Spatial, model: Classifier, shard: Shard, batch_size: int) -> Outcome:
+    where = model.mean.device
+
+    def one(pixels: np.ndarray, label: np.ndarray, index: np.ndarray) -> np.ndarray:
+        true = torch.from_numpy(label).to(where)
+        found = search(space, to_unit(pixels, where), index, lambda x: (model(x).argmax(1) == true).float())
+        return np.asarray(torch.stack([found.loss, found.total], 1).cpu()).astype(np.int64)
+
+    least, total = in_batches(one, batch_size, shard.images(), shard.label, shard.index).T
+    nothing = np.zeros(len(shard), bool)
+    return Outcome(right=least == 1, average=total, aimed=nothing, reached=nothing)

@@ -1,0 +1,170 @@
+"""Usefulness and robust usefulness of features (Ilyas et al. 2019, section 2), by sums that add up over shards.
+
+Of a feature f with mean 0 and deviation 1, and y = ±1 for one class against the rest: usefulness ρ = E[y f(x)], robust
+usefulness γ = E[inf y f(x + δ)] over a ball. Normalising is affine and does not turn a feature round, so it can wait
+until all shards are summed: where f is least or greatest, so is f normalised.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.errors import BadData
+from stages.evaluate import Sums
+from stages.features import Penultimate
+from stages.model import Classifier, in_batches, threads, to_unit
+from stages.pgd import pgd
+from stages.recipes import Usefulness
+from stages.shard import Shard
+
+CONSTANT = 1e-10  # a variance, as a share of the mean square, that float32 gives a constant feature by rounding
+KINDS = ("robust", "non_robust", "useless")
+
+
+def measure(
+    recipe: Usefulness, classes: Sequence[str], models: Mapping[str, Classifier], shard: Shard, limit: int
+) -> Sums:
+    """What one shard tells of each model's features: their mean and deviation, or their use, or both.
+
+    Args:
+        recipe: what is asked; of its `limit` only this shard's part counts here.
+        classes: class names.
+        models: by name.
+        shard: of split `recipe.normalise`, of `recipe.split`, or of both where they are one.
+        limit: how many of the first images of a shard of `recipe.split` are attacked.
+
+    Returns:
+        For each model sums that `evaluate.add` adds up, whatever shards they come from.
+
+    Raises:
+        BadInput: a model has no such features.
+        BadData: a feature is not a number.
+    """
+    with threads(1):
+        return {name: _measure(recipe, len(classes), model, shard, limit) for name, model in models.items()}
+
+
+def _measure(recipe: Usefulness, count: int, model: Classifier, shard: Shard, limit: int) -> dict[str, Any]:
+    features = Penultimate(model.using(recipe.precision), recipe.layer)
+    pixels = shard.images() if shard.split == recipe.normalise else shard.images()[:limit]
+    clean = _features(features, pixels, recipe.batch_size)
+    sums: dict[str, Any] = {}
+    if shard.split == recipe.normalise:
+        sums["normalise"] = {"n": len(clean), "f": clean.sum(0).tolist(), "ff": (clean**2).sum(0).tolist()}
+    if shard.split == recipe.split:
+        label, pixels, clean = shard.label[:limit], pixels[:limit], clean[:limit]
+        low, high = _extremes(features, recipe, pixels, clean)
+        sums["n_per_class"] = np.bincount(label, minlength=count).tolist()
+        sums["per_class"] = {  # only classes that occur: most of a thousand do not
+            str(k): {
+                name: each[label == k].sum(0).tolist() for name, each in (("f", clean), ("low", low), ("high", high))
+            }
+            for k in np.unique(label)
+        }
+    return sums
+
+
+def _features(features: Penultimate, pixels: np.ndarray, batch_size: int) -> np.ndarray:
+    """The features of clean images, N × D, float64."""
+
+    @torch.no_grad()
+    def one(some: np.ndarray) -> np.ndarray:
+        return np.asarray(features(to_unit(some, features.model.mean.device)).double().cpu())
+
+    clean = in_batches(one, batch_size, pixels)
+    if not np.isfinite(clean).all():
+        raise BadData(f"the features of the model ({features.model.design.arch}) are NaN or infinite for some images")
+    return clean
+
+
+def _extremes(
+    features: Penultimate, recipe: Usefulness, pixels: np.ndarray, clean_ND: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest that each feature was seen to be in the ball round each image: N × D each.
+
+    A batch holds triples of an image, a feature and a sign: each is a search of its own, and one pass through the
+    network serves them all. The image itself counts too, so that no feature gains by an attack.
+    """
+    where = features.model.mean.device
+    axes = np.meshgrid(*(np.arange(size) for size in clean_ND.shape), np.array([1.0, -1.0]), indexing="ij")
+
+    def one(image: np.ndarray, feature: np.ndarray, sign: np.ndarray) -> np.ndarray:
+        column, signs = torch.from_numpy(feature).to(where)[:, None], torch.from_numpy(sign).float().to(where)
+
+        def value(x: Tensor) -> Tensor:
+            return features(x).gather(1, column)[:, 0]
+
+        start, ball = to_unit(pixels[image], where), recipe
+        last = pgd(
+            lambda x: signs * value(x), start, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps
+        )
+        with torch.no_grad():
+            return np.asarray(value(last).double().cpu())
+
+    ends = in_batches(one, recipe.batch_size, *(axis.ravel() for axis in axes)).reshape(*clean_ND.shape, 2)
+    return np.minimum(clean_ND, ends.min(2)), np.maximum(clean_ND, ends.max(2))
+
+
+def summarise(recipe: Usefulness, classes: Sequence[str], sums: Mapping[str, Any]) -> dict[str, Any]:
+    """What the sums of one model say: ρ and γ of each feature for each class that has images, and how many are what.
+
+    Points are (feature, class, ρ, γ), by number; a feature is turned round for a class where that makes ρ ≥ 0.
+    """
+    present = [k for k, n in enumerate(sums["n_per_class"]) if n]
+    rho_KD, gamma_KD = _usefulness(sums, present)
+    kinds_KD = np.where(rho_KD < recipe.useful, 2, np.where(gamma_KD < recipe.useful, 1, 0))
+    kinds_KD[:, ~_varies(sums)] = 2
+    best_D, every = rho_KD.argmax(0), np.arange(rho_KD.shape[1])
+    return {
+        "kind": "usefulness",
+        "n": sum(sums["n_per_class"]),
+        **recipe.model_dump(include={"norm", "eps", "steps", "layer", "useful"}),
+        "features": len(every),
+        "classes": list(classes),
+        "counts": _counts(kinds_KD),
+        "features_by_best_class": _counts(kinds_KD[best_D, every]),
+        "points": [
+            [int(d), k, round(float(rho_KD[at, d]), 6), round(float(gamma_KD[at, d]), 6)]
+            for d in every
+            for at, k in enumerate(present)
+        ],
+    }
+
+
+def _counts(kinds: np.ndarray) -> dict[str, int]:
+    found = Counter(kinds.ravel().tolist())
+    return {name: found[number] for number, name in enumerate(KINDS)}
+
+
+def _moments(sums: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and mean square of each feature over the split that normalises: D each."""
+    of = sums["normalise"]
+    return np.array(of["f"]) / of["n"], np.array(of["ff"]) / of["n"]
+
+
+def _varies(sums: Mapping[str, Any]) -> np.ndarray:
+    mean, square = _moments(sums)
+    varies: np.ndarray = square - mean**2 > CONSTANT * square
+    return varies
+
+
+def _usefulness(sums: Mapping[str, Any], present: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """ρ and γ, K × D each, for K classes against the rest; 0 for a constant feature."""
+    mean, square = _moments(sums)
+    deviation = np.sqrt(np.where(_varies(sums), square - mean**2, np.inf))
+    own_K1 = np.array([[sums["n_per_class"][k]] for k in present])
+    f, low, high = (np.array([sums["per_class"][str(k)][name] for k in present]) for name in ("f", "low", "high"))
+    total = own_K1.sum()
+
+    def correlation(own_KD: np.ndarray, all_KD: np.ndarray) -> np.ndarray:
+        """E[y f̂], of sums over the class and sums over every class."""
+        rest_KD = all_KD.sum(0) - all_KD
+        found: np.ndarray = (own_KD - rest_KD - mean * (2 * own_K1 - total)) / (deviation * total)
+        return found
+
+    rho, as_is, turned = correlation(f, f), correlation(low, high), -correlation(high, low)
+    return np.abs(rho), np.where(rho >= 0, as_is, turned)

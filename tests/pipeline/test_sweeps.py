@@ -1,0 +1,149 @@
+"""Lists in place of a value: the nodes they stand for."""
+
+from copy import deepcopy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import spec
+from pipeline.graph import build
+from pipeline.sweeps import expand, name_at, split_name
+from stages.errors import BadInput
+
+
+def experiment(**attack):
+    return {
+        "name": "x",
+        "datasets": {
+            "clean": {"load": {"source": "sklearn-digits"}},
+            "rand": {"attack": {"images": "clean", "model": "standard", **attack}, "relabel": "random"},
+        },
+        "models": {
+            "standard": {"train": {"on": "clean", "arch": "small_cnn"}},
+            "learner": {"train": {"on": "rand", "arch": "small_cnn"}},
+        },
+        "evaluations": {"accuracy": {"models": ["standard", "learner"], "on": "clean"}},
+    }
+
+
+def nodes(found):
+    return {node.id: node for node in build(spec.parse(found))}
+
+
+def test_without_lists_nothing_changes():
+    assert expand(experiment(eps=1.0)) == experiment(eps=1.0)
+
+
+def test_a_list_makes_a_node_for_each_value_and_all_that_follows_from_it():
+    found = nodes(experiment(steps=[1, 10]))
+    assert set(found) == {
+        "datasets/clean", "datasets/rand@steps=1", "datasets/rand@steps=10", "models/standard",
+        "models/learner@steps=1", "models/learner@steps=10", "evaluations/accuracy",
+    }  # fmt: skip
+    assert found["datasets/rand@steps=10"].recipe.steps == 10
+    assert found["models/learner@steps=10"].recipe.on == "rand@steps=10"
+    assert found["evaluations/accuracy"].recipe.models == ["standard", "learner@steps=1", "learner@steps=10"]
+
+
+def test_two_lists_make_a_grid():
+    found = nodes(experiment(steps=[1, 10], eps=[0.5, 1.0]))
+    assert sum(name.startswith("models/learner@") for name in found) == 4
+    recipe = found["datasets/rand@steps=10,eps=0.5"].recipe
+    assert (recipe.steps, recipe.eps, recipe.step_size) == (10, 0.5, 0.1)
+
+
+def test_seeds_repeat_all_that_chance_has_a_part_in_but_not_the_source():
+    found = nodes(experiment() | {"seeds": [0, 1, 2]})
+    assert "datasets/clean" in found
+    assert len(found) == 1 + 3 * 3 + 1
+    rand = found["datasets/rand@seed=2"]
+    assert (rand.recipe.seed, rand.relabel.seed, rand.recipe.model) == (2, 2, "standard@seed=2")
+    assert found["models/learner@seed=2"].recipe.seed == 2
+
+
+def test_seeds_of_one_entry_repeat_it_and_what_follows_from_it():
+    asked = experiment()
+    asked["datasets"]["rand"]["seeds"] = [3, 4]
+    found = nodes(asked)
+    assert "models/standard" in found
+    assert found["models/learner@seed=4"].recipe.seed == 4
+    assert found["datasets/rand@seed=4"].recipe.model == "standard"
+
+
+def test_a_seed_that_is_given_stays():
+    asked = experiment() | {"seeds": [0, 1]}
+    asked["models"]["standard"]["train"]["seed"] = 7
+    found = nodes(asked)
+    assert found["models/standard"].recipe.seed == 7
+    assert found["models/learner@seed=1"].recipe.seed == 1
+
+
+def test_nodes_that_meet_are_paired_along_an_axis():
+    asked = experiment(not_transferring_to=["other"]) | {"seeds": [0, 1]}
+    asked["models"]["other"] = deepcopy(asked["models"]["standard"])
+    found = nodes(asked)
+    assert found["datasets/rand@seed=1"].recipe.not_transferring_to == ["other@seed=1"]
+    assert set(found["datasets/rand@seed=1"].inputs) == {"images", "model", "not_transferring_to.other@seed=1"}
+
+
+def test_nodes_that_meet_must_have_the_same_values_on_an_axis():
+    asked = experiment()
+    asked["models"]["standard"]["train"]["lr"] = [0.1, 0.2]
+    asked["models"]["learner"]["train"]["lr"] = [0.3]
+    with pytest.raises(BadInput, match=r"models.learner: lr takes the values \[0.3\] here and \[0.1, 0.2\]"):
+        spec.parse(asked)
+
+
+def test_a_list_one_level_down_is_an_axis_too():
+    asked = experiment()
+    asked["models"]["standard"]["train"]["adversarial"] = {"eps": [0.5, 1.0]}
+    found = nodes(asked)
+    assert found["models/standard@adversarial.eps=1.0"].recipe.adversarial.eps == 1.0
+    assert "models/learner@adversarial.eps=1.0" in found
+
+
+def test_an_evaluation_on_a_swept_dataset_takes_the_models_of_the_same_point():
+    asked = experiment(steps=[1, 10])
+    asked["evaluations"]["accuracy"] |= {"on": "rand", "split": "train"}
+    found = nodes(asked)
+    assert found["evaluations/accuracy@steps=10"].recipe.models == ["standard", "learner@steps=10"]
+
+
+def test_sources_of_transfer_attacks_are_swept():
+    asked = experiment() | {"seeds": [0, 1]}
+    asked["evaluations"]["accuracy"]["attacks"] = [{"eps": 1, "source": "standard"}]
+    recipe = nodes(asked)["evaluations/accuracy"].recipe
+    assert recipe.sources == ["standard@seed=0", "standard@seed=1"]
+
+
+def test_an_expanded_experiment_is_left_as_it_is():
+    parsed = spec.parse(experiment(steps=[1, 10]) | {"seeds": [0, 1]})
+    assert spec.parse(parsed.model_dump(mode="json", exclude_defaults=True)) == parsed
+
+
+def test_lists_that_a_key_takes_are_no_axes():
+    asked = experiment(splits=["train", "test"])
+    asked["models"]["learner"]["train"] |= {"schedule": "steps", "drops": [3, 6]}
+    assert set(nodes(asked)) == set(nodes(experiment()))
+
+
+@pytest.mark.parametrize("seeds", [3, [], "0 1"])
+def test_seeds_must_be_a_list(seeds):
+    with pytest.raises(BadInput, match="seed must be a list of values"):
+        spec.parse(experiment() | {"seeds": seeds})
+
+
+def test_a_circle_of_swept_nodes_is_refused():
+    asked = experiment(steps=[1, 2])
+    asked["models"]["standard"]["train"]["on"] = "rand"
+    with pytest.raises(BadInput, match="goes in a circle"):
+        spec.parse(asked)
+
+
+words = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]*", fullmatch=True)
+
+
+@given(words, st.dictionaries(words, words, max_size=4))
+def test_a_name_says_its_place(base, point):
+    assert split_name(name_at(base, point)) == (base, point)
