@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from pipeline import artifacts, report, runs, spec
+from pipeline import artifacts, picture, report, runs, spec
 from pipeline.cluster import JOB_VARIABLE, Cluster, Job, Request, runtime_env
 from pipeline.display import clock, watcher
 from pipeline.engines import Engine, Inline, reason_of
@@ -21,6 +22,7 @@ from pipeline.on_ray import OnRay
 from pipeline.spec import Experiment
 from pipeline.store import Store
 from stages.errors import BadInput
+from stages.images import encode_png
 
 INTERRUPTED = 130
 
@@ -269,6 +271,12 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
         for node, progress in found["nodes"].items():
             if progress["why"]:
                 click.echo(f"{node}: {progress['state']}, {progress['why']}", err=True)
+    from pipeline import page  # here: what draws takes a second to load
+
+    try:
+        click.echo(f"page {store.at(page.write(store, found))}", err=True)
+    except Exception as error:  # noqa: BLE001 - what was made is made, with or without a page
+        click.echo(f"The page could not be written: {reason_of(error)}; try again with: notbugs report", err=True)
     if not complete:
         click.echo(f"The run failed; when the cause is mended, go on with: {_again(store)}", err=True)
         sys.exit(1)
@@ -295,6 +303,65 @@ def status(run: str | None, store: str, as_json: bool) -> None:
     click.echo(report.table(["node", "state", "done", "time", "retries", "why"], lines))
     if again := found["store_retries"] + sum(p["store_retries"] for p in found["nodes"].values()):
         click.echo(f"\nrequests that the store had to be sent again: {again}")
+
+
+@main.command("report")
+@click.argument("run", required=False)
+@_options("store")
+@click.option("--out", type=click.Path(path_type=Path), help="Write it here as well, a file of its own.")
+def report_(run: str | None, store: str, out: Path | None) -> None:
+    """Write the page of RUN (default: the latest of the store) anew: report.html, one file that needs no network."""
+    from pipeline import page
+
+    place = Store(store)
+    path = page.write(place, runs.load_run(place, run))
+    if out is not None:
+        out.write_bytes(place.read(path))
+    click.echo(out or place.at(path))
+
+
+@main.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option(
+    "--model",
+    required=True,
+    help="A model of the store, such as standard, or a torchvision classifier, such as resnet50 (weights are fetched).",
+)
+@click.option("--to", "target", required=True, metavar="CLASS", help="The class, by name or number.")
+@click.option("--out", type=click.Path(path_type=Path), help="The picture to write [default: IMAGE-as-CLASS.png].")
+@click.option("--norm", type=click.Choice(["l2", "linf"]), default="l2", show_default=True, help="Norm of the ball.")
+@click.option("--eps", type=click.FloatRange(0, min_open=True), help="Radius in units of [0, 1] [default: L2 0.5 for "
+              "32 pixels, larger in proportion; L∞ 8/255].")  # fmt: skip
+@click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Steps of gradient descent.")
+@click.option("--rotate", is_flag=True, help="Search rotations and shifts instead.")
+@_options("store", "data", "json")
+def attack(image: Path, model: str, target: str, out: Path | None, store: str, data: Path, **options: Any) -> None:
+    """Move one IMAGE toward a class: the pig that becomes an airliner.
+
+    Writes a picture of it before, the change magnified, and after, each with what the model says, and beside it the
+    moved image itself.
+    """
+    as_json, rotate, norm, eps = (options.pop(name) for name in ("as_json", "rotate", "norm", "eps"))
+    place = _place(store, data)
+    attacked, classes = picture.find_model(place, model)
+    pixels = picture.read(image, attacked.design.shape)
+    eps = eps or (8 / 255 if norm == "linf" else picture.radius(attacked.design.shape))
+    recipe = {"method": "spatial"} if rotate else {"norm": norm, "eps": eps, **options}
+    number = picture.class_number(target, classes)
+    made = picture.move(pixels, attacked, classes, number, recipe)
+    drawn = out or image.with_name(f"{image.stem}-as-{re.sub(r'[^A-Za-z0-9]+', '-', classes[number])}.png")
+    moved = drawn.with_name(f"{drawn.stem}-image.png")
+    drawn.write_bytes(picture.draw(made))
+    moved.write_bytes(encode_png(made.after))
+    if as_json:
+        _print_json({**made.as_json(), "picture": str(drawn), "image": str(moved)})
+        return
+    lines = [
+        [when, *(f"{name} {report.percent(share)}" for name, share in made.top(i))]
+        for i, when in enumerate(("before", "after"))
+    ]
+    click.echo(report.table(["", "first", "second", "third"][: len(lines[0])], lines))
+    click.echo(f"\n{made.how}: moved by L2 {made.l2:.3f}, L∞ {made.linf:.3f}\n{drawn}\n{moved}")
 
 
 @main.command()
@@ -504,7 +571,7 @@ def _said(store: Store, run: dict[str, Any]) -> dict[str, Any]:
 def _print_results(store: Store, run: dict[str, Any]) -> None:
     rows = report.result_rows(store, run)
     if rows:
-        click.echo("\n" + report.result_table(rows))
+        click.echo("\n" + report.result_text(rows))
 
 
 def _print_json(value: Any) -> None:

@@ -56,6 +56,10 @@ def test_a_run_makes_every_node_and_prints_the_table(tiny, write, tmp_path, monk
     assert any(line.startswith("other") and "from_other" in line for line in lines)
     assert str(tmp_path / "out") in result.stderr, "the store is named"
     assert not list((tmp_path / "out/.partial").glob("*")), "nothing half-made is left"
+    (page,) = (tmp_path / "out/runs").glob("*/report.html")
+    assert str(page) in result.stderr, "the page is named"
+    again = invoke("report", "--store", "out", "--out", "page.html")
+    assert again.stdout.strip() == "page.html" and Path("page.html").read_bytes() == page.read_bytes()
 
 
 def test_the_store_is_a_folder_beside_where_one_stands_by_default(tiny, write, tmp_path, monkeypatch):
@@ -549,7 +553,10 @@ BAD = {
         "more than the 192 images",
     ),
     "pgd without a model": (change(*ATTACK, "model", to=None), "method pgd needs a model"),
-    "two ways at once": (change("datasets", "clean", "attack", to={"images": "other", "model": "standard"}), "either"),
+    "two ways at once": (
+        change("datasets", "clean", "attack", to={"images": "other", "model": "standard"}),
+        "has one of",
+    ),
     "nothing asked for": (lambda tiny, tmp_path: {"name": "t"}, "names no dataset"),
     "no mapping": (lambda tiny, tmp_path: "[1, 2]", "an experiment file is a mapping"),
     "no yaml": (lambda tiny, tmp_path: "name: [", "is not YAML (line"),

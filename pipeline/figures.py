@@ -1,0 +1,292 @@
+"""Charts as inline SVG that take their colours from the page, so that they suit a dark one as well as a light one."""
+
+import html
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+
+COLOURS = 8
+"""Colours of series that the page defines: ``--c0`` … ``--c7``."""
+
+INK, FAINT = "#010203", "#010204"
+"""What stands for the page's text and rule colours until the SVG is written; a series' colours are `_series`."""
+
+MARKS = "osD^vPX*"
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.markersize": 4,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart.
+
+    Attributes:
+        name: what the legend says; empty for a line that is explained by another of its colour.
+        x, y: its points; y are shares in [0, 1].
+        low, high: ends of the error bar of each point; empty for none.
+        dashed: whether it is the second of a pair.
+        colour: number of its colour; counted modulo `COLOURS`.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = field(default=())
+    high: Sequence[float] = field(default=())
+    dashed: bool = False
+    colour: int = 0
+
+
+def lines(
+    name: str,
+    said: str,
+    drawn: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    log: bool = False,
+    level: tuple[str, float] | None = None,
+) -> str:
+    """Shares over a quantity.
+
+    Args:
+        name: of the chart; unique in the page.
+        said: what it shows, for who cannot see it.
+        drawn: the lines.
+        x_label, y_label: of the axes.
+        log: whether x grows by factors.
+        level: a share to compare with, and its name.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _empty(3.3 + 0.24 * ((sum(bool(line.name) for line in drawn) + 1) // 2))
+        for line in drawn:
+            _draw(axes, line)
+        if level is not None:
+            axes.axhline(level[1], color=INK, linewidth=1, linestyle=":", label=level[0])
+        if log:
+            axes.set_xscale("log")
+            axes.set_xticks(sorted({x for line in drawn for x in line.x}))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
+        elif all(x == int(x) for line in drawn for x in line.x):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel=x_label, ylabel=y_label, ylim=(-0.03, 1.03))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        _legend(figure, axes)
+        return _svg(figure, name, said)
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    few = len(line.x) <= 12
+    axes.plot(
+        line.x,
+        line.y,
+        color=_series(line.colour),
+        linestyle="--" if line.dashed else "-",
+        marker=MARKS[line.colour % len(MARKS)] if few else None,
+        label=line.name or None,
+    )
+    if line.low:
+        axes.vlines(line.x, line.low, line.high, color=_series(line.colour), linewidth=1)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a chart: a share in [0, 1] with its interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    colour: int = 0
+
+
+def bars(name: str, said: str, drawn: Sequence[Bar], x_label: str, level: tuple[str, float]) -> str:
+    """Shares beside each other, the first on top, and a share to compare them with."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _empty(1.1 + 0.36 * len(drawn))
+        places = range(len(drawn))
+        axes.barh(places, [b.value for b in drawn], 0.6, color=[_series(b.colour) for b in drawn])
+        axes.hlines(places, [b.low for b in drawn], [b.high for b in drawn], color=INK, linewidth=1.2)
+        axes.axvline(level[1], color=INK, linewidth=1, linestyle=":", label=level[0])
+        axes.set(xlabel=x_label, xlim=(0, 1.03))
+        axes.set_yticks(places, [b.name for b in drawn])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        _legend(figure, axes)
+        return _svg(figure, name, said)
+
+
+Point = tuple[float, float]
+
+
+def scatter(
+    name: str,
+    said: str,
+    groups: Mapping[str, Sequence[Point]],
+    x_label: str,
+    y_label: str,
+    levels: Iterable[float] = (),
+    shares: bool = False,
+    names: Sequence[str] = (),
+) -> str:
+    """Points of several kinds.
+
+    Args:
+        name: of the chart; unique in the page.
+        said: what it shows, for who cannot see it.
+        groups: kind → its points; a kind has the same colour in every chart, whether others have points or not.
+        x_label, y_label: of the axes.
+        levels: thresholds, drawn on both axes.
+        shares: whether both axes are shares in [0, 1].
+        names: of the points of the first kind, written beside them.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _empty(3.6)
+        for number, (kind, points) in enumerate(groups.items()):
+            if not points:
+                continue
+            xs, ys = [p[0] for p in points], [p[1] for p in points]
+            size, mark = (12, "o") if len(points) > 20 else (28, MARKS[number])
+            axes.scatter(xs, ys, s=size, marker=mark, color=_series(number), alpha=0.75, linewidths=0, label=kind)
+        for text, (x, y) in zip(names, next(iter(groups.values())), strict=False):
+            axes.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=8)
+        for level in levels:
+            axes.axvline(level, color=INK, linewidth=0.8, linestyle=":")
+            axes.axhline(level, color=INK, linewidth=0.8, linestyle=":")
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if shares:
+            axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        _legend(figure, axes)
+        return _svg(figure, name, said)
+
+
+# -------------------------------------------------------------------------------------------- drawing
+
+
+def _empty(height: float) -> tuple[Figure, Axes]:
+    """A chart five inches wide: 360 units, a phone's width, so that its text can be read there."""
+    figure = Figure(figsize=(5, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _series(number: int) -> str:
+    return f"#0a0b{number % COLOURS:02x}"
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        columns = 1 if max(map(len, labels)) > 24 else 2
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def _svg(figure: Figure, name: str, said: str) -> str:
+    """What matplotlib writes, less what a page does not need, in the page's colours and with ids of its own."""
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"\s*\n\s*", " ", re.sub(r" font-family: [^;]*;", "", text))
+    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"#0a0b(\d\d)", lambda found: f"var(--c{int(found[1])})", text)
+    text = text.replace(INK, "var(--ink)").replace(FAINT, "var(--rule)")
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box is not None
+    head = f'<svg class="chart" role="img" aria-label="{html.escape(said)}" {box[0]}>'
+    return head + text[text.index(">") + 1 :].replace("xlink:href", "href")
+
+
+# ------------------------------------------------------------------------------------ graph of a run
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of a drawn graph: its place in units of the drawing, and what stands in it."""
+
+    key: str
+    title: str
+    detail: str
+    state: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A graph in layers from left to right: boxes, and arrows as SVG paths."""
+
+    width: float
+    height: float
+    boxes: list[Box]
+    arrows: list[str]
+
+
+BOX, GAP = (150, 40), (46, 12)
+"""Width and height of a box, and the space between two."""
+
+
+def graph(wanted: Mapping[str, tuple[str, str, str]], needs: Mapping[str, Sequence[str]]) -> Drawing:
+    """Lay out a graph: every box right of those that it needs, near their height.
+
+    Args:
+        wanted: key → title, detail and state of each box, every one after those that it needs.
+        needs: key → keys that it is made from.
+    """
+    depth: dict[str, int] = {}
+    layers: list[list[str]] = []
+    for key in wanted:
+        depth[key] = 1 + max((depth[need] for need in needs[key]), default=-1)
+        layers += [[] for _ in range(depth[key] + 1 - len(layers))]
+        layers[depth[key]].append(key)
+    height = max(map(len, layers)) * (BOX[1] + GAP[1])
+    places: dict[str, Point] = {}
+    for number, layer in enumerate(layers):
+        layer.sort(key=lambda key: _mean([places[need][1] for need in needs[key]]))
+        top = (height - len(layer) * (BOX[1] + GAP[1]) + GAP[1]) / 2
+        for row, key in enumerate(layer):
+            places[key] = (number * (BOX[0] + GAP[0]), top + row * (BOX[1] + GAP[1]))
+    boxes = [Box(key, *wanted[key], *places[key]) for key in wanted]
+    arrows = [_arrow(places[need], places[key]) for key in wanted for need in dict.fromkeys(needs[key])]
+    return Drawing(len(layers) * (BOX[0] + GAP[0]) - GAP[0], height, boxes, arrows)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _arrow(start: Point, end: Point) -> str:
+    x, y = start[0] + BOX[0], start[1] + BOX[1] / 2
+    to_x, to_y = end[0], end[1] + BOX[1] / 2
+    bend = GAP[0] / 2
+    return f"M{x:g} {y:g} C{x + bend:g} {y:g} {to_x - bend:g} {to_y:g} {to_x:g} {to_y:g}"

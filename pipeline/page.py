@@ -1,0 +1,179 @@
+"""``report.html``: what a run found, on one page that needs nothing but itself."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from pipeline import published
+from pipeline.gather import Gathered, Row, Score, spread
+from pipeline.report import attack_name, percent
+from pipeline.sections import sections
+from pipeline.store import Store
+
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+def write(store: Store, run: Mapping[str, Any]) -> str:
+    """Write the page of a run, whatever its state, from what it left in the store.
+
+    Returns:
+        The page's path in the store.
+
+    Raises:
+        BadInput: the experiment of the record is none that this version knows.
+    """
+    path = f"runs/{run['run']}/report.html"
+    store.put(path, render(store, run).encode())
+    return path
+
+
+def render(store: Store, run: Mapping[str, Any]) -> str:
+    """The page as HTML."""
+    found = Gathered(store, run)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_unbroken
+    )
+    environment.filters["breakable"] = _breakable
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        run=run,
+        state=state(run),
+        reasons=reasons(run),
+        verdict=verdict(found.scores) or _inventory(found),
+        besides=list(besides(found.scores)),
+        sections=sections(found),
+    )
+
+
+def _unbroken(value: Any) -> Any:
+    """Keep a number and its per cent sign on one line."""
+    return value.replace(" %", "\u00a0%") if isinstance(value, str) else value
+
+
+def _breakable(name: str) -> Markup:
+    """Let a long name go on in the next line after a sign that joins its parts."""
+    return Markup(re.sub(r"([/@,._=-])(?=\w)", r"\1<wbr>", str(escape(name))))
+
+
+# ---------------------------------------------------------------------------------------------- state
+
+
+def state(run: Mapping[str, Any]) -> str | None:
+    """Said first of a run that did not make everything; None of one that did."""
+    counts = Counter(progress["state"] for progress in run["nodes"].values())
+    there, total = counts["done"] + counts["cached"], len(run["nodes"])
+    made = f"{there} of {total} nodes are there"
+    match run["state"]:
+        case "done":
+            return None
+        case "failed":
+            return f"This run failed: {made}."
+        case "running":
+            return f"This run is not finished: {made}."
+        case "lost":
+            return f"This run ended without a word, {run['why']}: {made}."
+    return f"This run was {run['state']}: {made}."
+
+
+def reasons(run: Mapping[str, Any]) -> list[str]:
+    """Why nodes failed or could not begin."""
+    nodes = sorted(run["nodes"].items(), key=lambda item: item[1]["state"] != "failed")
+    return [f"{node} {progress['state']}: {progress['why']}" for node, progress in nodes if progress["why"]]
+
+
+def _inventory(found: Gathered) -> str:
+    groups = Counter(node.partition("/")[0] for node in found.manifests)
+    made = ", ".join(f"{number} of its {group}" for group, number in groups.items()) or "nothing"
+    verb = "is" if sum(groups.values()) < 2 else "are"
+    return f"Of this experiment {made} {verb} there, and no accuracy to judge by."
+
+
+# -------------------------------------------------------------------------------------------- verdict
+
+
+def verdict(scores: Sequence[Score]) -> str | None:
+    """What the run found, in one sentence; None where nothing was scored."""
+    if (headline := _headline(scores)) is not None:
+        clean, learned_from = headline.clean, published.LEARNED_FROM[str(headline.kind)]
+        return (
+            f"Trained on nothing but {learned_from}, {headline.model} answers {clean} of the untouched test images "
+            f"right ({clean.interval}), where chance is {percent(headline.chance)}: {_meaning(headline, scores)}."
+        )
+    if not scores:
+        return None
+    best = max(scores, key=lambda score: score.clean.mean)
+    return f"{best.model} answers {best.clean} of the test images right, where chance is {percent(best.chance)}."
+
+
+def _meaning(headline: Score, scores: Sequence[Score]) -> str:
+    if headline.clean.low <= headline.chance:
+        return "so nothing that generalises was learned"
+    unattacked = {f"{headline.kind}, {control}" for control in ("untouched", "noise", "leakage only")}
+    as_good = next((s for s in scores if s.kind in unattacked and s.clean.high >= headline.clean.low), None)
+    if as_good is not None:
+        return f"but without the attack {as_good.model} comes to {as_good.clean}, so leakage alone may explain it"
+    return "so the perturbations carried features that generalise"
+
+
+def _headline(scores: Sequence[Score]) -> Score | None:
+    """The learner to judge by: of the strictest set that there is; of a sweep, the last."""
+    for kind in published.LEARNED_FROM:
+        same = [score for score in scores if score.kind == kind]
+        if same:
+            return next((score for score in same if not score.axes), same[-1])
+    return None
+
+
+def besides(scores: Sequence[Score]) -> Iterator[str]:
+    """What has to be known along with the verdict."""
+    headline = _headline(scores)
+    by_kind = {score.kind: score for score in reversed(scores)}
+    if headline is not None:
+        yield from _controls(headline, by_kind)
+    if (robust := by_kind.get("D_R")) is not None:
+        yield _versions(robust, by_kind)
+    yield from _widest_gap(scores)
+
+
+def _controls(headline: Score, by_kind: Mapping[str | None, Score]) -> Iterator[str]:
+    for kind, images in (("untouched", "untouched images"), ("noise", "images with noise")):
+        if (control := by_kind.get(f"{headline.kind}, {kind}")) is not None:
+            so = "do not explain it" if control.clean.high < headline.clean.low else "do as much"
+            yield f"The same labels on {images} give {control.clean}: the labels alone {so}."
+    if (control := by_kind.get(f"{headline.kind}, leakage only")) is not None:
+        rest = 100 * (headline.clean.mean - control.clean.mean)
+        yield f"Noise in place of the attack gives {control.clean}; what the attack put there adds {rest:.1f} points."
+    if (control := by_kind.get(f"{headline.kind}, robust source")) is not None:
+        yield f"With a robust source model it is {control.clean}."
+
+
+def _versions(robust: Score, by_kind: Mapping[str | None, Score]) -> str:
+    """How robust the learners of D_R, D_NR and D are."""
+    said = []
+    for kind in ("D_R", "D_NR", "D"):
+        if (score := by_kind.get(kind)) is not None:
+            same = _strongest(score)
+            said.append(
+                f"{score.model} {score.clean}" + (f", {spread(same)} under {attack_name(same[0])}" if same else "")
+            )
+    return f"Robust and non-robust versions of the images: {'; '.join(said)}."
+
+
+def _strongest(score: Score) -> list[Row]:
+    """The untargeted attack of the largest radius that was made on the model itself; empty where there is none."""
+    own = [same for same in score.attacks() if not same[0].get("toward") and not same[0].get("source")]
+    return max(own, key=lambda same: same[0].get("eps", 0.0), default=[])
+
+
+def _widest_gap(scores: Sequence[Score]) -> Iterator[str]:
+    ordinary = next((score for score in scores if score.kind == "D" and _strongest(score)), None)
+    if ordinary is not None:
+        same = _strongest(ordinary)
+        yield (
+            f"Average and worst case differ: {ordinary.model} answers {spread(same, 'average')} right after random "
+            f"changes of the same size, {spread(same)} under {attack_name(same[0])}."
+        )

@@ -1,0 +1,214 @@
+"""One picture, moved toward a class: before, what was changed, after, with what the model says of both."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.artifacts import Made
+from pipeline.jobs import Place, open_model
+from stages.errors import BadData, BadInput
+from stages.images import decode
+from stages.recipes import Attack, Bring, Relabel, Spatial
+from stages.shard import Shard
+
+if TYPE_CHECKING:
+    from stages.model import Classifier
+
+SHOWN = 3
+"""Classes that are shown of an answer."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What came of it.
+
+    Attributes:
+        before, after: uint8, H × W × C.
+        classes: names.
+        target: the class it was moved toward.
+        said: of both pictures, the confidence in each class: 2 × classes.
+        l2, linf: how far it was moved, in [0, 1] units.
+        how: what was done, in a few words.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    classes: Sequence[str]
+    target: int
+    said: np.ndarray
+    l2: float
+    linf: float
+    how: str
+
+    def top(self, which: int) -> list[tuple[str, float]]:
+        """The classes that one of the pictures is most like, and how sure of them the model is."""
+        order = np.argsort(-self.said[which], kind="stable")[:SHOWN]
+        return [(self.classes[i], float(self.said[which][i])) for i in order]
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the pixels."""
+        target = {"name": self.classes[self.target], "number": self.target}
+        said = {when: dict(self.top(i)) for i, when in enumerate(("before", "after"))}
+        reached = bool(self.said[1].argmax() == self.target)
+        return {"target": target, "reached": reached, **said, "l2": self.l2, "linf": self.linf, "how": self.how}
+
+
+def find_model(place: Place, name: str) -> tuple["Classifier", list[str]]:
+    """A model by name, ready for use, and the names of its classes.
+
+    Args:
+        place: the store that is looked in first, for `standard`, `models/standard` or `models/standard/<version>`; and
+            where the user's modules are.
+        name: of a model in the store, or of a torchvision classifier, whose default weights are then fetched.
+
+    Raises:
+        BadInput: there is none.
+    """
+    from torchvision import models
+
+    from stages import model
+
+    name = name.removeprefix("models/")
+    base, _, version = name.partition("/")
+    versions = [version] if version else place.store.folders(f"models/{base}")
+    found = [place.store.find_json(f"models/{base}/{one}/manifest.json") for one in versions]
+    made = max((m for m in found if isinstance(m, dict)), key=lambda m: m["made"], default=None)
+    if made is not None:
+        folder = f"models/{made['name']}/{made['version']}"
+        return open_model(place, Made(folder, made)), _class_names(place, made)
+    if name not in models.list_models(module=models):
+        known = ", ".join(place.store.folders("models")) or "none"
+        raise BadInput(
+            f"--model {name}: the store {place.store.url} has no such model (it has {known}), nor torchvision"
+        )
+    weights = models.get_model_weights(name).DEFAULT
+    design, content = model.bring(Bring(arch=name, weights=weights.name), place.data, place.here)
+    return model.load(design, content, place.here), list(weights.meta["categories"])
+
+
+def _class_names(place: Place, manifest: dict[str, Any]) -> list[str]:
+    """Those of the dataset it was trained on; ImageNet's, of a network for a thousand classes; or numbers."""
+    from torchvision.models._meta import _IMAGENET_CATEGORIES as IMAGENET
+
+    on, design = manifest["parents"].get("on"), manifest["design"]
+    dataset = on and place.store.find_json(f"{on['node']}/{on['version']}/manifest.json")
+    if dataset:
+        return list(dataset["classes"])
+    if design["classes"] == len(IMAGENET):
+        return list(IMAGENET)
+    outputs = design.get("outputs") or range(design["classes"])
+    return [IMAGENET[i] if design.get("outputs") and max(outputs) < len(IMAGENET) else str(i) for i in outputs]
+
+
+def class_number(name: str, classes: Sequence[str]) -> int:
+    """The class that a person means, by name or number.
+
+    Raises:
+        BadInput: there is none; the nearest names are said.
+    """
+    import difflib
+
+    lower = [c.lower() for c in classes]
+    if name.lower() in lower:
+        return lower.index(name.lower())
+    if name.isdecimal() and int(name) < len(classes):
+        return int(name)
+    part = [c for c in classes if name.lower() in c.lower()]
+    near = part or [classes[lower.index(c)] for c in difflib.get_close_matches(name.lower(), lower, 3, 0.5)]
+    hint = f"did you mean {' or '.join(map(repr, near[:3]))}?" if near else f"they are {', '.join(classes[:10])}, …"
+    raise BadInput(f"--to {name}: is none of the model's {len(classes)} classes; {hint}")
+
+
+def read(path: Path, shape: Sequence[int]) -> np.ndarray:
+    """A picture in the size that a model takes: its shorter side resized, then the middle cut out; H × W × C.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    channels, height, width = shape
+    try:
+        pixels = decode(path.read_bytes(), channels, resize=max(height, width), crop=max(height, width))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
+    except BadData as error:
+        raise BadInput(f"{path}: {error}") from error
+    down, right = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[down : down + height, right : right + width]
+
+
+def radius(shape: Sequence[int]) -> float:
+    """A radius that suits the size of the images, L2 in pixel units: the paper's .5 at 32 pixels, in proportion."""
+    return 0.5 * max(1.0, max(shape[1:]) / 32)
+
+
+def move(
+    pixels: np.ndarray, model: "Classifier", classes: Sequence[str], target: int, recipe: dict[str, Any]
+) -> Picture:
+    """Move a picture toward a class, as a dataset's images are.
+
+    Args:
+        pixels: uint8, H × W × C.
+        model: what is attacked.
+        classes: names of its classes.
+        target: the class.
+        recipe: keys of `Attack`.
+    """
+    from stages.attack import Attacker, logits_of
+
+    asked = Attack(images="", model="", batch_size=1, **recipe)
+    rule = Relabel(rule="map", map=dict.fromkeys(range(len(classes)), target))
+    numbers = [str(i) for i in range(len(classes))]
+    zero = np.zeros(1, dtype=np.int64)
+    shard = Shard("picture-000000", zero, zero, zero, pixels[None])
+    made = Attacker(asked, rule, numbers, model)(shard)
+    after = made.images()[0]
+    logits = logits_of(model, np.stack([pixels, after]), 1).astype(np.float64)
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    norm = {"l2": "L2", "linf": "L∞"}[asked.norm]
+    how = f"{asked.steps} steps of PGD, {norm} ε {asked.eps:g}" if asked.method == "pgd" else _space(asked.spatial)
+    said = shifted / shifted.sum(1, keepdims=True)
+    l2, linf = float(made.attack["l2"][0]), float(made.attack["linf"][0])
+    return Picture(pixels, after, classes, target, said, l2, linf, how)
+
+
+def _space(spatial: Spatial) -> str:
+    tries = np.prod(spatial.grid) if spatial.search == "grid" else spatial.tries
+    return f"the best of {tries} rotations (±{spatial.rotation:g}°) and shifts (±{100 * spatial.translation:g} %)"
+
+
+def draw(picture: Picture) -> bytes:
+    """Before, the change, after, as a PNG: the change is magnified until its largest value shows."""
+    from matplotlib.figure import Figure
+
+    change = picture.after.astype(np.float64) - picture.before.astype(np.float64)
+    times = 127.5 / max(1.0, float(np.abs(change).max()))
+    shown = np.clip(127.5 + change * times, 0, 255).astype(np.uint8)
+    toward = f"toward {picture.classes[picture.target]}"
+    captions = [
+        ("before", _told(picture.top(0))),
+        (
+            f"change × {times:.0f}" if times >= 1.5 else "change",
+            f"{toward}\nL2 {picture.l2:.2f}, L∞ {picture.linf:.3f}",
+        ),
+        ("after", _told(picture.top(1))),
+    ]
+    figure = Figure(figsize=(10.5, 4.6), layout="constrained")
+    for axes, image, (title, caption) in zip(
+        figure.subplots(1, 3), (picture.before, shown, picture.after), captions, strict=True
+    ):
+        axes.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=255)
+        axes.set_title(title)
+        axes.set_xlabel(caption, fontsize=11)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    return out.getvalue()
+
+
+def _told(top: Sequence[tuple[str, float]]) -> str:
+    return "\n".join(f"{name}  {100 * share:.1f} %" for name, share in top)

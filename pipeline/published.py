@@ -1,0 +1,182 @@
+"""What others have published, to stand beside what a run finds: one table, and what a node is in its terms."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.graph import Node
+
+CIFAR10, RESTRICTED = "CIFAR-10", "Restricted ImageNet"
+
+PAPER = "Ilyas et al. 2019"
+PHIBENZ = "phibenz, public regeneration"
+JORDAN = "K. Jordan"
+GOH = "Goh 2019"
+NAKKIRAN = "Nakkiran 2019"
+SPATIAL = "Engstrom et al. 2019"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published accuracy.
+
+    Attributes:
+        of: what was trained on, as `kind` names it.
+        data: whose test set.
+        percent: accuracy on the test set, as printed: 63.3, or a range 81.1 – 83.9.
+        source: who says so.
+        network: of the learner; empty where it is not known.
+        under: ``clean``, or the attack that the model is scored under.
+    """
+
+    of: str
+    data: str
+    percent: str
+    source: str = PAPER
+    network: str = "ResNet-50"
+    under: str = "clean"
+
+
+TABLE = (
+    # The paper's table of datasets and its appendix, and those who repeated it.
+    Figure("D", CIFAR10, "95.25"),
+    Figure("D", CIFAR10, "4.49", under="l2 0.25"),
+    Figure("D", CIFAR10, "0", under="l2 0.5"),
+    Figure("D", RESTRICTED, "96.6"),
+    Figure("D", CIFAR10, "93.7", JORDAN, "ResNet-9"),
+    Figure("D, adversarial training", CIFAR10, "90.83"),
+    Figure("D, adversarial training", CIFAR10, "82.48", under="l2 0.25"),
+    Figure("D, adversarial training", CIFAR10, "70.90", under="l2 0.5"),
+    Figure("D_rand", CIFAR10, "63.3"),
+    Figure("D_rand", RESTRICTED, "87.9"),
+    Figure("D_rand", CIFAR10, "67.75", PHIBENZ),
+    Figure("D_rand", CIFAR10, "81.1 – 83.9", JORDAN, "ResNet-9"),
+    Figure("D_other", CIFAR10, "66 – 67", JORDAN, "ResNet-9"),
+    Figure("D_det", CIFAR10, "43.7"),
+    Figure("D_det", RESTRICTED, "64.4"),
+    Figure("D_det", CIFAR10, "42.03", PHIBENZ),
+    Figure("D_det", CIFAR10, "19.8", JORDAN, "ResNet-9"),
+    Figure("D_R", CIFAR10, "85.40"),
+    Figure("D_R", CIFAR10, "48.20", under="l2 0.25"),
+    Figure("D_R", CIFAR10, "21.85", under="l2 0.5"),
+    Figure("D_R", CIFAR10, "86.79", PHIBENZ),
+    Figure("D_R", CIFAR10, "49.93", PHIBENZ, under="l2 0.25"),
+    Figure("D_R", CIFAR10, "19.22", PHIBENZ, under="l2 0.5"),
+    Figure("D_R, from noise", CIFAR10, "84.10"),
+    Figure("D_R, from noise", CIFAR10, "48.27", under="l2 0.25"),
+    Figure("D_R, from noise", CIFAR10, "29.40", under="l2 0.5"),
+    Figure("D_NR", CIFAR10, "87.68"),
+    Figure("D_NR", CIFAR10, ".82", under="l2 0.25"),
+    Figure("D_NR", CIFAR10, "0", under="l2 0.5"),
+    Figure("D_NR", CIFAR10, "84.38", PHIBENZ),
+    Figure("D_NR", CIFAR10, ".02", PHIBENZ, under="l2 0.25"),
+    Figure("D_NR", CIFAR10, "0", PHIBENZ, under="l2 0.5"),
+    # Controls that tell features from leakage.
+    Figure("D_rand, robust source", CIFAR10, "25.2"),
+    Figure("D_det, robust source", CIFAR10, "5.8"),
+    Figure("D_rand, leakage only", CIFAR10, "79.5", JORDAN, "ResNet-9"),
+    Figure("D_other, leakage only", CIFAR10, "50.1", JORDAN, "ResNet-9"),
+    Figure("D_other, top margins", CIFAR10, "78.2", JORDAN, "ResNet-9"),
+    Figure("D_other, bottom margins", CIFAR10, "3.0", JORDAN, "ResNet-9"),
+    Figure("D_rand, robust features only", CIFAR10, "23.5", GOH, "linear"),
+    Figure("D_det, robust features only", CIFAR10, "6.8", GOH, "linear"),
+    Figure("D_det, not transferring", CIFAR10, "2.8", NAKKIRAN, ""),
+    # Rotations by up to 30 degrees and shifts by up to a tenth of the width.
+    Figure("D", CIFAR10, "94.8", SPATIAL),
+    Figure("D", CIFAR10, "15.3", SPATIAL, under="spatial grid"),
+    Figure("D", "ImageNet", "71.3", SPATIAL, "ResNet-18"),
+    Figure("D", "ImageNet", "60.6", SPATIAL, "ResNet-18", under="spatial average"),
+    Figure("D", "ImageNet", "39.9", SPATIAL, "ResNet-18", under="spatial random"),
+    Figure("D", "ImageNet", "20.9", SPATIAL, "ResNet-18", under="spatial grid"),
+    Figure("D, spatial augmentation", "ImageNet", "68.9", SPATIAL, "ResNet-18"),
+    Figure("D, spatial augmentation", "ImageNet", "68.0", SPATIAL, "ResNet-18", under="spatial average"),
+    Figure("D, spatial augmentation", "ImageNet", "54.6", SPATIAL, "ResNet-18", under="spatial random"),
+    Figure("D, spatial augmentation", "ImageNet", "38.1", SPATIAL, "ResNet-18", under="spatial grid"),
+)
+
+TRANSFER = {
+    "VGG-16": (65.6, 28.0),
+    "Inception-v3": (82.8, 39.4),
+    "ResNet-18": (92.1, 40.9),
+    "DenseNet": (92.7, 41.7),
+    "ResNet-50": (98.7, 44.7),
+}
+"""Learner → untargeted transfer rate to its architecture, clean accuracy from D_det, in %: read off the figure 3 of
+the paper, ± 2 points."""
+
+
+def beside(of: str | None, data: str | None, under: str = "clean") -> list[Figure]:
+    """What was published for the same: on the same data where there is such a figure, else on CIFAR-10, else on any."""
+    same = [figure for figure in TABLE if figure.of == of and figure.under == under]
+    return [f for f in same if f.data == data] or [f for f in same if f.data == CIFAR10] or same
+
+
+def data_of(node: Node) -> str | None:
+    """Which of the published datasets the images of a node come from, in the end; None where it is another."""
+    while node.stage != "load":
+        role = next((role for role in ("images", "on") if role in node.inputs), None)
+        if role is None:
+            return None
+        node = node.inputs[role]
+    if node.recipe.source == "cifar10":
+        return CIFAR10
+    return RESTRICTED if getattr(node.recipe, "classes", None) == "restricted-imagenet" else None
+
+
+def kind(model: Node) -> str | None:
+    """What a model is in the words of the paper, judged by how it was made, whatever it is called.
+
+    Returns:
+        Such as ``D``, ``D_rand``, ``D_rand, robust source``, ``D_R``; None for a model that was brought.
+    """
+    if model.stage != "train":
+        return None
+    of = _set(model.inputs["on"])
+    if model.recipe.adversarial is not None:
+        return f"{of}, adversarial training"
+    if "probe" in model.inputs:
+        return f"{of}, {'robust features only' if is_robust(model.inputs['probe']) else 'linear probe'}"
+    return f"{of}, spatial augmentation" if model.recipe.augment == "spatial" else of
+
+
+RULES = {"random": "D_rand", "other": "D_other", "next": "D_det", "least_likely": "D_least", "map": "D_map"}
+
+LEARNED_FROM = {
+    "D_other": "adversarial images, each under a wrong label",
+    "D_rand": "adversarial images, each under a label drawn by lot",
+    "D_det": "adversarial images, each under the label of the next class",
+    "D_least": "adversarial images, each under its least likely label",
+    "D_map": "adversarial images, each under the label of another class",
+}
+"""What learners whose accuracy is the point of the experiment saw of the world; the strictest first."""
+
+METHODS: Mapping[str, str] = {
+    "pgd": "",
+    "universal": ", universal",
+    "spatial": ", rotated and shifted",
+    "noise": ", noise",
+    "leakage": ", leakage only",
+    "none": ", untouched",
+}
+
+
+def _set(dataset: Node) -> str:
+    match dataset.stage:
+        case "attack":
+            assert dataset.relabel is not None
+            spared = ", not transferring" if dataset.recipe.not_transferring_to else ""
+            robust = dataset.recipe.method == "pgd" and is_robust(dataset.inputs["model"])
+            source = ", robust source" if robust else ""
+            return f"{RULES[dataset.relabel.rule]}{METHODS[dataset.recipe.method]}{source}{spared}"
+        case "invert":
+            robust = is_robust(dataset.inputs["model"])
+            noise = ", from noise" if dataset.recipe.start == "noise" else ""
+            return f"{'D_R' if robust else 'D_NR'}{noise}"
+        case "select":
+            by = {"margin": "margins", "confidence": "confidences", "l2": "perturbations"}[dataset.recipe.by]
+            return f"{_set(dataset.inputs['images'])}, {dataset.recipe.keep} {by}"
+    return "D"
+
+
+def is_robust(model: Node) -> bool:
+    """Whether a model comes from adversarial training."""
+    return model.stage == "train" and model.recipe.adversarial is not None

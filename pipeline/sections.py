@@ -1,0 +1,639 @@
+"""The sections of a run's page: each a sentence computed from the data, with charts, tables and images under it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from statistics import mean
+from typing import Any
+
+import yaml
+
+from pipeline import figures, published
+from pipeline.figures import COLOURS, Bar, Drawing, Line
+from pipeline.gallery import Gallery, gallery
+from pipeline.gather import Gathered, Row, Score, Spread, spread
+from pipeline.graph import Node
+from pipeline.report import NORMS, attack_name, percent, without_seed
+from pipeline.sweeps import name_at, split_name
+
+LINES = 200
+"""Lines of a table that are shown."""
+
+CURVES = 6
+"""Charts of a section."""
+
+IMAGES = 1_200_000
+"""Bytes of images in a page."""
+
+POINTS = 800
+"""Points of a scatter plot."""
+
+BOXES = 60
+"""Boxes of a drawn graph; a larger one is listed only."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """An SVG and what it shows."""
+
+    svg: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines of text under a head; a cell may have several lines."""
+
+    head: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    title: str = ""
+
+    @property
+    def shown(self) -> Sequence[Sequence[str]]:
+        return self.lines[:LINES]
+
+    @property
+    def more(self) -> int:
+        """Lines that are not shown."""
+        return max(0, len(self.lines) - LINES)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. Of the galleries the first is open, the others unfold."""
+
+    title: str
+    text: str
+    charts: Sequence[Chart] = ()
+    tables: Sequence[Table] = ()
+    galleries: Sequence[Gallery] = ()
+    drawing: Drawing | None = None
+    source: str | None = None
+
+
+def sections(found: Gathered) -> list[Section]:
+    """All that have something to show, in order."""
+    parts: list[Callable[[Gathered], Section | None]] = [
+        results,
+        pictures,
+        leakage,
+        sweeps,
+        target_rate,
+        learning,
+        robustness,
+        transfer,
+        features,
+        nodes,
+        environment,
+    ]
+    return [section for part in parts if (section := part(found)) is not None]
+
+
+# -------------------------------------------------------------------------------------------- results
+
+
+def results(found: Gathered) -> Section | None:
+    """Clean accuracy of every model, with its interval, what it is compared with, and the published figures."""
+    if not found.scores:
+        return None
+    once: dict[Any, Score] = {}
+    for score in found.scores:  # the same model on the same images stands in the table once
+        once.setdefault((score.model, score.clean, score.chance), score)
+    shown = sorted(once.values(), key=lambda score: bool(score.axes))
+    several = len({score.evaluation for score in shown}) > 1
+    rules = list(dict.fromkeys(row["agreement"]["rule"] for s in shown for row in s.rows if "agreement" in row))
+    head = ["model", "clean accuracy", "95 % interval", "published", "which is", "trained on", "target reached"]
+    head += ["chance", *(f"answers as {rule} says" for rule in rules), *["evaluation"] * several]
+    lines = [
+        [
+            score.model,
+            str(score.clean),
+            score.clean.interval,
+            _published(score),
+            score.kind or "–",
+            without_seed(score.rows[0]["trained_on"] or "elsewhere"),
+            _shown(spread(score.rows, "target_reached")),
+            percent(score.chance),
+            *(_shown(_agreement(score, rule)) for rule in rules),
+            *([score.evaluation] * several),
+        ]
+        for score in shown
+    ]
+    images = max(row["n"] for score in shown for row in score.rows)
+    text = (
+        f"{_count(len(shown), 'model')} on {images:,} images with their true labels. Chance is what the better "
+        f"of guessing and a constant answer scores. {_orientation(shown)}"
+    )
+    return Section("Results", text, tables=[Table(head, lines)])
+
+
+def _agreement(score: Score, rule: str) -> Spread | None:
+    return spread([row["agreement"] for row in score.rows if row.get("agreement", {}).get("rule") == rule])
+
+
+def _orientation(scores: Sequence[Score]) -> str:
+    if any(published.data_of(score.node) for score in scores):
+        return "The published figures are of the same data, where there are any, of other networks where they say so."
+    return "The published figures are of other data, named beside them: for orientation, not for comparison."
+
+
+def _published(score: Score, under: str = "clean") -> str:
+    """Published figures of the same, one per line; the data is named where it is another."""
+    data = published.data_of(score.node)
+    lines = (
+        f"{f.percent} % {', '.join(filter(None, (f.data * (f.data != data), f.network, f.source)))}"
+        for f in published.beside(score.kind, data, under)
+    )
+    return "\n".join(lines) or "–"
+
+
+def _shown(share: Spread | None) -> str:
+    return "–" if share is None else str(share)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def pictures(found: Gathered) -> Section | None:
+    """Images of each dataset that was made from another, as many as fit."""
+    shown: list[Gallery] = []
+    made = sorted(found.datasets("attack", "invert"), key=lambda dataset: dataset.recipe.model is None)
+    for dataset in made:
+        if sum(one.size for one in shown) < IMAGES and (one := gallery(found, dataset)) is not None:
+            shown.append(one)
+    if not shown:
+        return None
+    left = "" if len(shown) == len(made) else f" {len(shown)} of {len(made)} datasets are shown."
+    return Section("Look for yourself", f"What a person sees, and what the label says.{left}", galleries=shown)
+
+
+# -------------------------------------------------------------------------------------------- leakage
+
+CONTROLS = {
+    "": ("headline", "the attacked images under their new labels"),
+    "probe": ("linear probe", "a linear model on the features of a robust model"),
+    "leakage": ("leakage only", "noise in place of the attack, nothing where the label was right already"),
+    "robust-source": ("robust source", "the same attack on a robust model"),
+    "top": ("top margins", "the images whose new label the attacked model answers by the largest margin"),
+    "bottom": ("bottom margins", "those whose new label it answers by the smallest"),
+}
+"""Ending of a model's name → what it is called, and what it learned from."""
+
+
+def leakage(found: Gathered) -> Section | None:
+    """For each learner with controls: the headline accuracy beside what each control leaves of it."""
+    panels: dict[tuple[str, str], dict[str, Score]] = {}
+    for score in found.scores:
+        base, _, control = score.base.rpartition(".")
+        if control in CONTROLS and base:
+            panels.setdefault((score.evaluation, name_at(base, score.axes)), {})[control] = score
+    for score in found.scores:
+        if (score.evaluation, score.model) in panels:
+            panels[score.evaluation, score.model][""] = score
+    whole = {place: panel for place, panel in panels.items() if "" in panel}
+    if not whole:
+        return None
+    charts = [_panel(number, learner, panel) for number, ((_, learner), panel) in enumerate(whole.items())][:CURVES]
+    head = ["learner", "control", "learned from", "clean accuracy", "95 % interval", "published"]
+    lines = [
+        [learner, *CONTROLS[c], str(s.clean), s.clean.interval, _published(s)]
+        for (_, learner), panel in whole.items()
+        for c, s in _in_order(panel)
+    ]
+    text = (
+        "How much of the accuracy is real: each control keeps one way in which labels can leak and shuts the others. "
+        "What a control reaches needs no feature that the attack put there."
+    )
+    return Section("Leakage", text, charts, [Table(head, lines)])
+
+
+def _in_order(panel: Mapping[str, Score]) -> list[tuple[str, Score]]:
+    return [(control, panel[control]) for control in CONTROLS if control in panel]
+
+
+def _panel(number: int, learner: str, panel: Mapping[str, Score]) -> Chart:
+    headline = panel[""]
+    said = [f"{learner} answers {headline.clean} of the test images right, where chance is {percent(headline.chance)}."]
+    if "leakage" in panel:
+        rest = headline.clean.mean - panel["leakage"].clean.mean
+        said.append(f"Leakage alone gives {panel['leakage'].clean}, {_points(rest)} less.")
+    if "probe" in panel:
+        said.append(f"A linear model on robust features gives {panel['probe'].clean}.")
+    if "robust-source" in panel:
+        said.append(f"With a robust source it is {panel['robust-source'].clean}.")
+    if {"top", "bottom"} <= set(panel):
+        said.append(f"The top margins give {panel['top'].clean}, the bottom margins {panel['bottom'].clean}.")
+    drawn = [
+        Bar(CONTROLS[control][0], score.clean.mean, score.clean.low, score.clean.high, int(control != ""))
+        for control, score in _in_order(panel)
+    ]
+    text = " ".join(said)
+    return Chart(figures.bars(f"leakage{number}", text, drawn, "clean accuracy", ("chance", headline.chance)), text)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f} points"
+
+
+# --------------------------------------------------------------------------------------------- sweeps
+
+
+def sweeps(found: Gathered) -> Section | None:
+    """Clean accuracy along every axis of a sweep that has numbers, with the target rate beside it."""
+    curves: dict[tuple[str, str, str], dict[str, list[tuple[float, Score]]]] = {}
+    for score in found.scores:
+        for axis, value in score.axes.items():
+            if (place := _number(value)) is not None:
+                rest = ", ".join(f"{a} {v}" for a, v in score.axes.items() if a != axis)
+                key = (split_name(score.evaluation)[0], score.base, axis)
+                curves.setdefault(key, {}).setdefault(rest, []).append((place, score))
+    drawn = {key: lines for key, lines in curves.items() if max(map(len, lines.values())) > 1}
+    if not drawn:
+        return None
+    charts = [_sweep(number, model, axis, lines) for number, ((_, model, axis), lines) in enumerate(drawn.items())]
+    seeds = max(score.clean.seeds for score in found.scores)
+    spreads = f" Vertical lines are a standard deviation over {seeds} seeds." if seeds > 1 else ""
+    left = f" {CURVES} of {len(charts)} curves are drawn." if len(charts) > CURVES else ""
+    text = (
+        "Solid: clean accuracy of the learner. Dashed: the share of the images that it learned from whose target was "
+        f"reached.{spreads}{left}"
+    )
+    return Section("Sweeps", text, charts[:CURVES])
+
+
+def _number(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _sweep(number: int, model: str, axis: str, drawn: Mapping[str, list[tuple[float, Score]]]) -> Chart:
+    lines, said = [], []
+    for colour, (rest, unsorted) in enumerate(list(drawn.items())[:COLOURS]):
+        points = sorted(unsorted, key=lambda point: point[0])
+        xs, clean = [x for x, _ in points], [score.clean for _, score in points]
+        ends = ([c.low for c in clean], [c.high for c in clean])
+        lines.append(Line(rest or model, xs, [c.mean for c in clean], *ends, colour=colour))
+        reached = [(x, r.mean) for x, score in points if (r := spread(score.rows, "target_reached")) is not None]
+        lines.append(Line("", [x for x, _ in reached], [r for _, r in reached], dashed=True, colour=colour))
+        best = max(range(len(xs)), key=lambda i: clean[i].mean)
+        said.append(
+            f"{model}{f' with {rest}' if rest else ''}: {clean[0]} at {axis} {xs[0]:g}, {clean[-1]} at {xs[-1]:g}, "
+            f"highest {clean[best]} at {xs[best]:g}"
+        )
+        if reached:
+            said[-1] += f"; target reached {percent(reached[0][1])} and {percent(reached[-1][1])}"
+    first = next(iter(drawn.values()))
+    values = [x for x, _ in first]
+    log = min(values) > 0 and max(values) / min(values) >= 20
+    text = f"{'. '.join(said)}."
+    level = ("chance", first[0][1].chance)
+    return Chart(figures.lines(f"sweep{number}", text, lines, axis, "share", log, level), text)
+
+
+# ------------------------------------------------------------------------------------ while it went on
+
+
+def target_rate(found: Gathered) -> Section | None:
+    """How many targets were reached by each step of an attack."""
+    rates = {}
+    for node in found.datasets("attack"):
+        if rate := found.manifests[node.id].get("reached_by_step"):
+            rest = node.recipe.steps + 1 - len(rate)  # after the last step at which another target was reached
+            rates[without_seed(node.name)] = [*rate, *[rate[-1]] * rest]
+    if not rates:
+        return None
+    drawn = list(rates.items())[:COLOURS]
+    lines = [Line(name, range(len(rate)), rate, colour=number) for number, (name, rate) in enumerate(drawn)]
+    said = [
+        f"{name}: {percent(rate[0])} before the first step, half by {_half(rate)}, {percent(rate[-1])} by step "
+        f"{len(rate) - 1}"
+        for name, rate in drawn
+    ]
+    left = f" {COLOURS} of {len(rates)} datasets are shown." if len(rates) > COLOURS else ""
+    text = f"{'. '.join(said)}."
+    chart = Chart(figures.lines("target", text, lines, "step of the attack", "target reached by then"), text)
+    about = f"The share of images that the attacked model answered as their target, step by step.{left}"
+    return Section("Target rate", about, [chart])
+
+
+def _half(rate: Sequence[float]) -> str:
+    step = next((step for step, share in enumerate(rate) if share >= 0.5), None)
+    return "none of them" if step is None else f"step {step}"
+
+
+def learning(found: Gathered) -> Section | None:
+    """Learning curves: on the labels trained on, and on clean test images."""
+    curves = [(node, lines) for node in found.models() if len(lines := found.metrics.get(node.id, [])) > 1]
+    curves.sort(key=lambda curve: ("@" in curve[0].name, published.kind(curve[0]) not in published.LEARNED_FROM))
+    if not curves:
+        return None
+    charts = [_learning(number, *curve) for number, curve in enumerate(curves[:CURVES])]
+    text = "Accuracy on the labels that a model is trained on, epoch by epoch; the last epoch is the model."
+    if any("test_accuracy" in epoch for _, epochs in curves for epoch in epochs):
+        text += " Dashed: on clean test images with their true labels, which played no part in the training."
+    if len(curves) > CURVES:
+        text += f" {CURVES} of {len(curves)} models are shown."
+    return Section("Learning curves", text, charts)
+
+
+def _learning(number: int, model: Node, metrics: Sequence[Row]) -> Chart:
+    name = without_seed(model.name)
+    wrong = " (made by a rule, whatever the image shows)" if model.inputs["on"].relabel is not None else ""
+    text = f"{name}: after {len(metrics)} epochs {percent(metrics[-1]['accuracy'])} on its training labels{wrong}"
+    drawn = [Line("labels trained on", [m["epoch"] for m in metrics], [m["accuracy"] for m in metrics])]
+    tested = [(m["epoch"], m["test_accuracy"]) for m in metrics if m.get("test_accuracy") is not None]
+    if tested:
+        epochs, shares = [e for e, _ in tested], [share for _, share in tested]
+        best = max(shares)
+        at = epochs[shares.index(best)]
+        text += f", {percent(shares[-1])} on clean test images; at most {percent(best)}, after epoch {at}"
+        drawn.append(Line("clean test images", epochs, shares, dashed=True, colour=1))
+    text += "."
+    return Chart(figures.lines(f"learning{number}", text, drawn, "epoch", "accuracy"), text)
+
+
+# ---------------------------------------------------------------------------------------- robustness
+
+
+def robustness(found: Gathered) -> Section | None:
+    """Worst case beside average case of every attack that is not carried over from another model."""
+    rows = [(score, same) for score in found.scores for same in score.attacks() if same[0].get("source") is None]
+    if not rows:
+        return None
+    targeted = any(same[0].get("toward") for _, same in rows)
+    turned = any(same[0]["attack"] == "spatial" for _, same in rows)
+    head = ["model", "under", "average case", "worst case", "95 % interval", "published worst case"]
+    head += [*["published average case"] * turned, "clean", "fooled", *["target reached"] * targeted]
+    lines = [
+        [
+            score.model,
+            attack_name(same[0]),
+            _shown(spread(same, "average")),
+            _shown(worst := spread(same)),
+            worst.interval if worst else "–",
+            _published(score, _under(same[0])),
+            *([_published(score, f"{same[0]['attack']} average")] if turned else []),
+            str(score.clean),
+            _shown(spread(same, "fooled")),
+            *([_shown(spread(same, "reached"))] if targeted else []),
+        ]
+        for score, same in rows
+    ]
+    text = (
+        "Average case: noise of the same size, or all rotations and shifts that were tried. Worst case: the attack. "
+        f"{_gap(rows)} Fooled: of the images that the model answers right, those that it no longer does under attack."
+    )
+    return Section("Robustness", text, _robustness_curves(rows), [Table(head, lines)])
+
+
+Attacked = Sequence[tuple[Score, list[Row]]]
+
+
+def _gap(rows: Attacked) -> str:
+    gaps = []
+    for score, same in rows:
+        average, worst = spread(same, "average"), spread(same)
+        if average is not None and worst is not None and not same[0].get("toward"):
+            gaps.append((average.mean - worst.mean, score.model, same[0], average, worst))
+    if not gaps:
+        return ""
+    gap, model, attack, average, worst = max(gaps, key=lambda found: found[0])
+    return (
+        f"The gap is widest for {model} under {attack_name(attack)}: {average} on average, {worst} at worst, "
+        f"{_points(gap)}."
+    )
+
+
+def _under(attack: Row) -> str:
+    if attack["attack"] == "spatial":
+        return f"spatial {attack['search']}"
+    return f"{attack['norm']} {attack['eps']:g}" if not attack.get("toward") else "targeted"
+
+
+def _robustness_curves(rows: Attacked) -> list[Chart]:
+    """A chart per kind of ball: accuracy of each model against the radius."""
+    kinds: dict[tuple[str, str], dict[tuple[str, str], list[tuple[Score, list[Row]]]]] = {}
+    for score, same in rows:
+        if same[0]["attack"] != "spatial" and not same[0].get("toward"):
+            models = kinds.setdefault((same[0]["attack"], same[0]["norm"]), {})
+            models.setdefault((score.evaluation, score.model), []).append((score, same))
+    return [_curve(number, *kind, list(models.values())) for number, (kind, models) in enumerate(kinds.items())]
+
+
+def _curve(number: int, attack: str, norm: str, models: Sequence[Attacked]) -> Chart:
+    lines, said = [], []
+    for colour, attacked in enumerate(models[:COLOURS]):
+        score = attacked[0][0]
+        radii = {0.0: (score.clean, score.clean)}
+        for _, same in attacked:
+            worst, average, eps = spread(same), spread(same, "average"), same[0]["eps"]
+            if worst is not None and (eps not in radii or worst.mean < radii[eps][0].mean):
+                radii[eps] = (worst, average or worst)
+        xs = sorted(radii)
+        worst_case, average_case = [radii[x][0] for x in xs], [radii[x][1] for x in xs]
+        ends = ([w.low for w in worst_case], [w.high for w in worst_case])
+        lines.append(Line(score.model, xs, [w.mean for w in worst_case], *ends, colour=colour))
+        lines.append(Line("", xs, [a.mean for a in average_case], dashed=True, colour=colour))
+        said.append(f"{score.model} {worst_case[-1]}")
+    largest = max(same[0]["eps"] for attacked in models for _, same in attacked)
+    left = f"; {COLOURS} of {len(models)} models are drawn" if len(models) > COLOURS else ""
+    text = (
+        f"{attack.upper()}, {NORMS[norm]}: solid the worst case, dashed the average case. At the largest radius, "
+        f"{largest:g}: {', '.join(said)}{left}."
+    )
+    return Chart(figures.lines(f"robustness{number}", text, lines, f"{NORMS[norm]} radius", "accuracy"), text)
+
+
+# ------------------------------------------------------------------------------------------ transfer
+
+
+def transfer(found: Gathered) -> Section | None:
+    """Attacks made on one model and shown to others: a matrix for each, and the paper's figure 3."""
+    matrices: dict[str, dict[tuple[str, str], Spread | None]] = {}
+    for score in found.scores:
+        for same in score.attacks():
+            if same[0].get("source") is not None:
+                what, key = ("Target reached", "reached") if same[0].get("toward") else ("Fooled", "fooled")
+                cell = (score.model, without_seed(same[0]["source"]))
+                matrices.setdefault(f"{what}, {attack_name(same[0])}", {})[cell] = spread(same, key)
+    if not matrices:
+        return None
+    text = (
+        "Attacks made on the model of a column and shown to the model of a row. Fooled: the share of images that it "
+        "answered right and no longer does."
+    )
+    tables = [_matrix(title, cells) for title, cells in matrices.items()][:CURVES]
+    return Section("Transfer", text, _against_transferability(found), tables)
+
+
+def _matrix(title: str, cells: Mapping[tuple[str, str], Spread | None]) -> Table:
+    models, sources = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    lines = [[model, *(_shown(cells.get((model, source))) for source in sources)] for model in models]
+    return Table(["", *(f"made on {source}" for source in sources)], lines, title)
+
+
+def _against_transferability(found: Gathered) -> list[Chart]:
+    """For a dataset that several architectures learned from: accuracy against how well its source transfers to each."""
+    learners: dict[str, dict[str, tuple[float, float]]] = {}
+    for score in found.scores:
+        if score.kind in published.LEARNED_FROM and score.node.recipe.arch is not None:
+            made, arch = score.node.inputs["on"], score.node.recipe.arch
+            if (rate := _fooled(found, made.inputs["model"], made.inputs["images"], arch)) is not None:
+                learners.setdefault(without_seed(made.name), {})[arch] = (rate, score.clean.mean)
+    several = [(name, points) for name, points in learners.items() if len(points) > 1]
+    return [_transferability(number, *found) for number, found in enumerate(several[:CURVES])]
+
+
+def _transferability(number: int, dataset: str, points: Mapping[str, tuple[float, float]]) -> Chart:
+    low, high = (pick(points, key=lambda arch: points[arch][0]) for pick in (min, max))
+    text = (
+        f"Learners from {dataset}. Attacks on its source transfer least to {low}, {percent(points[low][0])}, which "
+        f"answers {percent(points[low][1])} right; most to {high}, {percent(points[high][0])}, which answers "
+        f"{percent(points[high][1])} right. The paper's learners, on CIFAR-10, stand beside them."
+    )
+    groups = {
+        "learners of this run": list(points.values()),
+        "the paper, CIFAR-10": [(rate / 100, accuracy / 100) for rate, accuracy in published.TRANSFER.values()],
+    }
+    labels = ("fooled by an attack on the source", "clean accuracy of the learner")
+    chart = figures.scatter(f"transfer{number}", text, groups, *labels, shares=True, names=list(points))
+    return Chart(chart, text)
+
+
+def _fooled(found: Gathered, source: Node, clean: Node, arch: str) -> float | None:
+    """How much an untargeted attack on a model fools another of some architecture that was trained on clean images."""
+    for score in found.scores:
+        if score.kind == "D" and score.node.inputs["on"].id == clean.id and score.node.recipe.arch == arch:
+            for same in score.attacks():
+                if same[0].get("source") == source.name and not same[0].get("toward"):
+                    share = spread(same, "fooled")
+                    return share.mean if share else None
+    return None
+
+
+# ------------------------------------------------------------------------------------------ features
+
+
+def features(found: Gathered) -> Section | None:
+    """Usefulness against robust usefulness of each penultimate feature."""
+    if not found.usefulness:
+        return None
+    charts = [_features(number, row) for number, row in enumerate(found.usefulness[:CURVES])]
+    text = (
+        "Each point is a feature of the penultimate layer for one class against the rest: to the right how useful it "
+        "is, ρ, upwards how useful it stays under the worst perturbation, γ. Useful and not robust is what lies to the "
+        "right of the vertical line and below the other."
+    )
+    return Section("Features", text, charts)
+
+
+def _features(number: int, row: Mapping[str, Any]) -> Chart:
+    counts, level = row["counts"], row["useful"]
+    total = max(1, sum(counts.values()))
+    step = math.ceil(len(row["points"]) / POINTS) or 1
+    part = f" One in {step} is drawn." if step > 1 else ""
+    shares = {kind: percent(count / total) for kind, count in counts.items()}
+    text = (
+        f"{without_seed(row['model'])}, {NORMS[row['norm']]} ε {row['eps']:g}: of {total:,} pairs of a feature and a "
+        f"class {shares['robust']} are useful and robust, {shares['non_robust']} useful and not robust, "
+        f"{shares['useless']} useless.{part}"
+    )
+    groups: dict[str, list[tuple[float, float]]] = {"useful and robust": [], "useful, not robust": [], "useless": []}
+    for _, _, rho, gamma in row["points"][::step]:
+        kind = "useless" if rho < level else "useful and robust" if gamma >= level else "useful, not robust"
+        groups[kind].append((rho, gamma))
+    return Chart(figures.scatter(f"features{number}", text, groups, "usefulness ρ", "under attack γ", [level]), text)
+
+
+# ------------------------------------------------------------------------------- how it came about
+
+
+def nodes(found: Gathered) -> Section:
+    """The graph of the run, and each node with its version, time and speed."""
+    progress = found.run["nodes"]
+    lines = [
+        [
+            node.id,
+            node.stage,
+            ", ".join(dict.fromkeys(parent.name for parent in node.inputs.values())) or "–",
+            progress[node.id]["version"],
+            _state(found, node.id),
+            seconds(progress[node.id]["seconds"]),
+            _rate(found, node.id),
+        ]
+        for node in found.nodes.values()
+    ]
+    made = [one["seconds"] for one in progress.values() if one["seconds"]]
+    text = f"{_count(len(lines), 'node')}; those that this run made, {len(made)}, took {seconds(sum(made))} together."
+    head = ["node", "made by", "from", "version", "state", "time", "images/s"]
+    return Section("How it was made", text, tables=[Table(head, lines)], drawing=_drawing(found))
+
+
+def _state(found: Gathered, node: str) -> str:
+    progress = found.run["nodes"][node]
+    if progress["state"] == "cached":
+        return (
+            f"made before, {found.manifests[node]['made'][:16].replace('T', ' ')}"
+            if node in found.manifests
+            else "made before"
+        )
+    return f"{progress['state']}: {progress['why']}" if progress["why"] else str(progress["state"])
+
+
+def _rate(found: Gathered, node: str) -> str:
+    progress = found.run["nodes"][node]
+    if progress["images"] and progress["seconds"]:
+        return f"{progress['images'] / progress['seconds']:,.0f}"
+    rates = [epoch["images_per_second"] for epoch in found.metrics.get(node, []) if "images_per_second" in epoch]
+    return f"{mean(rates):,.0f}" if rates else "–"
+
+
+def seconds(time: float | None) -> str:
+    """A span of time, as a person reads it."""
+    if time is None:
+        return "–"
+    if time < 100:
+        return f"{time:.1f} s"
+    minutes = round(time / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+ORDER = ("failed", "running", "waiting", "done", "cached")
+"""States, the first of which a box of several nodes has."""
+
+
+def _drawing(found: Gathered) -> Drawing | None:
+    """The graph; nodes that differ in their place in a sweep are one box."""
+    boxes: dict[str, list[Node]] = {}
+    for node in found.nodes.values():
+        boxes.setdefault(split_name(node.id)[0], []).append(node)
+    if len(boxes) > BOXES:
+        return None
+    wanted, needs = {}, {}
+    for key, same in boxes.items():
+        state = min((found.state(node.id) for node in same), key=ORDER.index)
+        spent = sum(found.run["nodes"][node.id]["seconds"] or 0 for node in same)
+        detail = f"{same[0].stage}, {seconds(spent) if spent else state}"
+        wanted[key] = (key.partition("/")[2] + (f" × {len(same)}" if len(same) > 1 else ""), detail, state)
+        needs[key] = list(dict.fromkeys(split_name(p.id)[0] for node in same for p in node.inputs.values()))
+    return figures.graph(wanted, needs)
+
+
+def environment(found: Gathered) -> Section:
+    """What computed it, and the experiment that was asked for."""
+    run = found.run
+    started, took = datetime.fromisoformat(run["started"]), ""
+    if run.get("ended"):
+        took = f" and took {seconds((datetime.fromisoformat(run['ended']) - started).total_seconds())}"
+    text = f"Run {run['run']} began on {started:%d %B %Y at %H:%M} UTC{took}."
+    lines = [[name, str(version)] for name, version in run["environment"].items()]
+    source = yaml.safe_dump(run["experiment"], sort_keys=False, allow_unicode=True)
+    return Section("Environment", text, tables=[Table(["what", "version"], lines)], source=_bounded(source))
+
+
+def _bounded(text: str, most: int = 60_000) -> str:
+    return text if len(text) <= most else f"{text[:most]}\n… (the whole of it is in run.json)"

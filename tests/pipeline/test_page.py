@@ -1,0 +1,504 @@
+"""A run's page: what it says, that it stands alone, and that it can be read in a browser of any width."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+from pipeline import gallery, page
+from pipeline.gather import Gathered
+from pipeline.graph import Node, build
+from pipeline.runs import Progress
+from pipeline.spec import parse
+from pipeline.store import Store
+from stages.shard import Shard, pack, unpack
+
+# ------------------------------------------------------------------------------------ a made-up run
+
+CLASSES = ["<b>zero</b>", *(f"class {i}" for i in range(1, 10))]
+
+ATTACK = {"images": "clean", "model": "standard", "eps": 1.5, "steps": 10}
+LEARNER = {"arch": "small_cnn", "epochs": 4}
+
+
+def learner(on: str, **more: Any) -> dict[str, Any]:
+    return {"train": {**LEARNER, "on": on, **more}}
+
+
+SWEPT = [f"@steps={steps},seed={seed}" for steps in (1, 10, 100) for seed in (0, 1)]
+
+CONTROLS = ["leakage", "robust-source", "top", "bottom"]
+
+EXPERIMENT: dict[str, Any] = {
+    "name": "whole",
+    "datasets": {
+        "clean": {"load": {"source": "cifar10"}},
+        "rand": {"attack": ATTACK, "relabel": "random"},
+        "other": {"attack": ATTACK, "relabel": "other"},
+        "control": {"attack": {"images": "clean", "method": "none"}, "relabel": "other"},
+        "rand.leakage": {"attack": {**ATTACK, "method": "leakage"}, "relabel": "random"},
+        "rand.robust-source": {"attack": {**ATTACK, "model": "robust"}, "relabel": "random"},
+        "rand.top": {"select": {"images": "rand", "keep": "top", "share": 0.4}},
+        "rand.bottom": {"select": {"images": "rand", "keep": "bottom", "share": 0.6}},
+        "d_r": {"invert": {"images": "clean", "model": "robust"}},
+        "d_nr": {"invert": {"images": "clean", "model": "standard"}},
+        **{f"swept{at}": {"attack": {**ATTACK, "seed": i}, "relabel": "next"} for i, at in enumerate(SWEPT)},
+    },
+    "models": {
+        "standard": learner("clean"),
+        "robust": learner("clean", adversarial={"eps": 0.5, "steps": 7}),
+        **{f"from_{name}": learner(name) for name in ("rand", "other", "control", "d_r", "d_nr")},
+        **{f"from_rand.{control}": learner(f"rand.{control}") for control in CONTROLS},
+        "from_rand.probe": {"train": {"on": "rand", "probe": "robust"}},
+        **{f"from_swept{at}": learner(f"swept{at}", seed=i) for i, at in enumerate(SWEPT)},
+        "bigger": learner("clean", arch="resnet18"),
+        "bigger_from_rand": learner("rand", arch="resnet18"),
+    },
+    "evaluations": {
+        "accuracy": {"models": ["standard", "robust", "bigger"], "on": "clean"},
+        "learners": {
+            "models": [
+                *(f"from_{name}" for name in ("other", "rand", "control", "d_r", "d_nr")),
+                *(f"from_rand.{control}" for control in ("probe", *CONTROLS)),
+                "bigger_from_rand",
+                *(f"from_swept{at}" for at in SWEPT),
+            ],
+            "on": "clean",
+        },
+        "features": {"usefulness": {"models": ["standard"], "on": "clean"}},
+    },
+}
+
+
+def under_attack(accuracy: float) -> list[dict[str, Any]]:
+    ball = {"norm": "l2", "steps": 7, "step_size": 0.1, "restarts": 1, "source": None, "toward": None}
+    worst = {"low": 0.0, "high": 1.0, "n": 400, "average": accuracy, "fooled": 0.4}
+    space = {"rotation": 30.0, "translation": 0.1, "search": "grid", "tries": 775}
+    return [
+        {"attack": "pgd", "accuracy": accuracy / 2, **worst, **ball, "eps": 0.25},
+        {"attack": "pgd", "accuracy": accuracy / 5, **worst, **ball, "eps": 0.5},
+        {"attack": "pgd", "accuracy": accuracy / 3, **worst, **ball, "eps": 0.5, "source": "standard"},
+        {"attack": "pgd", "accuracy": 0.1, **worst, **ball, "eps": 0.5, "toward": "next", "reached": 0.7},
+        {"attack": "spatial", "accuracy": accuracy / 4, **worst, **space},
+    ]
+
+
+def scored(model: Node, accuracy: float) -> dict[str, Any]:
+    rate = {"accuracy": accuracy, "low": accuracy - 0.02, "high": accuracy + 0.02, "n": 400}
+    on = model.inputs["on"].name
+    base = {"kind": "accuracy", "model": model.name, "trained_on": on, "chance": 0.1, "majority": 0.12, "per_class": []}
+    return {**base, **rate, "under_attack": under_attack(accuracy), "agreement": {"rule": "next", "accuracy": 0.25}}
+
+
+def useful(model: Node) -> dict[str, Any]:
+    draw = np.random.default_rng(0)
+    points = [[f, k, rho := float(draw.random()), rho - float(draw.random())] for f in range(200) for k in range(10)]
+    counts = {"robust": 500, "non_robust": 1300, "useless": 200}
+    facts = {"norm": "l2", "eps": 0.5, "steps": 10, "features": 200, "useful": 0.1, "classes": CLASSES, "n": 200}
+    return {
+        "kind": "usefulness",
+        "model": model.name,
+        "trained_on": "clean",
+        **facts,
+        "counts": counts,
+        "points": points,
+    }
+
+
+ACCURACY = {
+    "from_other": 0.9,
+    "from_control": 0.05,
+    "from_rand.leakage": 0.7,
+    "from_rand.bottom": 0.03,
+    "from_swept@steps=10,seed=0": 0.5,
+    "from_swept@steps=10,seed=1": 0.7,
+}
+
+
+def rows(node: Node, accuracy: Mapping[str, float]) -> list[dict[str, Any]]:
+    models = [parent for role, parent in node.inputs.items() if role.startswith("models.")]
+    made = [useful(m) if node.stage == "usefulness" else scored(m, accuracy.get(m.name, 0.8)) for m in models]
+    return [{"evaluation": node.name, **row} for row in made]
+
+
+def shard_of(node: Node) -> bytes:
+    """Twenty images, of which an attack made every fifth pixel a little brighter."""
+    draw = np.random.default_rng(1)
+    pixels = draw.integers(0, 200, (20, 32, 32, 3), dtype=np.uint8)
+    truth = np.arange(20) % 10
+    if node.stage == "load":
+        return pack(Shard("train-000000", np.arange(20), truth, truth, pixels))
+    pixels[:, ::5] += 10
+    facts = {"target": truth, "reached": np.arange(20) % 2 == 0, "confidence": np.full(20, 0.875), "l2": truth / 10}
+    if node.stage == "invert":
+        facts = {"l2": truth / 10, "distance": np.full(20, 0.25)}
+    return pack(Shard("train-000000", np.arange(20), (truth + 1) % 10, truth, pixels, attack=facts))
+
+
+def manifest(node: Node, files: dict[str, bytes]) -> dict[str, Any]:
+    base = {
+        "made": "2026-01-01T00:00:00+00:00",
+        "files": [{"name": name, "bytes": len(content)} for name, content in files.items()],
+    }
+    if node.group == "datasets":
+        base |= {"classes": CLASSES, "channels": 3, "shards": {"train-000000": 20}}
+    if node.stage == "attack" and node.recipe.method == "pgd":
+        base |= {"reached": 0.98, "reached_by_step": [0.1 + 0.088 * step for step in range(9)]}
+    return base
+
+
+def epochs() -> bytes:
+    lines = [{"epoch": e, "accuracy": e / 4, "test_accuracy": e / 5, "images_per_second": 1234} for e in range(1, 5)]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def leave(store: Store, node: Node, accuracy: Mapping[str, float] = ACCURACY) -> None:
+    """What a run would leave of a node."""
+    files: dict[str, bytes] = {}
+    if node.stage in ("load", "attack", "invert"):
+        files["train-000000.tar"] = shard_of(node)
+    if node.stage == "train":
+        files["metrics.jsonl"] = epochs()
+    if node.group == "evaluations":
+        files["result.json"] = json.dumps({"rows": rows(node, accuracy)}).encode()
+    for name, content in files.items():
+        store.put(f"{node.folder}/{name}", content)
+    store.put_json(f"{node.folder}/manifest.json", manifest(node, files))
+
+
+def record(nodes: list[Node], experiment: dict[str, Any] = EXPERIMENT) -> dict[str, Any]:
+    done = {n.id: Progress(n.stage, n.version, "done", images=2000, started=0.0, seconds=130.0) for n in nodes}
+    return {
+        "run": "20260101-000000-whole-0000",
+        "experiment": parse(experiment).model_dump(mode="json", exclude_defaults=True),
+        "state": "done",
+        "started": "2026-01-01T00:00:00+00:00",
+        "ended": "2026-01-01T01:30:00+00:00",
+        "environment": {"notbugs": "0.1.0", "python": "3.11"},
+        "nodes": {name: asdict(progress) for name, progress in done.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store in which every node of EXPERIMENT is there."""
+    made = Store(str(tmp_path_factory.mktemp("store")))
+    for node in build(parse(EXPERIMENT)):
+        leave(made, node)
+    return made
+
+
+@pytest.fixture(scope="module")
+def run() -> dict[str, Any]:
+    """The record of a run that made all of it but one model, which was there."""
+    made = record(build(parse(EXPERIMENT)))
+    made["nodes"]["models/standard"] |= {"state": "cached", "seconds": None, "images": 0}
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(store: Store, run: dict[str, Any]) -> str:
+    """The page of a run with something for every section."""
+    return store.read(page.write(store, run)).decode()
+
+
+def small(*names: str) -> dict[str, Any]:
+    """EXPERIMENT with one evaluation, of these models."""
+    return {**EXPERIMENT, "evaluations": {"accuracy": {"models": list(names), "on": "clean"}}}
+
+
+def render(path: Path, experiment: dict[str, Any], accuracy: Mapping[str, float] = ACCURACY, **about: Any) -> str:
+    """The page of a run of an experiment, of which the evaluations are there."""
+    store, nodes = Store(str(path)), build(parse(experiment))
+    for node in nodes:
+        if node.group == "evaluations":
+            leave(store, node, accuracy)
+    return page.render(store, record(nodes, experiment) | about)
+
+
+class Seen(HTMLParser):
+    """What a reader of the page comes across: tags, text, headings, captions."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.headings: list[str] = []
+        self.captions: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "figcaption":
+            self.captions.append("")
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+        if self.tags and self.tags[-1][0] == "h2" and data.strip():
+            self.headings.append(data)
+        if self.tags and self.tags[-1][0] == "figcaption":
+            self.captions[-1] += data.strip()
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words).replace("\u00a0", " ")
+
+
+# ----------------------------------------------------------------------------------------- what it says
+
+
+def test_a_page_has_a_section_for_everything_that_the_run_left(whole):
+    assert Seen(whole).headings == [
+        "Results",
+        "Look for yourself",
+        "Leakage",
+        "Sweeps",
+        "Target rate",
+        "Learning curves",
+        "Robustness",
+        "Transfer",
+        "Features",
+        "How it was made",
+        "Environment",
+    ]
+
+
+def test_sections_without_data_are_left_out(tmp_path):
+    seen = Seen(render(tmp_path, small("standard")))
+    assert seen.headings == ["Results", "Robustness", "Transfer", "How it was made", "Environment"]
+
+
+def test_the_verdict_names_the_strictest_learner_its_interval_and_chance(whole):
+    text = Seen(whole).text
+    assert "each under a wrong label, from_other answers 90.0 % of the untouched test images right" in text
+    assert "(88.0 % – 92.0 %), where chance is 12.0 %: so the perturbations carried features that generalise." in text
+    assert "The same labels on untouched images give 5.0 %: the labels alone do not explain it." in text
+
+
+def test_a_learner_at_chance_learned_nothing_and_labels_that_do_as_much_are_said_to(tmp_path):
+    models = small("from_other", "from_control")
+    assert "so nothing that generalises was learned" in render(tmp_path, models, {"from_other": 0.11})
+    text = Seen(render(tmp_path, models, {"from_other": 0.5, "from_control": 0.49})).text
+    assert "the labels alone do as much" in text
+    assert "but without the attack from_control comes to 49.0 %, so leakage alone may explain it" in text
+
+
+def test_without_learners_the_verdict_is_the_best_model(tmp_path):
+    text = Seen(render(tmp_path, small("standard", "robust"), {"robust": 0.7})).text
+    assert "standard answers 80.0 % of the test images right, where chance is 12.0 %." in text
+
+
+def test_published_figures_stand_beside_what_a_model_is_whatever_it_is_called(tmp_path):
+    experiment = small("zebra")
+    experiment["models"] = {**EXPERIMENT["models"], "zebra": EXPERIMENT["models"]["from_rand"]}
+    assert "63.3 % ResNet-50, Ilyas et al. 2019" in Seen(render(tmp_path, experiment)).text
+    experiment["datasets"] = {**EXPERIMENT["datasets"], "clean": {"load": {"source": "sklearn-digits"}}}
+    text = Seen(render(tmp_path, experiment)).text
+    assert "63.3 % CIFAR-10, ResNet-50, Ilyas et al. 2019" in text and "not for comparison" in text
+
+
+def test_rows_that_differ_in_the_seed_alone_are_one_with_mean_and_deviation(whole):
+    text = Seen(whole).text
+    assert "60.0 ± 14.1 %" in text and "2 seeds" in text
+    assert "from_swept: 80.0 ± 0.0 % at steps 1, 80.0 ± 0.0 % at 100, highest 80.0 ± 0.0 % at 1" in text
+
+
+def test_average_and_worst_case_stand_in_one_row_with_what_was_published(whole):
+    lines = [line.split("</td>") for line in whole.replace("\u00a0", " ").split("<tr>") if "L2 ε 0.25" in line]
+    (line,) = [line for line in lines if line[0].endswith(">robust")]
+    assert [cell.partition(">")[2] for cell in line[2:4]] == ["80.0 %", "40.0 %"]
+    assert "82.48 % ResNet-50, Ilyas et al. 2019" in line[5]
+
+
+def test_a_curve_shows_the_worse_of_two_attacks_of_the_same_radius(tmp_path, monkeypatch):
+    twice = [{**under_attack(0.8)[0], "accuracy": accuracy} for accuracy in (0.3, 0.1, 0.2)]
+    monkeypatch.setattr(sys.modules[__name__], "under_attack", lambda accuracy: twice)
+    assert "At the largest radius, 0.25: standard 10.0 %." in Seen(render(tmp_path, small("standard"))).text
+
+
+def test_the_leakage_panel_says_how_much_leakage_alone_gives(whole):
+    assert "Leakage alone gives 70.0 %, 10.0 points less." in Seen(whole).text
+
+
+def test_a_target_rate_goes_on_to_the_last_step_when_no_more_targets_are_reached(whole):
+    assert "rand: 10.0 % before the first step, half by step 5, 80.4 % by step 10." in Seen(whole).text
+
+
+def test_a_model_that_scored_the_same_in_two_evaluations_stands_once_in_the_results(tmp_path):
+    experiment = small("standard")
+    experiment["evaluations"]["again"] = experiment["evaluations"]["accuracy"]
+    html = render(tmp_path, experiment)
+    assert html[: html.index("Robustness</h2>")].count(">standard</td>") == 1
+
+
+def test_a_failed_run_says_so_first_and_why(tmp_path):
+    experiment = small("from_other")
+    nodes = record(build(parse(experiment)), experiment)["nodes"]
+    nodes["datasets/rand"] |= {"state": "failed", "why": "3 of 4 shards failed: <disk> full"}
+    nodes["models/from_rand"] |= {"state": "waiting", "why": "needs datasets/rand"}
+    text = Seen(render(tmp_path, experiment, state="failed", nodes=nodes)).text
+    assert f"This run failed: {len(nodes) - 2} of {len(nodes)} nodes are there" in text
+    assert text.index("This run failed") < text.index("datasets/rand failed: 3 of 4 shards failed: <disk> full")
+    assert text.index("models/from_rand waiting: needs datasets/rand") < text.index("Trained on nothing but")
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"state": "running", "ended": None}, "This run is not finished: "),
+        ({"state": "interrupted"}, "This run was interrupted: "),
+        ({"state": "lost", "why": "no sign of life for 90 s"}, "ended without a word, no sign of life for 90 s: "),
+    ],
+)
+def test_a_run_that_is_not_done_says_how_it_stands(tmp_path, about, said):
+    assert said in Seen(render(tmp_path, small("standard"), **about)).text
+
+
+def test_a_run_that_made_nothing_has_a_page(tmp_path, run):
+    nodes = {name: {**progress, "state": "waiting", "seconds": None} for name, progress in run["nodes"].items()}
+    seen = Seen(page.render(Store(str(tmp_path)), run | {"state": "failed", "nodes": nodes}))
+    assert "nothing is there, and no accuracy to judge by" in seen.text
+    assert seen.headings == ["How it was made", "Environment"]
+
+
+def test_what_was_there_already_has_its_date_and_a_training_its_speed(whole):
+    assert "made before, 2026-01-01 00:00" in Seen(whole).text and ">1,234</td>" in whole
+
+
+def test_a_large_run_makes_no_large_page(tmp_path):
+    places = [f"@steps={steps},eps={eps}" for steps in range(1, 21) for eps in range(1, 16)]
+    experiment = small("standard", *(f"from_swept{at}" for at in places))
+    experiment["datasets"] = {"clean": EXPERIMENT["datasets"]["clean"]}
+    experiment["datasets"] |= {f"swept{at}": {"attack": ATTACK, "relabel": "next"} for at in places}
+    experiment["models"] = {"standard": EXPERIMENT["models"]["standard"]}
+    experiment["models"] |= {f"from_swept{at}": learner(f"swept{at}") for at in places}
+    html = render(tmp_path, experiment)
+    assert len(html) < 3_000_000
+    assert "101 more are in the store" in html
+
+
+# --------------------------------------------------------------------------------------- it stands alone
+
+
+def test_nothing_is_fetched_from_elsewhere_and_no_script_runs(whole):
+    tags = Seen(whole).tags
+    links = [attrs[key] for _, attrs in tags for key in ("src", "href") if key in attrs]
+    assert links and all(str(link).startswith(("data:", "#")) for link in links)
+    assert not {"script", "iframe", "object"} & {tag for tag, _ in tags}
+    assert not any(key.startswith("on") for _, attrs in tags for key in attrs)
+
+
+def test_what_a_user_named_is_text(whole):
+    assert "<b>zero</b>" not in whole and "&lt;b&gt;zero&lt;/b&gt;" in whole
+
+
+def test_every_chart_says_in_words_what_it_shows_and_every_image_has_a_text(whole):
+    seen = Seen(whole)
+    charts = [attrs["aria-label"] for tag, attrs in seen.tags if tag == "svg" and attrs["class"] == "chart"]
+    assert len(charts) > 8 and set(charts) <= set(seen.captions)
+    assert all(attrs.get("alt") for tag, attrs in seen.tags if tag == "img")
+
+
+def test_ids_are_unique_in_the_page(whole):
+    ids = [attrs["id"] for _, attrs in Seen(whole).tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+
+def shown(url: str) -> np.ndarray:
+    """The pixels of a data URL."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+
+
+@pytest.fixture
+def found(store: Store, run: dict[str, Any]) -> Gathered:
+    return Gathered(store, run)
+
+
+def test_a_gallery_shows_the_original_the_magnified_change_and_the_saved_image(found):
+    made = gallery.gallery(found, found.nodes["datasets/other"])
+    assert made is not None
+    card = made.cards[3]
+    before, after = (unpack("train-000000", shard_of(found.nodes[f"datasets/{n}"]), 3) for n in ("clean", "other"))
+    assert np.array_equal(shown(card.original), before.images()[3])
+    assert np.array_equal(shown(card.saved), after.images()[3])
+    change = after.images()[3].astype(int) - before.images()[3]
+    assert "magnified 10 times" in made.text
+    assert np.abs(shown(card.change) - (127.5 + 10 * change)).max() <= 0.5001
+    assert (card.truth, card.label, card.said) == ("class 3", "class 4", "not reached, 88 %")
+    assert len({card.truth for card in made.cards}) == len(made.cards) == 10
+
+
+def test_of_a_large_shard_only_the_beginning_is_read(found, monkeypatch):
+    monkeypatch.setattr(gallery, "HEAD", 20_000)
+    made = gallery.gallery(found, found.nodes["datasets/other"])
+    assert made is not None and 0 < len(made.cards) < 10
+
+
+def test_large_images_are_shown_smaller():
+    draw = np.random.default_rng(0)
+    assert max(shown(gallery.url(draw.random((300, 224, 3)))).shape) == gallery.SIDE
+    assert shown(gallery.url(draw.random((8, 8, 1)))).shape == (8, 8)
+
+
+# ------------------------------------------------------------------------------------------ in a browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def brightness(colour: str) -> float:
+    """Of a colour such as rgb(21, 24, 28), from 0 to 255."""
+    return statistics.mean(float(part) for part in re.findall(r"[\d.]+", colour)[:3])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_the_page_can_be_read_in_a_browser_of_any_width_by_day_and_by_night(browser, whole, tmp_path, width, scheme):
+    file = tmp_path / "report.html"
+    file.write_text(whole)
+    said: list[str] = []
+    asked: list[str] = []
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    tab = context.new_page()
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(file.as_uri())
+    tab.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+    ink, paper, chart = tab.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor,"
+        " getComputedStyle(document.querySelector('svg.chart text')).fill]"
+    )
+    assert ink == chart
+    assert (brightness(ink) < brightness(paper)) == (scheme == "light")
+    assert abs(brightness(ink) - brightness(paper)) > 150
+    context.close()

@@ -1,0 +1,126 @@
+"""`notbugs attack`: one picture moved toward a class."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from sklearn.datasets import load_digits
+from support import TINY
+
+from pipeline import picture, spec
+from pipeline.cli import main
+from pipeline.engines import Inline
+from pipeline.jobs import Place
+from pipeline.runs import Run
+from pipeline.store import Store
+from stages.errors import BadInput
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """A store with a network that knows digits."""
+    folder = tmp_path_factory.mktemp("store")
+    train = {**TINY["models"]["standard"]["train"], "epochs": 15}
+    known = {**TINY, "models": {**TINY["models"], "standard": {"train": train}}}
+    assert Run(spec.parse(known), Place(Store(str(folder)), folder, folder), ("standard",)).go(Inline())
+    return folder
+
+
+@pytest.fixture
+def image(tmp_path) -> Path:
+    """A handwritten 3."""
+    digits = load_digits()
+    pixels = digits.images[digits.target == 3][5] * 255 / 16
+    file = tmp_path / "three.png"
+    Image.fromarray(pixels.astype(np.uint8)).save(file)
+    return file
+
+
+def attack(*args, code=0):
+    result = CliRunner().invoke(main, ["attack", *map(str, args)])
+    assert result.exit_code == code, f"{result.output}\n{result.stderr}\n{result.exception!r}"
+    return result
+
+
+def test_a_three_becomes_an_eight_for_the_model_and_stays_a_three_for_a_person(store, image):
+    said = json.loads(attack(image, "--model", "standard", "--to", "8", "--eps", 2, "--store", store, "--json").stdout)
+    assert next(iter(said["before"])) == "3"
+    assert next(iter(said["after"])) == "8"
+    assert said["reached"] is True and said["l2"] <= 2
+    with Image.open(said["image"]) as after, Image.open(image) as before:
+        levels = np.sqrt(((np.asarray(after).astype(int) - np.asarray(before).astype(int)) ** 2).sum()) / 255
+    assert levels == pytest.approx(said["l2"])
+    with Image.open(said["picture"]) as drawn:
+        assert drawn.format == "PNG" and drawn.width > 3 * 200
+
+
+def test_the_text_names_both_answers_and_both_files(store, image):
+    shown = attack(image, "--model", "models/standard", "--to", "8", "--store", store, "--steps", 20).stdout
+    lines = shown.splitlines()
+    assert any(line.startswith("before") and " 3 " in line for line in lines)
+    assert any(line.startswith("after") for line in lines)
+    assert "20 steps of PGD, L2 ε 0.5" in shown
+    assert image.with_name("three-as-8.png").exists() and image.with_name("three-as-8-image.png").exists()
+
+
+def test_linf_moves_no_pixel_further_than_asked(store, image):
+    said = json.loads(
+        attack(
+            image, "--model", "standard", "--to", 8, "--norm", "linf", "--eps", 0.1, "--store", store, "--json"
+        ).stdout
+    )
+    assert said["linf"] <= 0.1
+
+
+def test_a_rotation_is_searched_for_in_place_of_a_change_of_pixels(store, image, tmp_path):
+    out = tmp_path / "turned.png"
+    asked = ("--model", "standard", "--to", "8", "--rotate", "--store", store, "--out", out, "--json")
+    said = json.loads(attack(image, *asked).stdout)
+    assert "775 rotations (±30°) and shifts (±10 %)" in said["how"]
+    assert said["after"].get("8", 0) >= said["before"].get("8", 0)
+    assert out.exists()
+
+
+def test_a_picture_of_any_size_is_brought_to_the_models(store, tmp_path):
+    file = tmp_path / "wide.jpg"
+    Image.new("RGB", (60, 40), "white").save(file)
+    said = json.loads(attack(file, "--model", "standard", "--to", "1", "--store", store, "--steps", 2, "--json").stdout)
+    with Image.open(said["image"]) as moved:
+        assert moved.size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (
+            ("--model", "standard", "--to", "airliner"),
+            "--to airliner: is none of the model's 10 classes; they are 0, 1",
+        ),
+        (("--model", "standard", "--to", "10"), "--to 10: is none of the model's 10 classes"),
+        (("--model", "nobody", "--to", "1"), "--model nobody: the store"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(asked, sentence, store, image):
+    result = attack(image, *asked, "--store", store, code=2)
+    assert sentence in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_file_that_is_no_picture_is_one_sentence(store, tmp_path):
+    file = tmp_path / "notes.txt"
+    assert "cannot be read" in attack(file, "--model", "standard", "--to", 1, "--store", store, code=2).stderr
+    file.write_text("no picture")
+    assert "cannot be decoded" in attack(file, "--model", "standard", "--to", 1, "--store", store, code=2).stderr
+
+
+def test_a_class_is_found_by_name_in_any_case_or_by_number():
+    classes = ["tench", "English springer", "golf ball", "7"]
+    assert picture.class_number("english springer", classes) == 1
+    assert picture.class_number("0", classes) == 0
+    assert picture.class_number("7", classes) == 3, "a name comes before a number"
+    with pytest.raises(BadInput, match="did you mean 'golf ball'"):
+        picture.class_number("golf", classes)
+    with pytest.raises(BadInput, match="did you mean 'tench'"):
+        picture.class_number("tensch", classes)

@@ -1,0 +1,107 @@
+"""The published figures, and what a model is in their words, judged by how it was made."""
+
+import re
+
+import pytest
+
+from pipeline import published
+from pipeline.graph import build
+from pipeline.published import CIFAR10, RESTRICTED, TABLE, beside, data_of, kind
+from pipeline.spec import parse
+
+ATTACK = {"images": "a", "model": "b"}
+TRAIN = {"arch": "small_cnn"}
+
+DATASETS = {
+    "D_rand": {"attack": ATTACK, "relabel": "random"},
+    "D_other": {"attack": ATTACK, "relabel": "other"},
+    "D_det": {"attack": ATTACK, "relabel": "next"},
+    "D_det, robust source": {"attack": {**ATTACK, "model": "robust"}, "relabel": "next"},
+    "D_det, not transferring": {"attack": {**ATTACK, "not_transferring_to": ["robust"]}, "relabel": "next"},
+    "D_rand, leakage only": {"attack": {**ATTACK, "method": "leakage"}, "relabel": "random"},
+    "D_other, noise": {"attack": {"images": "a", "method": "noise"}, "relabel": "other"},
+    "D_other, untouched": {"attack": {"images": "a", "method": "none"}, "relabel": "other"},
+    "D_rand, universal": {"attack": {**ATTACK, "method": "universal"}, "relabel": "random"},
+    "D_R": {"invert": {"images": "a", "model": "robust"}},
+    "D_R, from noise": {"invert": {"images": "a", "model": "robust", "start": "noise"}},
+    "D_NR": {"invert": {"images": "a", "model": "b"}},
+}
+
+
+def made(load, **models):
+    """Nodes by name, of an experiment whose datasets are called d0, d1 …"""
+    datasets = {"a": {"load": load}, **{f"d{i}": dataset for i, dataset in enumerate(DATASETS.values())}}
+    datasets["top"] = {"select": {"images": "d1", "keep": "top", "share": 0.4}}
+    learners = {f"m{i}": {"train": {**TRAIN, "on": f"d{i}"}} for i in range(len(DATASETS))}
+    sources = {
+        "b": {"train": {**TRAIN, "on": "a"}},
+        "robust": {"train": {**TRAIN, "on": "a", "adversarial": {"eps": 0.5}}},
+    }
+    experiment = {"name": "e", "datasets": datasets, "models": {**sources, **learners, **models}}
+    return {node.name: node for node in build(parse(experiment))}
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    more = {
+        "best": {"train": {**TRAIN, "on": "top"}},
+        "linear": {"train": {"on": "d0", "probe": "robust"}},
+        "turned": {"train": {**TRAIN, "on": "a", "augment": "spatial"}},
+        "brought": {"load": {"arch": "resnet18", "weights": "DEFAULT"}},
+    }
+    return made({"source": "cifar10"}, **more)
+
+
+@pytest.mark.parametrize(("number", "words"), list(enumerate(DATASETS)))
+def test_a_learner_is_what_it_learned_from(nodes, number, words):
+    assert kind(nodes[f"m{number}"]) == words
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("b", "D"),
+        ("robust", "D, adversarial training"),
+        ("turned", "D, spatial augmentation"),
+        ("best", "D_other, top margins"),
+        ("linear", "D_rand, robust features only"),
+        ("brought", None),
+    ],
+)
+def test_other_models_are_what_was_done_with_them(nodes, name, words):
+    assert kind(nodes[name]) == words
+
+
+def test_figures_are_of_the_same_data_where_there_are_any():
+    assert [f.percent for f in beside("D_rand", RESTRICTED)] == ["87.9"]
+    assert {f.data for f in beside("D_rand", None)} == {CIFAR10}
+    assert {f.data for f in beside("D_other", RESTRICTED)} == {CIFAR10}
+    assert [f.percent for f in beside("D_R", CIFAR10, "l2 0.5")] == ["21.85", "19.22"]
+    assert [f.data for f in beside("D", CIFAR10, "spatial random")] == ["ImageNet"]
+    assert beside(None, CIFAR10) == [] == beside("D_rand", CIFAR10, "l2 0.5")
+
+
+@pytest.mark.parametrize(
+    ("load", "data"),
+    [
+        ({"source": "cifar10"}, CIFAR10),
+        ({"source": "image-folder", "root": "x", "classes": "restricted-imagenet"}, RESTRICTED),
+        ({"source": "image-folder", "root": "x"}, None),
+        ({"source": "sklearn-digits"}, None),
+    ],
+)
+def test_data_is_that_of_the_source_however_often_it_was_changed(load, data):
+    assert {data_of(node) for node in made(load).values()} == {data}
+
+
+def test_a_model_from_elsewhere_was_trained_on_no_data_known_here(nodes):
+    assert data_of(nodes["brought"]) is None
+
+
+def test_every_figure_is_a_share_with_a_source_and_none_stands_twice():
+    for figure in TABLE:
+        low, *high = (float(part) for part in re.split(" – ", figure.percent))
+        assert 0 <= low <= 100 and all(low < value <= 100 for value in high) and figure.source
+    places = [(f.of, f.data, f.source, f.under) for f in TABLE]
+    assert len(places) == len(set(places))
+    assert all(0 < share < 100 for rates in published.TRANSFER.values() for share in rates)
