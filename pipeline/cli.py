@@ -351,8 +351,11 @@ def attack(image: Path, model: str, target: str, out: Path | None, store: str, d
     made = picture.move(pixels, attacked, classes, number, recipe)
     drawn = out or image.with_name(f"{image.stem}-as-{re.sub(r'[^A-Za-z0-9]+', '-', classes[number])}.png")
     moved = drawn.with_name(f"{drawn.stem}-image.png")
-    drawn.write_bytes(picture.draw(made))
-    moved.write_bytes(encode_png(made.after))
+    try:
+        drawn.write_bytes(picture.draw(made))
+        moved.write_bytes(encode_png(made.after))
+    except OSError as error:
+        raise BadInput(f"--out {drawn}: cannot be written: {error.strerror}") from error
     if as_json:
         _print_json({**made.as_json(), "picture": str(drawn), "image": str(moved)})
         return

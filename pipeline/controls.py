@@ -46,7 +46,7 @@ def expand(found: dict[str, Any]) -> dict[str, Any]:
     made = deepcopy(found)
     for name, part in evaluations.items():
         if _is_leakage(part):
-            _add(made, name, _read(name, part))
+            _add(made, found, name, _read(name, part))
     return made
 
 
@@ -64,19 +64,21 @@ def _read(name: str, part: dict[str, Any]) -> Leakage:
         raise BadInput(f"evaluations.{name}.{'.'.join(map(str, first['loc']))}: {hint}") from error
 
 
-def _add(made: dict[str, Any], name: str, asked: Leakage) -> None:
-    """Add the datasets, the learners and the evaluation."""
+def _add(made: dict[str, Any], found: dict[str, Any], name: str, asked: Leakage) -> None:
+    """Add to what is made the datasets, the learners and the evaluation, for what was found in the file."""
     place, data = f"evaluations.{name}", asked.leakage
-    datasets, models = made.setdefault("datasets", {}), made.setdefault("models", {})
-    part = datasets.get(data)
-    attack = part.get("attack") if isinstance(part, dict) else None
+    datasets, models = (_mappings(found, group) for group in ("datasets", "models"))
+    part = datasets.get(data, {})
+    attack = part.get("attack")
     if not isinstance(attack, dict) or attack.get("method", "pgd") != "pgd":
         raise BadInput(f"{place}.leakage: names {data!r}, which is no dataset made by an attack with method pgd")
     learner = asked.learner or _only(models, lambda train: train.get("on") == data, f"{place}.learner", f"on {data}")
     train = models.get(learner, {}).get("train")
-    if not isinstance(train, dict):
-        raise BadInput(f"{place}.learner: names {learner!r}, which is no model that is trained")
+    if not isinstance(train, dict) or train.get("on") != data:
+        raise BadInput(f"{place}.learner: names {learner!r}, which is no model that is trained on {data}")
     robust = asked.robust or _only(models, lambda train: "adversarial" in train, f"{place}.robust", None)
+    if robust and robust not in models:
+        raise BadInput(f"{place}.robust: names {robust!r}, which is none of the models")
     sets: dict[str, dict[str, Any]] = {
         "leakage": {**part, "attack": {**_plain(attack), "method": "leakage"}},
         "top": {"select": {"images": data, "keep": "top", "share": asked.share}},
@@ -84,17 +86,32 @@ def _add(made: dict[str, Any], name: str, asked: Leakage) -> None:
     }
     if robust:
         sets["robust-source"] = {**part, "attack": {**_plain(attack), "model": robust}}
-    for control, dataset in sets.items():
-        datasets[f"{data}.{control}"] = dataset
-        models[f"{learner}.{control}"] = {**models[learner], "train": {**train, "on": f"{data}.{control}"}}
+    wanted = {control: {**models[learner], "train": {**train, "on": f"{data}.{control}"}} for control in sets}
     if robust:
         like = {key: value for key, value in train.items() if key not in ("arch", "mean", "std")}
-        models[f"{learner}.probe"] = {**models[learner], "train": {**like, **asked.probe, "on": data, "probe": robust}}
+        wanted = {"probe": {**models[learner], "train": {**like, **asked.probe, "on": data, "probe": robust}}, **wanted}
+    _put(place, made, "datasets", {f"{data}.{control}": dataset for control, dataset in sets.items()})
+    _put(place, made, "models", {f"{learner}.{control}": model for control, model in wanted.items()})
     made["evaluations"][name] = {
-        "models": [learner, *(f"{learner}.{c}" for c in ([*(["probe"] if robust else []), *sets]))],
+        "models": [learner, *(f"{learner}.{control}" for control in wanted)],
         "on": asked.on or attack.get("images"),
         "split": asked.split,
     }
+
+
+def _mappings(found: dict[str, Any], group: str) -> dict[str, dict[str, Any]]:
+    """The entries of a group that are mappings; what is not is left for the check to refuse."""
+    entries = found.get(group)
+    return {n: p for n, p in entries.items() if isinstance(p, dict)} if isinstance(entries, dict) else {}
+
+
+def _put(place: str, made: dict[str, Any], group: str, entries: dict[str, dict[str, Any]]) -> None:
+    """Add the controls to a group; two evaluations of one dataset share those that they have alike."""
+    for name, entry in entries.items():
+        if made[group].setdefault(name, entry) != entry:
+            raise BadInput(
+                f"{place}.leakage: makes {group}.{name}, of which there is another; give one of them another name"
+            )
 
 
 def _plain(attack: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +120,7 @@ def _plain(attack: dict[str, Any]) -> dict[str, Any]:
 
 def _only(models: dict[str, Any], fits: Any, place: str, what: str | None) -> Any:
     """The one trained model that fits; None where there is none and none is needed."""
-    trained = {name: part.get("train") for name, part in models.items() if isinstance(part, dict)}
+    trained = {name: part.get("train") for name, part in models.items()}
     found = [name for name, train in trained.items() if isinstance(train, dict) and fits(train)]
     if len(found) > 1:
         raise BadInput(f"{place}: {' and '.join(found)} would do; name one")

@@ -16,7 +16,7 @@ REVISIONS = {
     "invert": 1,
     "select": 1,
     "relabel": 1,
-    "shard": 1,
+    "shard": 2,
     "train": 1,
     "bring": 1,
     "evaluate": 2,
@@ -89,11 +89,16 @@ def _roles(part: Any) -> dict[str, tuple[str, str]]:
     """Role → (key in the file, place that it names): `model`, or `models.standard` where a key names several."""
     stage, recipe = asked(part)
     prefix = "" if stage == "evaluate" else "load." if stage == "bring" else f"{stage}."
+    said = {"sources": "attacks.source"}  # a property of the recipe, which the file says elsewhere
     roles: dict[str, tuple[str, str]] = {}
     for field, group in recipe.inputs.items():
         named = getattr(recipe, field)
         each = {f"{field}.{name}": name for name in named} if isinstance(named, list) else {field: named}
-        roles |= {role: (prefix + field, f"{group}/{name}") for role, name in each.items() if name is not None}
+        roles |= {
+            role: (prefix + said.get(field, field), f"{group}/{name}")
+            for role, name in each.items()
+            if name is not None
+        }
     return roles
 
 

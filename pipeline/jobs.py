@@ -58,6 +58,11 @@ class Unit:
     inputs: dict[str, str]
     items: tuple[Item, ...] = field(default=(), repr=False)
 
+    @property
+    def split(self) -> str:
+        """The split that it is a shard of."""
+        return self.name.rpartition("-")[0]
+
 
 class ShardJob(ABC):
     """A node that is made shard by shard."""
@@ -380,7 +385,8 @@ class AttackJob(ImagesJob):
         recipe, rule = self.node.recipe, self.node.relabel
         assert rule is not None
         model = self.model("model") if "model" in self.inputs else None
-        spared = [self.model(f"not_transferring_to.{name}") for name in recipe.not_transferring_to]
+        # In the order of the roles, whichever the file has: the sum of their losses depends on it.
+        spared = [self.model(role) for role in sorted(self.inputs) if role.startswith("not_transferring_to.")]
         first = self.units()[: recipe.fit_shards] if recipe.method == "universal" else []
         return Attacker(recipe, rule, self.facts()["classes"], model, spared, [self.read(unit) for unit in first])
 
@@ -486,6 +492,10 @@ class UsefulnessJob(ScoreJob):
 
     def splits(self) -> list[str]:
         return list(dict.fromkeys([self.node.recipe.normalise, self.node.recipe.split]))
+
+    def units(self) -> list[Unit]:
+        total = self.inputs["on"].manifest["counts"][self.node.recipe.split]
+        return [replace(unit, inputs={**unit.inputs, "of": str(total)}) for unit in super().units()]
 
     def open(self) -> Callable[[Shard], dict[str, Any]]:
         from stages.usefulness import measure

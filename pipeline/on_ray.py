@@ -34,7 +34,7 @@ STAFFING = 3.0
 """Seconds between two looks at how large the cluster is."""
 
 PATIENCE = (10, 600.0)
-"""A step may take so many times as long as the slowest so far, and at least so many seconds."""
+"""A step may take so many times as long as the slowest of its split so far, and at least so many seconds."""
 
 
 class OnRay:
@@ -211,7 +211,7 @@ class _Crew:
         self.starting: dict[Any, _Seat] = {}
         self.lost: list[Lost] = []
         self.given = self.stillborn = 0
-        self.staffed, self.slowest = 0.0, 0.0
+        self.staffed, self.slowest = 0.0, dict[str, float]()
 
     def go(self) -> list[Lost]:
         """Make the shards; those that could not be made."""
@@ -316,17 +316,19 @@ class _Crew:
             "max_retries": 0,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(seat.node or "", soft=True),
         }
-        limit = self._limit()
+        limit = self._limit(turn)
         if seat.actor is None:
             return self.ray.remote(_all).options(**here).remote(self.parcel, turn.unit, turn.attempt, limit)
         given = self.ray.remote(_read).options(**here).remote(self.parcel, turn.unit, limit)
         worked = seat.actor.work.remote(given, limit)
         return self.ray.remote(_commit).options(**here).remote(self.parcel, turn.unit, worked, turn.attempt, limit)
 
-    def _limit(self) -> float | None:
+    def _limit(self, turn: _Turn) -> float | None:
+        """Seconds that a step of a shard may take; none are known before another shard of its split was made."""
         if self.engine.limit is not None:
             return self.engine.limit
-        return max(PATIENCE[0] * self.slowest, PATIENCE[1]) if self.slowest else None
+        slowest = self.slowest.get(turn.unit.split)
+        return max(PATIENCE[0] * slowest, PATIENCE[1]) if slowest else None
 
     def _take(self, ref: Any) -> None:
         """A shard is made, or failed, or its worker died."""
@@ -337,7 +339,8 @@ class _Crew:
         except Exception as error:  # noqa: BLE001 - a failed shard does not stop the others
             self._failed(turn, seat, error)
         else:
-            self.slowest = max(self.slowest, *mark["seconds"].values())
+            split = turn.unit.split  # by split: an evaluation may do other work on one than on another
+            self.slowest[split] = max(self.slowest.get(split, 0.0), *mark["seconds"].values())
             self.report("committed", mark)
         if not seat.died:
             seat.answered = time.monotonic()
@@ -373,7 +376,7 @@ class _Crew:
 
     def _blame(self, turn: _Turn, seat: _Seat, error: BaseException, since: float) -> None:
         """A worker that had been at it since then died over this shard, unless its whole node went."""
-        limit, waited = self._limit(), time.monotonic() - since
+        limit, waited = self._limit(turn), time.monotonic() - since
         reason = f"took longer than {limit:.0f} s" if limit and waited >= limit else _death(error)
         turn.died_on.append(seat.node)
         alive = {node.id for node in self.engine.nodes()}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from pipeline.artifacts import Made
 from pipeline.jobs import Place, open_model
@@ -86,7 +87,10 @@ def find_model(place: Place, name: str) -> tuple["Classifier", list[str]]:
             f"--model {name}: the store {place.store.url} has no such model (it has {known}), nor torchvision"
         )
     weights = models.get_model_weights(name).DEFAULT
-    design, content = model.bring(Bring(arch=name, weights=weights.name), place.data, place.here)
+    try:
+        design, content = model.bring(Bring(arch=name, weights=weights.name), place.data, place.here)
+    except OSError as error:
+        raise BadInput(f"--model {name}: torchvision's weights cannot be fetched: {error}") from error
     return model.load(design, content, place.here), list(weights.meta["categories"])
 
 
@@ -156,10 +160,16 @@ def move(
         classes: names of its classes.
         target: the class.
         recipe: keys of `Attack`.
+
+    Raises:
+        BadInput: they are no attack.
     """
     from stages.attack import Attacker, logits_of
 
-    asked = Attack(images="", model="", batch_size=1, **recipe)
+    try:
+        asked = Attack(images="", model="", batch_size=1, **recipe)
+    except ValidationError as error:
+        raise BadInput(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
     rule = Relabel(rule="map", map=dict.fromkeys(range(len(classes)), target))
     numbers = [str(i) for i in range(len(classes))]
     zero = np.zeros(1, dtype=np.int64)

@@ -19,6 +19,7 @@ from pipeline.graph import Node, build
 from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit, design_of, per_split
 from pipeline.spec import Experiment
 from pipeline.store import Store
+from pipeline.sweeps import split_name
 from stages.errors import BadData, BadInput
 from stages.recipes import Relabel
 from stages.select import kept
@@ -287,16 +288,16 @@ def _tell(lost: list[Lost], total: int) -> str:
 
 
 def wanted(nodes: list[Node], only: tuple[str, ...]) -> list[Node]:
-    """The nodes asked for with all that they need, in order.
+    """The nodes asked for with all that they need, in order; of a sweep, a name means all its points.
 
     Raises:
         BadInput: a name that is no node's.
     """
     if not only:
         return nodes
-    names = {node.id: node for node in nodes}
-    chosen = [node for name in only for node in nodes if name in (node.id, node.name)]
-    if missing := [name for name in only if not any(name in (n.id, n.name) for n in nodes)]:
+    names = {node.id: {node.id, node.name, *(split_name(name)[0] for name in (node.id, node.name))} for node in nodes}
+    chosen = [node for name in only for node in nodes if name in names[node.id]]
+    if missing := [name for name in only if not any(name in known for known in names.values())]:
         raise BadInput(f"--only {missing[0]}: the experiment has no such node; it has {', '.join(names)}")
     keep: set[str] = set()
     while chosen:
@@ -428,7 +429,7 @@ def _first_shape(job: LoadJob, units: list[Any]) -> list[int] | None:
 
 def _try_training(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Build what is to be trained and try it on empty images; its design, as far as it is known."""
-    from stages import train
+    from stages import features, train
 
     recipe, on = node.recipe, inputs["on"]
     count = on["counts"][recipe.split]
@@ -439,6 +440,8 @@ def _try_training(node: Node, place: Place, inputs: Mapping[str, Mapping[str, An
     neutral = {"mean": [0.5] * on["channels"], "std": [0.5] * on["channels"]}  # the dataset's own are not known yet
     design = design_of(node, {**on, **neutral}, inputs.get("probe"))
     train.refuse_misfit(design, place.here)
+    if recipe.probe:
+        features.refuse_without(design, None, place.here)
     return dict(design.as_json())
 
 

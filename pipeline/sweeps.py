@@ -55,16 +55,50 @@ def expand(found: dict[str, Any]) -> dict[str, Any]:
     axes: dict[tuple[str, str], Axes] = {}
     for place in in_order(named):
         axes[place] = _joined(place, [own[place], *(axes[n] for n in named[place])])
-    made: dict[str, Any] = {**found, "datasets": {}, "models": {}, "evaluations": {}}
-    made.pop("seeds", None)
-    for (group, name), part in parts.items():
-        for point in _points(axes[group, name]):
-            made[group][name_at(name, point)] = _at(part, group, point, axes)
-    for name, part in _entries(found, "evaluations"):
-        on = (part.get("usefulness") or part).get("on")
-        for point in _points(axes.get(("datasets", str(on)), {})):
-            made["evaluations"][name_at(name, point)] = _evaluation_at(part, point, axes)
+    made = {key: value for key, value in found.items() if key != "seeds"}
+    for group in GROUPS:
+        made[group] = _all(group, found, [(n, p, axes[g, n]) for (g, n), p in parts.items() if g == group], axes)
+    scored = [(name, part, _meeting(name, part, axes)) for name, part in _entries(found, "evaluations")]
+    made["evaluations"] = _all("evaluations", found, scored, axes)
     return made
+
+
+def _all(
+    group: str, found: Mapping[str, Any], parts: Iterable[tuple[str, dict[str, Any], Axes]], axes: Mapping[Any, Axes]
+) -> Any:
+    """A group with each entry at each of its points; what is no mapping is left for the check to refuse."""
+    if not isinstance(found.get(group), dict):
+        return found.get(group, {})
+    made = {name: part for name, part in found[group].items() if not isinstance(part, dict)}
+    at = _evaluation_at if group == "evaluations" else _at
+    for name, part, own in parts:
+        for point in _points(own):
+            if (variant := name_at(name, point)) in made:
+                raise BadInput(f"{group}.{name}: two values of {', '.join(point)} give one name, {variant}")
+            made[variant] = at(part, group, point, axes)
+    return made
+
+
+def _meeting(name: str, part: Mapping[str, Any], axes: Mapping[Any, Axes]) -> Axes:
+    """The axes of an evaluation: of what it scores on, and of what attacks are made on, so that each attack meets the
+    models of its own point; the models that are scored it takes all."""
+    on, sources = (
+        _scoring(part).get("on"),
+        [name for attack in _attacks(part) for name in _as_list(attack.get("source"))],
+    )
+    meets = [("datasets", on), *(("models", source) for source in sources)]
+    return _joined(("evaluations", name), [axes.get(place, {}) for place in meets if isinstance(place[1], str)])
+
+
+def _scoring(part: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation says, whichever kind it is."""
+    inner = part.get("usefulness", part)
+    return inner if isinstance(inner, dict) else {}
+
+
+def _attacks(part: Mapping[str, Any]) -> list[dict[str, Any]]:
+    attacks = part.get("attacks")
+    return [attack for attack in attacks if isinstance(attack, dict)] if isinstance(attacks, list) else []
 
 
 def in_order(needs: Mapping[Node, Iterable[Node]]) -> list[Node]:
@@ -199,16 +233,15 @@ def _rename(said: dict[str, Any], inputs: Mapping[str, str], point: Point, axes:
 
 
 def _variants(name: Any, group: str, point: Point, axes: Mapping[Any, Axes]) -> list[Any]:
+    if not isinstance(name, str):
+        return [name]
     fixed = {axis: [point[axis]] if axis in point else values for axis, values in axes.get((group, name), {}).items()}
     return [name_at(name, at) for at in _points(fixed)]
 
 
-def _evaluation_at(part: dict[str, Any], point: Point, axes: Mapping[Any, Axes]) -> dict[str, Any]:
+def _evaluation_at(part: dict[str, Any], group: str, point: Point, axes: Mapping[Any, Axes]) -> dict[str, Any]:
     made = deepcopy(part)
-    said = made["usefulness"] if isinstance(made.get("usefulness"), dict) else made
-    _rename(said, {"on": "datasets", "models": "models"}, point, axes)
-    for attack in said.get("attacks") or []:
-        if isinstance(attack, dict) and "source" in attack:
-            sources = attack["source"] if isinstance(attack["source"], list) else [attack["source"]]
-            attack["source"] = [v for name in sources for v in _variants(name, "models", point, axes)]
+    _rename(_scoring(made), {"on": "datasets", "models": "models"}, point, axes)
+    for attack in _attacks(made):
+        _rename(attack, {"source": "models"}, point, axes)
     return made

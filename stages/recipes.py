@@ -501,7 +501,7 @@ class Evaluate(Recipe):
     attacks: list[Threat] = Field(
         [],
         description="Attacks to score them under as well, each beside the average case: noise of the same radius. "
-        "Where `eps` or `source` is a list, one attack for each.",
+        "Where `norm`, `eps`, `steps` or `source` is a list, one attack for each.",
     )
     spatial: list[Spatial] = Field(
         [], description="Rotations and translations to score them under as well, worst beside average case."
@@ -518,7 +518,7 @@ class Evaluate(Recipe):
     @classmethod
     def _one_for_each(cls, attacks: Any) -> Any:
         """A list of radii or of sources stands for one attack each: a curve, a row of a transfer matrix."""
-        for key in ("eps", "source"):
+        for key in ("norm", "eps", "steps", "source"):
             if isinstance(attacks, list):
                 attacks = [one for attack in attacks for one in _each(attack, key)]
         return attacks

@@ -62,7 +62,11 @@ def test_without_a_robust_model_its_controls_are_left_out():
         ({"learner": "nobody"}, "evaluations.leak.learner: names 'nobody', which is no model that is trained"),
         ({"lerner": "x"}, "evaluations.leak.lerner: unknown key, known keys: leakage, learner"),
         ({"share": 2}, "evaluations.leak.share: Input should be less than 1"),
-        ({"robust": "nobody"}, "datasets.rand.robust-source.attack.model: names 'nobody'"),
+        ({"robust": "nobody"}, "evaluations.leak.robust: names 'nobody', which is none of the models"),
+        (
+            {"learner": "standard"},
+            "evaluations.leak.learner: names 'standard', which is no model that is trained on rand",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(leak, sentence):
@@ -79,3 +83,21 @@ def test_a_learner_that_is_not_the_only_one_must_be_named():
     del asked["models"]["second"], asked["models"]["learner"]
     with pytest.raises(BadInput, match=r"evaluations\.leak\.learner: no model is trained on rand; name one"):
         spec.parse(asked)
+
+
+def test_two_evaluations_share_the_controls_that_they_have_alike_and_may_not_differ_in_one():
+    asked = experiment()
+    asked["evaluations"]["again"] = {"leakage": "rand", "split": "train"}
+    assert nodes(asked)["evaluations/again"].recipe.models == nodes(asked)["evaluations/leak"].recipe.models
+    asked["evaluations"]["again"]["share"] = 0.2
+    with pytest.raises(
+        BadInput, match=r"evaluations\.again\.leakage: makes datasets\.rand\.top, of which there is another"
+    ):
+        spec.parse(asked)
+
+
+@pytest.mark.parametrize("group", ["datasets", "models"])
+@pytest.mark.parametrize("value", [None, 5, {}, {"rand": 1, "learner": 2}])
+def test_what_is_not_what_it_should_be_gets_a_sentence_all_the_same(group, value):
+    with pytest.raises(BadInput):
+        spec.parse(experiment() | {group: value})

@@ -9,7 +9,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from pipeline import artifacts, spec
 from pipeline.cli import main
+from pipeline.graph import build
+from pipeline.jobs import AttackJob, Place
+from pipeline.store import Store
+from stages.model import save
 from stages.recipes import Attack
 
 TRAIN = {"on": "clean", "arch": "small_cnn", "epochs": 1, "batch_size": 32, "threads": 1}
@@ -161,6 +166,29 @@ def test_what_a_method_does_not_use_makes_no_other_version():
     assert one == two
 
 
+def test_the_order_of_the_models_spared_changes_nothing(made):
+    def opened(order):
+        asked = copy.deepcopy(KINDS)
+        asked["datasets"]["spared"]["attack"]["not_transferring_to"] = order
+        nodes = {node.id: node for node in build(spec.parse(asked))}
+        node, place = nodes["datasets/spared"], Place(Store(str(made[0])), made[0], made[0])
+        inputs = {role: artifacts.find(place.store, parent) for role, parent in node.inputs.items()}
+        work = AttackJob(node, place, inputs).open()
+        return node.version, [save(model.network) for model in work.spared]
+
+    assert opened(["robust", "turning"]) == opened(["turning", "robust"])
+
+
+def test_only_a_name_of_a_sweep_means_all_its_points(made, tmp_path):
+    file = tmp_path / "seeds.yaml"
+    file.write_text(yaml.safe_dump({**KINDS, "evaluations": {}, "seeds": [0, 1]}))
+    shown = json.loads(invoke("plan", file, "--only", "other", "--store", made[0], "--json").stdout)
+    assert {node["node"] for node in shown["nodes"]} == {
+        "datasets/clean", "models/standard@seed=0", "models/standard@seed=1",
+        "datasets/other@seed=0", "datasets/other@seed=1",
+    }  # fmt: skip
+
+
 NO_LINEAR = """
 from torch import nn
 
@@ -220,6 +248,15 @@ WRONG = {
         | {"datasets": KINDS["datasets"]},
         "models.from_other.train.probe: names 'brought', which is none of the models",
     ),
+    "source that is not there": (
+        changed("evaluations.accuracy.attacks", [{"eps": 1, "source": "nobody"}]),
+        "evaluations.accuracy.attacks.source: names 'nobody', which is none of the models",
+    ),
+    "probe without a linear layer": (
+        changed("models.probing", {"train": {"on": "other", "probe": "convolved", "batch_size": 32, "threads": 1}})
+        | {"evaluations": {}},
+        "arch convnet:net has no linear layer",
+    ),
     "select without an attack": (
         changed("datasets.best", {"select": {"images": "clean", "keep": "top", "share": 0.5}}),
         "datasets.best.select: clean has no column margin",
@@ -232,12 +269,14 @@ def test_what_cannot_be_is_one_sentence_before_anything_runs(experiment, sentenc
     import torch
     from PIL import Image
 
-    from stages.nets import build
+    from stages import nets
 
     monkeypatch.chdir(tmp_path)
+    if "probing" in experiment["models"]:
+        experiment["models"]["convolved"] = {"train": {**TRAIN, "arch": "convnet:net"}}
     Path("convnet.py").write_text(NO_LINEAR)
     for classes, name in ((7, "seven"), (10, "ten")):
-        torch.save(build("small_cnn", classes, 1, tmp_path).state_dict(), f"{name}.pt")
+        torch.save(nets.build("small_cnn", classes, 1, tmp_path).state_dict(), f"{name}.pt")
     for split in ("train", "val"):
         for number in range(10):
             folder = Path("photos") / split / str(number)

@@ -101,6 +101,11 @@ def test_a_picture_of_any_size_is_brought_to_the_models(store, tmp_path):
         ),
         (("--model", "standard", "--to", "10"), "--to 10: is none of the model's 10 classes"),
         (("--model", "nobody", "--to", "1"), "--model nobody: the store"),
+        (("--model", "standard", "--to", "1", "--eps", "0.001"), "eps 0.001 is less than one 8-bit level"),
+        (
+            ("--model", "standard", "--to", "1", "--steps", "1", "--out", "no/where.png"),
+            "--out no/where.png: cannot be written",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(asked, sentence, store, image):

@@ -110,11 +110,47 @@ def test_an_evaluation_on_a_swept_dataset_takes_the_models_of_the_same_point():
     assert found["evaluations/accuracy@steps=10"].recipe.models == ["standard", "learner@steps=10"]
 
 
-def test_sources_of_transfer_attacks_are_swept():
+def test_a_transfer_attack_meets_the_models_of_its_own_seed():
     asked = experiment() | {"seeds": [0, 1]}
-    asked["evaluations"]["accuracy"]["attacks"] = [{"eps": 1, "source": "standard"}]
-    recipe = nodes(asked)["evaluations/accuracy"].recipe
-    assert recipe.sources == ["standard@seed=0", "standard@seed=1"]
+    asked["evaluations"]["accuracy"]["attacks"] = [{"eps": 1, "source": ["standard"]}]
+    found = nodes(asked)
+    assert "evaluations/accuracy" not in found
+    recipe = found["evaluations/accuracy@seed=1"].recipe
+    assert (recipe.models, recipe.sources) == (["standard@seed=1", "learner@seed=1"], ["standard@seed=1"])
+
+
+def test_two_values_that_give_one_name_are_refused():
+    asked = experiment()
+    asked["models"]["learner"]["train"]["arch"] = ["pkg.nets:a", "pkg.nets-a"]
+    with pytest.raises(BadInput, match=r"models\.learner: two values of arch give one name, learner@arch=pkg\.nets-a"):
+        spec.parse(asked)
+
+
+def spoilt(place: str, value):
+    """An experiment with seeds and something that is not what it should be."""
+    asked = experiment() | {"seeds": [0, 1]}
+    *way, last = place.split(".")
+    inner = asked
+    for key in way:
+        inner = inner[key]
+    inner[last] = value
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("datasets", None), ("datasets", [1]), ("datasets.rand", 5), ("datasets.rand.attack", "x"), ("models", {}),
+        ("models.learner", [1]), ("models.learner.train.on", {"a": 1}),
+        ("evaluations", 3), ("evaluations.accuracy", 3), ("evaluations.accuracy", {"usefulness": "x"}),
+        ("evaluations.accuracy.models", [{}]), ("evaluations.accuracy.models", 4), ("evaluations.accuracy.on", [1]),
+        ("evaluations.accuracy.attacks", 5), ("evaluations.accuracy.attacks", [5]),
+        ("evaluations.accuracy.attacks", [{"source": [{"a": 1}]}]),
+    ],
+)  # fmt: skip
+def test_what_is_not_what_it_should_be_gets_a_sentence_all_the_same(place, value):
+    with pytest.raises(BadInput):
+        build(spec.parse(spoilt(place, value)))
 
 
 def test_an_expanded_experiment_is_left_as_it_is():
