@@ -19,6 +19,7 @@ from pipeline.engines import Engine, Inline, reason_of
 from pipeline.graph import GROUPS, build
 from pipeline.jobs import Place
 from pipeline.on_ray import OnRay
+from pipeline.scores import percent
 from pipeline.spec import Experiment
 from pipeline.store import Store
 from stages.errors import BadInput
@@ -154,7 +155,7 @@ def plan(file: Path, store: str, data: Path, only: tuple[str, ...], as_json: boo
     click.echo(report.table(["node", "stage", "version", "images", "state", "from"], lines))
     for outlook in outlooks:
         for split, share in outlook.facts.get("majority", {}).items():
-            click.echo(f"{outlook.node.id} {split}: a constant answer scores {report.percent(share)}")
+            click.echo(f"{outlook.node.id} {split}: a constant answer scores {percent(share)}")
 
 
 def _planned(outlook: runs.Outlook) -> dict[str, Any]:
@@ -360,10 +361,10 @@ def attack(image: Path, model: str, target: str, out: Path | None, store: str, d
         _print_json({**made.as_json(), "picture": str(drawn), "image": str(moved)})
         return
     lines = [
-        [when, *(f"{name} {report.percent(share)}" for name, share in made.top(i))]
+        [when, percent(made.said[i, number]), *(f"{name} {percent(share)}" for name, share in made.top(i))]
         for i, when in enumerate(("before", "after"))
     ]
-    click.echo(report.table(["", "first", "second", "third"][: len(lines[0])], lines))
+    click.echo(report.table(["", classes[number], "first", "second", "third"][: len(lines[0])], lines))
     click.echo(f"\n{made.how}: moved by L2 {made.l2:.3f}, L∞ {made.linf:.3f}\n{drawn}\n{moved}")
 
 

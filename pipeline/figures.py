@@ -3,7 +3,7 @@
 import html
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,7 +154,8 @@ def scatter(
     groups: Mapping[str, Sequence[Point]],
     x_label: str,
     y_label: str,
-    levels: Iterable[float] = (),
+    vertical: Sequence[float] = (),
+    horizontal: Sequence[float] = (),
     shares: bool = False,
     names: Sequence[str] = (),
 ) -> str:
@@ -165,7 +166,7 @@ def scatter(
         said: what it shows, for who cannot see it.
         groups: kind → its points; a kind has the same colour in every chart, whether others have points or not.
         x_label, y_label: of the axes.
-        levels: thresholds, drawn on both axes.
+        vertical, horizontal: where lines are drawn to compare x and y with.
         shares: whether both axes are shares in [0, 1].
         names: of the points of the first kind, written beside them.
     """
@@ -179,9 +180,10 @@ def scatter(
             axes.scatter(xs, ys, s=size, marker=mark, color=_series(number), alpha=0.75, linewidths=0, label=kind)
         for text, (x, y) in zip(names, next(iter(groups.values())), strict=False):
             axes.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=8)
-        for level in levels:
-            axes.axvline(level, color=INK, linewidth=0.8, linestyle=":")
-            axes.axhline(level, color=INK, linewidth=0.8, linestyle=":")
+        for x in vertical:
+            axes.axvline(x, color=INK, linewidth=0.8, linestyle=":")
+        for y in horizontal:
+            axes.axhline(y, color=INK, linewidth=0.8, linestyle=":")
         axes.set(xlabel=x_label, ylabel=y_label)
         if shares:
             axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))

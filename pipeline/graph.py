@@ -18,7 +18,7 @@ REVISIONS = {
     "relabel": 1,
     "shard": 2,
     "train": 1,
-    "bring": 1,
+    "bring": 2,
     "evaluate": 2,
     "usefulness": 1,
 }

@@ -10,8 +10,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from pipeline import published
-from pipeline.gather import Gathered, Row, Score, spread
-from pipeline.report import attack_name, percent
+from pipeline.gather import Gathered, Score
+from pipeline.scores import Attack, percent, shown
 from pipeline.sections import sections
 from pipeline.store import Store
 
@@ -50,8 +50,8 @@ def render(store: Store, run: Mapping[str, Any]) -> str:
 
 
 def _unbroken(value: Any) -> Any:
-    """Keep a number and its per cent sign on one line."""
-    return value.replace(" %", "\u00a0%") if isinstance(value, str) else value
+    """Keep a number, its deviation and its per cent sign on one line."""
+    return value.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0") if isinstance(value, str) else value
 
 
 def _breakable(name: str) -> Markup:
@@ -112,11 +112,13 @@ def verdict(scores: Sequence[Score]) -> str | None:
 def _meaning(headline: Score, scores: Sequence[Score]) -> str:
     if headline.clean.low <= headline.chance:
         return "so nothing that generalises was learned"
-    unattacked = {f"{headline.kind}, {control}" for control in ("untouched", "noise", "leakage only")}
+    unattacked = [f"{headline.kind}, {control}" for control in ("untouched", "noise", "leakage only")]
     as_good = next((s for s in scores if s.kind in unattacked and s.clean.high >= headline.clean.low), None)
     if as_good is not None:
         return f"but without the attack {as_good.model} comes to {as_good.clean}, so leakage alone may explain it"
-    return "so the perturbations carried features that generalise"
+    if any(score.kind == f"{headline.kind}, leakage only" for score in scores):
+        return "so the perturbations carried features that generalise"
+    return "no leakage-only control was run, so how much of it is leakage is not known"
 
 
 def _headline(scores: Sequence[Score]) -> Score | None:
@@ -156,24 +158,22 @@ def _versions(robust: Score, by_kind: Mapping[str | None, Score]) -> str:
     said = []
     for kind in ("D_R", "D_NR", "D"):
         if (score := by_kind.get(kind)) is not None:
-            same = _strongest(score)
-            said.append(
-                f"{score.model} {score.clean}" + (f", {spread(same)} under {attack_name(same[0])}" if same else "")
-            )
+            under = _strongest(score)
+            said.append(f"{score.model} {score.clean}" + (f", {under.worst} under {under.name}" if under else ""))
     return f"Robust and non-robust versions of the images: {'; '.join(said)}."
 
 
-def _strongest(score: Score) -> list[Row]:
-    """The untargeted attack of the largest radius that was made on the model itself; empty where there is none."""
-    own = [same for same in score.attacks() if not same[0].get("toward") and not same[0].get("source")]
-    return max(own, key=lambda same: same[0].get("eps", 0.0), default=[])
+def _strongest(score: Score) -> Attack | None:
+    """The untargeted attack of the largest radius that was made on the model itself."""
+    untargeted = [attack for attack in score.attacks() if attack.toward is None]
+    return max(untargeted, key=lambda attack: attack.asked.get("eps", 0.0), default=None)
 
 
 def _widest_gap(scores: Sequence[Score]) -> Iterator[str]:
-    ordinary = next((score for score in scores if score.kind == "D" and _strongest(score)), None)
-    if ordinary is not None:
-        same = _strongest(ordinary)
-        yield (
-            f"Average and worst case differ: {ordinary.model} answers {spread(same, 'average')} right after random "
-            f"changes of the same size, {spread(same)} under {attack_name(same[0])}."
-        )
+    for score in scores:
+        if score.kind == "D" and (attack := _strongest(score)) is not None:
+            yield (
+                f"Average and worst case differ: {score.model} answers {shown(attack.average)} right after random "
+                f"changes of the same size, {attack.worst} under {attack.name}."
+            )
+            return

@@ -13,8 +13,7 @@ from pipeline.artifacts import Made
 from pipeline.jobs import Place, open_model
 from stages.errors import BadData, BadInput
 from stages.images import decode
-from stages.recipes import Attack, Bring, Relabel, Spatial
-from stages.shard import Shard
+from stages.recipes import Attack, Bring
 
 if TYPE_CHECKING:
     from stages.model import Classifier
@@ -52,7 +51,8 @@ class Picture:
 
     def as_json(self) -> dict[str, Any]:
         """All but the pixels."""
-        target = {"name": self.classes[self.target], "number": self.target}
+        sure = dict(zip(("before", "after"), self.said[:, self.target].tolist(), strict=True))
+        target = {"name": self.classes[self.target], "number": self.target, **sure}
         said = {when: dict(self.top(i)) for i, when in enumerate(("before", "after"))}
         reached = bool(self.said[1].argmax() == self.target)
         return {"target": target, "reached": reached, **said, "l2": self.l2, "linf": self.linf, "how": self.how}
@@ -159,35 +159,52 @@ def move(
         model: what is attacked.
         classes: names of its classes.
         target: the class.
-        recipe: keys of `Attack`.
+        recipe: keys of `Attack`; method pgd or spatial.
 
     Raises:
         BadInput: they are no attack.
     """
-    from stages.attack import Attacker, logits_of
+    from stages.attack import distances, logits_of
 
     try:
         asked = Attack(images="", model="", batch_size=1, **recipe)
     except ValidationError as error:
         raise BadInput(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
-    rule = Relabel(rule="map", map=dict.fromkeys(range(len(classes)), target))
-    numbers = [str(i) for i in range(len(classes))]
-    zero = np.zeros(1, dtype=np.int64)
-    shard = Shard("picture-000000", zero, zero, zero, pixels[None])
-    made = Attacker(asked, rule, numbers, model)(shard)
-    after = made.images()[0]
+    after, how = (_turn if asked.method == "spatial" else _push)(pixels, model, target, asked)
     logits = logits_of(model, np.stack([pixels, after]), 1).astype(np.float64)
     shifted = np.exp(logits - logits.max(1, keepdims=True))
+    moved = {name: float(value[0]) for name, value in distances(pixels[None], after[None]).items()}
+    return Picture(pixels, after, classes, target, shifted / shifted.sum(1, keepdims=True), how=how, **moved)
+
+
+def _push(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:
+    """The picture after PGD, and what was done."""
+    import torch
+
+    from stages.attack import perturb, targeted
+
+    where = model.mean.device
+    after = perturb(pixels[None], asked, targeted(model, torch.tensor([target], device=where)), where)
     norm = {"l2": "L2", "linf": "L∞"}[asked.norm]
-    how = f"{asked.steps} steps of PGD, {norm} ε {asked.eps:g}" if asked.method == "pgd" else _space(asked.spatial)
-    said = shifted / shifted.sum(1, keepdims=True)
-    l2, linf = float(made.attack["l2"][0]), float(made.attack["linf"][0])
-    return Picture(pixels, after, classes, target, said, l2, linf, how)
+    return after[0], f"{asked.steps} steps of PGD, {norm} ε {asked.eps:g}"
 
 
-def _space(spatial: Spatial) -> str:
-    tries = np.prod(spatial.grid) if spatial.search == "grid" else spatial.tries
-    return f"the best of {tries} rotations (±{spatial.rotation:g}°) and shifts (±{100 * spatial.translation:g} %)"
+def _turn(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:
+    """The picture under the rotation and shift that bring it nearest to the class, and which these are."""
+    import torch
+
+    from stages.attack import targeted
+    from stages.model import to_pixels, to_unit
+    from stages.spatial import search
+
+    space, where = asked.spatial, model.mean.device
+    zero = np.zeros(1, dtype=np.int64)
+    goal = targeted(model, torch.tensor([target], device=where))
+    found = search(space, to_unit(pixels[None], where), zero, goal)
+    degrees, down, right = found.transformation[0].tolist()
+    tries = int(np.prod(space.grid)) if space.search == "grid" else space.tries
+    how = f"rotated by {degrees:+.0f}°, shifted by {100 * down:+.0f} % down and {100 * right:+.0f} % right"
+    return to_pixels(found.image)[0], f"{how}, the best of {tries}"
 
 
 def draw(picture: Picture) -> bytes:

@@ -1,11 +1,24 @@
 """What a run found, as rows and as text."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import mean, stdev
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.scores import (
+    KINDS,
+    Result,
+    Row,
+    attacked,
+    ball,
+    feature_shares,
+    over_seeds,
+    percent,
+    results,
+    rules,
+    shown,
+    transfers,
+    without_seed,
+)
 from pipeline.store import Store
-from pipeline.sweeps import SEED, name_at, split_name
 
 
 def result_rows(store: Store, run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -31,137 +44,61 @@ def _dataset(store: Store, nodes: Mapping[str, Any], name: str | None) -> Mappin
     return found or {}
 
 
-def over_seeds(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Rows put together that differ in the seed alone, in the order of their first."""
-    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        names = (without_seed(row[key] or "") for key in ("evaluation", "model"))
-        groups.setdefault((row["kind"], *names), []).append(row)
-    return list(groups.values())
-
-
-def without_seed(name: str) -> str:
-    """``rand@eps=0.5,seed=1`` → ``rand@eps=0.5``."""
-    base, point = split_name(name)
-    return name_at(base, {axis: value for axis, value in point.items() if axis != SEED})
-
-
-def result_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def result_text(rows: Sequence[Row]) -> str:
     """The rows as a person reads them: accuracies; then, where there are any, attacks, transfer, and features."""
-    accuracy = [row for row in rows if row["kind"] == "accuracy"]
+    found = results(rows)
     features = [row for row in rows if row["kind"] == "usefulness"]
-    parts = {
-        "": result_table(accuracy),
-        "average and worst case": attack_table(accuracy),
-        **transfer_tables(accuracy),
-        "features, one class against the rest": feature_table(features),
+    parts = [
+        ("", result_table(found)),
+        ("average and worst case", attack_table(found)),
+        *((transfer.title, table(*transfer.table())) for transfer in transfers(found)),
+        ("features, one class against the rest", feature_table(features)),
+    ]
+    return "\n\n".join(f"{title}\n{text}" if title else text for title, text in parts if text)
+
+
+def result_table(found: Sequence[Result]) -> str:
+    """Clean accuracy of every model, over its seeds."""
+    columns: dict[str, list[str]] = {
+        "evaluation": [result.evaluation for result in found],
+        "trained on": [result.trained_on for result in found],
+        "target reached": [shown(result.target_reached) for result in found],
+        "learner": [result.model for result in found],
+        "clean accuracy": [str(result.clean) for result in found],
+        "95 % interval": [result.clean.interval for result in found],
+        "chance": [percent(result.rows[0]["chance"]) for result in found],
+        "constant answer": [percent(result.rows[0]["majority"]) for result in found],
     }
-    return "\n\n".join(f"{title}\n{text}" if title else text for title, text in parts.items() if text)
+    if len(set(columns["evaluation"])) < 2:
+        del columns["evaluation"]
+    if not any(row["majority"] > 1.5 * row["chance"] for result in found for row in result.rows):
+        del columns["constant answer"]  # the classes are balanced: chance does not flatter
+    columns |= {f"agrees with {rule}": [shown(result.agreement(rule)) for result in found] for rule in rules(found)}
+    return table(list(columns), list(zip(*columns.values(), strict=True)))
 
 
-def result_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Clean accuracy; rows that differ in the seed alone are one, with mean and standard deviation."""
-    groups = over_seeds(rows)
-    head = ["trained on", "target reached", "learner", "clean accuracy", "95 % interval", "chance"]
-    several = len({without_seed(row["evaluation"]) for row in rows}) > 1
-    if any(row["majority"] > 1.5 * row["chance"] for row in rows):  # unbalanced: chance flatters
-        head.append("constant answer")
-    rules = list(dict.fromkeys(row["agreement"]["rule"] for row in rows if "agreement" in row))
-    lines = []
-    for group in groups:
-        row = group[0]
-        lines.append(
-            ([without_seed(row["evaluation"])] if several else [])
-            + [
-                without_seed(row["trained_on"] or "elsewhere"),
-                spread(r["target_reached"] for r in group),
-                without_seed(row["model"]),
-                spread(r["accuracy"] for r in group),
-                f"{percent(row['low'])} – {percent(row['high'])}" if len(group) == 1 else f"{len(group)} seeds",
-                percent(row["chance"]),
-            ]
-            + ([percent(row["majority"])] if "constant answer" in head else [])
-            + [spread(_agreement(r, rule) for r in group) for rule in rules]
-        )
-    return table((["evaluation"] if several else []) + head + [f"agrees with {rule}" for rule in rules], lines)
-
-
-def _agreement(row: Mapping[str, Any], rule: str) -> float | None:
-    found = row.get("agreement", {})
-    return float(found["accuracy"]) if found.get("rule") == rule else None
-
-
-def attack_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def attack_table(found: Sequence[Result]) -> str:
     """Average beside worst case: noise of the same size beside the attack, the mean transformation beside the worst."""
-    lines = []
-    for group in over_seeds(rows):
-        for attacks in zip(*(row["under_attack"] for row in group), strict=True):
-            if attacks[0].get("source") is not None:
-                continue
-            gap = [a["average"] - a["accuracy"] for a in attacks]
-            reached = spread(a.get("reached") for a in attacks)
-            each = [spread(a[key] for a in attacks) for key in ("average", "accuracy")]
-            lines.append([without_seed(group[0]["model"]), attack_name(attacks[0]), *each, spread(gap), reached])
-    head = ["model", "under", "average case", "worst case", "gap", "target reached"]
-    if all(line[-1] == "–" for line in lines):
-        head, lines = head[:-1], [line[:-1] for line in lines]
-    return table(head, list(dict.fromkeys(map(tuple, lines))))
+    pairs = attacked(found)
+    head = ["model", "under", "average case", "worst case", "gap"]
+    lines = [
+        [result.model, attack.name, shown(attack.average), str(attack.worst), shown(attack.gap)]
+        for result, attack in pairs
+    ]
+    if any(attack.toward for _, attack in pairs):
+        head.append("target reached")
+        lines = [[*line, shown(attack.share("reached"))] for line, (_, attack) in zip(lines, pairs, strict=True)]
+    return table(head, lines)
 
 
-def transfer_tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """For each transfer attack a matrix: made on the model of the row, scored on the model of the column."""
-    cells: dict[str, dict[tuple[str, str], list[float | None]]] = {}
-    for row in rows:
-        for attack in row["under_attack"]:
-            if attack.get("source") is not None:
-                title = f"{'fooled' if attack['toward'] is None else 'target reached'} by {attack_name(attack)} made on"
-                cell = (without_seed(attack["source"]), without_seed(row["model"]))
-                value = attack["fooled" if attack["toward"] is None else "reached"]
-                cells.setdefault(title, {}).setdefault(cell, []).append(value)
-    return {title: _matrix(found) for title, found in cells.items()}
-
-
-def _matrix(cells: Mapping[tuple[str, str], list[float | None]]) -> str:
-    sources, models = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
-    return table(["", *models], [[s, *(spread(cells.get((s, m), [])) for m in models)] for s in sources])
-
-
-def feature_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def feature_table(rows: Sequence[Row]) -> str:
     """How many pairs of a feature and a class are useful and robust, useful and not robust, useless."""
-    kinds = ("robust", "non_robust", "useless")
     lines = []
-    for group in over_seeds(rows):
-        shares = [spread(r["counts"][kind] / sum(r["counts"].values()) for r in group) for kind in kinds]
-        row = group[0]
-        ball = f"{NORMS[row['norm']]} ε {row['eps']:g}"
-        lines.append([without_seed(row["model"]), f"{row['features']} × {len(row['classes'])}", ball, *shares])
-    return table(["model", "features × classes", "ball", "useful, robust", "useful, not robust", "useless"], lines)
-
-
-def attack_name(attack: Mapping[str, Any]) -> str:
-    """An attack in a few words."""
-    if attack["attack"] == "spatial":
-        how = "grid" if attack["search"] == "grid" else "worst"
-        return f"±{attack['rotation']:g}°, ±{100 * attack['translation']:g} %, {how} of {attack['tries']}"
-    toward = f", toward {attack['toward']}" if attack["toward"] else ""
-    restarts = f" × {attack['restarts']}" if attack["restarts"] > 1 else ""
-    method = "" if attack["attack"] == "pgd" else "APGD "
-    return f"{method}{NORMS[attack['norm']]} ε {attack['eps']:g}, {attack['steps']} steps{restarts}{toward}"
-
-
-NORMS = {"l2": "L2", "linf": "L∞"}
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def spread(shares: Iterable[float | None]) -> str:
-    """One share, or the mean and the standard deviation of several."""
-    found = [share for share in shares if share is not None]
-    if len(found) < 2:
-        return percent(found[0] if found else None)
-    return f"{100 * mean(found):.1f} ± {100 * stdev(found):.1f} %"
+    for same in over_seeds(rows):
+        row, shares = same[0], feature_shares(same)
+        pairs = f"{row['features']} × {len(row['classes'])}"
+        lines.append([without_seed(row["model"]), pairs, ball(row), *(shown(shares[kind]) for kind in KINDS)])
+    return table(["model", "features × classes", "ball", *KINDS.values()], lines)
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -12,9 +12,22 @@ import yaml
 from pipeline import figures, published
 from pipeline.figures import COLOURS, Bar, Drawing, Line
 from pipeline.gallery import Gallery, gallery
-from pipeline.gather import Gathered, Row, Score, Spread, spread
+from pipeline.gather import Gathered, Score
 from pipeline.graph import Node
-from pipeline.report import NORMS, attack_name, percent, without_seed
+from pipeline.scores import (
+    NORMS,
+    Attack,
+    Row,
+    Spread,
+    attacked,
+    ball,
+    feature_shares,
+    percent,
+    rules,
+    shown,
+    transfers,
+    without_seed,
+)
 from pipeline.sweeps import name_at, split_name
 
 LINES = 200
@@ -100,36 +113,30 @@ def results(found: Gathered) -> Section | None:
     once: dict[Any, Score] = {}
     for score in found.scores:  # the same model on the same images stands in the table once
         once.setdefault((score.model, score.clean, score.chance), score)
-    shown = sorted(once.values(), key=lambda score: bool(score.axes))
-    several = len({score.evaluation for score in shown}) > 1
-    rules = list(dict.fromkeys(row["agreement"]["rule"] for s in shown for row in s.rows if "agreement" in row))
-    head = ["model", "clean accuracy", "95 % interval", "published", "which is", "trained on", "target reached"]
-    head += ["chance", *(f"answers as {rule} says" for rule in rules), *["evaluation"] * several]
-    lines = [
-        [
-            score.model,
-            str(score.clean),
-            score.clean.interval,
-            _published(score),
-            score.kind or "–",
-            without_seed(score.rows[0]["trained_on"] or "elsewhere"),
-            _shown(spread(score.rows, "target_reached")),
-            percent(score.chance),
-            *(_shown(_agreement(score, rule)) for rule in rules),
-            *([score.evaluation] * several),
-        ]
-        for score in shown
-    ]
-    images = max(row["n"] for score in shown for row in score.rows)
+    scores = sorted(once.values(), key=lambda score: bool(score.axes))
+    columns = {
+        "model": [score.model for score in scores],
+        "clean accuracy": [str(score.clean) for score in scores],
+        "95 % interval": [score.clean.interval for score in scores],
+        "published": [_published(score) for score in scores],
+        "which is": [score.kind or "–" for score in scores],
+        "trained on": [score.trained_on for score in scores],
+        "target reached": [shown(score.target_reached) for score in scores],
+        "chance": [percent(score.chance) for score in scores],
+    }
+    for rule in rules(scores):
+        columns[f"answers as {rule} says"] = [shown(score.agreement(rule)) for score in scores]
+        theirs = [_published(score, f"as {rule}") if score.agreement(rule) else "–" for score in scores]
+        if set(theirs) != {"–"}:
+            columns[f"published, as {rule} says"] = theirs
+    if len({score.evaluation for score in scores}) > 1:
+        columns["evaluation"] = [score.evaluation for score in scores]
+    images = max(row["n"] for score in scores for row in score.rows)
     text = (
-        f"{_count(len(shown), 'model')} on {images:,} images with their true labels. Chance is what the better "
-        f"of guessing and a constant answer scores. {_orientation(shown)}"
+        f"{_count(len(scores), 'model')} on {images:,} images with their true labels. Chance is what the better "
+        f"of guessing and a constant answer scores. {_orientation(scores)}"
     )
-    return Section("Results", text, tables=[Table(head, lines)])
-
-
-def _agreement(score: Score, rule: str) -> Spread | None:
-    return spread([row["agreement"] for row in score.rows if row.get("agreement", {}).get("rule") == rule])
+    return Section("Results", text, tables=[Table(list(columns), list(zip(*columns.values(), strict=True)))])
 
 
 def _orientation(scores: Sequence[Score]) -> str:
@@ -148,25 +155,21 @@ def _published(score: Score, under: str = "clean") -> str:
     return "\n".join(lines) or "–"
 
 
-def _shown(share: Spread | None) -> str:
-    return "–" if share is None else str(share)
-
-
 def _count(number: int, word: str) -> str:
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
 def pictures(found: Gathered) -> Section | None:
     """Images of each dataset that was made from another, as many as fit."""
-    shown: list[Gallery] = []
+    fitting: list[Gallery] = []
     made = sorted(found.datasets("attack", "invert"), key=lambda dataset: dataset.recipe.model is None)
     for dataset in made:
-        if sum(one.size for one in shown) < IMAGES and (one := gallery(found, dataset)) is not None:
-            shown.append(one)
-    if not shown:
+        if sum(one.size for one in fitting) < IMAGES and (one := gallery(found, dataset)) is not None:
+            fitting.append(one)
+    if not fitting:
         return None
-    left = "" if len(shown) == len(made) else f" {len(shown)} of {len(made)} datasets are shown."
-    return Section("Look for yourself", f"What a person sees, and what the label says.{left}", galleries=shown)
+    left = "" if len(fitting) == len(made) else f" {len(fitting)} of {len(made)} datasets are shown."
+    return Section("Look for yourself", f"What a person sees, and what the label says.{left}", galleries=fitting)
 
 
 # -------------------------------------------------------------------------------------------- leakage
@@ -277,7 +280,7 @@ def _sweep(number: int, model: str, axis: str, drawn: Mapping[str, list[tuple[fl
         xs, clean = [x for x, _ in points], [score.clean for _, score in points]
         ends = ([c.low for c in clean], [c.high for c in clean])
         lines.append(Line(rest or model, xs, [c.mean for c in clean], *ends, colour=colour))
-        reached = [(x, r.mean) for x, score in points if (r := spread(score.rows, "target_reached")) is not None]
+        reached = [(x, r.mean) for x, score in points if (r := score.target_reached) is not None]
         lines.append(Line("", [x for x, _ in reached], [r for _, r in reached], dashed=True, colour=colour))
         best = max(range(len(xs)), key=lambda i: clean[i].mean)
         said.append(
@@ -299,11 +302,8 @@ def _sweep(number: int, model: str, axis: str, drawn: Mapping[str, list[tuple[fl
 
 def target_rate(found: Gathered) -> Section | None:
     """How many targets were reached by each step of an attack."""
-    rates = {}
-    for node in found.datasets("attack"):
-        if rate := found.manifests[node.id].get("reached_by_step"):
-            rest = node.recipe.steps + 1 - len(rate)  # after the last step at which another target was reached
-            rates[without_seed(node.name)] = [*rate, *[rate[-1]] * rest]
+    manifests = {without_seed(node.name): found.manifests[node.id] for node in found.datasets("attack")}
+    rates = {name: manifest["reached_by_step"] for name, manifest in manifests.items() if "reached_by_step" in manifest}
     if not rates:
         return None
     drawn = list(rates.items())[:COLOURS]
@@ -361,50 +361,42 @@ def _learning(number: int, model: Node, metrics: Sequence[Row]) -> Chart:
 
 def robustness(found: Gathered) -> Section | None:
     """Worst case beside average case of every attack that is not carried over from another model."""
-    rows = [(score, same) for score in found.scores for same in score.attacks() if same[0].get("source") is None]
-    if not rows:
+    pairs = attacked(found.scores)
+    if not pairs:
         return None
-    targeted = any(same[0].get("toward") for _, same in rows)
-    turned = any(same[0]["attack"] == "spatial" for _, same in rows)
-    head = ["model", "under", "average case", "worst case", "95 % interval", "published worst case"]
-    head += [*["published average case"] * turned, "clean", "fooled", *["target reached"] * targeted]
-    lines = [
-        [
-            score.model,
-            attack_name(same[0]),
-            _shown(spread(same, "average")),
-            _shown(worst := spread(same)),
-            worst.interval if worst else "–",
-            _published(score, _under(same[0])),
-            *([_published(score, f"{same[0]['attack']} average")] if turned else []),
-            str(score.clean),
-            _shown(spread(same, "fooled")),
-            *([_shown(spread(same, "reached"))] if targeted else []),
-        ]
-        for score, same in rows
-    ]
+    columns = {
+        "model": [score.model for score, _ in pairs],
+        "under": [attack.name for _, attack in pairs],
+        "average case": [shown(attack.average) for _, attack in pairs],
+        "worst case": [str(attack.worst) for _, attack in pairs],
+        "95 % interval": [attack.worst.interval for _, attack in pairs],
+        "published worst case": [_published(score, _under(attack.asked)) for score, attack in pairs],
+    }
+    if any(attack.asked["attack"] == "spatial" for _, attack in pairs):
+        columns["published average case"] = [_published(s, f"{a.asked['attack']} average") for s, a in pairs]
+    columns["clean"] = [str(score.clean) for score, _ in pairs]
+    columns["fooled"] = [shown(attack.share("fooled")) for _, attack in pairs]
+    if any(attack.toward for _, attack in pairs):
+        columns["target reached"] = [shown(attack.share("reached")) for _, attack in pairs]
     text = (
         "Average case: noise of the same size, or all rotations and shifts that were tried. Worst case: the attack. "
-        f"{_gap(rows)} Fooled: of the images that the model answers right, those that it no longer does under attack."
+        f"{_gap(pairs)} Fooled: of the images that the model answers right, those that it no longer does under attack."
     )
-    return Section("Robustness", text, _robustness_curves(rows), [Table(head, lines)])
+    table = Table(list(columns), list(zip(*columns.values(), strict=True)))
+    return Section("Robustness", text, _robustness_curves(pairs), [table])
 
 
-Attacked = Sequence[tuple[Score, list[Row]]]
+Attacked = Sequence[tuple[Score, Attack]]
 
 
-def _gap(rows: Attacked) -> str:
-    gaps = []
-    for score, same in rows:
-        average, worst = spread(same, "average"), spread(same)
-        if average is not None and worst is not None and not same[0].get("toward"):
-            gaps.append((average.mean - worst.mean, score.model, same[0], average, worst))
+def _gap(pairs: Attacked) -> str:
+    gaps = [(gap.mean, score, attack) for score, attack in pairs if not attack.toward and (gap := attack.gap)]
     if not gaps:
         return ""
-    gap, model, attack, average, worst = max(gaps, key=lambda found: found[0])
+    widest, score, attack = max(gaps, key=lambda found: found[0])
     return (
-        f"The gap is widest for {model} under {attack_name(attack)}: {average} on average, {worst} at worst, "
-        f"{_points(gap)}."
+        f"The gap is widest for {score.model} under {attack.name}: {shown(attack.average)} on average, {attack.worst} "
+        f"at worst, {_points(widest)}."
     )
 
 
@@ -414,32 +406,32 @@ def _under(attack: Row) -> str:
     return f"{attack['norm']} {attack['eps']:g}" if not attack.get("toward") else "targeted"
 
 
-def _robustness_curves(rows: Attacked) -> list[Chart]:
+def _robustness_curves(pairs: Attacked) -> list[Chart]:
     """A chart per kind of ball: accuracy of each model against the radius."""
-    kinds: dict[tuple[str, str], dict[tuple[str, str], list[tuple[Score, list[Row]]]]] = {}
-    for score, same in rows:
-        if same[0]["attack"] != "spatial" and not same[0].get("toward"):
-            models = kinds.setdefault((same[0]["attack"], same[0]["norm"]), {})
-            models.setdefault((score.evaluation, score.model), []).append((score, same))
+    kinds: dict[tuple[str, str], dict[tuple[str, Spread], list[tuple[Score, Attack]]]] = {}
+    for score, attack in pairs:
+        if attack.asked["attack"] != "spatial" and not attack.toward:
+            models = kinds.setdefault((attack.asked["attack"], attack.asked["norm"]), {})
+            models.setdefault((score.model, score.clean), []).append((score, attack))
     return [_curve(number, *kind, list(models.values())) for number, (kind, models) in enumerate(kinds.items())]
 
 
 def _curve(number: int, attack: str, norm: str, models: Sequence[Attacked]) -> Chart:
     lines, said = [], []
-    for colour, attacked in enumerate(models[:COLOURS]):
-        score = attacked[0][0]
+    for colour, pairs in enumerate(models[:COLOURS]):
+        score = pairs[0][0]
         radii = {0.0: (score.clean, score.clean)}
-        for _, same in attacked:
-            worst, average, eps = spread(same), spread(same, "average"), same[0]["eps"]
-            if worst is not None and (eps not in radii or worst.mean < radii[eps][0].mean):
-                radii[eps] = (worst, average or worst)
+        for _, made in pairs:
+            eps = made.asked["eps"]
+            if eps not in radii or made.worst.mean < radii[eps][0].mean:
+                radii[eps] = (made.worst, made.average or made.worst)
         xs = sorted(radii)
         worst_case, average_case = [radii[x][0] for x in xs], [radii[x][1] for x in xs]
         ends = ([w.low for w in worst_case], [w.high for w in worst_case])
         lines.append(Line(score.model, xs, [w.mean for w in worst_case], *ends, colour=colour))
         lines.append(Line("", xs, [a.mean for a in average_case], dashed=True, colour=colour))
         said.append(f"{score.model} {worst_case[-1]}")
-    largest = max(same[0]["eps"] for attacked in models for _, same in attacked)
+    largest = max(made.asked["eps"] for pairs in models for _, made in pairs)
     left = f"; {COLOURS} of {len(models)} models are drawn" if len(models) > COLOURS else ""
     text = (
         f"{attack.upper()}, {NORMS[norm]}: solid the worst case, dashed the average case. At the largest radius, "
@@ -453,27 +445,17 @@ def _curve(number: int, attack: str, norm: str, models: Sequence[Attacked]) -> C
 
 def transfer(found: Gathered) -> Section | None:
     """Attacks made on one model and shown to others: a matrix for each, and the paper's figure 3."""
-    matrices: dict[str, dict[tuple[str, str], Spread | None]] = {}
-    for score in found.scores:
-        for same in score.attacks():
-            if same[0].get("source") is not None:
-                what, key = ("Target reached", "reached") if same[0].get("toward") else ("Fooled", "fooled")
-                cell = (score.model, without_seed(same[0]["source"]))
-                matrices.setdefault(f"{what}, {attack_name(same[0])}", {})[cell] = spread(same, key)
+    matrices = transfers(found.scores)
     if not matrices:
         return None
+    left = f" {CURVES} of {len(matrices)} tables are shown." if len(matrices) > CURVES else ""
     text = (
-        "Attacks made on the model of a column and shown to the model of a row. Fooled: the share of images that it "
-        "answered right and no longer does."
+        "Attacks made on the model of a column and shown to the model of a row. Fooled: of the images that it "
+        "answered right, those that it no longer does. Target reached: of the images whose target is not their true "
+        f"class, those that it answers as their target.{left}"
     )
-    tables = [_matrix(title, cells) for title, cells in matrices.items()][:CURVES]
+    tables = [Table(*matrix.table(), matrix.title[0].upper() + matrix.title[1:]) for matrix in matrices[:CURVES]]
     return Section("Transfer", text, _against_transferability(found), tables)
-
-
-def _matrix(title: str, cells: Mapping[tuple[str, str], Spread | None]) -> Table:
-    models, sources = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
-    lines = [[model, *(_shown(cells.get((model, source))) for source in sources)] for model in models]
-    return Table(["", *(f"made on {source}" for source in sources)], lines, title)
 
 
 def _against_transferability(found: Gathered) -> list[Chart]:
@@ -506,47 +488,49 @@ def _transferability(number: int, dataset: str, points: Mapping[str, tuple[float
 
 def _fooled(found: Gathered, source: Node, clean: Node, arch: str) -> float | None:
     """How much an untargeted attack on a model fools another of some architecture that was trained on clean images."""
-    for score in found.scores:
-        if score.kind == "D" and score.node.inputs["on"].id == clean.id and score.node.recipe.arch == arch:
-            for same in score.attacks():
-                if same[0].get("source") == source.name and not same[0].get("toward"):
-                    share = spread(same, "fooled")
-                    return share.mean if share else None
-    return None
+    scores = (score for score in found.scores if score.kind == "D" and score.node.recipe.arch == arch)
+    cells = [(without_seed(source.name), s.model) for s in scores if s.node.inputs["on"].id == clean.id]
+    untargeted = [matrix.cells for matrix in transfers(found.scores) if matrix.toward is None]
+    shares = (shares[cell] for shares in untargeted for cell in cells if cell in shares)
+    return next((share.mean for share in shares if share is not None), None)
 
 
 # ------------------------------------------------------------------------------------------ features
 
 
 def features(found: Gathered) -> Section | None:
-    """Usefulness against robust usefulness of each penultimate feature."""
+    """Usefulness against robust usefulness of each penultimate feature; of several seeds the first is drawn."""
     if not found.usefulness:
         return None
-    charts = [_features(number, row) for number, row in enumerate(found.usefulness[:CURVES])]
+    charts = [_features(number, same) for number, same in enumerate(found.usefulness[:CURVES])]
     text = (
         "Each point is a feature of the penultimate layer for one class against the rest: to the right how useful it "
-        "is, ρ, upwards how useful it stays under the worst perturbation, γ. Useful and not robust is what lies to the "
-        "right of the vertical line and below the other."
+        "is, ρ, upwards how useful it stays under the worst perturbation, γ. A rare class allows less than a common "
+        "one, so each class has its own ρ from which on a feature is useful: the vertical lines, or the one, are the "
+        "least and the greatest of these. Of what is useful, what lies above the horizontal line, γ = 0, is robust, "
+        "and the rest is not."
     )
     return Section("Features", text, charts)
 
 
-def _features(number: int, row: Mapping[str, Any]) -> Chart:
-    counts, level = row["counts"], row["useful"]
-    total = max(1, sum(counts.values()))
+def _features(number: int, same: Sequence[Row]) -> Chart:
+    row, shares = same[0], feature_shares(same)
     step = math.ceil(len(row["points"]) / POINTS) or 1
     part = f" One in {step} is drawn." if step > 1 else ""
-    shares = {kind: percent(count / total) for kind, count in counts.items()}
     text = (
-        f"{without_seed(row['model'])}, {NORMS[row['norm']]} ε {row['eps']:g}: of {total:,} pairs of a feature and a "
-        f"class {shares['robust']} are useful and robust, {shares['non_robust']} useful and not robust, "
-        f"{shares['useless']} useless.{part}"
+        f"{without_seed(row['model'])}, {ball(row)}: of {sum(row['counts'].values()):,} pairs of a feature and a "
+        f"class {shown(shares['robust'])} are useful and robust, {shown(shares['non_robust'])} useful and not robust, "
+        f"{shown(shares['useless'])} useless.{part}"
     )
     groups: dict[str, list[tuple[float, float]]] = {"useful and robust": [], "useful, not robust": [], "useless": []}
-    for _, _, rho, gamma in row["points"][::step]:
-        kind = "useless" if rho < level else "useful and robust" if gamma >= level else "useful, not robust"
+    for _, k, rho, gamma in row["points"][::step]:
+        least = row["useful_from"][k]
+        kind = "useless" if rho < least else "useful and robust" if gamma > 0 else "useful, not robust"
         groups[kind].append((rho, gamma))
-    return Chart(figures.scatter(f"features{number}", text, groups, "usefulness ρ", "under attack γ", [level]), text)
+    known = [least for least in row["useful_from"] if least is not None]  # of classes that have images
+    ends = sorted({min(known), max(known)})
+    labels = ("usefulness ρ", "under attack γ")
+    return Chart(figures.scatter(f"features{number}", text, groups, *labels, vertical=ends, horizontal=[0.0]), text)
 
 
 # ------------------------------------------------------------------------------- how it came about

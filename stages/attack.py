@@ -68,7 +68,7 @@ def noisy(x_NCHW: Tensor, ball: Perturbation, seed: int, index: np.ndarray) -> T
 
 
 def _saved(moved_NCHW: Tensor, pixels_NHWC: np.ndarray, ball: Perturbation) -> np.ndarray:
-    clean = torch.from_numpy(np.ascontiguousarray(pixels_NHWC)).permute(0, 3, 1, 2)
+    clean = torch.from_numpy(np.require(pixels_NHWC, requirements=["C", "W"])).permute(0, 3, 1, 2)
     saved = to_grid(moved_NCHW.cpu(), clean, ball.norm, ball.eps)
     return saved.permute(0, 2, 3, 1).contiguous().numpy()
 
@@ -102,7 +102,7 @@ class Attacker:
         self.spared = [other.using(recipe.precision) for other in spared]
         if recipe.method == "universal":
             with threads(1):
-                self.universal = self._universal(fit)
+                self.universal, self.found = self._universal(fit)
 
     def __call__(self, shard: Shard) -> Shard:
         """The shard with its images perturbed and its labels replaced by the targets."""
@@ -129,14 +129,14 @@ class Attacker:
             case "none":
                 return clean, {}
             case "noise":
-                return noise(clean, self.recipe, self.recipe.seed, shard.index), {}
+                return self._noise(clean, shard.index), {}
             case "leakage":
                 return self._leakage(shard, clean, wanted), {}
             case "pgd":
                 return self._pgd(clean, wanted, shard.source_label)
             case "universal":
-                moved = (to_unit(clean) + self.universal[torch.from_numpy(wanted)]).clamp(0, 1)
-                return _saved(moved, clean, self.recipe), {}
+                self._refuse_not_found(wanted)
+                return in_batches(self._shift, self.recipe.batch_size, clean, wanted), {}
             case "spatial":
                 return in_batches(self._spatial, self.recipe.batch_size, clean, wanted, shard.index), {}
 
@@ -155,11 +155,15 @@ class Attacker:
             reached.append(np.asarray(watched.reached_N.cpu())[:count])
         return np.concatenate(moved), {"reached_step": np.concatenate(reached)}
 
+    def _noise(self, clean: np.ndarray, index: np.ndarray) -> np.ndarray:
+        ball = self.recipe
+        return in_batches(lambda *batch: noise(batch[0], ball, ball.seed, batch[1]), ball.batch_size, clean, index)
+
     def _leakage(self, shard: Shard, clean: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Noise where the target is neither the true class nor what the reference answers: what labels alone leak."""
         answer = shard.source_label if self.model is None else self._logits(clean).argmax(1)
         alone = (wanted == shard.source_label) | (wanted == answer)
-        moved = noise(clean, self.recipe, self.recipe.seed, shard.index)
+        moved = self._noise(clean, shard.index)
         return np.where(alone[:, None, None, None], clean, moved)
 
     def _spatial(self, pixels: np.ndarray, wanted: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -167,8 +171,25 @@ class Attacker:
         goal = targeted(self.attacked, torch.from_numpy(wanted).to(where))
         return to_pixels(search(self.recipe.spatial, to_unit(pixels, where), index, goal).image)
 
-    def _universal(self, fit: Sequence[Shard]) -> Tensor:
-        """One perturbation for each target class, classes × C × H × W, found on the images of some shards together."""
+    def _shift(self, pixels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        moved = (to_unit(pixels) + self.universal[torch.from_numpy(wanted)]).clamp(0, 1)
+        return _saved(moved, pixels, self.recipe)
+
+    def _refuse_not_found(self, wanted: np.ndarray) -> None:
+        """Refuse targets that no image of the shards searched on had: their perturbation would be none at all."""
+        missing = [self.classes[k] for k in np.unique(wanted) if k not in self.found]
+        if missing:
+            raise BadInput(
+                f"universal: no image of the first {self.recipe.fit_shards} shards is moved toward "
+                f"{', '.join(missing[:5])}{', …' * (len(missing) > 5)}: raise fit_shards"
+            )
+
+    def _universal(self, fit: Sequence[Shard]) -> tuple[Tensor, frozenset[int]]:
+        """One perturbation for each target class, found on the images of some shards together.
+
+        Returns:
+            The perturbations, classes × C × H × W, and the classes that any image was moved toward.
+        """
         pixels = np.concatenate([shard.images() for shard in fit])
         wanted = np.concatenate([self._targets(shard) for shard in fit])
         where = self.attacked.mean.device
@@ -183,7 +204,7 @@ class Attacker:
 
         ball, start = self.recipe, torch.zeros(len(self.classes), *to_unit(pixels[:1]).shape[1:], device=where)
         # A plane with the gradient of the summed loss stands for it, so that no two batches are held at once.
-        return pgd(
+        found = pgd(
             lambda delta: delta * gradient(delta),
             start,
             norm=ball.norm,
@@ -191,7 +212,8 @@ class Attacker:
             step_size=ball.step,
             steps=ball.steps,
             box=(-1.0, 1.0),
-        ).cpu()
+        )
+        return found.cpu(), frozenset(wanted.tolist())
 
     def _measure(self, clean: np.ndarray, moved: np.ndarray, wanted: np.ndarray) -> dict[str, np.ndarray]:
         """What the saved images are: distances in [0, 1] units, and what the model says of them in float32."""
@@ -239,8 +261,10 @@ def _sum(losses: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Ten
 
 def distances(clean_NHWC: np.ndarray, moved_NHWC: np.ndarray) -> dict[str, np.ndarray]:
     """L2 and L∞ between saved images, uint8, in units of [0, 1]: N each."""
-    levels = (moved_NHWC.astype(np.int64) - clean_NHWC.astype(np.int64)).reshape(len(clean_NHWC), -1)
-    return {"l2": np.sqrt((levels**2).sum(1)) / 255, "linf": np.abs(levels).max(1, initial=0) / 255}
+    # One image at a time: a shard of photographs as int64 would take gigabytes.
+    levels = (moved - clean.astype(np.int64) for clean, moved in zip(clean_NHWC, moved_NHWC, strict=True))
+    sizes_N2 = np.array([((each**2).sum(), np.abs(each).max(initial=0)) for each in levels]).reshape(-1, 2)
+    return {"l2": np.sqrt(sizes_N2[:, 0]) / 255, "linf": sizes_N2[:, 1] / 255}
 
 
 def logits_of(model: Classifier, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:

@@ -61,10 +61,13 @@ def _clean(recipe: Evaluate, classes: Sequence[str], answers: np.ndarray, shard:
 
 
 def _under(right_clean: np.ndarray, attacks: Sequence[Outcome]) -> dict[str, Any]:
-    """One number for each attack, of each kind."""
+    """One number for each attack, of each kind.
+
+    Right under an attack is what is right clean too: toward the true class an attack can mend an answer, which is no
+    merit of the model's, and the worst case is never above the clean one.
+    """
     return {
-        "right_under": [int(each.right.sum()) for each in attacks],
-        "fooled_under": [int((right_clean & ~each.right).sum()) for each in attacks],
+        "right_under": [int((right_clean & each.right).sum()) for each in attacks],
         "average_under": [int(each.average.sum()) for each in attacks],
         "aimed_under": [int(each.aimed.sum()) for each in attacks],
         "reached_under": [int(each.reached.sum()) for each in attacks],
@@ -137,7 +140,7 @@ def _attacked(attack: Threat | Spatial, at: int, sums: Mapping[str, Any]) -> dic
         "high": high,
         "n": n,
         "average": sums["average_under"][at] / (n * draws),
-        "fooled": _share(sums["fooled_under"][at], sums["right"]),
+        "fooled": _share(sums["right"] - right, sums["right"]),
     }
 
 

@@ -19,6 +19,13 @@ FLAT = frozenset(
 )
 """Activations that are flat somewhere: there they pass no gradient on, and a search that starts there stays there."""
 
+FLOORS = frozenset(
+    getattr(place, name)
+    for place in (torch, Tensor)
+    for name in ("clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_")
+) | {F.threshold}
+"""Functions that are flat below their floor. Only those with floor 0 are an activation: others may guard a division."""
+
 
 class Penultimate:
     """Images in [0, 1], N × C × H × W, to features, N × D, in float32.
@@ -79,7 +86,10 @@ def head(model: Classifier) -> tuple[str, nn.Linear]:
     with _hooked(linear, lambda module, *_: ran.append(module)):
         _probe(model, model)
     if not ran:
-        raise BadInput(f"arch {model.design.arch} has no linear layer: name the layer of its features with `layer`")
+        raise BadInput(
+            f"arch {model.design.arch} has no linear layer: name the layer of its features with `layer`; a linear "
+            "probe needs a model that has one"
+        )
     return linear[ran[-1]], ran[-1]
 
 
@@ -139,11 +149,18 @@ class _StraightThrough(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if function in FLAT and args:
+        floored = function in FLOORS and _floor(*args[1:2], **kwargs or {}) == 0
+        if args and (function in FLAT or floored):
             self.count += 1
             if self.count == self.passed:
                 return _straight(function, *args, **kwargs or {})
         return function(*args, **kwargs or {})
+
+
+def _floor(floor: Any = None, **named: Any) -> float | None:
+    """The floor of a call to one of FLOORS, where it is a number."""
+    said = named.get("min", named.get("threshold", floor))
+    return said if isinstance(said, int | float) else None
 
 
 def _straight(function: Callable[..., Tensor], x: Tensor, *rest: Any, **named: Any) -> Tensor:

@@ -35,14 +35,19 @@ class Inverter:
         """
         clean, size = shard.images(), self.recipe.batch_size
         with threads(1):
-            found = in_batches(self._search, size, clean, starts(self.recipe, shard))
+            others = clean[derangement(self.recipe.seed, shard)] if self.recipe.start == "other" else clean
+            found = in_batches(self._search, size, clean, others, shard.index)
             effect = {**distances(clean, found), "distance": in_batches(self._distance, size, clean, found)}
         return replace(shard, pixels=found, files=None, suffix="png", attack=effect, failures=[])
 
-    def _search(self, pixels_NHWC: np.ndarray, start_NHWC: np.ndarray) -> np.ndarray:
+    def _search(self, pixels_NHWC: np.ndarray, other_NHWC: np.ndarray, index_N: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             wanted = self.features(to_unit(pixels_NHWC, self.where))
-        start = torch.from_numpy(start_NHWC).to(self.where).permute(0, 3, 1, 2).contiguous()
+        if self.recipe.start == "other":
+            start = to_unit(other_NHWC, self.where)
+        else:
+            drawn = noise(self.recipe.seed, index_N, pixels_NHWC.shape[1:])
+            start = torch.from_numpy(drawn).to(self.where).permute(0, 3, 1, 2)
         # Squared, the distance has the same normalised gradient, and one that is defined at zero.
         found = pgd(
             lambda z: (self.features(z) - wanted).square().sum(1),
@@ -60,24 +65,25 @@ class Inverter:
         return np.asarray(torch.linalg.vector_norm(found - wanted, dim=1).cpu())
 
 
-def starts(recipe: Invert, shard: Shard) -> np.ndarray:
-    """Where the search for each image starts: N × H × W × C, float32, in [0, 1].
+def noise(seed: int, index_N: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Images drawn uniformly from [0, 1], each from (seed, index): N × shape, float32."""
+    draws = [generator(seed, "noise start", int(i)) for i in index_N]
+    return np.stack([draw.random(shape, dtype=np.float32) for draw in draws])
 
-    `noise` is drawn per image from (seed, index). `other` is a derangement of the shard, one cycle through all of it
-    (Sattolo 1986), drawn from (seed, its smallest index).
+
+def derangement(seed: int, shard: Shard) -> np.ndarray:
+    """For each image of a shard the place of another: one cycle through all of it (Sattolo 1986), N.
+
+    It is drawn from (seed, the shard's smallest index).
 
     Raises:
-        BadData: start `other` in a shard of one image.
+        BadData: the shard has one image.
     """
-    clean = shard.images()
-    if recipe.start == "noise":
-        draws = [generator(recipe.seed, "noise start", int(i)) for i in shard.index]
-        return np.stack([draw.random(clean.shape[1:], dtype=np.float32) for draw in draws])
     if len(shard) < 2:
         raise BadData(f"{shard.name} has one image, which has no other to start at: load with a larger shard_size")
-    draw = generator(recipe.seed, "other start", int(shard.index.min()))
+    draw = generator(seed, "other start", int(shard.index.min()))
     order = np.arange(len(shard))
     for last in range(len(order) - 1, 0, -1):
         other = draw.integers(last)
         order[last], order[other] = order[other], order[last]
-    return clean[order].astype(np.float32) / 255
+    return order

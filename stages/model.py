@@ -21,7 +21,9 @@ from stages import nets
 from stages.errors import BadData, BadInput
 from stages.recipes import Bring, Precision
 
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+NORMALISE_AGAIN = ("googlenet", "inception_v3")
+"""torchvision's networks that change ImageNet's normalisation into one of 0.5 themselves when they come with weights:
+((x − m) / s) · (s / .5) + (m − .5) / .5 = (x − .5) / .5. Ours do not, so they get the latter."""
 
 PACKAGE = "package://"
 """What weights that lie inside an installed Python package begin with: ``package://PACKAGE/FILE``."""
@@ -120,7 +122,9 @@ def on_device(model: "Classifier") -> "Classifier":
 
 def to_unit(pixels_NHWC: np.ndarray, where: torch.device | None = None) -> Tensor:
     """uint8, N × H × W × C, to float32 in [0, 1], N × C × H × W, each level exactly k / 255."""
-    return torch.from_numpy(np.ascontiguousarray(pixels_NHWC)).to(where).permute(0, 3, 1, 2).float() / 255
+    return (
+        torch.from_numpy(np.require(pixels_NHWC, requirements=["C", "W"])).to(where).permute(0, 3, 1, 2).float() / 255
+    )
 
 
 def to_pixels(x_NCHW: Tensor) -> np.ndarray:
@@ -189,7 +193,8 @@ def bring(recipe: Bring, data: Path, here: Path) -> tuple[Design, bytes]:
     if ":" not in recipe.arch and (found := _torchvision_weights(recipe)) is not None:
         state = found.get_state_dict(progress=False, check_hash=True)
         state = {k: v for k, v in state.items() if not k.startswith(("aux1.", "aux2.", "AuxLogits."))}
-        mean, std = recipe.mean or IMAGENET_MEAN, recipe.std or IMAGENET_STD
+        mean, std = published_normalisation(recipe.arch, found)
+        mean, std = recipe.mean or mean, recipe.std or std
     else:
         state = _read_state(recipe, data)
         mean, std = recipe.mean or [0.0] * shape[0], recipe.std or [1.0] * shape[0]
@@ -210,6 +215,14 @@ def _only(design: Design, outputs: Sequence[int]) -> Design:
     if (last := max(outputs)) >= design.classes:
         raise BadInput(f"outputs names {last}, but the network has {design.classes} classes, 0 to {design.classes - 1}")
     return replace(design, classes=len(outputs), outputs=tuple(outputs), of=design.classes)
+
+
+def published_normalisation(arch: str, found: Any) -> tuple[list[float], list[float]]:
+    """Mean and deviation per channel that torchvision's weights were trained with, as their own preset says."""
+    if arch in NORMALISE_AGAIN:
+        return [0.5] * 3, [0.5] * 3
+    preset = found.transforms()
+    return list(preset.mean), list(preset.std)
 
 
 def is_remote(recipe: Bring) -> bool:

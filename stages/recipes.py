@@ -45,8 +45,20 @@ class Recipe(BaseModel):
         return frozenset()
 
     def parameters(self) -> dict[str, Any]:
-        """Every parameter that changes the result, defaults filled in."""
-        return self.model_dump(mode="json", exclude={*self.where, *self.inputs, *self.unused})
+        """Every parameter that changes the result, defaults filled in; of the recipes within it likewise."""
+        said = self.model_dump(mode="json", exclude={*self.where, *self.inputs, *self.unused})
+        return {name: _parameters(getattr(self, name), dumped) for name, dumped in said.items()}
+
+
+def _parameters(value: Any, dumped: Any) -> Any:
+    """What a field's value comes to, given how it is dumped."""
+    match value:
+        case Recipe():
+            return value.parameters()
+        case list():
+            return [_parameters(*pair) for pair in zip(value, dumped, strict=True)]
+        case _:
+            return dumped
 
 
 # ---------------------------------------------------------------------------------------------- load
@@ -198,6 +210,11 @@ class Spatial(Recipe):
     tries: int = Field(10, ge=1, description="For search `random`: transformations tried of each image.")
     seed: Seed = Field(0, description="For search `random`: seed; drawn per image, by its index.")
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """Parameters of the other search: they make no other version."""
+        return frozenset({"grid"} if self.search == "random" else {"tries", "seed"})
+
 
 class Attack(Perturbation):
     """Move every image toward its target class, inside the ball, and save it on the 8-bit grid."""
@@ -247,8 +264,8 @@ class Attack(Perturbation):
         """Parameters that the method does not use: they make no other version of the dataset."""
         ball, moves = {"norm", "eps"}, {"steps", "step_size"}
         by_method = {
-            "pgd": {"spatial", "fit_shards"},
-            "universal": {"spatial"},
+            "pgd": {"spatial", "fit_shards", "seed"},
+            "universal": {"spatial", "seed"},
             "spatial": ball | moves | {"fit_shards", "seed"},
             "noise": moves | {"precision", "spatial", "fit_shards"},
             "leakage": moves | {"precision", "spatial", "fit_shards"},
@@ -314,6 +331,11 @@ class Relabel(Recipe):
         if (self.rule == "map") != (self.map is not None):
             raise ValueError("`map` goes with rule map, and rule map needs it")
         return self
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Rules that draw nothing have no seed."""
+        return frozenset({} if self.rule in ("random", "other") else {"seed"})
 
 
 # -------------------------------------------------------------------------------------- train, bring
@@ -475,6 +497,11 @@ class Threat(Perturbation):
     )
     seed: Seed = Field(0, description="Seed of the random starts and of the average case; drawn per image.")
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """APGD chooses its step size."""
+        return frozenset({"step_size"} if self.method == "apgd" else {})
+
     @field_validator("toward")
     @classmethod
     def _no_model_needed(cls, rule: Relabel | None) -> Relabel | None:
@@ -546,9 +573,14 @@ class Usefulness(Ball):
     )
     eps: float = Field(0.5, ge=0, description="Radius of the ball, in pixel units of [0, 1].")
     steps: int = Field(10, ge=1, description="Steps of projected gradient descent, for each feature both ways.")
+    step_size: float | None = Field(None, ge=0, description="Length of a step, in pixel units; by default eps / 5.")
     limit: int = Field(200, ge=1, description="Images of the split to measure on, spread over its shards.")
     useful: float = Field(
-        0.1, ge=0, description="A feature is useful for a class from this ρ on, and robust from this γ on."
+        0.1,
+        ge=0,
+        le=1,
+        description="A feature is useful for a class if its ρ is at least this share of the largest that there can be, "
+        "2√(p(1 − p)) for a class that p of the images are of. A useful feature is robust if its γ is above 0.",
     )
     precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
     batch_size: int = Field(250, ge=1, description="Images attacked together; the last batch is padded to it.")

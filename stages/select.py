@@ -1,5 +1,6 @@
 """Keep some of a shard's images, by what an attack did to them."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,14 @@ from stages.shard import Shard
 
 
 def kept(recipe: Select, count: int) -> int:
-    """How many of a shard's images are kept."""
-    return max(1, round(recipe.share * count))
+    """How many of a shard's images are kept: at least one, and of several not all.
+
+    The top of a share and the bottom of the rest of it divide the shard; half an image goes to the top.
+    """
+    share = recipe.share if recipe.keep == "top" else 1 - recipe.share
+    half_up = math.floor(round(share * count, 9) + 0.5)  # 1 − 0.42 is not quite 0.58
+    top = min(max(half_up, 1), count - 1)
+    return max(1, top if recipe.keep == "top" else count - top)
 
 
 def select(recipe: Select, shard: Shard) -> Shard:

@@ -20,11 +20,11 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from stages import nets
-from stages.attack import logits_of, untargeted
+from stages.attack import untargeted
 from stages.augment import augment
 from stages.errors import BadData, BadInput
 from stages.features import head
-from stages.model import Classifier, Design, load, on_device, threads, to_unit
+from stages.model import Classifier, Design, in_batches, load, on_device, threads, to_unit
 from stages.pgd import pgd
 from stages.recipes import Ball, Train
 from stages.seeds import generator, torch_seed
@@ -214,7 +214,15 @@ def _probe(fresh: Classifier, weights: bytes, here: Path) -> Classifier:
 
 
 def _score(model: Classifier, pixels_NHWC: np.ndarray, label_N: np.ndarray, batch_size: int) -> float:
-    return float((logits_of(model.eval(), pixels_NHWC, batch_size).argmax(1) == label_N).mean())
+    """Accuracy; an answer that is no number is a wrong one, and no reason to end a training."""
+    plain = model.eval().using("float32")
+
+    @torch.no_grad()
+    def right(pixels: np.ndarray, label: np.ndarray) -> np.ndarray:
+        logits = np.asarray(plain(to_unit(pixels, plain.mean.device)).cpu())
+        return np.asarray((logits.argmax(1) == label) & np.isfinite(logits).all(1))
+
+    return float(in_batches(right, batch_size, pixels_NHWC, label_N).mean())
 
 
 def _epoch(

@@ -3,6 +3,10 @@
 Of a feature f with mean 0 and deviation 1, and y = ±1 for one class against the rest: usefulness ρ = E[y f(x)], robust
 usefulness γ = E[inf y f(x + δ)] over a ball. Normalising is affine and does not turn a feature round, so it can wait
 until all shards are summed: where f is least or greatest, so is f normalised.
+
+A feature is useful for a class from some ρ on. As ρ is a covariance with y, whose deviation is 2√(p(1 − p)) for a class
+that p of the images are of, it is never above that: the threshold is a share of it, so that it is one for ten classes
+and for a thousand. A useful feature is robust if γ > 0; if not, no γ > 0 makes it γ-robustly useful.
 """
 
 from collections import Counter
@@ -113,10 +117,13 @@ def summarise(recipe: Usefulness, classes: Sequence[str], sums: Mapping[str, Any
     """What the sums of one model say: ρ and γ of each feature for each class that has images, and how many are what.
 
     Points are (feature, class, ρ, γ), by number; a feature is turned round for a class where that makes ρ ≥ 0.
+    `useful_from` is the ρ from which a feature is useful, class by class, None for one without images.
     """
     present = [k for k, n in enumerate(sums["n_per_class"]) if n]
     rho_KD, gamma_KD = _usefulness(sums, present)
-    kinds_KD = np.where(rho_KD < recipe.useful, 2, np.where(gamma_KD < recipe.useful, 1, 0))
+    share_C = np.array(sums["n_per_class"]) / sum(sums["n_per_class"])
+    from_C = recipe.useful * 2 * np.sqrt(share_C * (1 - share_C))
+    kinds_KD = np.where(rho_KD < from_C[present, None], 2, np.where(gamma_KD > 0, 0, 1))
     kinds_KD[:, ~_varies(sums)] = 2
     best_D, every = rho_KD.argmax(0), np.arange(rho_KD.shape[1])
     return {
@@ -125,6 +132,7 @@ def summarise(recipe: Usefulness, classes: Sequence[str], sums: Mapping[str, Any
         **recipe.model_dump(include={"norm", "eps", "steps", "layer", "useful"}),
         "features": len(every),
         "classes": list(classes),
+        "useful_from": [float(least) if share else None for least, share in zip(from_C, share_C, strict=True)],
         "counts": _counts(kinds_KD),
         "features_by_best_class": _counts(kinds_KD[best_D, every]),
         "points": [

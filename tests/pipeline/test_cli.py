@@ -1,14 +1,16 @@
 """The command line as a person uses it: results, resume, repair, and one sentence for every bad request."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from PIL import Image
-from support import contents, files
+from support import TINY, contents, files
 
 from pipeline import artifacts, spec
 from pipeline.cli import main
@@ -28,13 +30,21 @@ def make(file, store, *args, code=0):
     return invoke("run", file, "--store", store, "--engine", "inline", *args, code=code)
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """The store of a finished run of the small experiment."""
+    folder = tmp_path_factory.mktemp("made")
+    file = folder / "experiment.yaml"
+    file.write_text(yaml.safe_dump(TINY))
+    make(file, folder / "store")
+    return folder / "store"
+
+
 @pytest.fixture
-def finished(tiny, write, tmp_path, monkeypatch):
-    """A finished run of the small experiment: its file and store."""
+def finished(made_once, tiny, write, tmp_path, monkeypatch):
+    """A finished run of the small experiment, the test's own to spoil: its file and store."""
     monkeypatch.chdir(tmp_path)
-    file, store = write(tiny), tmp_path / "store"
-    make(file, store)
-    return file, store
+    return write(tiny), shutil.copytree(made_once, tmp_path / "store")
 
 
 # ------------------------------------------------------------------------------------ the main job

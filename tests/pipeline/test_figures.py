@@ -23,7 +23,7 @@ def charts(name: str, said: str) -> list[str]:
     return [
         lines(name, said, LINES, "steps", "share", log=True, level=("chance", 0.1)),
         bars(name, said, BARS, "accuracy", ("chance", 0.1)),
-        scatter(name, said, {"ours": [(0.1, 0.2)], "theirs": [(0.3, 0.4)]}, "x", "y", [0.1], True, ["resnet18"]),
+        scatter(name, said, {"ours": [(0.1, 0.2)], "theirs": [(0.3, 0.4)]}, "x", "y", [0.1], [0], True, ["resnet18"]),
     ]
 
 

@@ -1,6 +1,7 @@
 """The published figures, and what a model is in their words, judged by how it was made."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -27,15 +28,24 @@ DATASETS = {
     "D_NR": {"invert": {"images": "a", "model": "b"}},
 }
 
+BROUGHT: list[tuple[dict[str, Any], str | None]] = [
+    ({"attack": {**ATTACK, "model": "brought"}, "relabel": "random"}, "D_rand"),
+    ({"attack": {**ATTACK, "model": "brought", "method": "leakage"}, "relabel": "random"}, "D_rand, leakage only"),
+    ({"invert": {"images": "a", "model": "brought"}}, None),
+]
+"""What is made from a model of which nobody here knows how robust it is, and what a learner from it is."""
+
 
 def made(load, **models):
     """Nodes by name, of an experiment whose datasets are called d0, d1 …"""
     datasets = {"a": {"load": load}, **{f"d{i}": dataset for i, dataset in enumerate(DATASETS.values())}}
+    datasets |= {f"brought{i}": dataset for i, (dataset, _) in enumerate(BROUGHT)}
     datasets["top"] = {"select": {"images": "d1", "keep": "top", "share": 0.4}}
     learners = {f"m{i}": {"train": {**TRAIN, "on": f"d{i}"}} for i in range(len(DATASETS))}
     sources = {
         "b": {"train": {**TRAIN, "on": "a"}},
         "robust": {"train": {**TRAIN, "on": "a", "adversarial": {"eps": 0.5}}},
+        "brought": {"load": {"arch": "resnet18", "weights": "DEFAULT"}},
     }
     experiment = {"name": "e", "datasets": datasets, "models": {**sources, **learners, **models}}
     return {node.name: node for node in build(parse(experiment))}
@@ -47,7 +57,8 @@ def nodes():
         "best": {"train": {**TRAIN, "on": "top"}},
         "linear": {"train": {"on": "d0", "probe": "robust"}},
         "turned": {"train": {**TRAIN, "on": "a", "augment": "spatial"}},
-        "brought": {"load": {"arch": "resnet18", "weights": "DEFAULT"}},
+        "linear_brought": {"train": {"on": "d0", "probe": "brought"}},
+        **{f"from_brought{i}": {"train": {**TRAIN, "on": f"brought{i}"}} for i in range(len(BROUGHT))},
     }
     return made({"source": "cifar10"}, **more)
 
@@ -55,6 +66,11 @@ def nodes():
 @pytest.mark.parametrize(("number", "words"), list(enumerate(DATASETS)))
 def test_a_learner_is_what_it_learned_from(nodes, number, words):
     assert kind(nodes[f"m{number}"]) == words
+
+
+@pytest.mark.parametrize(("number", "words"), [(i, words) for i, (_, words) in enumerate(BROUGHT)])
+def test_a_model_from_elsewhere_is_not_said_to_be_robust_or_not(nodes, number, words):
+    assert kind(nodes[f"from_brought{number}"]) == words
 
 
 @pytest.mark.parametrize(
@@ -65,6 +81,7 @@ def test_a_learner_is_what_it_learned_from(nodes, number, words):
         ("turned", "D, spatial augmentation"),
         ("best", "D_other, top margins"),
         ("linear", "D_rand, robust features only"),
+        ("linear_brought", None),
         ("brought", None),
     ],
 )
@@ -78,6 +95,9 @@ def test_figures_are_of_the_same_data_where_there_are_any():
     assert {f.data for f in beside("D_other", RESTRICTED)} == {CIFAR10}
     assert [f.percent for f in beside("D_R", CIFAR10, "l2 0.5")] == ["21.85", "19.22"]
     assert [f.data for f in beside("D", CIFAR10, "spatial random")] == ["ImageNet"]
+    assert [f.percent for f in beside("D_det", None, "as next")] == ["16.2"]
+    assert [f.percent for f in beside("D_det, robust source", CIFAR10, "as next")] == ["65.5"]
+    assert [f.percent for f in beside("D_det, not transferring", CIFAR10, "as next")] == ["70.8"]
     assert beside(None, CIFAR10) == [] == beside("D_rand", CIFAR10, "l2 0.5")
 
 
@@ -91,7 +111,7 @@ def test_figures_are_of_the_same_data_where_there_are_any():
     ],
 )
 def test_data_is_that_of_the_source_however_often_it_was_changed(load, data):
-    assert {data_of(node) for node in made(load).values()} == {data}
+    assert {data_of(node) for node in made(load).values() if node.stage != "bring"} == {data}
 
 
 def test_a_model_from_elsewhere_was_trained_on_no_data_known_here(nodes):

@@ -8,7 +8,7 @@ from torch import nn
 from stages.attack import Attacker, logits_of, noise, perturb, targeted, untargeted
 from stages.errors import BadData, BadInput
 from stages.model import Classifier, Design, to_unit
-from stages.pgd import pgd
+from stages.pgd import pgd, to_grid
 from stages.recipes import Attack, Perturbation, Relabel, Spatial
 from stages.shard import Shard, pack
 from stages.spatial import candidates, transform
@@ -116,6 +116,37 @@ def test_the_shard_that_was_given_is_not_changed(attacked, shard):
     attacked()
     assert np.array_equal(shard.images(), before[0])
     assert np.array_equal(shard.label, before[1])
+
+
+@pytest.mark.parametrize("norm", BALLS)
+@pytest.mark.parametrize("method", ["noise", "leakage", "universal"])
+def test_batches_give_the_bytes_that_the_whole_shard_at_once_would(shard, trained, method, norm):
+    asked = recipe(method=method, norm=norm, eps=BALLS[norm], steps=1)
+    attacker = Attacker(asked, Relabel(rule="next"), CLASSES, trained, fit=[shard])
+    after = attacker(shard)
+    if method == "universal":
+        moved = (to_unit(shard.images()) + attacker.universal[torch.from_numpy(after.label)]).clamp(0, 1)
+        grid = to_grid(moved, torch.from_numpy(shard.images()).permute(0, 3, 1, 2), norm, BALLS[norm])
+        whole = grid.permute(0, 2, 3, 1).numpy()
+    else:
+        whole = noise(shard.images(), asked, asked.seed, shard.index)
+    alone = (levels(after, shard) == 0).all(1)
+    assert np.array_equal(after.images()[~alone], whole[~alone])
+    assert alone.mean() < (0.5 if method == "leakage" else 0.01)
+
+
+@pytest.mark.parametrize("method", ["pgd", "universal", "spatial", "noise", "leakage"])
+def test_no_more_than_a_batch_of_images_is_ever_held_as_floats(shard, trained, method, monkeypatch):
+    held = []
+
+    def counted(pixels, where=None):
+        held.append(len(pixels))
+        return to_unit(pixels, where)
+
+    monkeypatch.setattr("stages.attack.to_unit", counted)
+    asked = recipe(method=method, steps=1, spatial=Spatial(grid=[1, 1, 2]))
+    Attacker(asked, Relabel(rule="next"), CLASSES, trained, fit=[shard])(shard)
+    assert max(held) == BATCH
 
 
 # ----------------------------------------------------------------------------- what is reported
@@ -362,6 +393,15 @@ def test_a_universal_perturbation_does_not_depend_on_the_batches_it_was_found_in
     same = (found[0] - found[1]).abs() < 1e-3
     assert same.float().mean() > 0.99
     assert found[0].abs().sum() > 0
+
+
+def test_a_target_that_no_perturbation_was_found_for_is_refused(digits, trained, part):
+    few = part(digits["train"], np.flatnonzero(digits["train"].label < 3)[:30])
+    asked = recipe(method="universal", steps=1)
+    attacker = Attacker(asked, Relabel(rule="next"), CLASSES, trained, fit=[few])  # toward 1, 2 and 3
+    assert (attacker(few).attack["l2"] > 0).all()
+    with pytest.raises(BadInput, match=r"no image of the first 1 shards .* toward 0, 4, 5, 6, 7, …: raise fit_shards"):
+        attacker(digits["test"])
 
 
 # -------------------------------------------------------------------------------------- spatial

@@ -94,14 +94,14 @@ def test_the_worst_case_stands_beside_the_average_case_and_what_it_turned(traine
     worst, aimed, grid, drawn = said["under_attack"]
     clean = logits_of(trained, shard.images(), BATCH).argmax(1) == shard.label
     found = in_ball(asked.attacks[0], CLASSES, {"net": trained}, {}, shard)["net"]
-    assert worst["fooled"] == (clean & ~found.right).sum() / clean.sum()
+    assert worst["fooled"] == pytest.approx((clean & ~found.right).sum() / clean.sum(), abs=1e-12)
     assert [row["attack"] for row in said["under_attack"]] == ["pgd", "pgd", "spatial", "spatial"]
     for at, row in enumerate(said["under_attack"]):
         right = sums["right_under"][at]
         assert (row["accuracy"], row["n"]) == (right / 60, 60)
         assert (row["low"], row["high"]) == wilson(right, 60)
         assert row["accuracy"] < row["average"] <= 1
-        assert row["fooled"] == sums["fooled_under"][at] / sums["right"]
+        assert row["fooled"] == (sums["right"] - right) / sums["right"]
     assert {
         "norm": "l2",
         "eps": 3.0,
@@ -129,6 +129,18 @@ def test_of_no_right_answers_and_of_no_targets_there_is_no_share(trained, shard,
     assert said["accuracy"] == 0
     assert said["under_attack"][0]["fooled"] is None
     assert said["under_attack"][0]["reached"] is None
+
+
+def test_an_attack_toward_the_true_class_makes_no_answer_right(trained, shard):
+    own = {str(c): c for c in range(10)}
+    asked = recipe(attacks=[{**UNDER[1], "toward": {"rule": "map", "map": own}}])
+    with torch.no_grad():
+        trained.network[-1].bias[3] += 5  # answers 3 more often than it should
+    found = in_ball(asked.attacks[0], CLASSES, {"net": trained}, {}, shard)["net"]
+    sums = score(asked, CLASSES, {"net": trained}, {}, shard)["net"]
+    assert 0 < sums["right"] < found.right.sum()
+    assert sums["right_under"][0] <= sums["right"]
+    assert summary(asked, CLASSES, sums)["under_attack"][0]["fooled"] >= 0
 
 
 def test_each_model_has_sums_of_its_own(trained, shard):

@@ -7,7 +7,7 @@ from torch import nn
 
 from stages.errors import BadData, BadInput
 from stages.features import Penultimate
-from stages.invert import Inverter, starts
+from stages.invert import Inverter, derangement, noise
 from stages.model import Classifier, Design, to_unit
 from stages.recipes import Invert
 from stages.shard import Shard, pack, rows, unpack
@@ -45,7 +45,8 @@ def shard_of(count=11, seed=0, low=100, high=156):
 def test_of_a_linear_model_the_nearest_image_with_the_same_features_is_found(linear):
     # The gradient stays in the rows of W: z = s + W⁺ (W x − W s), the nearest point to the start s.
     shard, asked = shard_of(), recipe(steps=400, step_size=0.005)
-    begun, x = starts(asked, shard).reshape(11, -1), shard.images().reshape(11, -1) / 255
+    x = shard.images().reshape(11, -1) / 255
+    begun = x[derangement(asked.seed, shard)]
     weight = linear.network[1].weight.numpy().astype(np.float64)
     nearest = begun + (x - begun) @ weight.T @ np.linalg.pinv(weight).T
     after = Inverter(asked, linear)(shard)
@@ -77,7 +78,7 @@ def test_the_distance_is_that_of_the_saved_image_and_nearer_than_where_it_starte
     features = Penultimate(trained)
     with torch.no_grad():
         wanted, found = features(to_unit(shard.images())), features(to_unit(after.images()))
-        begun = features(torch.from_numpy(starts(asked, shard)).permute(0, 3, 1, 2))
+        begun = features(to_unit(shard.images()[derangement(asked.seed, shard)]))
     np.testing.assert_allclose(after.attack["distance"], (found - wanted).norm(dim=1), rtol=1e-3, atol=1e-4)
     assert (after.attack["distance"] < 0.7 * (begun - wanted).norm(dim=1).numpy()).all()
     assert after.attack["distance"].dtype == np.float32
@@ -116,8 +117,7 @@ def test_bfloat16_finds_nearly_the_same(linear):
 def test_every_image_starts_at_another_of_the_shard_and_each_is_a_start_once(count, seed):
     pixels = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
     index = np.arange(count)
-    begun = starts(recipe(seed=seed), Shard("train-000000", index, index, index, pixels))
-    order = np.round(begun.ravel() * 255).astype(int)
+    order = derangement(seed, Shard("train-000000", index, index, index, pixels))
     assert sorted(order) == list(range(count))
     assert (order != index).all()
 
@@ -126,21 +126,40 @@ def test_the_derangement_comes_from_the_seed_and_the_shard():
     def order(seed, first):
         index = np.arange(30)
         shard = Shard("t-000000", index + first, index, index, index.astype(np.uint8).reshape(-1, 1, 1, 1))
-        return starts(recipe(seed=seed), shard).tobytes()
+        return derangement(seed, shard).tobytes()
 
     assert order(0, 0) == order(0, 0)
     assert len({order(0, 0), order(1, 0), order(0, 30)}) == 3
 
 
 def test_noise_is_uniform_and_drawn_for_each_image():
-    shard = shard_of(200)
-    begun = starts(recipe(start="noise"), shard)
-    some = Shard(shard.name, shard.index[50:60], *(shard.label[50:60],) * 2, shard.images()[50:60])
-    assert np.array_equal(starts(recipe(start="noise"), some), begun[50:60])
+    index = np.arange(40, 240)
+    begun = noise(0, index, (SIDE, SIDE, 1))
+    assert begun.dtype == np.float32
+    assert np.array_equal(noise(0, index[50:60], (SIDE, SIDE, 1)), begun[50:60])
     assert begun.min() >= 0
     assert begun.max() < 1
     assert abs(begun.mean() - 0.5) < 5 / (12 * begun.size) ** 0.5  # five standard deviations
-    assert not np.array_equal(starts(recipe(start="noise", seed=1), shard), begun)
+    assert not np.array_equal(noise(1, index, (SIDE, SIDE, 1)), begun)
+
+
+@pytest.mark.parametrize("start", ["other", "noise"])
+def test_a_search_that_cannot_move_gives_its_start_drawn_batch_by_batch(linear, start, monkeypatch):
+    held = []
+
+    def seen(seed, index, shape):
+        held.append(len(index))
+        return noise(seed, index, shape)
+
+    monkeypatch.setattr("stages.invert.noise", seen)
+    shard, asked = shard_of(20), recipe(start=start, steps=1, step_size=1e-6, seed=2)
+    found = Inverter(asked, linear)(shard).images()
+    if start == "other":
+        assert np.array_equal(found, shard.images()[derangement(2, shard)])
+        assert held == []
+    else:
+        assert np.array_equal(found, np.round(noise(2, shard.index, (SIDE, SIDE, 1)) * 255))
+        assert held == [8, 8, 8]
 
 
 def test_the_same_shard_gives_the_same_bytes(linear):

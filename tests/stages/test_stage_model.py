@@ -15,12 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
+from torchvision import models
 
 from stages import nets
 from stages.errors import BadData, BadInput
 from stages.model import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Classifier,
     Design,
     bring,
@@ -28,6 +27,7 @@ from stages.model import (
     in_batches,
     is_remote,
     load,
+    published_normalisation,
     save,
     threads,
     to_pixels,
@@ -35,6 +35,7 @@ from stages.model import (
 )
 from stages.recipes import Bring
 
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 SMALL = Design("small_cnn", 10, (1, 8, 8), (0.3,), (0.4,))
 
 
@@ -301,6 +302,30 @@ def test_a_torchvision_network_is_brought_from_a_file(tmp_path):
     assert design.classes == 6
     assert design.mean == tuple(IMAGENET_MEAN)
     assert same(own.state_dict(), weights)
+
+
+@pytest.mark.parametrize(
+    ("arch", "mean", "std"),
+    [("resnet18", IMAGENET_MEAN, IMAGENET_STD), ("efficientnet_v2_l", [0.5] * 3, [0.5] * 3),
+     ("inception_v3", [0.5] * 3, [0.5] * 3), ("googlenet", [0.5] * 3, [0.5] * 3)],
+)  # fmt: skip
+def test_torchvisions_weights_expect_the_normalisation_they_were_trained_with(arch, mean, std):
+    found = models.get_model_weights(arch).IMAGENET1K_V1
+    assert published_normalisation(arch, found) == (mean, std)
+
+
+def test_a_torchvision_network_brought_by_name_answers_as_torchvisions_own(tmp_path, monkeypatch):
+    # Of this one torchvision's own preset is not all: its weights go with a network that normalises once more.
+    torch.manual_seed(0)
+    own = models.get_model("googlenet", weights=None, num_classes=5, transform_input=True, init_weights=False)
+    monkeypatch.setattr(models.GoogLeNet_Weights, "get_state_dict", lambda *_, **__: own.state_dict())
+    named = {"arch": "googlenet", "weights": "IMAGENET1K_V1", "shape": [3, 64, 64]}
+    design, weights = bring(asked(**named), tmp_path, tmp_path)
+    x, (mean, std) = torch.rand(2, 3, 64, 64), (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = own.eval()((x - mean) / std)
+    torch.testing.assert_close(load(design, weights, tmp_path)(x), expected, rtol=1e-4, atol=1e-4)
+    said, _ = bring(asked(**named, mean=[0.1, 0.2, 0.3]), tmp_path, tmp_path)
+    assert (said.mean, said.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])

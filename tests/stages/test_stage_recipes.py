@@ -16,6 +16,8 @@ from stages.recipes import (
     Perturbation,
     Relabel,
     Select,
+    Spatial,
+    Threat,
     Torchvision,
     Train,
     Usefulness,
@@ -79,6 +81,56 @@ def test_every_field_is_described(recipe):
 def test_where_the_data_lies_is_not_part_of_the_version():
     one, two = (Torchvision(source="mnist", root=root, download=d) for root, d in (("a", True), ("b", False)))
     assert one.parameters() == two.parameters()
+
+
+UNUSED = [
+    (Attack(images="a", model="m"), {"seed": 1}),
+    (Attack(images="a", model="m", method="universal"), {"seed": 1}),
+    (Attack(images="a", model="m", method="spatial"), {"spatial": Spatial(tries=3)}),
+    (Relabel(rule="next"), {"seed": 1}),
+    (Relabel(rule="map", map={0: 1}), {"seed": 1}),
+    (Relabel(rule="least_likely"), {"seed": 1}),
+    (Threat(method="apgd"), {"step_size": 0.3}),
+    (Spatial(), {"tries": 3, "seed": 1}),
+    (Spatial(search="random"), {"grid": [1, 1, 3]}),
+    (Evaluate(models=["a"], on="b"), {"agreement": None, "spatial": []}),
+    (Evaluate(models=["a"], on="b", agreement="next"), {"agreement": Relabel(rule="next", seed=1)}),
+    (Evaluate(models=["a"], on="b", spatial=[{}]), {"spatial": [Spatial(seed=1)]}),
+    (
+        Evaluate(models=["a"], on="b", attacks=[{"toward": "next"}, {"method": "apgd"}]),
+        {"attacks": [Threat(toward=Relabel(rule="next", seed=1)), Threat(method="apgd", step_size=0.3)]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("recipe", "changed"), UNUSED)
+def test_what_plays_no_part_is_not_part_of_the_version_at_any_depth(recipe, changed):
+    assert recipe.model_copy(update=changed).parameters() == recipe.parameters()
+
+
+USED = [
+    (Attack(images="a", model="m", method="noise"), {"seed": 1}),
+    (Attack(images="a", method="leakage"), {"seed": 1}),
+    (Attack(images="a", model="m", method="spatial"), {"spatial": Spatial(grid=[1, 1, 3])}),
+    (Relabel(rule="random"), {"seed": 1}),
+    (Relabel(rule="other"), {"seed": 1}),
+    (Threat(), {"step_size": 0.3}),
+    (Spatial(search="random"), {"tries": 3}),
+    (Evaluate(models=["a"], on="b", attacks=[{}]), {"attacks": [Threat(toward="next")]}),
+    (Evaluate(models=["a"], on="b", agreement="other"), {"agreement": Relabel(rule="other", seed=1)}),
+    (Train(on="a", arch="n", adversarial={"eps": 1}), {"adversarial": recipes.Ball(eps=2)}),
+]
+
+
+@pytest.mark.parametrize(("recipe", "changed"), USED)
+def test_what_plays_a_part_is_part_of_the_version_at_any_depth(recipe, changed):
+    assert recipe.model_copy(update=changed).parameters() != recipe.parameters()
+
+
+def test_features_can_be_measured_without_a_radius_and_the_record_says_so_again():
+    recipe = Usefulness(models=["net"], on="clean", eps=0)
+    assert recipe.step == 0
+    assert Usefulness(**recipe.model_dump()) == recipe
 
 
 def test_the_source_names_the_kind_of_load():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from stages.errors import BadInput
@@ -33,7 +33,8 @@ def test_no_image_left_out_is_better_than_one_kept(values, share):
     for keep, sign in (("top", 1), ("bottom", -1)):
         chosen = select(asked(keep, share), shard)
         out = ~np.isin(shard.index, chosen.index)
-        assert len(chosen) == kept(asked(keep, share), len(shard)) == max(1, round(share * len(shard)))
+        assert len(chosen) == kept(asked(keep, share), len(shard))
+        assert abs(len(chosen) - share * len(shard)) <= 1
         if out.any():
             assert (sign * chosen.attack["margin"]).min() >= (sign * shard.attack["margin"][out]).max()
 
@@ -50,9 +51,18 @@ def test_what_is_kept_is_as_it_was_and_in_its_old_order(values, share):
     assert all(np.array_equal(chosen.attack[name], shard.attack[name][at]) for name in shard.attack)
 
 
-@given(st.integers(2, 40), st.integers(1, 39))
-def test_top_and_bottom_share_no_image_even_where_all_values_are_equal(count, cut):
-    share = min(cut, count - 1) / count
+@pytest.mark.parametrize(
+    ("keep", "share", "of"),
+    [("top", 0.5, {2: 1, 3: 2, 5: 3}), ("bottom", 0.5, {2: 1, 3: 1, 5: 2}), ("top", 0.9, {1: 1, 2: 1, 5: 4, 15: 14}),
+     ("bottom", 0.1, {1: 1, 2: 1, 5: 1, 15: 1}), ("top", 0.42, {25: 11}), ("bottom", 0.58, {25: 14})],
+)  # fmt: skip
+def test_a_half_goes_to_the_top_and_neither_end_takes_all_or_none(keep, share, of):
+    assert {count: kept(asked(keep, share), count) for count in of} == of
+
+
+@given(st.integers(2, 40), st.one_of(st.integers(1, 99).map(lambda percent: percent / 100), st.just(0.5), SHARES))
+def test_top_and_bottom_of_complementary_shares_divide_the_shard_even_where_all_values_are_equal(count, share):
+    assume(0 < 1 - share < 1)
     ends = [
         select(asked(keep, part), shard_of([1.0] * count)).index
         for keep, part in (("top", share), ("bottom", 1 - share))

@@ -260,6 +260,22 @@ def test_the_learning_curve_scores_every_epoch_and_changes_no_bit(
     assert "test_accuracy" not in plain[-1][1][-1]
 
 
+def test_answers_that_are_no_numbers_are_wrong_and_end_no_training(some, digits, make_module, tmp_path, design):
+    name = make_module("""
+        from torch import nn
+        class Net(nn.Module):
+            def __init__(self, classes):
+                super().__init__()
+                self.head = nn.Linear(64, classes)
+            def forward(self, x):
+                return self.head(x.flatten(1)) + (0 if self.training else float("nan"))
+    """)
+    odd = Design(f"{name}:Net", 10, design.shape, design.mean, design.std)
+    watch = (digits["test"].images()[:50], digits["test"].label[:50])
+    histories = [history for _, history in train.fit(recipe(epochs=2), odd, some, tmp_path, watch=watch)]
+    assert [epoch["test_accuracy"] for epoch in histories[-1]] == [0.0, 0.0]
+
+
 # ----------------------------------------------------------------------------------- the same bits
 
 

@@ -81,25 +81,44 @@ def test_of_linear_features_the_worst_case_is_rho_less_eps_times_the_dual_norm(l
 
 def test_features_are_counted_as_the_thresholds_say_for_each_class_and_for_the_best(linear):
     parts = shard("train-000000", 80, 1), shard("test-000000", 40, 2)
-    asked = recipe(eps=0.01, useful=0.3)
+    asked = recipe(eps=0.03, useful=0.3)
     row = measured(asked, linear, CLASSES, *parts)
 
-    def kind(rho, gamma):
-        return "useless" if rho < 0.3 else "non_robust" if gamma < 0.3 else "robust"
+    shares = np.bincount(parts[1].label) / 40
+    largest = 2 * np.sqrt(shares * (1 - shares))
+    np.testing.assert_allclose(row["useful_from"], 0.3 * largest, rtol=1e-12)
 
-    kinds = [kind(*point) for point in points(row).values()]
+    def kind(k, rho, gamma):
+        return "useless" if rho < 0.3 * largest[k] else "robust" if gamma > 0 else "non_robust"
+
+    kinds = [kind(k, *point) for (_, k), point in points(row).items()]
     assert row["counts"] == {name: kinds.count(name) for name in ("robust", "non_robust", "useless")}
     assert all(row["counts"].values())
-    best = [max((points(row)[d, k] for k in range(3)), key=lambda point: point[0]) for d in range(5)]
+    best = [max(((k, *points(row)[d, k]) for k in range(3)), key=lambda point: point[1]) for d in range(5)]
     best_kinds = [kind(*point) for point in best]
     assert row["features_by_best_class"] == {
         name: best_kinds.count(name) for name in ("robust", "non_robust", "useless")
     }
-    assert {"kind": "usefulness", "n": 40, "norm": "l2", "eps": 0.01, "steps": 6}.items() <= row.items()
+    assert {"kind": "usefulness", "n": 40, "norm": "l2", "eps": 0.03, "steps": 6}.items() <= row.items()
     assert {"layer": None, "features": 5, "useful": 0.3, "classes": list(CLASSES)}.items() <= row.items()
     assert json.loads(json.dumps(row)) == row
-    nothing_asked = measured(recipe(eps=0.01, useful=0), linear, CLASSES, *parts)
+    nothing_asked = measured(recipe(eps=0.03, useful=0), linear, CLASSES, *parts)
     assert nothing_asked["counts"]["useless"] == 3  # the constant feature, for each class
+
+
+@pytest.mark.parametrize("rare", [1, 10])
+def test_a_feature_that_tells_a_class_from_the_rest_is_as_useful_as_can_be_however_rare_the_class(linear, rare):
+    label = (np.arange(20) < rare).astype(np.int64)
+    pixels = np.broadcast_to((120 + 60 * label).astype(np.uint8)[:, None, None, None], (20, 4, 4, 1))
+    test = Shard("test-000000", np.arange(20), label, label, pixels)
+    row = measured(recipe(split="test", normalise="test", eps=1e-3, useful=0.999), linear, CLASSES, test)
+    share = rare / 20
+    for (feature, _), (rho, _) in points(row).items():
+        assert rho == pytest.approx(2 * np.sqrt(share * (1 - share)) if feature < 4 else 0, rel=1e-4)
+    assert row["counts"] == {"robust": 8, "non_robust": 0, "useless": 2}
+    assert row["useful_from"][2] is None  # no image
+    destroyed = measured(recipe(split="test", normalise="test", eps=2.0), linear, CLASSES, test)
+    assert destroyed["counts"] == {"robust": 0, "non_robust": 8, "useless": 2}
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
