@@ -88,8 +88,8 @@ def told(lines):
 
 
 def table(lines):
-    """The result table, from its heading to its end."""
-    return lines[lines.index("trained on") :].strip()
+    """The result table, from its heading to its end; in a job's log, where the page lies comes after it."""
+    return lines[lines.index("trained on") :].partition("\npage ")[0].strip()
 
 
 def test_a_followed_job_says_what_a_run_here_says_and_leaves_the_same_bytes(inline, submitted, s3_server):
