@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.sweeps import entries
 from stages.errors import BadInput
 
 
@@ -67,7 +68,7 @@ def _read(name: str, part: dict[str, Any]) -> Leakage:
 def _add(made: dict[str, Any], found: dict[str, Any], name: str, asked: Leakage) -> None:
     """Add to what is made the datasets, the learners and the evaluation, for what was found in the file."""
     place, data = f"evaluations.{name}", asked.leakage
-    datasets, models = (_mappings(found, group) for group in ("datasets", "models"))
+    datasets, models = (dict(entries(found, group)) for group in ("datasets", "models"))
     part = datasets.get(data, {})
     attack = part.get("attack")
     if not isinstance(attack, dict) or attack.get("method", "pgd") != "pgd":
@@ -99,15 +100,9 @@ def _add(made: dict[str, Any], found: dict[str, Any], name: str, asked: Leakage)
     }
 
 
-def _mappings(found: dict[str, Any], group: str) -> dict[str, dict[str, Any]]:
-    """The entries of a group that are mappings; what is not is left for the check to refuse."""
-    entries = found.get(group)
-    return {n: p for n, p in entries.items() if isinstance(p, dict)} if isinstance(entries, dict) else {}
-
-
-def _put(place: str, made: dict[str, Any], group: str, entries: dict[str, dict[str, Any]]) -> None:
+def _put(place: str, made: dict[str, Any], group: str, wanted: dict[str, dict[str, Any]]) -> None:
     """Add the controls to a group; two evaluations of one dataset share those that they have alike."""
-    for name, entry in entries.items():
+    for name, entry in wanted.items():
         if made[group].setdefault(name, entry) != entry:
             raise BadInput(
                 f"{place}.leakage: makes {group}.{name}, of which there is another; give one of them another name"

@@ -8,7 +8,7 @@ from pipeline.spec import Experiment, asked
 from pipeline.store import canonical, digest
 from pipeline.sweeps import in_order
 from stages.errors import BadInput
-from stages.recipes import Recipe, Relabel
+from stages.recipes import STAGES, Recipe, Relabel
 
 REVISIONS = {
     "load": 1,
@@ -80,7 +80,7 @@ def build(experiment: Experiment) -> list[Node]:
     return [nodes[place] for place in order]
 
 
-GROUPS = ("datasets", "models", "evaluations")
+GROUPS = tuple(STAGES)
 DATASETS = ("load", "attack", "invert", "select")
 """Stages that make a dataset."""
 

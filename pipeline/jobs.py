@@ -439,12 +439,13 @@ class ScoreJob(ShardJob):
     def read(self, unit: Unit) -> Shard:
         return _read_input(self.place, self.node.inputs["on"], self.inputs["on"], unit, unit.inputs["on"])
 
-    def models(self, role: str) -> dict[str, Any]:
-        """The models of a role, opened, by name."""
+    def models(self, role: str, opened: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The models of a role, opened, by name; those that are open already are not opened again."""
+        there = opened or {}
         found = {
             name.removeprefix(f"{role}."): made for name, made in self.inputs.items() if name.startswith(f"{role}.")
         }
-        return {name: open_model(self.place, made) for name, made in found.items()}
+        return {name: there[name] if name in there else open_model(self.place, made) for name, made in found.items()}
 
     def commit(self, unit: Unit, result: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         mark = {
@@ -478,7 +479,8 @@ class EvaluateJob(ScoreJob):
         from stages.evaluate import score
 
         recipe, classes = self.node.recipe, self.classes()
-        models, sources = self.models("models"), self.models("sources")
+        models = self.models("models")
+        sources = self.models("sources", models)
         return lambda shard: score(recipe, classes, models, sources, shard)
 
     def summary(self, sums: dict[str, Any]) -> dict[str, Any]:

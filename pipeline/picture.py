@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.artifacts import Made
 from pipeline.jobs import Place, open_model
+from pipeline.scores import NORMS
 from stages.errors import BadData, BadInput
 from stages.images import decode
 from stages.recipes import Attack, Bring
@@ -164,6 +165,8 @@ def move(
     Raises:
         BadInput: they are no attack.
     """
+    import torch
+
     from stages.attack import distances, logits_of
 
     try:
@@ -171,10 +174,9 @@ def move(
     except ValidationError as error:
         raise BadInput(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
     after, how = (_turn if asked.method == "spatial" else _push)(pixels, model, target, asked)
-    logits = logits_of(model, np.stack([pixels, after]), 1).astype(np.float64)
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    logits = torch.from_numpy(logits_of(model, np.stack([pixels, after]), 1)).double()
     moved = {name: float(value[0]) for name, value in distances(pixels[None], after[None]).items()}
-    return Picture(pixels, after, classes, target, shifted / shifted.sum(1, keepdims=True), how=how, **moved)
+    return Picture(pixels, after, classes, target, logits.softmax(1).numpy(), how=how, **moved)
 
 
 def _push(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:
@@ -185,8 +187,7 @@ def _push(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -
 
     where = model.mean.device
     after = perturb(pixels[None], asked, targeted(model, torch.tensor([target], device=where)), where)
-    norm = {"l2": "L2", "linf": "L∞"}[asked.norm]
-    return after[0], f"{asked.steps} steps of PGD, {norm} ε {asked.eps:g}"
+    return after[0], f"{asked.steps} steps of PGD, {NORMS[asked.norm]} ε {asked.eps:g}"
 
 
 def _turn(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:

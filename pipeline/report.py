@@ -28,13 +28,14 @@ def result_rows(store: Store, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     (a 95 % interval) and ``n``; besides ``target_reached`` of the dataset trained on, ``chance``, ``majority``,
     ``per_class``, ``under_attack`` and, where asked for, ``agreement``. Of kind usefulness: ``counts`` and ``points``.
     """
-    nodes, rows = run["nodes"], []
+    nodes, rows, reached = run["nodes"], [], dict[str | None, float | None]()
     for node, progress in nodes.items():
         if node.startswith("evaluations/") and progress["state"] in ("done", "cached"):
             result = store.find_json(f"{node}/{progress['version']}/result.json")
             for row in (result or {}).get("rows", []):
-                reached = _dataset(store, nodes, row["trained_on"]).get("reached")
-                rows.append({"kind": "accuracy", **row, "target_reached": reached})
+                if (on := row["trained_on"]) not in reached:  # many rows of a sweep go back to one dataset
+                    reached[on] = _dataset(store, nodes, on).get("reached")
+                rows.append({"kind": "accuracy", **row, "target_reached": reached[on]})
     return rows
 
 

@@ -263,8 +263,4 @@ def _model_at(parts: list[str]) -> type[BaseModel] | None:
 
 def recipes(experiment: Experiment) -> dict[str, Recipe]:
     """Every recipe of an experiment by its place: ``datasets/rand`` → its attack."""
-    return {
-        f"{group}/{name}": asked(part)[1]
-        for group in ("datasets", "models", "evaluations")
-        for name, part in getattr(experiment, group).items()
-    }
+    return {f"{group}/{name}": asked(part)[1] for group in STAGES for name, part in getattr(experiment, group).items()}

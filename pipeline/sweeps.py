@@ -47,18 +47,18 @@ def expand(found: dict[str, Any]) -> dict[str, Any]:
     Raises:
         BadInput: two nodes that meet have the same axis with other values.
     """
-    parts = {(group, name): part for group in GROUPS for name, part in _entries(found, group)}
+    parts = {(group, name): part for group in GROUPS for name, part in entries(found, group)}
     own = {place: _own_axes(place[0], part, found.get("seeds")) for place, part in parts.items()}
+    made = {key: value for key, value in found.items() if key != "seeds"}
     if not any(own.values()):
-        return {key: value for key, value in found.items() if key != "seeds"}
+        return made
     named = {place: [n for n in _named(place[0], part) if n in parts] for place, part in parts.items()}
     axes: dict[tuple[str, str], Axes] = {}
     for place in in_order(named):
         axes[place] = _joined(place, [own[place], *(axes[n] for n in named[place])])
-    made = {key: value for key, value in found.items() if key != "seeds"}
     for group in GROUPS:
         made[group] = _all(group, found, [(n, p, axes[g, n]) for (g, n), p in parts.items() if g == group], axes)
-    scored = [(name, part, _meeting(name, part, axes)) for name, part in _entries(found, "evaluations")]
+    scored = [(name, part, _meeting(name, part, axes)) for name, part in entries(found, "evaluations")]
     made["evaluations"] = _all("evaluations", found, scored, axes)
     return made
 
@@ -82,11 +82,8 @@ def _all(
 def _meeting(name: str, part: Mapping[str, Any], axes: Mapping[Any, Axes]) -> Axes:
     """The axes of an evaluation: of what it scores on, and of what attacks are made on, so that each attack meets the
     models of its own point; the models that are scored it takes all."""
-    on, sources = (
-        _scoring(part).get("on"),
-        [name for attack in _attacks(part) for name in _as_list(attack.get("source"))],
-    )
-    meets = [("datasets", on), *(("models", source) for source in sources)]
+    sources = [name for attack in _attacks(part) for name in _as_list(attack.get("source"))]
+    meets = [("datasets", _scoring(part).get("on")), *(("models", source) for source in sources)]
     return _joined(("evaluations", name), [axes.get(place, {}) for place in meets if isinstance(place[1], str)])
 
 
@@ -114,10 +111,10 @@ def in_order(needs: Mapping[Node, Iterable[Node]]) -> list[Node]:
         raise BadInput(f"the experiment goes in a circle: {circle}; each needs the next to be made first") from error
 
 
-def _entries(found: Mapping[str, Any], group: str) -> list[tuple[str, dict[str, Any]]]:
-    """Those that are mappings of mappings; what is not is left for the check to refuse."""
-    entries = found.get(group)
-    return [(n, p) for n, p in entries.items() if isinstance(p, dict)] if isinstance(entries, dict) else []
+def entries(found: Mapping[str, Any], group: str) -> list[tuple[str, dict[str, Any]]]:
+    """The entries of a group that are mappings, by name; what is not is left for the check to refuse."""
+    known = found.get(group)
+    return [(n, p) for n, p in known.items() if isinstance(p, dict)] if isinstance(known, dict) else []
 
 
 def _recipes(group: str, part: Mapping[str, Any]) -> Iterator[tuple[str, type[Recipe], dict[str, Any]]]:
