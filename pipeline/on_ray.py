@@ -27,6 +27,9 @@ IN_FLIGHT = 3
 DEATHS = 2
 """A shard that was being worked on when so many workers died is set aside."""
 
+GRACE = 2.0
+"""Seconds by which the driver may hear late that a worker has gone on to its next shard."""
+
 MOVES = 20
 """How often a shard begins again because of something that was not its fault: a node that went, another's death."""
 
@@ -164,7 +167,7 @@ class _Seat:
         load: shards on their way through it.
         died: whether its actor was found dead.
         fallen: shards that came back with the news of its death, in the order in which they were given.
-        answered: when it last gave something back (monotonic seconds).
+        answered: when it last was done with a shard, as far as the driver heard (monotonic seconds).
     """
 
     node: str | None = None
@@ -207,6 +210,7 @@ class _Crew:
         self.parcel = self.ray.put(self.ray.cloudpickle.dumps(job))
         self.waiting = deque(_Turn(unit) for unit in units)
         self.running: dict[Any, tuple[_Turn, _Seat]] = {}
+        self.worked: dict[Any, _Seat] = {}
         self.seats: list[_Seat] = []
         self.starting: dict[Any, _Seat] = {}
         self.lost: list[Lost] = []
@@ -219,9 +223,11 @@ class _Crew:
             while self.waiting or self.running:
                 self._staff()
                 self._deal()
-                for ref in self.engine.wait([*self.running, *self.starting], STAFFING):
+                for ref in self.engine.wait([*self.worked, *self.running, *self.starting], STAFFING):
                     if ref in self.starting:
                         self._welcome(ref)
+                    elif ref in self.worked:
+                        self._hear(ref)
                     else:
                         self._take(ref)
         finally:
@@ -320,7 +326,8 @@ class _Crew:
         if seat.actor is None:
             return self.ray.remote(_all).options(**here).remote(self.parcel, turn.unit, turn.attempt, limit)
         given = self.ray.remote(_read).options(**here).remote(self.parcel, turn.unit, limit)
-        worked = seat.actor.work.remote(given, limit)
+        worked, done = seat.actor.work.options(num_returns=2).remote(given, limit)
+        self.worked[done] = seat
         return self.ray.remote(_commit).options(**here).remote(self.parcel, turn.unit, worked, turn.attempt, limit)
 
     def _limit(self, turn: _Turn) -> float | None:
@@ -329,6 +336,15 @@ class _Crew:
             return self.engine.limit
         slowest = self.slowest.get(turn.unit.split)
         return max(PATIENCE[0] * slowest, PATIENCE[1]) if slowest else None
+
+    def _hear(self, ref: Any) -> None:
+        """An actor is done with a shard, which is on its way to the store, or died: `_take` will say."""
+        seat = self.worked.pop(ref)
+        try:
+            self.ray.get(ref)
+        except Exception:  # noqa: BLE001 - the shard comes back with the same
+            return
+        seat.answered = time.monotonic()
 
     def _take(self, ref: Any) -> None:
         """A shard is made, or failed, or its worker died."""
@@ -342,9 +358,7 @@ class _Crew:
             split = turn.unit.split  # by split: an evaluation may do other work on one than on another
             self.slowest[split] = max(self.slowest.get(split, 0.0), *mark["seconds"].values())
             self.report("committed", mark)
-        if not seat.died:
-            seat.answered = time.monotonic()
-        elif seat.load == 0:
+        if seat.died and seat.load == 0:
             self._bury(seat)
 
     def _failed(self, turn: _Turn, seat: _Seat, error: Exception) -> None:
@@ -377,7 +391,7 @@ class _Crew:
     def _blame(self, turn: _Turn, seat: _Seat, error: BaseException, since: float) -> None:
         """A worker that had been at it since then died over this shard, unless its whole node went."""
         limit, waited = self._limit(turn), time.monotonic() - since
-        reason = f"took longer than {limit:.0f} s" if limit and waited >= limit else _death(error)
+        reason = f"took longer than {limit:.0f} s" if limit and waited + GRACE >= limit else _death(error)
         turn.died_on.append(seat.node)
         alive = {node.id for node in self.engine.nodes()}
         if len([node for node in turn.died_on if node in alive]) < DEATHS:
@@ -454,9 +468,10 @@ class _Worker:
     def open(self) -> Callable[[Any], Any]:
         return _job(self.parcel).open()
 
-    def work(self, given: Given, limit: float | None) -> Given:
+    def work(self, given: Given, limit: float | None) -> tuple[Given, None]:
+        """What it made, and a sign that it is done, which the driver can have without the data."""
         with _watched(limit):
-            return work_on(self.open, given)
+            return work_on(self.open, given), None
 
 
 def _read(parcel: bytes, unit: Unit, limit: float | None) -> Given:

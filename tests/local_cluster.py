@@ -141,6 +141,15 @@ def main(nodes: int) -> None:
         # folder removes it first, also where the job's processes on another node are in it.
         return cluster.add_node(**resources(), temp_dir=tempfile.mkdtemp(dir=os.environ["RAY_TMPDIR"]))
 
+    def kill(node: Any) -> None:
+        # A worker outlives its raylet for as long as it takes to notice, and may still give back what it made.
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        workers = raylet.children(recursive=True)
+        cluster.remove_node(node, allow_graceful=False)
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+
     head = resources() | {
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
@@ -151,7 +160,7 @@ def main(nodes: int) -> None:
     say(address=f"http://{cluster.webui_url}")
     for line in sys.stdin:
         if line.strip() == "kill":
-            cluster.remove_node(others.pop(), allow_graceful=False)
+            kill(others.pop())
         elif line.strip() == "add":
             others.append(add())
         say(nodes=1 + len(others))
