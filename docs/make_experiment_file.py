@@ -99,6 +99,7 @@ makes `other@steps=1,seed=0` and eight more, as many of `from_other`, three of `
 - An axis has the name of its key (`steps`, `adversarial.eps`). Nodes that meet with the same axis are paired along it,
   so its values must be the same; with different axes they make a grid.
 - An evaluation takes every node that a name stands for; on a swept dataset, there is one for each of its points.
+  A list in `usefulness` makes one evaluation for each value.
 
 ## Leakage
 

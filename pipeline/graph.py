@@ -53,6 +53,11 @@ class Node:
         return f"{self.group}/{self.name}"
 
     @property
+    def generation(self) -> int:
+        """How many models stand behind it, one made from the other: 0 for what no model has had a part in."""
+        return _generation(self.inputs)
+
+    @property
     def folder(self) -> str:
         """Its place in the store."""
         return f"{self.group}/{self.name}/{self.version}"
@@ -120,9 +125,15 @@ def _node(place: str, part: Any, inputs: dict[str, Node]) -> Node:
     return Node(group, name, stage, recipe, relabel, inputs, version)
 
 
+def _generation(inputs: dict[str, Node]) -> int:
+    return max((node.generation + (node.group == "models") for node in inputs.values()), default=0)
+
+
 def _described(stage: str, recipe: Recipe, relabel: Relabel | None, inputs: dict[str, Node]) -> dict[str, Any]:
     used = [stage, *(["relabel"] if relabel else []), *(["shard"] if stage in DATASETS else [])]
-    return {
+    # A learner's chance is not that of the models before it: its seed says less than which numbers it draws.
+    line = {"generation": _generation(inputs)} if stage == "train" and _generation(inputs) else {}
+    return line | {
         "stage": stage,
         "revisions": {name: REVISIONS[name] for name in used},
         "parameters": recipe.parameters(),

@@ -27,6 +27,7 @@ from stages import load
 from stages.errors import BadData, BadInput
 from stages.load import Item, Listing
 from stages.select import kept, select
+from stages.seeds import torch_seed
 from stages.shard import Shard, pack, rows, unpack
 
 if TYPE_CHECKING:
@@ -572,7 +573,7 @@ class ModelJob:
         """
         from stages import train
 
-        store, recipe, on, group = self.place.store, self.node.recipe, self.inputs["on"], group or train.ALONE
+        store, recipe, on, group = self.place.store, self._recipe(), self.inputs["on"], group or train.ALONE
         probed, counted = self.inputs.get("probe"), store.retries
         design = design_of(self.node, on.manifest, probed.manifest if probed else None)
         start = weights_of(self.place, probed) if probed else None
@@ -588,6 +589,17 @@ class ModelJob:
             made = self._publish(design.as_json(), train.weights_of(checkpoint), train.history_of(checkpoint))
             store.delete(self._checkpoint)
             yield {"manifest": made.manifest}
+
+    def _recipe(self) -> Any:
+        """The recipe, its seed drawn anew where models stand behind the dataset.
+
+        Of their seed, a learner would begin with the very weights that the attacked model began with, and what moves
+        the one would move the other: it would learn more from the set than any other network does.
+        """
+        recipe, generation = self.node.recipe, self.node.generation
+        if generation == 0:
+            return recipe
+        return recipe.model_copy(update={"seed": torch_seed(recipe.seed, "generation", generation)})
 
     def _examples(self, on: Made) -> Any:
         from stages.train import Examples

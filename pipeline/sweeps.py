@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel
 
 from stages.errors import BadInput
-from stages.recipes import SOURCES, STAGES, Recipe, Relabel
+from stages.recipes import SOURCES, STAGES, Evaluate, Recipe, Relabel
 
 SEED = "seed"
 GROUPS = ("datasets", "models")
@@ -50,7 +50,9 @@ def expand(found: dict[str, Any]) -> dict[str, Any]:
     parts = {(group, name): part for group in GROUPS for name, part in entries(found, group)}
     own = {place: _own_axes(place[0], part, found.get("seeds")) for place, part in parts.items()}
     made = {key: value for key, value in found.items() if key != "seeds"}
-    if not any(own.values()):
+    scored = dict(entries(found, "evaluations"))
+    asked = {name: _listed("evaluations", part) for name, part in scored.items()}
+    if not any((*own.values(), *asked.values())):
         return made
     named = {place: [n for n in _named(place[0], part) if n in parts] for place, part in parts.items()}
     axes: dict[tuple[str, str], Axes] = {}
@@ -58,8 +60,8 @@ def expand(found: dict[str, Any]) -> dict[str, Any]:
         axes[place] = _joined(place, [own[place], *(axes[n] for n in named[place])])
     for group in GROUPS:
         made[group] = _all(group, found, [(n, p, axes[g, n]) for (g, n), p in parts.items() if g == group], axes)
-    scored = [(name, part, _meeting(name, part, axes)) for name, part in entries(found, "evaluations")]
-    made["evaluations"] = _all("evaluations", found, scored, axes)
+    met = [(name, part, _meeting(name, part, asked[name], axes)) for name, part in scored.items()]
+    made["evaluations"] = _all("evaluations", found, met, axes)
     return made
 
 
@@ -79,12 +81,12 @@ def _all(
     return made
 
 
-def _meeting(name: str, part: Mapping[str, Any], axes: Mapping[Any, Axes]) -> Axes:
-    """The axes of an evaluation: of what it scores on, and of what attacks are made on, so that each attack meets the
-    models of its own point; the models that are scored it takes all."""
+def _meeting(name: str, part: Mapping[str, Any], own: Axes, axes: Mapping[Any, Axes]) -> Axes:
+    """The axes of an evaluation: its own, those of what it scores on, and of what attacks are made on, so that each
+    attack meets the models of its own point; the models that are scored it takes all."""
     sources = [name for attack in _attacks(part) for name in _as_list(attack.get("source"))]
     meets = [("datasets", _scoring(part).get("on")), *(("models", source) for source in sources)]
-    return _joined(("evaluations", name), [axes.get(place, {}) for place in meets if isinstance(place[1], str)])
+    return _joined(("evaluations", name), [own, *(axes.get(place, {}) for place in meets if isinstance(place[1], str))])
 
 
 def _scoring(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,10 +129,15 @@ def _recipes(group: str, part: Mapping[str, Any]) -> Iterator[tuple[str, type[Re
             yield key, model, part[key]
 
 
-def _own_axes(group: str, part: Mapping[str, Any], seeds: Any) -> Axes:
+def _listed(group: str, part: Mapping[str, Any]) -> Axes:
     axes: Axes = {}
     for _, model, said in _recipes(group, part):
         axes |= _lists(model, said)
+    return axes
+
+
+def _own_axes(group: str, part: Mapping[str, Any], seeds: Any) -> Axes:
+    axes = _listed(group, part)
     if isinstance(part.get("relabel"), list):
         axes["relabel"] = part["relabel"]
     if "seeds" in part or (seeds is not None and _seeded(group, part)):
@@ -237,8 +244,10 @@ def _variants(name: Any, group: str, point: Point, axes: Mapping[Any, Axes]) -> 
 
 
 def _evaluation_at(part: dict[str, Any], group: str, point: Point, axes: Mapping[Any, Axes]) -> dict[str, Any]:
+    if "usefulness" in part:
+        return _at(part, group, point, axes)
     made = deepcopy(part)
-    _rename(_scoring(made), {"on": "datasets", "models": "models"}, point, axes)
+    _rename(made, Evaluate.inputs, point, axes)
     for attack in _attacks(made):
         _rename(attack, {"source": "models"}, point, axes)
     return made

@@ -9,6 +9,7 @@ import time
 
 import psutil
 import pytest
+from safetensors.torch import load_file
 from support import TINY, command, contents
 
 LONG = {"steps": 60, "batch_size": 32}
@@ -271,3 +272,18 @@ def is_worker(process):
     except psutil.Error:
         return False
     return title.startswith(("ray::_Worker", "ray::_all", "ray::_read", "ray::_commit", "ray::_steps"))
+
+
+def test_a_learner_does_not_begin_with_the_weights_of_the_model_its_images_were_moved_by(tiny, write, notbugs, tmp_path):
+    """Trained so little that what is saved is what it began with."""
+    for model in tiny["models"].values():
+        model["train"] |= {"epochs": 1, "lr": 1e-12}
+    tiny["models"]["twin"] = {"train": {**tiny["models"]["standard"]["train"], "epochs": 2}}
+    done = notbugs("run", write(tiny), "--store", "s", "--engine", "inline")
+    assert done.returncode == 0, done.stderr
+    first = {
+        name: load_file(next((tmp_path / "s/models" / name).glob("*/weights.safetensors")))["0.0.weight"]
+        for name in ("standard", "twin", "from_other")
+    }
+    assert (first["twin"] - first["standard"]).abs().max() < 1e-6, "of one seed"
+    assert (first["from_other"] - first["standard"]).abs().max() > 0.01

@@ -98,3 +98,12 @@ def test_a_circle_is_named(tiny):
         match=r"datasets/other → models/standard → datasets/other|models/standard → datasets/other → models/standard",
     ):
         build(parse(tiny))
+
+
+def test_a_generation_is_how_many_models_stand_behind(tiny):
+    tiny["datasets"]["again"] = copy.deepcopy(tiny["datasets"]["other"])
+    tiny["datasets"]["again"]["attack"]["model"] = "from_other"
+    tiny["models"]["from_again"] = {"train": {**tiny["models"]["from_other"]["train"], "on": "again"}}
+    found = {node.id: node.generation for node in build(parse(tiny))}
+    assert [found[f"models/{name}"] for name in ("standard", "from_other", "from_again")] == [0, 1, 2]
+    assert found["datasets/clean"] == 0

@@ -119,6 +119,24 @@ def test_a_transfer_attack_meets_the_models_of_its_own_seed():
     assert (recipe.models, recipe.sources) == (["standard@seed=1", "learner@seed=1"], ["standard@seed=1"])
 
 
+def test_a_list_in_a_usefulness_evaluation_makes_one_for_each_value():
+    asked = experiment() | {"seeds": [0, 1]}
+    asked["evaluations"]["features"] = {"usefulness": {"models": ["standard"], "on": "clean", "eps": [0, 0.5]}}
+    found = nodes(asked)
+    features = {name: node.recipe for name, node in found.items() if name.startswith("evaluations/features")}
+    assert {name: recipe.eps for name, recipe in features.items()} == {
+        "evaluations/features@eps=0": 0, "evaluations/features@eps=0.5": 0.5
+    }  # fmt: skip
+    assert features["evaluations/features@eps=0"].models == ["standard@seed=0", "standard@seed=1"]
+
+
+def test_seeds_of_one_evaluation_are_no_key():
+    asked = experiment(steps=[1, 2])
+    asked["evaluations"]["accuracy"]["seeds"] = [0, 1]
+    with pytest.raises(BadInput, match="seeds"):
+        spec.parse(asked)
+
+
 def test_two_values_that_give_one_name_are_refused():
     asked = experiment()
     asked["models"]["learner"]["train"]["arch"] = ["pkg.nets:a", "pkg.nets-a"]
