@@ -96,6 +96,9 @@ makes `other@steps=1,seed=0` and eight more, as many of `from_other`, three of `
 - `seeds`, of the whole file or of one dataset or model, repeats what chance has a part in, each with its seed in
   every `seed` that is not given; how a source is loaded and split does not change with it. The tables give mean and
   standard deviation over the seeds.
+- A learner never begins with the weights that the attacked model began with: of one seed, a model draws other numbers
+  for each model that stands behind its dataset, one made from the other. (It would learn more from the set than any
+  other network does.)
 - An axis has the name of its key (`steps`, `adversarial.eps`). Nodes that meet with the same axis are paired along it,
   so its values must be the same; with different axes they make a grid.
 - An evaluation takes every node that a name stands for; on a swept dataset, there is one for each of its points.
@@ -193,7 +196,7 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("datasets.NAME.select", "", recipes.Select),
     ("models.NAME", "", spec.Model),
     ("models.NAME.train", "", recipes.Train),
-    ("models.NAME.train.adversarial", "", recipes.Ball),
+    ("models.NAME.train.adversarial", "", recipes.Adversary),
     (
         "models.NAME.load",
         "`mean` and `std` default to ImageNet's for torchvision's weights, else to 0 and 1: no normalisation. A state "

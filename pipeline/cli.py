@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from pipeline import artifacts, picture, report, runs, spec
 from pipeline.cluster import JOB_VARIABLE, Cluster, Job, Request, runtime_env
@@ -343,6 +344,10 @@ def attack(image: Path, model: str, target: str, out: Path | None, store: str, d
     moved image itself.
     """
     as_json, rotate, norm, eps = (options.pop(name) for name in ("as_json", "rotate", "norm", "eps"))
+    source = click.get_current_context().get_parameter_source
+    idle = [f"--{name}" for name in ("norm", "eps", "steps") if source(name) is not ParameterSource.DEFAULT]
+    if rotate and idle:
+        raise BadInput(f"--rotate: has no use for {' and '.join(idle)}; leave out the one or the other")
     place = _place(store, data)
     attacked, classes = picture.find_model(place, model)
     pixels = picture.read(image, attacked.design.shape)

@@ -19,10 +19,11 @@ class Score(Result):
     """What a model scored, and what is known of it besides.
 
     Attributes:
-        node: the model; of several seeds, the first.
+        node, on: the model, and the dataset that it was scored on; of several seeds, the first.
     """
 
     node: Node
+    on: Node
 
     @property
     def base(self) -> str:
@@ -39,6 +40,12 @@ class Score(Result):
         """What it is in the words of the paper."""
         return published.kind(self.node)
 
+    @property
+    def data(self) -> str | None:
+        """The published data that it was trained and scored on; None where it is another."""
+        data = published.data_of(self.node)
+        return data if data == published.data_of(self.on) else None
+
 
 class Gathered:
     """What a run left in the store.
@@ -49,6 +56,7 @@ class Gathered:
         manifests: id → manifest of those that are there.
         metrics: id → the lines of ``metrics.jsonl`` of models that are there.
         scores: results, seeds put together.
+        held_out: those on images as they were loaded, of a split that was not trained on: what a model is judged by.
         usefulness: rows of evaluations of features, seeds put together.
     """
 
@@ -65,11 +73,14 @@ class Gathered:
             if content := found.get(f"{self.folder(node)}/metrics.jsonl"):
                 self.metrics[node] = [json.loads(line) for line in content.splitlines()]
         rows = result_rows(store, run)
-        self.scores = [
-            Score(one.evaluation, one.model, one.rows, self.nodes[f"models/{one.rows[0]['model']}"])
-            for one in results(rows)
-        ]
+        self.scores = [self._score(one) for one in results(rows)]
+        self.held_out = [score for score in self.scores if score.held_out]
         self.usefulness = over_seeds(row for row in rows if row["kind"] == "usefulness")
+
+    def _score(self, one: Result) -> Score:
+        row = one.rows[0]
+        on = self.nodes[f"evaluations/{row['evaluation']}"].inputs["on"]
+        return Score(one.evaluation, one.model, one.rows, self.nodes[f"models/{row['model']}"], on)
 
     def folder(self, node: str) -> str:
         """The place in the store of what the run used, or made."""

@@ -26,8 +26,8 @@ from pipeline.store import Store, canonical, digest
 from stages import load
 from stages.errors import BadData, BadInput
 from stages.load import Item, Listing
-from stages.select import kept, select
 from stages.seeds import torch_seed
+from stages.select import kept, select
 from stages.shard import Shard, pack, rows, unpack
 
 if TYPE_CHECKING:
@@ -464,13 +464,24 @@ class ScoreJob(ShardJob):
 
         found = []
         for name in self.node.recipe.models:
-            made = self.inputs[f"models.{name}"]
-            facts = {"evaluation": self.node.name, "model": name, "trained_on": made.manifest.get("trained_on")}
-            found.append(facts | self.summary(add([marks[shard]["sums"][name] for shard in sorted(marks)])))
+            sums = add([marks[shard]["sums"][name] for shard in sorted(marks)])
+            found.append(self._facts(name) | self.summary(sums))
         content = self.place.store.put_json(f"{self.node.folder}/result.json", {"rows": found})
         files = {"result.json": (len(content), digest(content)), "recipe.json": self._write_recipe()}
         shards = {"shards": {name: mark["samples"] for name, mark in sorted(marks.items())}}
         return artifacts.publish(self.place.store, self.node, files, digest(canonical(found)), self.inputs, shards)
+
+    def _facts(self, model: str) -> dict[str, Any]:
+        """What was scored, and on what: held out are images as they were loaded, of a split that was not trained on."""
+        on, split, scored = self.node.inputs["on"], self.node.recipe.split, self.node.inputs[f"models.{model}"]
+        return {
+            "evaluation": self.node.name,
+            "on": on.name,
+            "split": split,
+            "held_out": on.stage == "load" and not (scored.stage == "train" and scored.recipe.split == split),
+            "model": model,
+            "trained_on": self.inputs[f"models.{model}"].manifest.get("trained_on"),
+        }
 
 
 class EvaluateJob(ScoreJob):

@@ -43,8 +43,8 @@ def render(store: Store, run: Mapping[str, Any]) -> str:
         run=run,
         state=state(run),
         reasons=reasons(run),
-        verdict=verdict(found.scores) or _inventory(found),
-        besides=list(besides(found.scores)),
+        verdict=verdict(found.held_out) or _inventory(found),
+        besides=list(besides(found.held_out)),
         sections=sections(found),
     )
 
@@ -96,28 +96,36 @@ def _inventory(found: Gathered) -> str:
 
 
 def verdict(scores: Sequence[Score]) -> str | None:
-    """What the run found, in one sentence; None where nothing was scored."""
+    """What the run found, in one sentence, judged by held-out images; None where nothing was scored on any."""
     if (headline := _headline(scores)) is not None:
-        clean, learned_from = headline.clean, published.LEARNED_FROM[str(headline.kind)]
+        clean, chance = headline.clean, percent(headline.chance)
+        learned_from = published.LEARNED_FROM[str(headline.kind)]
         return (
-            f"Trained on nothing but {learned_from}, {headline.model} answers {clean} of the untouched test images "
-            f"right ({clean.interval}), where chance is {percent(headline.chance)}: {_meaning(headline, scores)}."
+            f"Trained on nothing but {learned_from}, {headline.model} answers {clean} of the untouched "
+            f"{headline.split} images right ({clean.interval}), where chance is {chance}: {_meaning(headline, scores)}."
         )
     if not scores:
         return None
     best = max(scores, key=lambda score: score.clean.mean)
-    return f"{best.model} answers {best.clean} of the test images right, where chance is {percent(best.chance)}."
+    chance = percent(best.chance)
+    return f"{best.model} answers {best.clean} of the {best.split} images right, where chance is {chance}."
 
 
 def _meaning(headline: Score, scores: Sequence[Score]) -> str:
     if headline.clean.low <= headline.chance:
         return "so nothing that generalises was learned"
     unattacked = [f"{headline.kind}, {control}" for control in ("untouched", "noise", "leakage only")]
-    as_good = next((s for s in scores if s.kind in unattacked and s.clean.high >= headline.clean.low), None)
-    if as_good is not None:
+    controls = sorted((s for s in scores if s.kind in unattacked), key=lambda s: s.clean.mean)
+    if controls and controls[-1].clean.high >= headline.clean.low:
+        as_good = controls[-1]
         return f"but without the attack {as_good.model} comes to {as_good.clean}, so leakage alone may explain it"
-    if any(score.kind == f"{headline.kind}, leakage only" for score in scores):
-        return "so the perturbations carried features that generalise"
+    leakage = [score for score in controls if score.kind == f"{headline.kind}, leakage only"]
+    if leakage:
+        points = 100 * (headline.clean.mean - leakage[-1].clean.mean)
+        return (
+            f"so the perturbations carried features that generalise, worth {points:.1f} points beyond the "
+            f"{leakage[-1].clean} of leakage alone"
+        )
     return "no leakage-only control was run, so how much of it is leakage is not known"
 
 
@@ -146,9 +154,6 @@ def _controls(headline: Score, by_kind: Mapping[str | None, Score]) -> Iterator[
         if (control := by_kind.get(f"{headline.kind}, {kind}")) is not None:
             so = "do not explain it" if control.clean.high < headline.clean.low else "do as much"
             yield f"The same labels on {images} give {control.clean}: the labels alone {so}."
-    if (control := by_kind.get(f"{headline.kind}, leakage only")) is not None:
-        rest = 100 * (headline.clean.mean - control.clean.mean)
-        yield f"Noise in place of the attack gives {control.clean}; what the attack put there adds {rest:.1f} points."
     if (control := by_kind.get(f"{headline.kind}, robust source")) is not None:
         yield f"With a robust source model it is {control.clean}."
 
@@ -173,7 +178,7 @@ def _widest_gap(scores: Sequence[Score]) -> Iterator[str]:
     for score in scores:
         if score.kind == "D" and (attack := _strongest(score)) is not None:
             yield (
-                f"Average and worst case differ: {score.model} answers {shown(attack.average)} right after random "
-                f"changes of the same size, {attack.worst} under {attack.name}."
+                f"Average and worst case differ: {score.model} answers {shown(attack.average)} right on average "
+                f"({attack.average_case}), {attack.worst} under {attack.name}."
             )
             return

@@ -5,8 +5,10 @@ from typing import Any
 
 from pipeline.scores import (
     KINDS,
+    NOISE,
     Result,
     Row,
+    accuracy_head,
     attacked,
     ball,
     feature_shares,
@@ -14,6 +16,7 @@ from pipeline.scores import (
     percent,
     results,
     rules,
+    scored_on,
     shown,
     transfers,
     without_seed,
@@ -24,9 +27,11 @@ from pipeline.store import Store
 def result_rows(store: Store, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per evaluation and model of a run that are there: what `notbugs show --json` gives.
 
-    Each has ``kind``, ``evaluation``, ``model`` and ``trained_on``. Of kind accuracy: ``accuracy``, ``low``, ``high``
-    (a 95 % interval) and ``n``; besides ``target_reached`` of the dataset trained on, ``chance``, ``majority``,
-    ``per_class``, ``under_attack`` and, where asked for, ``agreement``. Of kind usefulness: ``counts`` and ``points``.
+    Each has ``kind``, ``evaluation``, the dataset ``on`` and its ``split``, ``held_out`` (whether these are images as
+    they were loaded, of a split that the model was not trained on), ``model`` and ``trained_on``. Of kind accuracy:
+    ``accuracy``, ``low``, ``high`` (a 95 % interval) and ``n``; besides ``target_reached`` of the dataset trained on,
+    ``chance``, ``majority``, ``per_class``, ``under_attack`` and, where asked for, ``agreement``. Of kind usefulness:
+    ``counts`` and ``points``.
     """
     nodes, rows, reached = run["nodes"], [], dict[str | None, float | None]()
     for node, progress in nodes.items():
@@ -51,7 +56,7 @@ def result_text(rows: Sequence[Row]) -> str:
     features = [row for row in rows if row["kind"] == "usefulness"]
     parts = [
         ("", result_table(found)),
-        ("average and worst case", attack_table(found)),
+        (f"average and worst case; on average: {NOISE}, or all rotations and shifts tried", attack_table(found)),
         *((transfer.title, table(*transfer.table())) for transfer in transfers(found)),
         ("features, one class against the rest", feature_table(features)),
     ]
@@ -59,13 +64,14 @@ def result_text(rows: Sequence[Row]) -> str:
 
 
 def result_table(found: Sequence[Result]) -> str:
-    """Clean accuracy of every model, over its seeds."""
+    """Accuracy of every model on the images as they are, over its seeds."""
     columns: dict[str, list[str]] = {
         "evaluation": [result.evaluation for result in found],
+        **scored_on(found),
         "trained on": [result.trained_on for result in found],
         "target reached": [shown(result.target_reached) for result in found],
         "learner": [result.model for result in found],
-        "clean accuracy": [str(result.clean) for result in found],
+        accuracy_head(found): [str(result.clean) for result in found],
         "95 % interval": [result.clean.interval for result in found],
         "chance": [percent(result.rows[0]["chance"]) for result in found],
         "constant answer": [percent(result.rows[0]["majority"]) for result in found],
@@ -79,17 +85,19 @@ def result_table(found: Sequence[Result]) -> str:
 
 
 def attack_table(found: Sequence[Result]) -> str:
-    """Average beside worst case: noise of the same size beside the attack, the mean transformation beside the worst."""
+    """Average beside worst case: noise beside the attack, the mean transformation beside the worst."""
     pairs = attacked(found)
-    head = ["model", "under", "average case", "worst case", "gap"]
-    lines = [
-        [result.model, attack.name, shown(attack.average), str(attack.worst), shown(attack.gap)]
-        for result, attack in pairs
-    ]
+    columns = {
+        "model": [result.model for result, _ in pairs],
+        **scored_on([result for result, _ in pairs]),
+        "under": [attack.name for _, attack in pairs],
+        "average case": [shown(attack.average) for _, attack in pairs],
+        "worst case": [str(attack.worst) for _, attack in pairs],
+        "gap": [shown(attack.gap) for _, attack in pairs],
+    }
     if any(attack.toward for _, attack in pairs):
-        head.append("target reached")
-        lines = [[*line, shown(attack.share("reached"))] for line, (_, attack) in zip(lines, pairs, strict=True)]
-    return table(head, lines)
+        columns["target reached"] = [shown(attack.share("reached")) for _, attack in pairs]
+    return table(list(columns), list(zip(*columns.values(), strict=True)))
 
 
 def feature_table(rows: Sequence[Row]) -> str:

@@ -460,6 +460,8 @@ def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None
     for role, parent in node.inputs.items():
         if parent.group == "models" and images is not None:
             _refuse_model(f"{place}.{role.partition('.')[0]}", parent.name, inputs[role], images)
+    if node.stage == "attack":
+        _refuse_spared_target(f"{place}.not_transferring_to", node.inputs)
     if node.stage == "select" and not _has_column(node.inputs["images"], recipe.by):
         raise BadInput(
             f"{place}: {recipe.images} has no column {recipe.by}: select from a dataset that attacks a model"
@@ -473,6 +475,15 @@ def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None
         for key, rule in rules.items():
             if rule is not None:
                 _refuse_rule(f"{place}.{key}", rule, images["classes"], None)
+
+
+def _refuse_spared_target(place: str, inputs: Mapping[str, Node]) -> None:
+    for role, spared in inputs.items():
+        if role.startswith("not_transferring_to.") and spared.version == (attacked := inputs["model"]).version:
+            raise BadInput(
+                f"{place}: {spared.name} is the attacked model, {attacked.name}, under another name; give it a seed of "
+                "its own, or leave it out"
+            )
 
 
 def _has_column(dataset: Node, column: str) -> bool:

@@ -1,7 +1,8 @@
 """What models scored, the repetitions of one thing under several seeds put together: text and page both tell of it."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any, TypeVar
 
@@ -11,6 +12,9 @@ Row = Mapping[str, Any]
 """A row of ``result.json``, or one attack in it."""
 
 NORMS = {"l2": "L2", "linf": "L∞"}
+
+NOISE = "noise of length ε, clipped to [0, 1]"
+"""The average case of an attack in a ball."""
 
 
 def percent(share: float | None) -> str:
@@ -29,9 +33,21 @@ def attack_name(attack: Row) -> str:
         how = "grid" if attack["search"] == "grid" else "worst"
         return f"±{attack['rotation']:g}°, ±{100 * attack['translation']:g} %, {how} of {attack['tries']}"
     toward = f", toward {attack['toward']}" if attack["toward"] else ""
-    restarts = f" × {attack['restarts']}" if attack["restarts"] > 1 else ""
     method = "" if attack["attack"] == "pgd" else "APGD "
-    return f"{method}{NORMS[attack['norm']]} ε {attack['eps']:g}, {attack['steps']} steps{restarts}{toward}"
+    return f"{method}{ball(attack)}, {search(attack)}{toward}"
+
+
+def ball(row: Row) -> str:
+    """What an attack stays within."""
+    return f"{NORMS[row['norm']]} ε {row['eps']:g}"
+
+
+def search(attack: Row) -> str:
+    """How an attack in a ball searches it; a step is said where it is not a fifth of the radius."""
+    step = attack.get("step_size")  # APGD has none
+    length = "" if step is None or math.isclose(step, attack["eps"] / 5) else f" of {step:g}"
+    restarts = f" × {attack['restarts']}" if attack["restarts"] > 1 else ""
+    return f"{attack['steps']} steps{length}{restarts}"
 
 
 # --------------------------------------------------------------------------------------------- shares
@@ -121,8 +137,13 @@ class Attack:
 
     @property
     def average(self) -> Spread | None:
-        """Accuracy under noise of the same size, or the mean over all rotations and shifts that were tried."""
+        """Accuracy under `NOISE`, or the mean over all rotations and shifts that were tried."""
         return self.share("average")
+
+    @property
+    def average_case(self) -> str:
+        """What `average` is of."""
+        return "all rotations and shifts that were tried" if self.asked["attack"] == "spatial" else NOISE
 
     @property
     def gap(self) -> Spread | None:
@@ -149,8 +170,23 @@ class Result:
 
     @property
     def measured(self) -> Sequence[Row]:
-        """The rows, each measurement once: a model without a seed may be scored again beside each seed of others."""
-        return list({(row["model"], row["accuracy"], row["n"]): row for row in self.rows}.values())
+        """The rows, each measurement once."""
+        return _once(self.rows)
+
+    @property
+    def split(self) -> str:
+        """The split of the dataset that it was scored on."""
+        return str(self.rows[0]["split"])
+
+    @property
+    def images(self) -> str:
+        """What it was scored on: ``clean/test``."""
+        return f"{without_seed(self.rows[0]['on'])}/{self.split}"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it was scored on images as they were loaded, of a split that it was not trained on."""
+        return all(row["held_out"] for row in self.rows)
 
     @property
     def clean(self) -> Spread:
@@ -179,13 +215,18 @@ class Result:
 
     def agreement(self, rule: str) -> Spread | None:
         """How often it answers as a rule says."""
-        found = (row.get("agreement", {}) for row in self.measured)
-        return spread(each["accuracy"] for each in found if each.get("rule") == rule)
+        asked = [row for row in self.rows if row.get("agreement", {}).get("rule") == rule]
+        return spread(row["agreement"]["accuracy"] for row in _once(asked))
 
     def attacks(self) -> list[Attack]:
         """The attacks that were made on the model itself."""
         each = zip(*(row["under_attack"] for row in self.measured), strict=True)
         return [Attack(rows) for rows in each if rows[0].get("source") is None]
+
+
+def _once(rows: Sequence[Row]) -> list[Row]:
+    """Each measurement once: a model without a seed may be scored again beside each seed of others."""
+    return list({(row["model"], row["accuracy"], row["n"]): row for row in rows}.values())
 
 
 R = TypeVar("R", bound=Result)
@@ -211,12 +252,37 @@ def rules(found: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(rule for result in found for rule in result.rules))
 
 
+def merged(found: Iterable[R]) -> list[R]:
+    """Each model once that scored the same on the same images in several evaluations, with what any of them asked."""
+    once: dict[Any, R] = {}
+    for result in found:
+        key = (result.model, result.images, result.clean, result.chance)
+        once[key] = replace(once[key], rows=[*once[key].rows, *result.rows]) if key in once else result
+    return list(once.values())
+
+
+def scored_on(found: Sequence[Result]) -> dict[str, list[str]]:
+    """A column that names the images; none where all are scored on the same held-out ones."""
+    names = [result.images for result in found]
+    return {} if len(set(names)) < 2 and all_held_out(found) else {"scored on": names}
+
+
+def all_held_out(found: Iterable[Result]) -> bool:
+    return all(result.held_out for result in found)
+
+
+def accuracy_head(found: Iterable[Result]) -> str:
+    """What an accuracy may be called: clean, where all are of held-out images."""
+    return "clean accuracy" if all_held_out(found) else "accuracy"
+
+
 def attacked(found: Sequence[R]) -> list[tuple[R, Attack]]:
     """Each model with each attack that was made on it; what came out the same in two evaluations once."""
     once: dict[Any, tuple[R, Attack]] = {}
     for result in found:
         for attack in result.attacks():
-            once.setdefault((result.model, result.clean, attack.name, attack.worst, attack.average), (result, attack))
+            key = (result.model, result.images, result.clean, attack.name, attack.worst, attack.average)
+            once.setdefault(key, (result, attack))
     return list(once.values())
 
 
@@ -257,11 +323,15 @@ def transfers(found: Sequence[Result]) -> list[Transfer]:
         for row in result.rows:
             for attack in row["under_attack"]:
                 if attack.get("source") is not None:
-                    what = (result.evaluation, *(attack.get(key) for key in SETTINGS))
+                    images = "" if result.held_out else f"{result.images}: "
+                    what = (result.evaluation, images, *(attack.get(key) for key in SETTINGS))
                     cell = (_as_seen_by(row["model"], attack["source"]), result.model)
                     matrices.setdefault(what, {}).setdefault(cell, []).append(attack)
     several = len({evaluation for evaluation, *_ in matrices}) > 1
-    return [_transfer(f"{what[0]}: " if several else "", cells) for what, cells in matrices.items()]
+    return [
+        _transfer(f"{evaluation}: {images}" if several else images, cells)
+        for (evaluation, images, *_), cells in matrices.items()
+    ]
 
 
 def _as_seen_by(model: str, source: str) -> str:
@@ -286,8 +356,3 @@ KINDS = {"robust": "useful, robust", "non_robust": "useful, not robust", "useles
 def feature_shares(rows: Sequence[Row]) -> dict[str, Spread | None]:
     """How many of the pairs of a feature and a class are of each of `KINDS`: rows that differ in the seed."""
     return {kind: spread(row["counts"][kind] / sum(row["counts"].values()) for row in rows) for kind in KINDS}
-
-
-def ball(row: Row) -> str:
-    """What a row's features were attacked within."""
-    return f"{NORMS[row['norm']]} ε {row['eps']:g}"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import mean
-from typing import Any
+from types import MappingProxyType
 
 import yaml
 
@@ -15,15 +15,19 @@ from pipeline.gallery import Gallery, gallery
 from pipeline.gather import Gathered, Score
 from pipeline.graph import Node
 from pipeline.scores import (
+    NOISE,
     NORMS,
     Attack,
     Row,
     Spread,
+    accuracy_head,
     attacked,
     ball,
     feature_shares,
+    merged,
     percent,
     rules,
+    scored_on,
     shown,
     transfers,
     without_seed,
@@ -42,8 +46,11 @@ IMAGES = 1_200_000
 POINTS = 800
 """Points of a scatter plot."""
 
-BOXES = 60
+BOXES = 80
 """Boxes of a drawn graph; a larger one is listed only."""
+
+PIXELS = "pixel units of [0, 1]"
+"""Of lengths: radii and steps."""
 
 
 @dataclass(frozen=True)
@@ -107,20 +114,19 @@ def sections(found: Gathered) -> list[Section]:
 
 
 def results(found: Gathered) -> Section | None:
-    """Clean accuracy of every model, with its interval, what it is compared with, and the published figures."""
+    """Accuracy of every model, with its interval, what it is compared with, and the published figures."""
     if not found.scores:
         return None
-    once: dict[Any, Score] = {}
-    for score in found.scores:  # the same model on the same images stands in the table once
-        once.setdefault((score.model, score.clean, score.chance), score)
-    scores = sorted(once.values(), key=lambda score: bool(score.axes))
+    scores = sorted(merged(found.scores), key=lambda score: bool(score.axes))
     columns = {
         "model": [score.model for score in scores],
-        "clean accuracy": [str(score.clean) for score in scores],
+        accuracy_head(scores): [str(score.clean) for score in scores],
         "95 % interval": [score.clean.interval for score in scores],
+        **scored_on(scores),
         "published": [_published(score) for score in scores],
         "which is": [score.kind or "–" for score in scores],
         "trained on": [score.trained_on for score in scores],
+        "network and setting": [_made_with(score) for score in scores],
         "target reached": [shown(score.target_reached) for score in scores],
         "chance": [percent(score.chance) for score in scores],
     }
@@ -131,28 +137,54 @@ def results(found: Gathered) -> Section | None:
             columns[f"published, as {rule} says"] = theirs
     if len({score.evaluation for score in scores}) > 1:
         columns["evaluation"] = [score.evaluation for score in scores]
-    images = max(row["n"] for score in scores for row in score.rows)
     text = (
-        f"{_count(len(scores), 'model')} on {images:,} images with their true labels. Chance is what the better "
-        f"of guessing and a constant answer scores. {_orientation(scores)}"
+        f"{_scored(scores)} Chance is what the better of guessing and a constant answer scores. {_orientation(scores)}"
     )
     return Section("Results", text, tables=[Table(list(columns), list(zip(*columns.values(), strict=True)))])
 
 
+def _scored(scores: Sequence[Score]) -> str:
+    held_out = [score for score in scores if score.held_out]
+    images = max((row["n"] for score in held_out for row in score.rows), default=0)
+    said = f"{_count(len(held_out), 'model')} on {images:,} held-out images with their true labels."
+    if other := len(scores) - len(held_out):
+        verb = "is" if other == 1 else "are"
+        said += f" {_count(other, 'line')} {verb} of other images, changed or trained on: see what each is scored on."
+    return said
+
+
 def _orientation(scores: Sequence[Score]) -> str:
-    if any(published.data_of(score.node) for score in scores):
-        return "The published figures are of the same data, where there are any, of other networks where they say so."
-    return "The published figures are of other data, named beside them: for orientation, not for comparison."
-
-
-def _published(score: Score, under: str = "clean") -> str:
-    """Published figures of the same, one per line; the data is named where it is another."""
-    data = published.data_of(score.node)
-    lines = (
-        f"{f.percent} % {', '.join(filter(None, (f.data * (f.data != data), f.network, f.source)))}"
-        for f in published.beside(score.kind, data, under)
+    if any(score.data for score in scores):
+        data = "are of the same data, where there are any, of other networks where they say so"
+    else:
+        data = "are of other data, named beside them: for orientation, not for comparison"
+    return (
+        f"The published figures {data}. Where a figure was made with another setting than ours, it says with which, as "
+        "far as that is known here."
     )
+
+
+def _published(score: Score, under: str = "clean", how: published.Setting = MappingProxyType({})) -> str:
+    """Published figures of the same, one per line; the data and settings are named where they are others.
+
+    Args:
+        score: ours; of images that are not held out there are no figures.
+        under: as figures name what it is scored under.
+        how: what that was made with.
+    """
+    ours = {**published.setting(score.node), **how}
+    lines = []
+    for figure in published.beside(score.kind, score.data, ours, under) if score.held_out else []:
+        data = "" if figure.data == score.data else figure.data
+        said = filter(None, (data, figure.network, *figure.differing(ours), figure.source))
+        lines.append(f"{figure.percent} % {', '.join(said)}")
     return "\n".join(lines) or "–"
+
+
+def _made_with(score: Score) -> str:
+    """Our network, and what it and its images were made with."""
+    recipe = score.node.recipe
+    return ", ".join([recipe.arch or f"linear, on {recipe.probe}", *map(str, published.setting(score.node).values())])
 
 
 def _count(number: int, word: str) -> str:
@@ -188,20 +220,20 @@ CONTROLS = {
 def leakage(found: Gathered) -> Section | None:
     """For each learner with controls: the headline accuracy beside what each control leaves of it."""
     panels: dict[tuple[str, str], dict[str, Score]] = {}
-    for score in found.scores:
+    for score in found.held_out:
         base, _, control = score.base.rpartition(".")
         if control in CONTROLS and base:
             panels.setdefault((score.evaluation, name_at(base, score.axes)), {})[control] = score
-    for score in found.scores:
+    for score in found.held_out:
         if (score.evaluation, score.model) in panels:
             panels[score.evaluation, score.model][""] = score
     whole = {place: panel for place, panel in panels.items() if "" in panel}
     if not whole:
         return None
     charts = [_panel(number, learner, panel) for number, ((_, learner), panel) in enumerate(whole.items())][:CURVES]
-    head = ["learner", "control", "learned from", "clean accuracy", "95 % interval", "published"]
+    head = ["learner", "control", "learned from", "clean accuracy", "95 % interval", "published", "network and setting"]
     lines = [
-        [learner, *CONTROLS[c], str(s.clean), s.clean.interval, _published(s)]
+        [learner, *CONTROLS[c], str(s.clean), s.clean.interval, _published(s), _made_with(s)]
         for (_, learner), panel in whole.items()
         for c, s in _in_order(panel)
     ]
@@ -218,7 +250,8 @@ def _in_order(panel: Mapping[str, Score]) -> list[tuple[str, Score]]:
 
 def _panel(number: int, learner: str, panel: Mapping[str, Score]) -> Chart:
     headline = panel[""]
-    said = [f"{learner} answers {headline.clean} of the test images right, where chance is {percent(headline.chance)}."]
+    chance = percent(headline.chance)
+    said = [f"{learner} answers {headline.clean} of the {headline.split} images right, where chance is {chance}."]
     if "leakage" in panel:
         rest = headline.clean.mean - panel["leakage"].clean.mean
         said.append(f"Leakage alone gives {panel['leakage'].clean}, {_points(rest)} less.")
@@ -246,7 +279,7 @@ def _points(share: float) -> str:
 def sweeps(found: Gathered) -> Section | None:
     """Clean accuracy along every axis of a sweep that has numbers, with the target rate beside it."""
     curves: dict[tuple[str, str, str], dict[str, list[tuple[float, Score]]]] = {}
-    for score in found.scores:
+    for score in found.held_out:
         for axis, value in score.axes.items():
             if (place := _number(value)) is not None:
                 rest = ", ".join(f"{a} {v}" for a, v in score.axes.items() if a != axis)
@@ -256,7 +289,7 @@ def sweeps(found: Gathered) -> Section | None:
     if not drawn:
         return None
     charts = [_sweep(number, model, axis, lines) for number, ((_, model, axis), lines) in enumerate(drawn.items())]
-    seeds = max(score.clean.seeds for score in found.scores)
+    seeds = max(score.clean.seeds for score in found.held_out)
     spreads = f" Vertical lines are a standard deviation over {seeds} seeds." if seeds > 1 else ""
     left = f" {CURVES} of {len(charts)} curves are drawn." if len(charts) > CURVES else ""
     text = (
@@ -294,7 +327,8 @@ def _sweep(number: int, model: str, axis: str, drawn: Mapping[str, list[tuple[fl
     log = min(values) > 0 and max(values) / min(values) >= 20
     text = f"{'. '.join(said)}."
     level = ("chance", first[0][1].chance)
-    return Chart(figures.lines(f"sweep{number}", text, lines, axis, "share", log, level), text)
+    label = f"{axis}, {PIXELS}" if axis.rpartition(".")[2] in ("eps", "step_size") else axis
+    return Chart(figures.lines(f"sweep{number}", text, lines, label, "share", log, level), text)
 
 
 # ------------------------------------------------------------------------------------ while it went on
@@ -366,24 +400,26 @@ def robustness(found: Gathered) -> Section | None:
         return None
     columns = {
         "model": [score.model for score, _ in pairs],
+        **scored_on([score for score, _ in pairs]),
         "under": [attack.name for _, attack in pairs],
         "average case": [shown(attack.average) for _, attack in pairs],
         "worst case": [str(attack.worst) for _, attack in pairs],
         "95 % interval": [attack.worst.interval for _, attack in pairs],
-        "published worst case": [_published(score, _under(attack.asked)) for score, attack in pairs],
+        "published worst case": [_published(score, *published.under(attack.asked)) for score, attack in pairs],
     }
     if any(attack.asked["attack"] == "spatial" for _, attack in pairs):
-        columns["published average case"] = [_published(s, f"{a.asked['attack']} average") for s, a in pairs]
+        columns["published average case"] = [_published(s, published.on_average(a.asked)) for s, a in pairs]
     columns["clean"] = [str(score.clean) for score, _ in pairs]
     columns["fooled"] = [shown(attack.share("fooled")) for _, attack in pairs]
     if any(attack.toward for _, attack in pairs):
         columns["target reached"] = [shown(attack.share("reached")) for _, attack in pairs]
+    held_out = [(score, attack) for score, attack in pairs if score.held_out]
     text = (
-        "Average case: noise of the same size, or all rotations and shifts that were tried. Worst case: the attack. "
-        f"{_gap(pairs)} Fooled: of the images that the model answers right, those that it no longer does under attack."
+        f"Average case: {NOISE}, or all rotations and shifts that were tried. Worst case: the attack. {_gap(held_out)} "
+        "Fooled: of the images that the model answers right, those that it no longer does under attack."
     )
     table = Table(list(columns), list(zip(*columns.values(), strict=True)))
-    return Section("Robustness", text, _robustness_curves(pairs), [table])
+    return Section("Robustness", text, _robustness_curves(held_out), [table])
 
 
 Attacked = Sequence[tuple[Score, Attack]]
@@ -398,12 +434,6 @@ def _gap(pairs: Attacked) -> str:
         f"The gap is widest for {score.model} under {attack.name}: {shown(attack.average)} on average, {attack.worst} "
         f"at worst, {_points(widest)}."
     )
-
-
-def _under(attack: Row) -> str:
-    if attack["attack"] == "spatial":
-        return f"spatial {attack['search']}"
-    return f"{attack['norm']} {attack['eps']:g}" if not attack.get("toward") else "targeted"
 
 
 def _robustness_curves(pairs: Attacked) -> list[Chart]:
@@ -437,7 +467,7 @@ def _curve(number: int, attack: str, norm: str, models: Sequence[Attacked]) -> C
         f"{attack.upper()}, {NORMS[norm]}: solid the worst case, dashed the average case. At the largest radius, "
         f"{largest:g}: {', '.join(said)}{left}."
     )
-    return Chart(figures.lines(f"robustness{number}", text, lines, f"{NORMS[norm]} radius", "accuracy"), text)
+    return Chart(figures.lines(f"robustness{number}", text, lines, f"{NORMS[norm]} radius, {PIXELS}", "accuracy"), text)
 
 
 # ------------------------------------------------------------------------------------------ transfer
@@ -461,7 +491,7 @@ def transfer(found: Gathered) -> Section | None:
 def _against_transferability(found: Gathered) -> list[Chart]:
     """For a dataset that several architectures learned from: accuracy against how well its source transfers to each."""
     learners: dict[str, dict[str, tuple[float, float]]] = {}
-    for score in found.scores:
+    for score in found.held_out:
         if score.kind in published.LEARNED_FROM and score.node.recipe.arch is not None:
             made, arch = score.node.inputs["on"], score.node.recipe.arch
             if (rate := _fooled(found, made.inputs["model"], made.inputs["images"], arch)) is not None:
@@ -475,7 +505,7 @@ def _transferability(number: int, dataset: str, points: Mapping[str, tuple[float
     text = (
         f"Learners from {dataset}. Attacks on its source transfer least to {low}, {percent(points[low][0])}, which "
         f"answers {percent(points[low][1])} right; most to {high}, {percent(points[high][0])}, which answers "
-        f"{percent(points[high][1])} right. The paper's learners, on CIFAR-10, stand beside them."
+        f"{percent(points[high][1])} right. The paper's learners, from D_det of CIFAR-10, stand beside them."
     )
     groups = {
         "learners of this run": list(points.values()),
@@ -488,9 +518,9 @@ def _transferability(number: int, dataset: str, points: Mapping[str, tuple[float
 
 def _fooled(found: Gathered, source: Node, clean: Node, arch: str) -> float | None:
     """How much an untargeted attack on a model fools another of some architecture that was trained on clean images."""
-    scores = (score for score in found.scores if score.kind == "D" and score.node.recipe.arch == arch)
+    scores = (score for score in found.held_out if score.kind == "D" and score.node.recipe.arch == arch)
     cells = [(without_seed(source.name), s.model) for s in scores if s.node.inputs["on"].id == clean.id]
-    untargeted = [matrix.cells for matrix in transfers(found.scores) if matrix.toward is None]
+    untargeted = [matrix.cells for matrix in transfers(found.held_out) if matrix.toward is None]
     shares = (shares[cell] for shares in untargeted for cell in cells if cell in shares)
     return next((share.mean for share in shares if share is not None), None)
 
@@ -518,7 +548,8 @@ def _features(number: int, same: Sequence[Row]) -> Chart:
     step = math.ceil(len(row["points"]) / POINTS) or 1
     part = f" One in {step} is drawn." if step > 1 else ""
     text = (
-        f"{without_seed(row['model'])}, {ball(row)}: of {sum(row['counts'].values()):,} pairs of a feature and a "
+        f"{without_seed(row['model'])}, {ball(row)}, ρ on {row['n']:,} images, of which {row['attacked']:,} were "
+        f"attacked for γ: of {sum(row['counts'].values()):,} pairs of a feature and a "
         f"class {shown(shares['robust'])} are useful and robust, {shown(shares['non_robust'])} useful and not robust, "
         f"{shown(shares['useless'])} useless.{part}"
     )
@@ -553,8 +584,12 @@ def nodes(found: Gathered) -> Section:
     ]
     made = [one["seconds"] for one in progress.values() if one["seconds"]]
     text = f"{_count(len(lines), 'node')}; those that this run made, {len(made)}, took {seconds(sum(made))} together."
+    boxes = _boxes(found)
+    if len(boxes) > BOXES:
+        text += f" The graph is not drawn: of its {len(boxes)} boxes no more than {BOXES} can be read."
     head = ["node", "made by", "from", "version", "state", "time", "images/s"]
-    return Section("How it was made", text, tables=[Table(head, lines)], drawing=_drawing(found))
+    drawing = _drawing(found, boxes) if len(boxes) <= BOXES else None
+    return Section("How it was made", text, tables=[Table(head, lines)], drawing=drawing)
 
 
 def _state(found: Gathered, node: str) -> str:
@@ -590,13 +625,15 @@ ORDER = ("failed", "running", "waiting", "done", "cached")
 """States, the first of which a box of several nodes has."""
 
 
-def _drawing(found: Gathered) -> Drawing | None:
-    """The graph; nodes that differ in their place in a sweep are one box."""
+def _boxes(found: Gathered) -> dict[str, list[Node]]:
+    """Nodes that differ in their place in a sweep are one box."""
     boxes: dict[str, list[Node]] = {}
     for node in found.nodes.values():
         boxes.setdefault(split_name(node.id)[0], []).append(node)
-    if len(boxes) > BOXES:
-        return None
+    return boxes
+
+
+def _drawing(found: Gathered, boxes: Mapping[str, Sequence[Node]]) -> Drawing:
     wanted, needs = {}, {}
     for key, same in boxes.items():
         state = min((found.state(node.id) for node in same), key=ORDER.index)

@@ -21,10 +21,11 @@ from pydantic import (
 from pipeline import controls, sweeps
 from stages.errors import BadInput
 from stages.recipes import (
+    RULES,
     SOURCES,
     STAGES,
+    Adversary,
     Attack,
-    Ball,
     Bring,
     Evaluate,
     Invert,
@@ -207,7 +208,8 @@ def _sentence(error: ValidationError) -> str:
             hint = f", did you mean {near[0]!r}?" if near else ""
             return f"{place}.source: must be one of {', '.join(SOURCES)}, got {context['tag']!r}{hint}"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{place}: must be a mapping, got {_shown(got)}"
+            short = f"one of {', '.join(RULES)}, or " if _model_at(parts) is Relabel else ""
+            return f"{place}: must be {short}a mapping, got {_shown(got)}"
         case "string_type" if "[key]" in first["loc"]:
             return f"{place}: a name must be text, put it in quotes"
         case "value_error":
@@ -251,7 +253,7 @@ def _model_at(parts: list[str]) -> type[BaseModel] | None:
         case [*_, "relabel" | "agreement" | "toward"]:
             return Relabel
         case [*_, "adversarial"]:
-            return Ball
+            return Adversary
         case [*_, "spatial"] | [*_, "spatial", _]:
             return Spatial
         case [*_, "attacks", _]:

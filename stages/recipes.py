@@ -187,6 +187,12 @@ class Ball(Recipe):
         return self.step_size
 
 
+class Adversary(Ball):
+    """The ball of adversarial training: the paper's few steps, for every batch pays for them."""
+
+    steps: int = Field(7, ge=1, description="Steps of projected gradient descent.")
+
+
 class Perturbation(Ball):
     """A ball, a way to move in it, and how to compute that."""
 
@@ -338,6 +344,10 @@ class Relabel(Recipe):
         return frozenset({} if self.rule in ("random", "other") else {"seed"})
 
 
+RULES: tuple[str, ...] = get_args(Relabel.model_fields["rule"].annotation)
+"""The rules of a relabelling; each but `map` may stand for the whole mapping."""
+
+
 # -------------------------------------------------------------------------------------- train, bring
 
 
@@ -356,7 +366,7 @@ class Train(Recipe):
         description="Instead of an arch: a model whose features are kept as they are; only its last linear layer is "
         "trained, from new weights (a linear probe).",
     )
-    adversarial: Ball | None = Field(
+    adversarial: Adversary | None = Field(
         None,
         description="Adversarial training: every batch is first moved away from its labels by PGD in this ball.",
     )
@@ -383,7 +393,11 @@ class Train(Recipe):
         None, description="Per-channel deviation inside the model; by default the dataset's."
     )
     precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
-    seed: Seed = Field(0, description="Seed of initial weights, order, augmentation and dropout.")
+    seed: Seed = Field(
+        0,
+        description="Seed of initial weights, order, augmentation and dropout. Models that stand behind the dataset "
+        "draw other numbers from the same seed.",
+    )
     threads: int = Field(2, ge=1, le=256, description="CPU threads; more threads, other rounding: part of the version.")
     workers: int = Field(
         1,
@@ -574,7 +588,9 @@ class Usefulness(Ball):
     eps: float = Field(0.5, ge=0, description="Radius of the ball, in pixel units of [0, 1].")
     steps: int = Field(10, ge=1, description="Steps of projected gradient descent, for each feature both ways.")
     step_size: float | None = Field(None, ge=0, description="Length of a step, in pixel units; by default eps / 5.")
-    limit: int = Field(200, ge=1, description="Images of the split to measure on, spread over its shards.")
+    limit: int = Field(
+        200, ge=1, description="Images of the split that are attacked, for γ, spread over its shards; ρ is of all."
+    )
     useful: float = Field(
         0.1,
         ge=0,

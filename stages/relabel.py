@@ -72,5 +72,9 @@ def _class_number(name: str | int, classes: Sequence[str]) -> int:
         return list(classes).index(str(name))
     if str(name).isdecimal() and int(name) < len(classes):
         return int(name)
-    shown = ", ".join(classes[:10]) + (", …" if len(classes) > 10 else "")
-    raise BadInput(f"relabel map names {name!r}, which is no class: the classes are {shown}")
+    raise BadInput(f"relabel map names {name!r}, which is no class: the classes are {first_of(classes)}")
+
+
+def first_of(classes: Sequence[str], count: int = 10) -> str:
+    """The first names of some classes as a person reads them, with an ellipsis if there are more."""
+    return ", ".join(classes[:count]) + (", …" if len(classes) > count else "")

@@ -4,6 +4,10 @@ Of a feature f with mean 0 and deviation 1, and y = ±1 for one class against th
 usefulness γ = E[inf y f(x + δ)] over a ball. Normalising is affine and does not turn a feature round, so it can wait
 until all shards are summed: where f is least or greatest, so is f normalised.
 
+ρ needs no attack and is taken over the whole split: on a hundred images, a feature that has nothing to do with the
+class has a |ρ| of .1 by chance, as much as a useful one. The attack is costly and is made on few; what it takes from
+y f differs little between images, and γ is ρ less its mean.
+
 A feature is useful for a class from some ρ on. As ρ is a covariance with y, whose deviation is 2√(p(1 − p)) for a class
 that p of the images are of, it is never above that: the threshold is a share of it, so that it is one for ten classes
 and for a thousand. A useful feature is robust if γ > 0; if not, no γ > 0 makes it γ-robustly useful.
@@ -39,7 +43,7 @@ def measure(
         classes: class names.
         models: by name.
         shard: of split `recipe.normalise`, of `recipe.split`, or of both where they are one.
-        limit: how many of the first images of a shard of `recipe.split` are attacked.
+        limit: how many of the first images of a shard of `recipe.split` are attacked; the others only count for ρ.
 
     Returns:
         For each model sums that `evaluate.add` adds up, whatever shards they come from.
@@ -54,22 +58,24 @@ def measure(
 
 def _measure(recipe: Usefulness, count: int, model: Classifier, shard: Shard, limit: int) -> dict[str, Any]:
     features = Penultimate(model.using(recipe.precision), recipe.layer)
-    pixels = shard.images() if shard.split == recipe.normalise else shard.images()[:limit]
+    pixels = shard.images()
     clean = _features(features, pixels, recipe.batch_size)
     sums: dict[str, Any] = {}
     if shard.split == recipe.normalise:
         sums["normalise"] = {"n": len(clean), "f": clean.sum(0).tolist(), "ff": (clean**2).sum(0).tolist()}
     if shard.split == recipe.split:
-        label, pixels, clean = shard.label[:limit], pixels[:limit], clean[:limit]
-        low, high = _extremes(features, recipe, pixels, clean)
-        sums["n_per_class"] = np.bincount(label, minlength=count).tolist()
-        sums["per_class"] = {  # only classes that occur: most of a thousand do not
-            str(k): {
-                name: each[label == k].sum(0).tolist() for name, each in (("f", clean), ("low", low), ("high", high))
-            }
-            for k in np.unique(label)
-        }
+        sums["n_per_class"] = np.bincount(shard.label, minlength=count).tolist()
+        sums["f"] = _by_class(shard.label, clean)
+        some = clean[:limit]
+        low, high = _extremes(features, recipe, pixels[:limit], some)
+        sums["attacked"] = len(some)
+        sums["fall"], sums["rise"] = (_by_class(shard.label[:limit], by) for by in (some - low, high - some))
     return sums
+
+
+def _by_class(label_N: np.ndarray, value_ND: np.ndarray) -> dict[str, list[float]]:
+    """Sums over the images of each class that occurs: most of a thousand do not."""
+    return {str(k): value_ND[label_N == k].sum(0).tolist() for k in np.unique(label_N)}
 
 
 def _features(features: Penultimate, pixels: np.ndarray, batch_size: int) -> np.ndarray:
@@ -129,6 +135,7 @@ def summarise(recipe: Usefulness, classes: Sequence[str], sums: Mapping[str, Any
     return {
         "kind": "usefulness",
         "n": sum(sums["n_per_class"]),
+        "attacked": sums["attacked"],
         **recipe.model_dump(include={"norm", "eps", "steps", "layer", "useful"}),
         "features": len(every),
         "classes": list(classes),
@@ -165,14 +172,13 @@ def _usefulness(sums: Mapping[str, Any], present: Sequence[int]) -> tuple[np.nda
     mean, square = _moments(sums)
     deviation = np.sqrt(np.where(_varies(sums), square - mean**2, np.inf))
     own_K1 = np.array([[sums["n_per_class"][k]] for k in present])
-    f, low, high = (np.array([sums["per_class"][str(k)][name] for k in present]) for name in ("f", "low", "high"))
-    total = own_K1.sum()
+    total, none = own_K1.sum(), np.zeros_like(mean)
+    f, fall, rise = (np.array([sums[name].get(str(k), none) for k in present]) for name in ("f", "fall", "rise"))
+    rho = (2 * f - f.sum(0) - mean * (2 * own_K1 - total)) / (deviation * total)
 
-    def correlation(own_KD: np.ndarray, all_KD: np.ndarray) -> np.ndarray:
-        """E[y f̂], of sums over the class and sums over every class."""
-        rest_KD = all_KD.sum(0) - all_KD
-        found: np.ndarray = (own_KD - rest_KD - mean * (2 * own_K1 - total)) / (deviation * total)
+    def taken(own_KD: np.ndarray, rest_KD: np.ndarray) -> np.ndarray:
+        """What the attack takes from E[y f̂]: by moving f one way for the class and the other way for the rest."""
+        found: np.ndarray = (own_KD + rest_KD.sum(0) - rest_KD) / (deviation * sums["attacked"])
         return found
 
-    rho, as_is, turned = correlation(f, f), correlation(low, high), -correlation(high, low)
-    return np.abs(rho), np.where(rho >= 0, as_is, turned)
+    return np.abs(rho), np.abs(rho) - np.where(rho >= 0, taken(fall, rise), taken(rise, fall))

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import calculate_md5
 
+from pipeline import spec
 from pipeline.cli import main
+from pipeline.graph import build
 from stages.images import encode_png
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +61,18 @@ def test_it_can_be_planned(file, data, accepted, tmp_path):
     assert all(node["state"] == "to make" for node in nodes)
     assert {"datasets", "models", "evaluations"} == {node["node"].partition("/")[0] for node in nodes}
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("seeds", ["", "seeds: [0, 1, 2]"], ids=["one seed", "three seeds"])
+@pytest.mark.parametrize("arch", ["cifar_resnet50", "cifar_resnet18", "resnet9"])
+def test_with_any_network_that_its_header_offers_the_papers_models_differ(arch, seeds, write):
+    text = (FOLDER / "paper-cifar10.yaml").read_text().replace("cifar_resnet50", arch)
+    versions = [node.version for node in build(spec.read(write(text + seeds))) if node.group == "models"]
+    assert len(set(versions)) == len(versions)
+
+
+@pytest.mark.parametrize("file", [file for file in CONFIGS if "paper" in file.stem], ids=lambda file: file.stem)
+def test_every_relabelled_set_of_the_paper_has_its_leakage_controls(file):
+    asked = yaml.safe_load(file.read_text())
+    controlled = {part["leakage"] for part in asked["evaluations"].values() if "leakage" in part}
+    assert controlled == {"rand", "other", "det"}

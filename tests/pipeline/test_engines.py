@@ -274,7 +274,7 @@ def is_worker(process):
     return title.startswith(("ray::_Worker", "ray::_all", "ray::_read", "ray::_commit", "ray::_steps"))
 
 
-def test_a_learner_does_not_begin_with_the_weights_of_the_model_its_images_were_moved_by(tiny, write, notbugs, tmp_path):
+def test_a_learner_begins_with_other_weights_than_the_model_its_images_were_moved_by(tiny, write, notbugs, tmp_path):
     """Trained so little that what is saved is what it began with."""
     for model in tiny["models"].values():
         model["train"] |= {"epochs": 1, "lr": 1e-12}

@@ -209,6 +209,11 @@ def changed(place: str, value):
 
 
 WRONG = {
+    "spared model is the attacked one": (
+        changed("models.twin", {"train": TRAIN})
+        | {"datasets": changed("datasets.spared.attack.not_transferring_to", ["robust", "twin"])["datasets"]},
+        "datasets.spared.attack.not_transferring_to: twin is the attacked model, standard, under another name; give",
+    ),
     "no penultimate layer": (
         changed("models.standard.train.arch", "convnet:net"),
         "has no linear layer: name the layer of its features with `layer`",

@@ -22,7 +22,7 @@ from pipeline import gallery, page, sections
 from pipeline.gather import Gathered
 from pipeline.graph import Node, build
 from pipeline.runs import Progress
-from pipeline.spec import parse
+from pipeline.spec import parse, read
 from pipeline.store import Store
 from stages.shard import Shard, pack, unpack
 
@@ -88,7 +88,7 @@ def under_attack(accuracy: float) -> list[dict[str, Any]]:
     worst = {"low": 0.0, "high": 1.0, "n": 400, "average": accuracy, "fooled": 0.4}
     space = {"rotation": 30.0, "translation": 0.1, "search": "grid", "tries": 775}
     return [
-        {"attack": "pgd", "accuracy": accuracy / 2, **worst, **ball, "eps": 0.25},
+        {"attack": "pgd", "accuracy": accuracy / 2, **worst, **ball, "eps": 0.25, "step_size": 0.05},
         {"attack": "pgd", "accuracy": accuracy / 5, **worst, **ball, "eps": 0.5},
         {"attack": "pgd", "accuracy": accuracy / 3, **worst, **ball, "eps": 0.5, "source": "standard"},
         {"attack": "pgd", "accuracy": 0.1, **worst, **ball, "eps": 0.5, "toward": "next", "reached": 0.7},
@@ -107,7 +107,16 @@ def useful(model: Node) -> dict[str, Any]:
     draw = np.random.default_rng(0)
     points = [[f, k, rho := 0.6 * draw.random(), rho - 0.6 * draw.random()] for f in range(200) for k in range(10)]
     counts = {"robust": 500, "non_robust": 1300, "useless": 200}
-    facts = {"norm": "l2", "eps": 0.5, "steps": 10, "features": 200, "useful": 0.1, "classes": CLASSES, "n": 200}
+    facts = {
+        "norm": "l2",
+        "eps": 0.5,
+        "steps": 10,
+        "features": 200,
+        "useful": 0.1,
+        "classes": CLASSES,
+        "n": 200,
+        "attacked": 60,
+    }
     facts |= {"useful_from": [0.06] * 10}
     return {
         "kind": "usefulness",
@@ -132,7 +141,9 @@ ACCURACY = {
 def rows(node: Node, accuracy: Mapping[str, float]) -> list[dict[str, Any]]:
     models = [parent for role, parent in node.inputs.items() if role.startswith("models.")]
     made = [useful(m) if node.stage == "usefulness" else scored(m, accuracy.get(m.name, 0.8)) for m in models]
-    return [{"evaluation": node.name, **row} for row in made]
+    on, split = node.inputs["on"], node.recipe.split
+    held_out = on.stage == "load" and split != "train"
+    return [{"evaluation": node.name, "on": on.name, "split": split, "held_out": held_out, **row} for row in made]
 
 
 def shard_of(node: Node) -> bytes:
@@ -230,6 +241,12 @@ def render(path: Path, experiment: dict[str, Any], accuracy: Mapping[str, float]
     return page.render(store, record(nodes, experiment) | about)
 
 
+def lines_of(html: str) -> list[list[str]]:
+    """The cells of each line of the page's tables."""
+    plain = html.replace("\u00a0", " ").replace("<wbr>", "")
+    return [re.findall(r"<td[^>]*>([^<]*)</td>", line) for line in plain.split("<tr>")]
+
+
 class Seen(HTMLParser):
     """What a reader of the page comes across: tags, text, headings, captions."""
 
@@ -302,12 +319,13 @@ def test_a_learner_at_chance_learned_nothing_and_labels_that_do_as_much_are_said
 
 def test_features_are_claimed_only_where_leakage_alone_does_less(tmp_path):
     models = small("from_rand", "from_rand.leakage", "from_control")
-    claim = "so the perturbations carried features that generalise."
+    claim = "so the perturbations carried features that generalise, worth"
     said = {
         accuracy: Seen(render(tmp_path, models, {"from_rand": 0.8, "from_rand.leakage": accuracy})).text
         for accuracy in (0.7, 0.77)
     }
     assert claim in said[0.7] and claim not in said[0.77]
+    assert f"{claim} 10.0 points beyond the 70.0 % of leakage alone." in said[0.7]
     assert "without the attack from_rand.leakage comes to 77.0 %, so leakage alone may explain it" in said[0.77]
     assert claim not in Seen(render(tmp_path, small("from_rand"))).text
 
@@ -320,10 +338,13 @@ def test_without_learners_the_verdict_is_the_best_model(tmp_path):
 def test_published_figures_stand_beside_what_a_model_is_whatever_it_is_called(tmp_path):
     experiment = small("zebra")
     experiment["models"] = {**EXPERIMENT["models"], "zebra": EXPERIMENT["models"]["from_rand"]}
-    assert "63.3 % ResNet-50, Ilyas et al. 2019" in Seen(render(tmp_path, experiment)).text
+    assert "63.3 % ResNet-50, L2 ε 0.5, 100 steps of 0.1, Ilyas et al. 2019" in Seen(render(tmp_path, experiment)).text
     experiment["datasets"] = {**EXPERIMENT["datasets"], "clean": {"load": {"source": "sklearn-digits"}}}
     text = Seen(render(tmp_path, experiment)).text
-    assert "63.3 % CIFAR-10, ResNet-50, Ilyas et al. 2019" in text and "not for comparison" in text
+    assert (
+        "63.3 % CIFAR-10, ResNet-50, L2 ε 0.5, 100 steps of 0.1, Ilyas et al. 2019" in text
+        and "not for comparison" in text
+    )
 
 
 def test_answers_under_another_rule_have_published_figures_beside_them(tmp_path):
@@ -331,7 +352,112 @@ def test_answers_under_another_rule_have_published_figures_beside_them(tmp_path)
     experiment["datasets"] = {**EXPERIMENT["datasets"], "det": {"attack": ATTACK, "relabel": "next"}}
     experiment["models"] = {**EXPERIMENT["models"], "zebra": learner("det")}
     html = render(tmp_path, experiment).replace("\u00a0", " ")
-    assert "answers as next says" in html and "16.2 % ResNet-50, Ilyas et al. 2019" in html
+    assert "answers as next says" in html
+    assert "16.2 % ResNet-50, L2 ε 0.5, 100 steps of 0.1, Ilyas et al. 2019" in html
+
+
+def test_a_figure_of_the_same_settings_has_none_beside_it_and_ours_are_said(tmp_path):
+    experiment = small("from_rand")
+    alike = {"attack": {**ATTACK, "eps": 0.5, "steps": 100}, "relabel": "random"}
+    experiment["datasets"] = {**EXPERIMENT["datasets"], "rand": alike}
+    html = render(tmp_path, experiment).replace("\u00a0", " ")
+    assert "63.3 % ResNet-50, Ilyas et al. 2019" in html and ">small_cnn, L2 ε 0.5, 100 steps of 0.1</td>" in html
+
+
+def test_a_set_of_another_norm_has_no_published_figures(tmp_path):
+    experiment = small("from_rand")
+    other = {"attack": {**ATTACK, "norm": "linf", "eps": 0.03}, "relabel": "random"}
+    experiment["datasets"] = {**EXPERIMENT["datasets"], "rand": other}
+    html = render(tmp_path, experiment).replace("\u00a0", " ")
+    assert ">small_cnn, L∞ ε 0.03, 10 steps of 0.006</td>" in html and "63.3 %" not in html
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ({}, "15.3 % ResNet-50, Engstrom et al. 2019"),
+        ({"rotation": 5.0}, None),
+        ({"translation": 0.0}, None),
+        ({"tries": 9}, None),
+        ({"search": "random", "tries": 10}, "39.9 % ImageNet, ResNet-18, Engstrom et al. 2019"),
+        ({"search": "random", "tries": 100}, None),
+    ],
+)
+def test_a_spatial_figure_stands_beside_its_own_space_only(tmp_path, monkeypatch, attack, said):
+    made = {**under_attack(0.8)[-1], **attack}
+    monkeypatch.setattr(sys.modules[__name__], "under_attack", lambda accuracy: [made])
+    (line,) = [line for line in lines_of(render(tmp_path, small("standard"))) if any("±" in cell for cell in line)]
+    assert line[5] == (said or "–")
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ({"steps": 7}, "70.90 % ResNet-50, Ilyas et al. 2019"),
+        ({"steps": 20, "restarts": 5}, "70.90 % ResNet-50, under 7 steps, Ilyas et al. 2019"),
+        ({"attack": "apgd"}, "–"),
+        ({"norm": "linf"}, "–"),
+        ({"eps": 0.75}, "–"),
+    ],
+)
+def test_a_robust_accuracy_is_published_of_the_same_attack_whose_steps_are_said_where_they_differ(
+    tmp_path, monkeypatch, attack, said
+):
+    made = {**under_attack(0.8)[1], **attack}
+    monkeypatch.setattr(sys.modules[__name__], "under_attack", lambda accuracy: [made])
+    (line,) = [line for line in lines_of(render(tmp_path, small("robust"))) if any(" steps" in c for c in line[1:2])]
+    assert line[5] == said
+
+
+def test_what_is_scored_on_other_than_held_out_images_is_named_and_judged_by_nowhere(tmp_path):
+    experiment = small("from_other")
+    memorised = {"models": ["from_other", "from_rand", "from_rand.leakage"], "on": "other", "split": "train"}
+    experiment["evaluations"] = {"memorised": memorised, **experiment["evaluations"]}
+    html = render(tmp_path, experiment, {"from_rand": 1.0})
+    text = Seen(html).text
+    assert "from_other answers 80.0 % of the untouched test images right" in text and "from_rand answers" not in text
+    assert "Leakage" not in Seen(html).headings
+    assert "1 model on 400 held-out images with their true labels" in text and "3 lines are of other images" in text
+    lines = [line for line in lines_of(html) if "other/train" in line]
+    assert {line[0] for line in lines} == {"from_other", "from_rand", "from_rand.leakage"}
+    assert not any("Ilyas" in cell or "Jordan" in cell for line in lines for cell in line)
+    assert "clean accuracy</th>" not in html
+
+
+def test_a_split_that_was_trained_on_is_no_test(tmp_path):
+    experiment = small("standard")
+    experiment["evaluations"]["accuracy"]["split"] = "train"
+    text = Seen(render(tmp_path, experiment)).text
+    assert "images right" not in text and "clean/train" in text
+
+
+def test_a_split_of_another_name_is_named(tmp_path):
+    experiment = small("from_other")
+    experiment["evaluations"]["accuracy"]["split"] = "val"
+    assert "of the untouched val images right" in Seen(render(tmp_path, experiment)).text
+
+
+def test_answers_under_a_rule_are_told_whichever_evaluation_asked_for_them(tmp_path, monkeypatch):
+    experiment = small("zebra")
+    experiment["datasets"] = {**EXPERIMENT["datasets"], "det": {"attack": ATTACK, "relabel": "next"}}
+    experiment["models"] = {**EXPERIMENT["models"], "zebra": learner("det")}
+    for rule in ("next", "other"):
+        experiment["evaluations"][rule] = {"models": ["zebra"], "on": "clean", "agreement": rule}
+    as_it_was = rows
+
+    def asked(node: Node, accuracy: Mapping[str, float]) -> list[dict[str, Any]]:
+        made = as_it_was(node, accuracy)
+        for row in made:
+            rule = node.recipe.agreement
+            row |= {"agreement": {"rule": rule.rule, "accuracy": 0.25}} if rule else {}
+            if rule is None:
+                del row["agreement"]
+        return made
+
+    monkeypatch.setattr(sys.modules[__name__], "rows", asked)
+    html = render(tmp_path, experiment)
+    (line,) = [line for line in lines_of(html[: html.index("Robustness</h2>")]) if line[:1] == ["zebra"]]
+    assert line.count("25.0 %") == 2 and any("16.2 %" in cell for cell in line)
 
 
 def test_rows_that_differ_in_the_seed_alone_are_one_with_mean_and_deviation(whole):
@@ -387,17 +513,31 @@ def carried_over(node: Node, model: Node) -> list[dict[str, Any]]:
     return found
 
 
-def test_transfer_is_told_over_seeds_each_model_under_attacks_on_its_own(tmp_path):
-    store, nodes = Store(str(tmp_path)), build(parse(SEEDED))
+def carried(path: Path, experiment: dict[str, Any]) -> str:
+    """The page of a run whose attacks were carried over."""
+    store, nodes = Store(str(path)), build(parse(experiment))
     for node in nodes:
         if node.group == "evaluations":
             models = [parent for role, parent in node.inputs.items() if role.startswith("models.")]
-            made = [{**scored(m, 0.8), "under_attack": carried_over(node, m), "evaluation": node.name} for m in models]
+            made = [
+                row | {"under_attack": carried_over(node, m)} for row, m in zip(rows(node, {}), models, strict=True)
+            ]
             store.put_json(f"{node.folder}/result.json", {"rows": made})
-    html = page.render(store, record(nodes, SEEDED)).replace("\u00a0", " ")
-    lines = [re.findall(r"<td[^>]*>([^<]*)</td>", line) for line in html.split("<tr>")]
-    assert ["bigger", "35.0 ± 7.1 %", "95.0 ± 7.1 %"] in lines
+    return page.render(store, record(nodes, experiment)).replace("\u00a0", " ")
+
+
+def test_transfer_is_told_over_seeds_each_model_under_attacks_on_its_own(tmp_path):
+    html = carried(tmp_path, SEEDED)
+    assert ["bigger", "35.0 ± 7.1 %", "95.0 ± 7.1 %"] in lines_of(html)
     assert "transfer least to resnet18, 35.0 %" in html and "most to small_cnn, 85.0 %" in html
+
+
+def test_figure_3_is_of_held_out_images(tmp_path):
+    seen = {}
+    for split in ("test", "train"):
+        learners = {**SEEDED["evaluations"]["learners"], "split": split}
+        seen[split] = carried(tmp_path, {**SEEDED, "evaluations": {**SEEDED["evaluations"], "learners": learners}})
+    assert "transfer least to" in seen["test"] and "transfer least to" not in seen["train"]
 
 
 def test_features_are_useful_from_the_threshold_of_their_class_on_and_robust_above_zero(tmp_path, monkeypatch):
@@ -464,6 +604,31 @@ def test_a_run_that_made_nothing_has_a_page(tmp_path, run):
 
 def test_what_was_there_already_has_its_date_and_a_training_its_speed(whole):
     assert "made before, 2026-01-01 00:00" in Seen(whole).text and ">1,234</td>" in whole
+
+
+def test_a_graph_is_drawn_up_to_a_size_and_said_to_be_left_out_beyond(tmp_path):
+    experiment = small("standard")
+    nodes = len(build(parse(experiment)))
+    experiment["datasets"] = dict(EXPERIMENT["datasets"])
+    assert "is not drawn" not in Seen(render(tmp_path, experiment)).text
+    experiment["datasets"] |= {f"more{i}": {"load": {"source": "cifar10"}} for i in range(sections.BOXES)}
+    html = render(tmp_path, experiment)
+    boxes = len({name.partition("@")[0] for name in (node.id for node in build(parse(experiment)))})
+    assert nodes < sections.BOXES < boxes and '<svg class="graph"' not in html
+    assert f"The graph is not drawn: of its {boxes} boxes no more than {sections.BOXES} can be read." in Seen(html).text
+
+
+def test_a_graph_of_the_preset_of_the_paper_is_drawn():
+    preset = read(Path(__file__).parents[2] / "configs" / "paper-cifar10.yaml")
+    assert len(build(preset)) <= sections.BOXES
+
+
+def test_axes_of_lengths_in_pixels_have_their_unit(tmp_path):
+    experiment = small(*(f"swept@eps={eps}" for eps in (0.5, 1.0)))
+    experiment["models"] = {**EXPERIMENT["models"], **{f"swept@eps={eps}": learner("rand") for eps in (0.5, 1.0)}}
+    html = render(tmp_path, experiment)
+    assert "eps, pixel units of [0, 1]" in html and "L2 radius, pixel units of [0, 1]" in html
+    assert "noise of length ε, clipped to [0, 1]" in html and "same size" not in html
 
 
 def test_a_large_run_makes_no_large_page(tmp_path):

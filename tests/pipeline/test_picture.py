@@ -100,7 +100,12 @@ def test_a_picture_of_any_size_is_brought_to_the_models(store, tmp_path):
     [
         (
             ("--model", "standard", "--to", "airliner"),
-            "--to airliner: is none of the model's 10 classes; they are 0, 1",
+            "--to airliner: is none of the model's 10 classes; they are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n",
+        ),
+        (("--model", "standard", "--to", "1", "--rotate", "--eps", "3"), "--rotate: has no use for --eps"),
+        (
+            ("--model", "standard", "--to", "1", "--rotate", "--norm", "l2", "--steps", "100"),
+            "--rotate: has no use for --norm and --steps",
         ),
         (("--model", "standard", "--to", "10"), "--to 10: is none of the model's 10 classes"),
         (("--model", "nobody", "--to", "1"), "--model nobody: the store"),
@@ -132,3 +137,8 @@ def test_a_class_is_found_by_name_in_any_case_or_by_number():
         picture.class_number("golf", classes)
     with pytest.raises(BadInput, match="did you mean 'tench'"):
         picture.class_number("tensch", classes)
+
+
+def test_of_many_classes_the_first_are_named():
+    with pytest.raises(BadInput, match=r"they are class 0, .*class 9, …$"):
+        picture.class_number("zebra", [f"class {i}" for i in range(11)])

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import published
 from pipeline.graph import build
-from pipeline.published import CIFAR10, RESTRICTED, TABLE, beside, data_of, kind
+from pipeline.published import CIFAR10, RESTRICTED, TABLE, Part, Setting, beside, data_of, kind, setting
 from pipeline.spec import parse
 
 ATTACK = {"images": "a", "model": "b"}
@@ -35,16 +35,27 @@ BROUGHT: list[tuple[dict[str, Any], str | None]] = [
 ]
 """What is made from a model of which nobody here knows how robust it is, and what a learner from it is."""
 
+TEN = range(10)
+
+NEITHER: list[dict[str, Any]] = [
+    {"attack": {"images": "d9", "model": "b"}, "relabel": "other"},
+    {"invert": {"images": "d1", "model": "robust"}},
+    {"attack": ATTACK, "relabel": {"rule": "map", "map": {str(k): k for k in TEN}}},
+]
+"""None of the paper's sets: an attack on D_R, the inversion of D_other, true labels."""
+
 
 def made(load, **models):
     """Nodes by name, of an experiment whose datasets are called d0, d1 …"""
     datasets = {"a": {"load": load}, **{f"d{i}": dataset for i, dataset in enumerate(DATASETS.values())}}
     datasets |= {f"brought{i}": dataset for i, (dataset, _) in enumerate(BROUGHT)}
+    datasets |= {f"neither{i}": dataset for i, dataset in enumerate(NEITHER)}
+    datasets["shifted"] = {"attack": ATTACK, "relabel": {"rule": "map", "map": {k: (k + 1) % 10 for k in TEN}}}
     datasets["top"] = {"select": {"images": "d1", "keep": "top", "share": 0.4}}
     learners = {f"m{i}": {"train": {**TRAIN, "on": f"d{i}"}} for i in range(len(DATASETS))}
     sources = {
         "b": {"train": {**TRAIN, "on": "a"}},
-        "robust": {"train": {**TRAIN, "on": "a", "adversarial": {"eps": 0.5}}},
+        "robust": {"train": {**TRAIN, "on": "a", "adversarial": {"eps": 0.5, "steps": 7}}},
         "brought": {"load": {"arch": "resnet18", "weights": "DEFAULT"}},
     }
     experiment = {"name": "e", "datasets": datasets, "models": {**sources, **learners, **models}}
@@ -58,6 +69,8 @@ def nodes():
         "linear": {"train": {"on": "d0", "probe": "robust"}},
         "turned": {"train": {**TRAIN, "on": "a", "augment": "spatial"}},
         "linear_brought": {"train": {"on": "d0", "probe": "brought"}},
+        **{f"from_neither{i}": {"train": {**TRAIN, "on": f"neither{i}"}} for i in range(len(NEITHER))},
+        "from_shifted": {"train": {**TRAIN, "on": "shifted"}},
         **{f"from_brought{i}": {"train": {**TRAIN, "on": f"brought{i}"}} for i in range(len(BROUGHT))},
     }
     return made({"source": "cifar10"}, **more)
@@ -83,22 +96,69 @@ def test_a_model_from_elsewhere_is_not_said_to_be_robust_or_not(nodes, number, w
         ("linear", "D_rand, robust features only"),
         ("linear_brought", None),
         ("brought", None),
+        ("from_neither0", None),
+        ("from_neither1", None),
+        ("from_neither2", None),
+        ("from_shifted", "D_map"),
     ],
 )
 def test_other_models_are_what_was_done_with_them(nodes, name, words):
     assert kind(nodes[name]) == words
 
 
+BALL = {"norm": Part("L2", "ε 0.5"), "steps": Part("", "100 steps of 0.1")}
+SOURCE = {"source": Part("source L2", "ε 0.5")}
+
+
+def percents(of: str | None, data: str | None, ours: Setting, under: str = "clean") -> list[str]:
+    return [figure.percent for figure in beside(of, data, ours, under)]
+
+
 def test_figures_are_of_the_same_data_where_there_are_any():
-    assert [f.percent for f in beside("D_rand", RESTRICTED)] == ["87.9"]
-    assert {f.data for f in beside("D_rand", None)} == {CIFAR10}
-    assert {f.data for f in beside("D_other", RESTRICTED)} == {CIFAR10}
-    assert [f.percent for f in beside("D_R", CIFAR10, "l2 0.5")] == ["21.85", "19.22"]
-    assert [f.data for f in beside("D", CIFAR10, "spatial random")] == ["ImageNet"]
-    assert [f.percent for f in beside("D_det", None, "as next")] == ["16.2"]
-    assert [f.percent for f in beside("D_det, robust source", CIFAR10, "as next")] == ["65.5"]
-    assert [f.percent for f in beside("D_det, not transferring", CIFAR10, "as next")] == ["70.8"]
-    assert beside(None, CIFAR10) == [] == beside("D_rand", CIFAR10, "l2 0.5")
+    assert percents("D_rand", RESTRICTED, BALL) == ["87.9"]
+    assert {f.data for f in beside("D_rand", None, BALL)} == {CIFAR10}
+    assert {f.data for f in beside("D_other", RESTRICTED, BALL)} == {CIFAR10}
+    assert percents("D_R", CIFAR10, SOURCE, "L2 ε 0.5") == ["21.85", "19.22"]
+    assert [f.data for f in beside("D", CIFAR10, {}, "±30°, ±10 %, worst of 10")] == ["ImageNet"]
+    assert percents("D_det", None, BALL, "as next") == ["16.2"]
+    assert percents("D_det, robust source", CIFAR10, BALL | SOURCE, "as next") == ["65.5"]
+    assert percents("D_det, not transferring", CIFAR10, BALL, "as next") == ["70.8"]
+    assert percents(None, CIFAR10, BALL) == [] == percents("D_rand", CIFAR10, BALL, "L2 ε 0.5")
+
+
+def test_figures_of_another_norm_share_or_source_are_not_beside():
+    linf = {"norm": Part("L∞", "ε 0.03")}
+    assert percents("D_rand", CIFAR10, linf) == [] == percents("D, adversarial training", CIFAR10, linf)
+    assert percents("D_R", CIFAR10, {"source": Part("source L∞", "ε 0.03")}) == []
+    top = {"share": Part("share 40 %")}
+    assert percents("D_other, top margins", CIFAR10, BALL | top) == ["78.2"]
+    assert percents("D_other, top margins", CIFAR10, BALL | {"share": Part("share 10 %")}) == []
+
+
+def test_a_figure_says_what_it_was_made_with_where_that_is_not_as_here():
+    (figure,) = [f for f in beside("D_rand", CIFAR10, BALL) if f.source == published.PAPER]
+    assert figure.differing(BALL) == []
+    assert figure.differing(BALL | {"norm": Part("L2", "ε 0.75")}) == ["L2 ε 0.5"]
+    assert figure.differing({"norm": Part("L2", "ε 0.5"), "steps": Part("", "7 steps of 0.1")}) == ["100 steps of 0.1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("b", []),
+        ("brought", []),
+        ("robust", ["L2 ε 0.5", "7 steps of 0.1"]),
+        ("m0", ["L2 ε 0.5", "100 steps of 0.1"]),
+        ("m3", ["L2 ε 0.5", "100 steps of 0.1", "source L2 ε 0.5"]),
+        ("m6", ["L2 ε 0.5"]),
+        ("m7", []),
+        ("m9", ["inverted in 1000 steps of 0.1", "source L2 ε 0.5"]),
+        ("m11", ["inverted in 1000 steps of 0.1"]),
+        ("best", ["L2 ε 0.5", "100 steps of 0.1", "share 40 %"]),
+    ],
+)
+def test_a_setting_is_what_a_model_and_its_images_were_made_with(nodes, name, said):
+    assert [str(part) for part in setting(nodes[name]).values()] == said
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,17 @@
 """Tables that line up, and a table of results that hides nothing."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.artifacts import Made
+from pipeline.graph import build
+from pipeline.jobs import EvaluateJob, Place
 from pipeline.report import feature_table, result_text, table
+from pipeline.spec import parse
+from pipeline.store import Store
 
 WORDS = st.text(st.characters(codec="ascii", exclude_categories=["Cc", "Zs"]), min_size=1, max_size=12)
 
@@ -26,6 +34,9 @@ def row(**facts):
         "kind": "accuracy",
         "evaluation": "e",
         "model": "m",
+        "on": "clean",
+        "split": "test",
+        "held_out": True,
         "trained_on": "d",
         "accuracy": 0.5,
         "low": 0.4,
@@ -50,6 +61,55 @@ def test_several_evaluations_are_told_apart():
     assert "evaluation" in result_text([row(), row(evaluation="f")])
 
 
+ORIGINS = {
+    "name": "e",
+    "datasets": {
+        "clean": {"load": {"source": "sklearn-digits"}},
+        "other": {"attack": {"images": "clean", "method": "none", "splits": ["train", "test"]}, "relabel": "other"},
+    },
+    "models": {
+        "learner": {"train": {"on": "other", "arch": "small_cnn"}},
+        "brought": {"load": {"arch": "resnet18", "weights": "DEFAULT"}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "split", "held_out"),
+    [
+        ("learner", "clean", "test", True),
+        ("learner", "clean", "train", False),
+        ("learner", "other", "test", False),
+        ("brought", "clean", "train", True),
+    ],
+)
+def test_held_out_are_images_as_they_were_loaded_of_a_split_that_was_not_trained_on(
+    tmp_path, model, on, split, held_out
+):
+    asked = {"e": {"models": [model], "on": on, "split": split}}
+    (node,) = [n for n in build(parse({**ORIGINS, "evaluations": asked})) if n.group == "evaluations"]
+    inputs = {role: Made(one.folder, {"content": "c", "classes": ["a", "b"]}) for role, one in node.inputs.items()}
+    store = Store(str(tmp_path))
+    sums = {"n": 4, "right": 3, "right_per_class": [2, 1], "n_per_class": [2, 2]}
+    nothing = {"right_under": [], "average_under": [], "aimed_under": [], "reached_under": []}
+    marks = {"test-000000": {"samples": 4, "sums": {model: sums | nothing}}}
+    EvaluateJob(node, Place(store, Path(), Path()), inputs).finish(marks)
+    (found,) = store.find_json(f"{node.folder}/result.json")["rows"]
+    assert (found["on"], found["split"], found["held_out"]) == (on, split, held_out)
+
+
+def test_other_images_than_held_out_ones_are_named():
+    shown = result_text([row(), row(model="n", on="other", split="train", held_out=False, under_attack=[attack()])])
+    assert "other/train" in shown.partition("average case")[0] and "other/train" in shown.partition("average case")[2]
+    assert "clean/test" in shown and "clean accuracy" not in shown
+    assert "clean/test" not in result_text([row()]) and "clean accuracy" in result_text([row()])
+
+
+def test_two_sets_of_held_out_images_are_told_apart():
+    shown = result_text([row(), row(model="n", on="few")])
+    assert "clean/test" in shown and "few/test" in shown and "clean accuracy" in shown
+
+
 def test_answers_under_another_rule_have_a_column():
     assert "agrees with next" not in result_text([row()])
     shown = result_text([row(agreement={"rule": "next", "accuracy": 0.25}), row(model="n")])
@@ -71,6 +131,7 @@ def test_rows_that_differ_in_the_seed_alone_are_one_with_mean_and_deviation():
 
 def test_average_case_stands_beside_worst_case_with_the_gap():
     line = result_text([row(under_attack=[attack()])]).splitlines()[-1]
+    assert "noise of length ε, clipped to [0, 1]" in result_text([row(under_attack=[attack()])])
     assert "L2 ε 0.5, 7 steps" in line and line.index("90.0 %") < line.index("20.0 %") < line.index("70.0 %")
 
 

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.scores import attacked, over_seeds, results, spread, transfers, without_seed
+from pipeline.scores import attack_name, attacked, merged, over_seeds, results, spread, transfers, without_seed
 
 
 def row(model="m", accuracy=0.5, **facts):
     given = {"kind": "accuracy", "evaluation": "e", "trained_on": "d", "n": 100, "chance": 0.1, "majority": 0.12}
+    given |= {"on": "clean", "split": "test", "held_out": True}
     ends = {"low": accuracy - 0.1, "high": accuracy + 0.1}
     return given | ends | {"model": model, "accuracy": accuracy, "target_reached": None, "under_attack": []} | facts
 
@@ -67,6 +68,36 @@ def test_the_gap_is_that_of_each_seed():
     ]
     ((_, made),) = attacked(results(rows))
     assert str(made.average) == "80.0 ± 14.1 %" and str(made.gap) == "60.0 ± 0.0 %"
+
+
+def test_the_same_on_other_images_is_another_line():
+    rows = [row("m", evaluation=name, on=name, under_attack=[attack()]) for name in ("e", "f")]
+    assert len(attacked(results(rows))) == 2 == len(merged(results(rows)))
+
+
+def test_a_model_that_scored_the_same_in_two_evaluations_is_told_once_with_all_that_either_asked():
+    agreeing = {"rule": "next", "accuracy": 0.25}
+    rows = [
+        row(f"m@seed={seed}", 0.4 + seed / 5, evaluation=name, **facts)
+        for name, facts in (("e", {}), ("f", {"agreement": agreeing}), ("g", {}))
+        for seed in (0, 1)
+    ]
+    (found,) = merged(results(rows))
+    assert found.evaluation == "e" and str(found.clean) == "50.0 ± 14.1 %" and found.clean.seeds == 2
+    assert str(found.agreement("next")) == "25.0 ± 0.0 %" and found.agreement("other") is None
+
+
+def test_a_step_is_said_where_it_is_not_a_fifth_of_the_radius():
+    assert attack_name(attack()) == "L2 ε 0.5, 7 steps"
+    assert attack_name(attack(step_size=0.3, restarts=5)) == "L2 ε 0.5, 7 steps of 0.3 × 5"
+    apgd = {key: value for key, value in attack(attack="apgd").items() if key != "step_size"}
+    assert attack_name(apgd) == "APGD L2 ε 0.5, 7 steps"
+
+
+def test_a_matrix_of_other_than_held_out_images_says_so():
+    given = {"on": "clean", "split": "train", "held_out": False, "under_attack": [attack(source="a", fooled=0.5)]}
+    (found,) = transfers(results([row("b", **given)]))
+    assert found.title == "clean/train: fooled by L2 ε 0.5, 7 steps made on"
 
 
 def carried(evaluation, model, fooled):

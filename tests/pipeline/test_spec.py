@@ -29,6 +29,22 @@ def test_what_a_run_records_of_an_experiment_reads_back_the_same(tiny):
     assert parse(experiment.model_dump(mode="json", exclude_defaults=True)) == experiment
 
 
+RULES = "must be one of random, other, next, least_likely, map, or a mapping"
+
+
+@pytest.mark.parametrize("group, name, key, value, shown", [
+    ("datasets", "other", "relabel", 12, "12"),
+    ("datasets", "other", "relabel", True, "True"),
+    ("evaluations", "accuracy", "agreement", ["next", "other"], r"\['next', 'other'\]"),
+    ("evaluations", "accuracy", "attacks", [{"toward": 1}], "1"),
+])  # fmt: skip
+def test_where_a_rule_belongs_the_rules_are_named(tiny, group, name, key, value, shown):
+    tiny[group][name][key] = value
+    place = f"{group}.{name}.{key}" + (".0.toward" if key == "attacks" else "")
+    with pytest.raises(BadInput, match=f"^{place}: {RULES}, got {shown}$"):
+        parse(tiny)
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -148,6 +148,13 @@ def test_a_step_is_a_fifth_of_the_radius_unless_said(eps):
     assert Perturbation(eps=eps, step_size=0.3).step == 0.3
 
 
+def test_adversarial_training_takes_the_papers_seven_steps_unless_said():
+    asked, said = ({"eps": 0.5} | more for more in ({}, {"steps": 7, "step_size": 0.1, "norm": "l2"}))
+    one, two = (Train(on="a", arch="n", adversarial=ball).parameters() for ball in (asked, said))
+    assert one == two
+    assert one["adversarial"] == recipes.Ball(**said).parameters(), "the same version as ever, where steps are said"
+
+
 @pytest.mark.parametrize(
     "wrong", [{"eps": 0}, {"eps": -1}, {"steps": 0}, {"step_size": 0}, {"batch_size": 0}, {"norm": "l1"}]
 )

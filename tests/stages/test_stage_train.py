@@ -17,7 +17,7 @@ from stages import train
 from stages.attack import perturb, untargeted
 from stages.errors import BadData, BadInput
 from stages.model import Classifier, Design, load, save, to_unit
-from stages.recipes import Ball, Train
+from stages.recipes import Adversary, Ball, Train
 from stages.seeds import torch_seed
 from stages.shard import Shard
 
@@ -155,7 +155,7 @@ def test_what_is_trained_on_is_the_worst_case_of_a_linear_model(norm, make_modul
     name = make_module(LINEAR)
     index = np.arange(8)
     grey = Shard("train-000000", index, 0 * index, 0 * index, np.full((8, 8, 8, 1), 128, np.uint8))
-    ball = Ball(norm=norm, eps=0.1, steps=7)
+    ball = Adversary(norm=norm, eps=0.1, steps=7)
     asked = recipe(arch=f"{name}:Net", batch_size=8, epochs=1, lr=1e-9, adversarial=ball)
     run(asked, Design(asked.arch, 2, (1, 8, 8), (0.0,), (1.0,)), examples_of(grey), tmp_path)
     seen = importlib.import_module(name).SEEN
@@ -172,7 +172,7 @@ def test_adversarial_training_makes_a_more_robust_model(precision, digits, make_
     small = Design(arch, 10, design.shape, design.mean, design.std)
     pixels, label = digits["test"].images(), digits["test"].label
     right = {}
-    for ball in (None, Ball(eps=1.0, step_size=0.4, steps=3)):
+    for ball in (None, Adversary(eps=1.0, step_size=0.4, steps=3)):
         asked = recipe(arch=arch, epochs=6, lr=0.1, precision=precision, adversarial=ball)
         model = load(small, train.weights_of(run(asked, small, examples_of(digits["train"]), tmp_path)[-1]), tmp_path)
         away = untargeted(model, torch.from_numpy(label))
@@ -184,7 +184,7 @@ def test_adversarial_training_makes_a_more_robust_model(precision, digits, make_
 
 def test_adversarial_training_resumes_to_the_same_bytes(some, design, make_module, tmp_path):
     arch = f"{make_module(DROPS)}:make"
-    asked = recipe(arch=arch, epochs=2, augment="spatial", adversarial=Ball(eps=0.5, steps=2))
+    asked = recipe(arch=arch, epochs=2, augment="spatial", adversarial=Adversary(eps=0.5, steps=2))
     drops = Design(arch, 10, design.shape, design.mean, design.std)
     whole = run(asked, drops, some, tmp_path)
     resumed = run(asked, drops, some, tmp_path, whole[0])
@@ -246,7 +246,7 @@ def test_the_learning_curve_scores_every_epoch_and_changes_no_bit(
     # A network with dropout and batch norm, which watching must neither draw from nor teach.
     arch = f"{make_module(DROPS)}:make"
     drops = Design(arch, 10, design.shape, design.mean, design.std)
-    extra = {"adversarial": Ball(eps=0.3, steps=1)} if kind == "adversarial" else {}
+    extra = {"adversarial": Adversary(eps=0.3, steps=1)} if kind == "adversarial" else {}
     asked, start = recipe(arch=arch, epochs=2, **extra), None
     if kind == "probe":
         asked, drops, start = recipe(arch=None, probe="standard", epochs=2), design, trained_weights
@@ -682,7 +682,7 @@ def test_two_processes_train_adversarially_as_one_does(together, shards, design,
     # A batch of all images, so that both together see in each step what one sees.
     arch = f"{make_module(SMOOTH)}:make"
     plain = Design(arch, 10, design.shape, design.mean, design.std)
-    asked = recipe(arch=arch, batch_size=300, epochs=3, adversarial=Ball(eps=0.5, steps=3))
+    asked = recipe(arch=arch, batch_size=300, epochs=3, adversarial=Adversary(eps=0.5, steps=3))
     (said, weights, *_), (_, same, *_) = together(asked.model_copy(update={"workers": 2}), plain, shards)
     assert all(torch.equal(weights[name], same[name]) for name in weights)
     alone, standard = (

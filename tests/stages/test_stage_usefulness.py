@@ -99,7 +99,7 @@ def test_features_are_counted_as_the_thresholds_say_for_each_class_and_for_the_b
     assert row["features_by_best_class"] == {
         name: best_kinds.count(name) for name in ("robust", "non_robust", "useless")
     }
-    assert {"kind": "usefulness", "n": 40, "norm": "l2", "eps": 0.03, "steps": 6}.items() <= row.items()
+    assert {"kind": "usefulness", "n": 40, "attacked": 40, "norm": "l2", "eps": 0.03, "steps": 6}.items() <= row.items()
     assert {"layer": None, "features": 5, "useful": 0.3, "classes": list(CLASSES)}.items() <= row.items()
     assert json.loads(json.dumps(row)) == row
     nothing_asked = measured(recipe(eps=0.03, useful=0), linear, CLASSES, *parts)
@@ -140,11 +140,10 @@ def test_a_search_that_oversteps_leaves_the_feature_as_it_was(trained, digits, p
     label = digits["test"].label
     test = part(digits["test"], np.array([np.flatnonzero(label == k)[0] for k in (3, 7)]), "test-000000")
     far = recipe(eps=3.0, step_size=3.0, steps=1, batch_size=256)
-    for of in measure(far, DIGITS, {"net": trained}, test, 2)["net"]["per_class"].values():  # one image each
-        f, low, high = (np.array(of[name]) for name in ("f", "low", "high"))
-        assert (low <= f).all()
-        assert (high >= f).all()
-        assert (low == f).any()  # one step too far was no better than none
+    sums = measure(far, DIGITS, {"net": trained}, test, 2)["net"]
+    for moved in (*sums["fall"].values(), *sums["rise"].values()):  # one image each
+        assert min(moved) >= 0
+    assert all(0 in fall for fall in sums["fall"].values()), "one step too far was no better than none"
 
 
 def test_what_is_measured_is_a_property_of_the_images_not_of_their_shards(linear, part):
@@ -156,22 +155,35 @@ def test_what_is_measured_is_a_property_of_the_images_not_of_their_shards(linear
         assert found == pytest.approx(whole[key], abs=1e-5)
 
 
-def test_one_split_can_both_normalise_and_be_measured_and_only_its_first_images_are(linear, part):
+def test_one_split_can_both_normalise_and_be_measured_and_only_its_first_images_are_attacked(linear, part):
     asked = recipe(split="train")
     train = shard("train-000000", 64, 1)
     sums = measure(asked, CLASSES, {"net": linear}, train, 10)["net"]
     features = Penultimate(linear)(to_unit(train.images())).double().numpy()
     assert sums["normalise"]["n"] == 64
     np.testing.assert_allclose(sums["normalise"]["f"], features.sum(0), rtol=1e-5)
-    assert sums["n_per_class"] == np.bincount(train.label[:10], minlength=3).tolist()
-    for k, of in sums["per_class"].items():
-        mine = features[:10][train.label[:10] == int(k)].sum(0)
-        np.testing.assert_allclose(of["f"], mine, rtol=1e-4, atol=1e-5)
-        assert (np.array(of["low"]) <= np.array(of["f"])).all()
-        assert (np.array(of["high"]) >= np.array(of["f"])).all()
-    first = part(train, slice(0, 10), "test-000000")
-    split = measured(recipe(), linear, CLASSES, train, first)
-    assert summarise(asked, CLASSES, sums)["points"] == split["points"]
+    assert sums["n_per_class"] == np.bincount(train.label, minlength=3).tolist()
+    assert sums["attacked"] == 10
+    first = measure(recipe(), CLASSES, {"net": linear}, part(train, slice(0, 10), "test-000000"), 10)["net"]
+    for name in ("fall", "rise"):
+        assert set(sums[name]) == set(map(str, np.unique(train.label[:10])))
+        for k, moved in sums[name].items():
+            np.testing.assert_allclose(moved, first[name][k], rtol=1e-4, atol=1e-5)
+            assert min(moved) >= 0
+    for k, of in sums["f"].items():
+        np.testing.assert_allclose(of, features[train.label == int(k)].sum(0), rtol=1e-4, atol=1e-5)
+
+
+def test_features_that_have_nothing_to_do_with_the_class_are_useless_however_few_images_are_attacked(linear):
+    draw = np.random.default_rng(0)
+    parts = []
+    for name, count in (("train-000000", 3000), ("test-000000", 3000)):
+        label = draw.integers(0, 3, count)
+        pixels = draw.integers(80, 160, (count, 4, 4, 1)).astype(np.uint8)
+        parts.append(Shard(name, np.arange(count), label, label, pixels))
+    row = measured(recipe(eps=0.01), linear, CLASSES, *parts, limit=20)
+    assert (row["n"], row["attacked"]) == (3000, 20)
+    assert row["counts"] == {"robust": 0, "non_robust": 0, "useless": 15}
 
 
 def test_a_class_without_images_has_no_points(linear, part):
