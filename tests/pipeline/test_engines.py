@@ -12,6 +12,12 @@ import pytest
 from safetensors.torch import load_file
 from support import TINY, command, contents
 
+from pipeline import spec
+from pipeline.engines import Inline
+from pipeline.jobs import Place
+from pipeline.runs import Run
+from pipeline.store import Store
+
 LONG = {"steps": 60, "batch_size": 32}
 """An attack that takes long enough to be interrupted."""
 
@@ -287,3 +293,21 @@ def test_a_learner_begins_with_other_weights_than_the_model_its_images_were_move
     }
     assert (first["twin"] - first["standard"]).abs().max() < 1e-6, "of one seed"
     assert (first["from_other"] - first["standard"]).abs().max() > 0.01
+
+
+def test_an_interrupt_that_something_swallows_is_heeded_all_the_same(tiny, tmp_path):
+    def swallow(node, progress, event):
+        if event == "committed":
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    run = Run(spec.parse(tiny), Place(Store(str(tmp_path / "s")), tmp_path, tmp_path), ("standard",), swallow)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.go(Inline())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    (record,) = (tmp_path / "s/runs").glob("*/run.json")
+    assert json.loads(record.read_text())["state"] == "interrupted"
