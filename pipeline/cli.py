@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -247,6 +248,10 @@ def _engine(
 
 def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:
     started: Engine | None = None
+    if (
+        JOB_VARIABLE in os.environ
+    ):  # Ray stops a job by SIGINT, which is ignored in all that a shell began in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         started = begin()
         return attempt.go(started)

@@ -3,15 +3,13 @@
 import json
 import os
 import secrets
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from threading import Event, RLock, Thread, current_thread, main_thread
+from threading import Event, RLock, Thread
 from typing import Any
 
 from pipeline import artifacts
@@ -142,26 +140,6 @@ class Record:
         self.write(turn=True)
 
 
-@contextmanager
-def _interrupts() -> Iterator[Event]:
-    """Set by Ctrl-C, which raises KeyboardInterrupt as ever: in a finaliser or a callback, that would go no further."""
-    interrupted = Event()
-    before = signal.getsignal(signal.SIGINT)
-    if current_thread() is not main_thread() or before is not signal.default_int_handler:
-        yield interrupted
-        return
-
-    def hear(*_: object) -> None:
-        interrupted.set()
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, hear)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 class Run:
     """Makes what is missing of an experiment.
 
@@ -189,14 +167,7 @@ class Run:
 
         Returns:
             Whether everything was made.
-
-        Raises:
-            KeyboardInterrupt: it was interrupted; what was made is kept.
         """
-        with _interrupts() as interrupted:
-            return self._go(engine, interrupted)
-
-    def _go(self, engine: Engine, interrupted: Event) -> bool:
         self.place.store.sweep(older_than=time.time() - LEFTOVERS)
         todo, running = list(self.nodes), dict[Future[Any], Node]()
         state = "interrupted"
@@ -210,8 +181,6 @@ class Run:
                     self._give_up(todo)
                     break
                 ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
                 for future in ended:
                     self._settle(running.pop(future), future)
             state = "done" if len(self.made) == len(self.nodes) else "failed"

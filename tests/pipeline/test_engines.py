@@ -12,25 +12,22 @@ import pytest
 from safetensors.torch import load_file
 from support import TINY, command, contents
 
-from pipeline import spec
-from pipeline.engines import Inline
-from pipeline.jobs import Place
-from pipeline.runs import Run
-from pipeline.store import Store
-
 LONG = {"steps": 60, "batch_size": 32}
 """An attack that takes long enough to be interrupted."""
 
 
-def start(file, store, *args, cwd):
-    """Begin a run; its stderr goes to a file that can be followed."""
+def start(file, store, *args, cwd, interrupt=signal.SIG_DFL):
+    """Begin a run; its stderr goes to a file that can be followed.
+
+    It finds SIGINT handled as said: a shell's background jobs, which tests may be among, ignore it.
+    """
     log = (cwd / f"log-{time.monotonic_ns()}").open("w+")
     process = subprocess.Popen(
         [command(), "run", str(file), "--store", str(store), *map(str, args)],
         cwd=cwd,
         stderr=log,
         stdout=log,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupt),
     )
     return process, log
 
@@ -110,6 +107,18 @@ def test_ctrl_c_ends_soon_says_how_to_go_on_and_leaves_nothing_half_made(engine,
     assert not list((tmp_path / "s").glob("datasets/other/*/manifest.json"))
     assert json.loads(notbugs("status", "--json", "--store", "s").stdout)["state"] == "interrupted"
     assert notbugs("verify", "--store", "s").returncode == 0
+
+
+def test_a_job_of_a_cluster_that_was_begun_in_the_background_is_interrupted_as_any(tiny, write, tmp_path, monkeypatch):
+    monkeypatch.setenv("NOTBUGS_JOB", "tiny-1")
+    tiny["datasets"]["other"]["attack"] |= LONG | {"steps": 2000}
+    process, log = start(write(tiny), "s", "--engine", "inline", cwd=tmp_path, interrupt=signal.SIG_IGN)
+    wait_for(log, "datasets/other: started", process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    log.seek(0)
+    assert "go on with: notbugs submit, as before" in log.read()
+    log.close()
 
 
 def test_a_killed_driver_is_seen_as_lost_and_the_next_run_goes_on(reference, tiny, write, tmp_path, notbugs):
@@ -293,21 +302,3 @@ def test_a_learner_begins_with_other_weights_than_the_model_its_images_were_move
     }
     assert (first["twin"] - first["standard"]).abs().max() < 1e-6, "of one seed"
     assert (first["from_other"] - first["standard"]).abs().max() > 0.01
-
-
-def test_an_interrupt_that_something_swallows_is_heeded_all_the_same(tiny, tmp_path):
-    def swallow(node, progress, event):
-        if event == "committed":
-            with contextlib.suppress(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-
-    run = Run(spec.parse(tiny), Place(Store(str(tmp_path / "s")), tmp_path, tmp_path), ("standard",), swallow)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run.go(Inline())
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-    (record,) = (tmp_path / "s/runs").glob("*/run.json")
-    assert json.loads(record.read_text())["state"] == "interrupted"
