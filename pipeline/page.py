@@ -144,8 +144,8 @@ def besides(scores: Sequence[Score]) -> Iterator[str]:
     by_kind = {score.kind: score for score in reversed(scores)}
     if headline is not None:
         yield from _controls(headline, by_kind)
-    if (robust := by_kind.get("D_R")) is not None:
-        yield _versions(robust, by_kind)
+    if "D_R" in by_kind:
+        yield _versions(scores)
     yield from _widest_gap(scores)
 
 
@@ -158,14 +158,23 @@ def _controls(headline: Score, by_kind: Mapping[str | None, Score]) -> Iterator[
         yield f"With a robust source model it is {control.clean}."
 
 
-def _versions(robust: Score, by_kind: Mapping[str | None, Score]) -> str:
+def _versions(scores: Sequence[Score]) -> str:
     """How robust the learners of D_R, D_NR and D are."""
     said = []
     for kind in ("D_R", "D_NR", "D"):
-        if (score := by_kind.get(kind)) is not None:
+        if (score := _most_attacked(kind, scores)) is not None:
             under = _strongest(score)
             said.append(f"{score.model} {score.clean}" + (f", {under.worst} under {under.name}" if under else ""))
     return f"Robust and non-robust versions of the images: {'; '.join(said)}."
+
+
+def _most_attacked(kind: str, scores: Sequence[Score]) -> Score | None:
+    """Of the evaluations of what was trained on this, the one with the attack of the largest radius."""
+    return max((score for score in scores if score.kind == kind), key=_largest_radius, default=None)
+
+
+def _largest_radius(score: Score) -> float:
+    return max((attack.asked.get("eps", 0.0) for attack in score.attacks()), default=-1.0)
 
 
 def _strongest(score: Score) -> Attack | None:
@@ -175,10 +184,9 @@ def _strongest(score: Score) -> Attack | None:
 
 
 def _widest_gap(scores: Sequence[Score]) -> Iterator[str]:
-    for score in scores:
-        if score.kind == "D" and (attack := _strongest(score)) is not None:
-            yield (
-                f"Average and worst case differ: {score.model} answers {shown(attack.average)} right on average "
-                f"({attack.average_case}), {attack.worst} under {attack.name}."
-            )
-            return
+    score = _most_attacked("D", scores)
+    if score is not None and (attack := _strongest(score)) is not None:
+        yield (
+            f"Average and worst case differ: {score.model} answers {shown(attack.average)} right on average "
+            f"({attack.average_case}), {attack.worst} under {attack.name}."
+        )

@@ -473,6 +473,22 @@ def test_average_and_worst_case_stand_in_one_row_with_what_was_published(whole):
     assert "82.48 % ResNet-50, Ilyas et al. 2019" in line[5]
 
 
+def test_models_are_compared_under_the_largest_radius_whatever_was_evaluated_first(tmp_path, monkeypatch):
+    experiment = small("standard", "from_d_r")
+    experiment["evaluations"] = {"a-rotation": {"models": ["standard"], "on": "clean"}, **experiment["evaluations"]}
+    ball, space, made = under_attack(0.8)[1], under_attack(0.8)[-1], rows
+    monkeypatch.setattr(
+        sys.modules[__name__],
+        "rows",
+        lambda node, accuracy: [
+            row | {"under_attack": [space if node.name == "a-rotation" else ball]} for row in made(node, accuracy)
+        ],
+    )
+    text = Seen(render(tmp_path, experiment)).text
+    assert "from_d_r 80.0 %, 16.0 % under L2 ε 0.5, 7 steps; standard 80.0 %, 16.0 % under L2 ε 0.5, 7 steps." in text
+    assert "80.0 % right on average (noise of length ε, clipped to [0, 1]), 16.0 % under L2 ε 0.5" in text
+
+
 def test_a_curve_shows_the_worse_of_two_attacks_of_the_same_radius(tmp_path, monkeypatch):
     twice = [{**under_attack(0.8)[0], "accuracy": accuracy} for accuracy in (0.3, 0.1, 0.2)]
     monkeypatch.setattr(sys.modules[__name__], "under_attack", lambda accuracy: twice)
