@@ -248,9 +248,7 @@ def _engine(
 
 def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:
     started: Engine | None = None
-    if (
-        JOB_VARIABLE in os.environ
-    ):  # Ray stops a job by SIGINT, which is ignored in all that a shell began in the background
+    if JOB_VARIABLE in os.environ:  # Ray stops a job by SIGINT, and what a shell began in the background ignores it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         started = begin()

@@ -132,8 +132,8 @@ def _generation(inputs: dict[str, Node]) -> int:
 def _described(stage: str, recipe: Recipe, relabel: Relabel | None, inputs: dict[str, Node]) -> dict[str, Any]:
     used = [stage, *(["relabel"] if relabel else []), *(["shard"] if stage in DATASETS else [])]
     # A learner's chance is not that of the models before it: its seed says less than which numbers it draws.
-    line = {"generation": _generation(inputs)} if stage == "train" and _generation(inputs) else {}
-    return line | {
+    generation = _generation(inputs) if stage == "train" else 0
+    return ({"generation": generation} if generation else {}) | {
         "stage": stage,
         "revisions": {name: REVISIONS[name] for name in used},
         "parameters": recipe.parameters(),

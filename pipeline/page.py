@@ -174,7 +174,8 @@ def _most_attacked(kind: str, scores: Sequence[Score]) -> Score | None:
 
 
 def _largest_radius(score: Score) -> float:
-    return max((attack.asked.get("eps", 0.0) for attack in score.attacks()), default=-1.0)
+    attack = _strongest(score)
+    return -1.0 if attack is None else float(attack.asked.get("eps", 0.0))
 
 
 def _strongest(score: Score) -> Attack | None:
