@@ -12,15 +12,15 @@ from stages.recipes import STAGES, Recipe, Relabel
 
 REVISIONS = {
     "load": 1,
-    "attack": 2,
-    "invert": 1,
+    "attack": 3,
+    "invert": 2,
     "select": 1,
     "relabel": 1,
     "shard": 2,
-    "train": 1,
+    "train": 2,
     "bring": 2,
-    "evaluate": 3,
-    "usefulness": 2,
+    "evaluate": 4,
+    "usefulness": 3,
 }
 """A stage's revision is part of every version it makes: raise it when the stage makes other bytes."""
 

@@ -184,7 +184,8 @@ def _push(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -
     """The picture after PGD, and what was done."""
     import torch
 
-    from stages.attack import perturb, targeted
+    from stages.attack import perturb
+    from stages.search import targeted
 
     where = model.mean.device
     after = perturb(pixels[None], asked, targeted(model, torch.tensor([target], device=where)), where)
@@ -195,8 +196,8 @@ def _turn(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -
     """The picture under the rotation and shift that bring it nearest to the class, and which these are."""
     import torch
 
-    from stages.attack import targeted
     from stages.model import to_pixels, to_unit
+    from stages.search import targeted
     from stages.spatial import search
 
     space, where = asked.spatial, model.mean.device

@@ -5,27 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stages.errors import BadData, BadInput
 from stages.model import Classifier, batches, in_batches, threads, to_pixels, to_unit
-from stages.pgd import direction, pgd, project, to_grid
+from stages.pgd import direction, grid, pgd, project
+from stages.prepare import prepared
 from stages.recipes import Attack, Perturbation, Relabel
 from stages.relabel import targets
+from stages.search import margins, targeted, toward
 from stages.seeds import torch_seed
 from stages.shard import Shard
 from stages.spatial import search
-
-
-def targeted(model: Callable[[Tensor], Tensor], target_N: Tensor) -> Callable[[Tensor], Tensor]:
-    """Cross-entropy to a target class, per sample: what a targeted attack minimises."""
-    return lambda x: F.cross_entropy(model(x), target_N, reduction="none")
-
-
-def untargeted(model: Callable[[Tensor], Tensor], label_N: Tensor) -> Callable[[Tensor], Tensor]:
-    """Minus the cross-entropy to the true class, per sample: what an untargeted attack minimises."""
-    return lambda x: -F.cross_entropy(model(x), label_N, reduction="none")
 
 
 def perturb(
@@ -45,19 +36,14 @@ def perturb(
     Returns:
         uint8, N × H × W × C.
     """
-    return _saved(_descend(pixels_NHWC, ball, loss, where), pixels_NHWC, ball)
-
-
-def _descend(
-    pixels_NHWC: np.ndarray, ball: Perturbation, loss: Callable[[Tensor], Tensor], where: torch.device | None
-) -> Tensor:
     clean = to_unit(pixels_NHWC, where)
-    return pgd(loss, clean, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps)
+    moved = pgd(loss, clean, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps)
+    return grid(moved, pixels_NHWC, ball.norm, ball.eps)
 
 
 def noise(pixels_NHWC: np.ndarray, ball: Perturbation, seed: int, index: np.ndarray) -> np.ndarray:
     """A random perturbation on the surface of the ball, as 8-bit images inside it: an attack's control."""
-    return _saved(noisy(to_unit(pixels_NHWC), ball, seed, index), pixels_NHWC, ball)
+    return grid(noisy(to_unit(pixels_NHWC), ball, seed, index), pixels_NHWC, ball.norm, ball.eps)
 
 
 def noisy(x_NCHW: Tensor, ball: Perturbation, seed: int, index: np.ndarray) -> Tensor:
@@ -65,12 +51,6 @@ def noisy(x_NCHW: Tensor, ball: Perturbation, seed: int, index: np.ndarray) -> T
     draws = [torch.Generator().manual_seed(torch_seed(seed, "noise", int(i))) for i in index]
     gauss = torch.stack([torch.randn(x_NCHW.shape[1:], generator=draw) for draw in draws]).to(x_NCHW.device)
     return (x_NCHW + project(direction(gauss, ball.norm) * ball.eps, ball.norm, ball.eps)).clamp(0, 1)
-
-
-def _saved(moved_NCHW: Tensor, pixels_NHWC: np.ndarray, ball: Perturbation) -> np.ndarray:
-    clean = torch.from_numpy(np.require(pixels_NHWC, requirements=["C", "W"])).permute(0, 3, 1, 2)
-    saved = to_grid(moved_NCHW.cpu(), clean, ball.norm, ball.eps)
-    return saved.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 class Attacker:
@@ -99,7 +79,7 @@ class Attacker:
         if rule.rule == "least_likely" and model is None:
             raise BadInput("relabel least_likely needs the attack to name a model")
         self.recipe, self.rule, self.classes, self.model = recipe, rule, classes, model
-        self.spared = [other.using(recipe.precision) for other in spared]
+        self.spared = [prepared(other, recipe) for other in spared]
         if recipe.method == "universal":
             with threads(1):
                 self.universal, self.found = self._universal(fit)
@@ -111,13 +91,16 @@ class Attacker:
             wanted = self._targets(shard)
             moved, said = self._move(shard, clean, wanted)
             effect = self._measure(clean, moved, wanted) | said
+            if "reached_step" in effect:  # the saved image is the last iterate that the model is shown
+                late = (effect["reached_step"] < 0) & effect["reached"]
+                effect["reached_step"] = np.where(late, self.recipe.steps, effect["reached_step"])
         return replace(shard, label=wanted, pixels=moved, files=None, suffix="png", attack=effect, failures=[])
 
     @property
     def attacked(self) -> Classifier:
-        """The model, at the precision of the attack."""
+        """The model, as it is searched with."""
         assert self.model is not None
-        return self.model.using(self.recipe.precision)
+        return prepared(self.model, self.recipe)
 
     def _targets(self, shard: Shard) -> np.ndarray:
         logits = self._logits(shard.images()) if self.rule.rule == "least_likely" else None
@@ -133,27 +116,13 @@ class Attacker:
             case "leakage":
                 return self._leakage(shard, clean, wanted), {}
             case "pgd":
-                return self._pgd(clean, wanted, shard.source_label)
+                moved, reached = toward(self.recipe, self.attacked, self.spared, clean, wanted, shard.source_label)
+                return moved, {"reached_step": reached}
             case "universal":
                 self._refuse_not_found(wanted)
                 return in_batches(self._shift, self.recipe.batch_size, clean, wanted), {}
             case "spatial":
                 return in_batches(self._spatial, self.recipe.batch_size, clean, wanted, shard.index), {}
-
-    def _pgd(
-        self, clean: np.ndarray, wanted: np.ndarray, label: np.ndarray
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        moved, reached = [], []
-        for count, (pixels, *named) in batches(self.recipe.batch_size, clean, wanted, label):
-            target, true = (torch.from_numpy(classes).to(self.attacked.mean.device) for classes in named)
-            watched = Watched(self.attacked, target)
-            goals = [targeted(watched, target), *(targeted(other, true) for other in self.spared)]
-            last = _descend(pixels, self.recipe, _sum(goals), target.device)
-            with torch.no_grad():
-                watched(last)
-            moved.append(_saved(last, pixels, self.recipe)[:count])
-            reached.append(np.asarray(watched.reached_N.cpu())[:count])
-        return np.concatenate(moved), {"reached_step": np.concatenate(reached)}
 
     def _noise(self, clean: np.ndarray, index: np.ndarray) -> np.ndarray:
         ball = self.recipe
@@ -173,7 +142,7 @@ class Attacker:
 
     def _shift(self, pixels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         moved = (to_unit(pixels) + self.universal[torch.from_numpy(wanted)]).clamp(0, 1)
-        return _saved(moved, pixels, self.recipe)
+        return grid(moved, pixels, self.recipe.norm, self.recipe.eps)
 
     def _refuse_not_found(self, wanted: np.ndarray) -> None:
         """Refuse targets that no image of the shards searched on had: their perturbation would be none at all."""
@@ -220,43 +189,15 @@ class Attacker:
         effect = {"target": wanted, **distances(clean, moved)}
         if self.model is None:
             return effect
-        logits = self._logits(moved).astype(np.float64)
-        rows = np.arange(len(wanted))
-        toward = logits[rows, wanted]
-        shifted = np.exp(logits - logits.max(1, keepdims=True))
-        others = logits.copy()
-        others[rows, wanted] = -np.inf
-        effect["margin"] = (toward - others.max(1)).astype(np.float32)
-        effect["reached"] = effect["margin"] > 0
-        effect["confidence"] = (shifted[rows, wanted] / shifted.sum(1)).astype(np.float32)
+        logits, target = torch.from_numpy(self._logits(moved)).double(), torch.from_numpy(wanted)
+        margin, confidence = margins(logits, target), logits.softmax(1).gather(1, target[:, None])[:, 0]
+        effect |= {"margin": margin.float().numpy(), "reached": (margin > 0).numpy()}
+        effect["confidence"] = confidence.float().numpy()
         return effect
 
     def _logits(self, pixels: np.ndarray) -> np.ndarray:
         assert self.model is not None
         return logits_of(self.model, pixels, self.recipe.batch_size)
-
-
-class Watched:
-    """A model that notes, as a search passes by, which iterate of each image it first answers as the target.
-
-    Attributes:
-        reached_N: that iterate, 0 for the first image it is shown; -1 for none yet.
-    """
-
-    def __init__(self, model: Callable[[Tensor], Tensor], target_N: Tensor) -> None:
-        self.model, self.target = model, target_N
-        self.reached_N, self.shown = torch.full_like(target_N, -1), 0
-
-    def __call__(self, x_NCHW: Tensor) -> Tensor:
-        logits = self.model(x_NCHW)
-        first = (self.reached_N < 0) & (logits.detach().argmax(1) == self.target)
-        self.reached_N = self.reached_N.masked_fill(first, self.shown)
-        self.shown += 1
-        return logits
-
-
-def _sum(losses: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
-    return lambda x: torch.stack([loss(x) for loss in losses]).sum(0)
 
 
 def distances(clean_NHWC: np.ndarray, moved_NHWC: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from stages.errors import BadData
 from stages.features import Penultimate
 from stages.model import Classifier, in_batches, threads, to_pixels, to_unit
 from stages.pgd import pgd
+from stages.prepare import prepared
 from stages.recipes import Invert
 from stages.seeds import generator
 from stages.shard import Shard
@@ -24,7 +25,7 @@ class Inverter:
 
     def __init__(self, recipe: Invert, model: Classifier) -> None:
         self.recipe, self.where = recipe, model.mean.device
-        self.features = Penultimate(model.using(recipe.precision), recipe.layer)
+        self.features = Penultimate(prepared(model, recipe, recipe.layer), recipe.layer)
         self.plain = Penultimate(model.using("float32"), recipe.layer)
 
     def __call__(self, shard: Shard) -> Shard:

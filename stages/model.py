@@ -25,6 +25,12 @@ NORMALISE_AGAIN = ("googlenet", "inception_v3")
 """torchvision's networks that change ImageNet's normalisation into one of 0.5 themselves when they come with weights:
 ((x − m) / s) · (s / .5) + (m − .5) / .5 = (x − .5) / .5. Ours do not, so they get the latter."""
 
+LOW: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What the network computes in, at the precisions below float32."""
+
+LEAST = 2.0**-100
+"""Stands for a gradient of zero where one is divided by its size."""
+
 PACKAGE = "package://"
 """What weights that lie inside an installed Python package begin with: ``package://PACKAGE/FILE``."""
 
@@ -77,6 +83,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.design = design
         self.precision = precision
+        self.views: dict[Any, Classifier] = {}  # of the same weights, prepared for a search
         channels = len(design.mean)
         self.network = nets.build(design.arch, design.network_classes, channels, here)
         self.repeat = 3 if channels == 1 and _first_conv_channels(self.network) == 3 else 1
@@ -93,16 +100,45 @@ class Classifier(nn.Module):
         other.precision = precision
         return other
 
+    def through(self, network: nn.Module) -> "Classifier":
+        """This classifier with another network in its place."""
+        other = copy(self)
+        other.views = {}
+        other._modules = {**self._modules, "network": network}  # a copy shares its modules with the original
+        return other
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
         x = (x_NCHW - self.mean) / self.std
         if self.repeat > 1:
             x = x.repeat(1, self.repeat, 1, 1)
         x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        low = LOW.get(self.precision)
+        with torch.autocast(x.device.type, low, enabled=low is not None):
             logits: Tensor = self.network(x)
         if self.outputs is not None:
             logits = logits.index_select(1, self.outputs)
-        return logits.float()
+        logits = logits.float()
+        if low is torch.float16 and logits.requires_grad and x.requires_grad:
+            _scale_gradients(x, logits)
+        return logits
+
+
+def _scale_gradients(x_NCHW: Tensor, logits_NC: Tensor) -> None:
+    """Have each image's gradient run back through the network as large as its logits' is brought to 1.
+
+    Float16 ends at 6e-8, and a confident image's gradient is less. Powers of two, undone at the image, change no bit.
+    """
+    scale: list[Tensor] = []
+
+    def up(grad: Tensor) -> Tensor:
+        scale[:] = [torch.exp2(-grad.abs().amax(1).clamp_min(LEAST).log2().floor())]
+        return grad * scale[0].view(-1, 1)
+
+    def down(grad: Tensor) -> Tensor:
+        return grad / scale[0].view(-1, 1, 1, 1) if scale else grad
+
+    logits_NC.register_hook(up)  # type: ignore[no-untyped-call]
+    x_NCHW.register_hook(down)  # type: ignore[no-untyped-call]
 
 
 def _first_conv_channels(network: nn.Module) -> int | None:

@@ -6,6 +6,7 @@ x is in [0, 1], in pixel units; normalisation is the model's affair.
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,23 +49,25 @@ def pgd(
     for _ in range(steps):
         x.requires_grad_(True)
         (grad,) = torch.autograd.grad(loss(x).sum(), x)
-        x = x.detach() - step_size * direction(grad, norm)
+        x = x.detach().sub_(direction(grad, norm), alpha=step_size)
         if eps is not None:
-            x = x_NCHW + project(x - x_NCHW, norm, eps)
+            x = project(x.sub_(x_NCHW), norm, eps).add_(x_NCHW)
         x = x.clamp_(*box)
     return x
 
 
 def direction(grad_NCHW: Tensor, norm: Norm) -> Tensor:
-    """The steepest unit step: each sample's gradient over its own L2 norm, or its sign.
+    """The steepest unit step: each sample's gradient over its own L2 norm, or its sign; a zero gradient stays zero.
 
     The gradient is first divided by its largest entry, so that the squares of a confident sample's
-    tiny gradient do not underflow; a gradient of exactly zero stays zero.
+    tiny gradient do not underflow.
     """
     if norm == "linf":
         return grad_NCHW.sign()
-    scaled: Tensor = grad_NCHW.float() / grad_NCHW.abs().float().amax((1, 2, 3), keepdim=True).clamp_min(GUARD)
-    return scaled / _l2(scaled).clamp_min(GUARD)
+    grad = grad_NCHW.float()
+    grad = grad / torch.linalg.vector_norm(grad, torch.inf, (1, 2, 3), keepdim=True).clamp_min(GUARD)
+    unit: Tensor = grad / _l2(grad).clamp_min(GUARD)
+    return unit
 
 
 def project(delta_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:
@@ -78,6 +81,12 @@ def project(delta_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:
 def _l2(x_NCHW: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(x_NCHW, dim=(1, 2, 3), keepdim=True)
     return norms
+
+
+def grid(x_NCHW: Tensor, clean_NHWC: np.ndarray, norm: Norm, eps: float) -> np.ndarray:
+    """`to_grid` for the images of a shard: uint8, N × H × W × C, whatever device x is on."""
+    clean = torch.from_numpy(np.require(clean_NHWC, requirements=["C", "W"])).permute(0, 3, 1, 2)
+    return to_grid(x_NCHW.cpu(), clean, norm, eps).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def to_grid(x_NCHW: Tensor, clean_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 Norm = Literal["l2", "linf"]
 Augmentation = Literal["none", "flip", "crop-flip", "spatial"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -191,13 +191,28 @@ class Adversary(Ball):
     """The ball of adversarial training: the paper's few steps, for every batch pays for them."""
 
     steps: int = Field(7, ge=1, description="Steps of projected gradient descent.")
+    fold: bool = Field(True, description="Put batch norm into the weights of the convolution before it, for the steps.")
 
 
-class Perturbation(Ball):
+class Compute(Recipe):
+    """How the gradients of a search are computed: each choice rounds in its own way, so it is part of the version."""
+
+    precision: Precision = Field(
+        "float32",
+        description="Precision of the network's forward and backward pass; normalisation, loss, steps and projection "
+        "are float32. On a GPU `float16` is as fast as `bfloat16` and closer to float32; on a processor it is slow.",
+    )
+    fold: bool = Field(True, description="Put batch norm into the weights of the convolution before it.")
+    compile: bool = Field(
+        False,
+        description="Compile the network with `torch.compile`: a minute or so for each worker, and a compiler must be "
+        "there. Mends nothing on most processors; `notbugs plan --cost` says what it does on yours.",
+    )
+    batch_size: int = Field(128, ge=1, description="Images searched together; the last batch is padded to it.")
+
+
+class Perturbation(Ball, Compute):
     """A ball, a way to move in it, and how to compute that."""
-
-    precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
-    batch_size: int = Field(128, ge=1, description="Images attacked together; the last batch is padded to it.")
 
 
 class Spatial(Recipe):
@@ -243,6 +258,13 @@ class Attack(Perturbation):
         "to the loss (Nakkiran 2019).",
     )
     spatial: Spatial = Field(Spatial(), description="For `spatial`: the space, and how it is searched.")
+    freeze: float | None = Field(
+        None,
+        ge=0,
+        description="For `pgd`: an image whose target leads all other classes by this much (logits) is moved no "
+        "further, and the next takes its place in the batch; looked at every 5 steps. By default all are moved `steps` "
+        "times.",
+    )
     fit_shards: int = Field(
         1, ge=1, description="For `universal`: how many of the first shards the perturbations are found on."
     )
@@ -261,6 +283,8 @@ class Attack(Perturbation):
             raise ValueError(f"method {self.method} needs a model to attack: add `model: NAME`")
         if self.not_transferring_to and self.method != "pgd":
             raise ValueError(f"`not_transferring_to` goes with method pgd, not with {self.method}")
+        if self.freeze is not None and (self.method != "pgd" or self.not_transferring_to):
+            raise ValueError("`freeze` goes with method pgd, and not with `not_transferring_to`")
         if self.model in self.not_transferring_to:
             raise ValueError(f"not_transferring_to names {self.model!r}, the model that is attacked")
         return self
@@ -269,18 +293,19 @@ class Attack(Perturbation):
     def unused(self) -> frozenset[str]:
         """Parameters that the method does not use: they make no other version of the dataset."""
         ball, moves = {"norm", "eps"}, {"steps", "step_size"}
+        idle = moves | {"precision", "fold", "compile", "spatial", "fit_shards", "freeze"}
         by_method = {
-            "pgd": {"spatial", "fit_shards", "seed"},
-            "universal": {"spatial", "seed"},
-            "spatial": ball | moves | {"fit_shards", "seed"},
-            "noise": moves | {"precision", "spatial", "fit_shards"},
-            "leakage": moves | {"precision", "spatial", "fit_shards"},
-            "none": ball | moves | {"precision", "spatial", "fit_shards", "seed"},
+            "pgd": {"spatial", "fit_shards", "seed"} | ({"freeze"} if self.freeze is None else set()),
+            "universal": {"spatial", "freeze", "seed"},
+            "spatial": ball | moves | {"fit_shards", "freeze", "seed"},
+            "noise": idle,
+            "leakage": idle,
+            "none": ball | idle | {"seed"},
         }
         return frozenset(by_method[self.method])
 
 
-class Invert(Recipe):
+class Invert(Compute):
     """Find, for every image, another that a model represents alike: with its true label, D_R of a robust
     model and D_NR of a standard one (Ilyas et al. 2019, appendix C)."""
 
@@ -294,8 +319,6 @@ class Invert(Recipe):
     )
     steps: int = Field(1000, ge=1, description="Steps of normalised gradient descent.")
     step_size: float = Field(0.1, gt=0, description="Length of a step (L2), in pixel units of [0, 1].")
-    precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
-    batch_size: int = Field(128, ge=1, description="Images searched for together; the last batch is padded to it.")
     splits: Distinct[Split] = Field(["train"], min_length=1, description="Splits of the images to make.")
     seed: Seed = Field(0, description="Seed of the starts.")
 
@@ -392,7 +415,9 @@ class Train(Recipe):
     std: list[Positive] | None = Field(
         None, description="Per-channel deviation inside the model; by default the dataset's."
     )
-    precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Precision of the forward and backward pass."
+    )
     seed: Seed = Field(
         0,
         description="Seed of initial weights, order, augmentation and dropout. Models that stand behind the dataset "
@@ -575,7 +600,7 @@ class Evaluate(Recipe):
         return list(dict.fromkeys(a.source for a in self.attacks if a.source is not None))
 
 
-class Usefulness(Ball):
+class Usefulness(Ball, Compute):
     """Usefulness and robust usefulness of each penultimate feature (Ilyas et al. 2019, section 2)."""
 
     models: Distinct[str] = Field(min_length=1, description="Models whose features are measured.")
@@ -598,8 +623,7 @@ class Usefulness(Ball):
         description="A feature is useful for a class if its ρ is at least this share of the largest that there can be, "
         "2√(p(1 − p)) for a class that p of the images are of. A useful feature is robust if its γ is above 0.",
     )
-    precision: Precision = Field("float32", description="Precision of the forward and backward pass.")
-    batch_size: int = Field(250, ge=1, description="Images attacked together; the last batch is padded to it.")
+    batch_size: int = Field(250, ge=1, description="Images searched together; the last batch is padded to it.")
 
     inputs = {"on": "datasets", "models": "models"}
 

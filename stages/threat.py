@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from stages.apgd import apgd, losses
-from stages.attack import noisy, targeted, untargeted
+from stages.attack import noisy
 from stages.model import Classifier, in_batches, to_unit
 from stages.pgd import direction, pgd
+from stages.prepare import prepared
 from stages.recipes import Ball, Spatial, Threat
 from stages.relabel import targets
+from stages.search import targeted, untargeted
 from stages.seeds import generator
 from stages.shard import Shard
 from stages.spatial import search
@@ -69,7 +71,7 @@ def _answers(
     threat: Threat, attacked: Classifier, scored: Sequence[Classifier], shard: Shard, target_N: np.ndarray
 ) -> np.ndarray:
     """What each model answers of each image, N × models × (1 + tries): first under noise, then under each try."""
-    attacked, plain = attacked.using(threat.precision), [model.using("float32") for model in scored]
+    attacked, plain = prepared(attacked, threat), [model.using("float32") for model in scored]
     where = attacked.mean.device
 
     def one(pixels: np.ndarray, label: np.ndarray, target: np.ndarray, index: np.ndarray) -> np.ndarray:

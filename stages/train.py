@@ -20,13 +20,14 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from stages import nets
-from stages.attack import untargeted
 from stages.augment import augment
 from stages.errors import BadData, BadInput
 from stages.features import head
 from stages.model import Classifier, Design, in_batches, load, on_device, threads, to_unit
 from stages.pgd import pgd
-from stages.recipes import Ball, Train
+from stages.prepare import folded, keep_memory
+from stages.recipes import Adversary, Train
+from stages.search import untargeted
 from stages.seeds import generator, torch_seed
 from stages.shard import Shard
 
@@ -178,6 +179,7 @@ def fit(
     """
     if len(examples) < recipe.batch_size:
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {len(examples)} examples to train on")
+    keep_memory()
     with threads(recipe.threads):
         # From another stream for a probe: of the same seed, its new layer would be the one that the model began with.
         torch.manual_seed(torch_seed(recipe.seed, "weights" if start is None else "probe"))
@@ -274,13 +276,13 @@ def _epoch(
     }
 
 
-def _worst(model: Classifier, x_NCHW: Tensor, label_N: Tensor, ball: Ball) -> Tensor:
+def _worst(model: Classifier, x_NCHW: Tensor, label_N: Tensor, ball: Adversary) -> Tensor:
     """A batch moved away from its labels (Madry et al. 2018): PGD from the images themselves, its last iterate.
 
     As in the `robustness` library the model is in evaluation mode for that. It is the model itself, not what
     averages its gradients over processes: only those of the images are taken.
     """
-    away = untargeted(model, label_N)
+    away = untargeted(folded(model) if ball.fold else model, label_N)
     return pgd(away, x_NCHW, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps)
 
 

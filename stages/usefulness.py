@@ -26,6 +26,7 @@ from stages.evaluate import Sums
 from stages.features import Penultimate
 from stages.model import Classifier, in_batches, threads, to_unit
 from stages.pgd import pgd
+from stages.prepare import prepared
 from stages.recipes import Usefulness
 from stages.shard import Shard
 
@@ -57,7 +58,7 @@ def measure(
 
 
 def _measure(recipe: Usefulness, count: int, model: Classifier, shard: Shard, limit: int) -> dict[str, Any]:
-    features = Penultimate(model.using(recipe.precision), recipe.layer)
+    features = Penultimate(prepared(model, recipe, recipe.layer), recipe.layer)
     pixels = shard.images()
     clean = _features(features, pixels, recipe.batch_size)
     sums: dict[str, Any] = {}

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from stages.attack import Attacker, logits_of, noise, perturb, targeted, untargeted
+from stages.attack import Attacker, logits_of, noise, perturb
 from stages.errors import BadData, BadInput
 from stages.model import Classifier, Design, to_unit
 from stages.pgd import pgd, to_grid
 from stages.recipes import Attack, Perturbation, Relabel, Spatial
+from stages.search import targeted, untargeted
 from stages.shard import Shard, pack
 from stages.spatial import candidates, transform
 

@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from stages.attack import noisy, targeted, untargeted
+from stages.attack import noisy
 from stages.model import Classifier, to_unit
 from stages.pgd import pgd
 from stages.recipes import Ball, Spatial, Threat
 from stages.relabel import targets
+from stages.search import targeted, untargeted
 from stages.spatial import candidates, transform
 from stages.threat import in_ball, in_space, random_start
 
@@ -68,20 +70,17 @@ def trained_few(digits, design, trained_weights, part):
 
 
 def test_a_restart_finds_what_a_search_from_a_flat_place_cannot(trained, shard):
-    class Masked:
-        """Constant near the image that it was shown first, so that no gradient leads away from it."""
+    images, plain = (to_unit(shard.images()) - trained.mean) / trained.std, trained.network
 
-        mean, design, images = trained.mean, trained.design, to_unit(shard.images())
+    class Masked(nn.Module):
+        """Constant near the images, so that no gradient leads away from them."""
 
-        def using(self, precision):
-            return self
+        def forward(self, x):
+            near = (x - images).abs().amax((1, 2, 3)) < 1e-3
+            return torch.where(near[:, None], plain(images).detach() + 0 * x.sum(), plain(x))
 
-        def __call__(self, x):
-            near = (x - self.images).abs().amax((1, 2, 3)) < 1e-3
-            return torch.where(near[:, None], trained(self.images).detach() + 0 * x.sum(), trained(x))
-
-    threat = {"eps": 1.5, "steps": 8, "batch_size": 60}
-    alone, again = (attacked({**threat, "restarts": count}, shard, Masked()) for count in (1, 2))
+    threat = {"eps": 1.5, "steps": 8, "batch_size": 60, "fold": False}
+    alone, again = (attacked({**threat, "restarts": count}, shard, trained.through(Masked())) for count in (1, 2))
     assert alone.right.sum() > 0.9 * 60
     assert again.right.sum() < 0.3 * 60
 
@@ -141,18 +140,13 @@ def test_toward_a_class_what_counts_is_the_class_reached(trained, shard):
 def test_an_attack_on_a_source_is_made_once_and_tried_on_every_model(trained, other, shard):
     calls = []
 
-    class Counted:
-        mean, design = trained.mean, trained.design
-
-        def using(self, precision):
-            return self
-
-        def __call__(self, x):
+    class Counted(nn.Module):
+        def forward(self, x):
             calls.append(len(x))
-            return trained(x)
+            return trained.network(x)
 
-    threat = Threat(**WEAK, source="theirs")
-    found = in_ball(threat, CLASSES, {"a": other, "b": trained, "c": other}, {"theirs": Counted()}, shard)
+    threat, source = Threat(**WEAK, source="theirs", fold=False), trained.through(Counted())
+    found = in_ball(threat, CLASSES, {"a": other, "b": trained, "c": other}, {"theirs": source}, shard)
     assert len(calls) == 3 * 3  # three batches of three steps, however many models are scored
     label = torch.from_numpy(shard.label)
     for name, scored in (("a", other), ("b", trained), ("c", other)):

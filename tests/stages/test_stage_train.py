@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import train
-from stages.attack import perturb, untargeted
+from stages.attack import perturb
 from stages.errors import BadData, BadInput
 from stages.model import Classifier, Design, load, save, to_unit
 from stages.recipes import Adversary, Ball, Train
+from stages.search import untargeted
 from stages.seeds import torch_seed
 from stages.shard import Shard
 
@@ -155,7 +156,7 @@ def test_what_is_trained_on_is_the_worst_case_of_a_linear_model(norm, make_modul
     name = make_module(LINEAR)
     index = np.arange(8)
     grey = Shard("train-000000", index, 0 * index, 0 * index, np.full((8, 8, 8, 1), 128, np.uint8))
-    ball = Adversary(norm=norm, eps=0.1, steps=7)
+    ball = Adversary(norm=norm, eps=0.1, steps=7, fold=False)
     asked = recipe(arch=f"{name}:Net", batch_size=8, epochs=1, lr=1e-9, adversarial=ball)
     run(asked, Design(asked.arch, 2, (1, 8, 8), (0.0,), (1.0,)), examples_of(grey), tmp_path)
     seen = importlib.import_module(name).SEEN
