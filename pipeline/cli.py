@@ -304,10 +304,16 @@ def status(run: str | None, store: str, as_json: bool) -> None:
     for node, p in found["nodes"].items():
         seconds = f"{p['seconds']} s" if p["seconds"] is not None else ""
         count = f"{p['done']} of {p['total']}" if p["total"] else ""
-        lines.append([node, p["state"], count, seconds, str(p["retries"] or ""), p["why"] or ""])
-    click.echo(report.table(["node", "state", "done", "time", "retries", "why"], lines))
+        lines.append([node, p["state"], count, seconds, _at_work(p), str(p["retries"] or ""), p["why"] or ""])
+    click.echo(report.table(["node", "state", "done", "time", "workers busy", "retries", "why"], lines))
     if again := found["store_retries"] + sum(p["store_retries"] for p in found["nodes"].values()):
         click.echo(f"\nrequests that the store had to be sent again: {again}")
+
+
+def _at_work(progress: dict[str, Any]) -> str:
+    """How many workers were at work on its shards, on average, from its start to its end."""
+    work = progress.get("work")
+    return f"{work / progress['seconds']:.2f}" if work and progress["seconds"] else ""
 
 
 @main.command("report")

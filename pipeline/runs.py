@@ -51,6 +51,7 @@ class Progress:
         retries: shards or epochs that were begun again.
         store_retries: requests that its workers sent to the store again.
         started, seconds: when it began (seconds since 1970), and how long it took.
+        work: seconds that workers were at the work on its shards, all of them together.
         lost: shards that could not be made, with reasons.
         last: what the last step measured.
     """
@@ -68,6 +69,7 @@ class Progress:
     store_retries: int = 0
     started: float | None = None
     seconds: float | None = None
+    work: float = 0.0
     lost: list[dict[str, str]] = field(default_factory=list)
     last: dict[str, Any] = field(default_factory=dict)
 
@@ -245,6 +247,7 @@ class Run:
                 progress.done += 1
                 progress.images += facts["samples"] + facts.get("failures", 0)
                 progress.store_retries += facts["store_retries"]
+                progress.work = round(progress.work + facts["seconds"]["work"], 3)
             else:
                 progress.retries += 1
             self.record.note(node.id, event, **_brief(facts))

@@ -205,8 +205,8 @@ class Compute(Recipe):
     fold: bool = Field(True, description="Put batch norm into the weights of the convolution before it.")
     compile: bool = Field(
         False,
-        description="Compile the network with `torch.compile`: a minute or so for each worker, and a compiler must be "
-        "there. Mends nothing on most processors; `notbugs plan --cost` says what it does on yours.",
+        description="Compile the network with `torch.compile`: takes each worker about half a minute and needs a C++ "
+        "compiler, or a GPU's; `notbugs plan --cost` says whether it pays.",
     )
     batch_size: int = Field(128, ge=1, description="Images searched together; the last batch is padded to it.")
 

@@ -138,6 +138,10 @@ def test_status_tells_every_node_of_the_latest_run(finished):
     assert said["state"] == "done"
     assert {p["state"] for p in said["nodes"].values()} == {"done"}
     assert said["nodes"]["datasets/clean"]["done"] == 6
+    other = said["nodes"]["datasets/other"]
+    assert 0 < other["work"] <= other["seconds"] + 0.1  # one process, so never more than one was at work
+    (line,) = (line for line in text.splitlines() if line.startswith("datasets/other"))
+    assert f"{other['work'] / other['seconds']:.2f}" in line
 
 
 def test_plan_says_what_is_there_and_writes_nothing(tiny, write, tmp_path):
