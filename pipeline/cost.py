@@ -134,7 +134,7 @@ class Cost:
             return site.start + self.once + sum(self.read) + larger * sum(self.work) + sum(self.commit)
         whole = self._whole()
         if not self.heavy:
-            return max(sum(whole) / site.processors, *whole)
+            return site.start + max(sum(whole) / site.processors, *whole)
         paces, last = self._paces(site), len(whole) - 1
         return site.start + self.once + makespan(paces, site.devices) + whole[last] - paces[last]
 
@@ -345,9 +345,9 @@ def _neutral(node: Node) -> Node:
     return replace(node, recipe=node.recipe.model_copy(update={k: v for k, v in NEUTRAL.items() if k in fields}))
 
 
-def _batches(sizes: Iterable[int], batch: int) -> tuple[int, ...]:
-    """Batches of each shard: none goes beyond it."""
-    return tuple(math.ceil(size / batch) for size in sizes)
+def _batches(sizes: Iterable[int], batch: int, times: int = 1) -> tuple[int, ...]:
+    """Batches of each shard, gone through so many times; none goes beyond its shard."""
+    return tuple(times * math.ceil(size / batch) for size in sizes)
 
 
 def _attack(node: Node, designs: "Mapping[str, Design]", source: Node, sizes: list[int]) -> list[Work]:
@@ -393,13 +393,13 @@ def _evaluation(node: Node, designs: "Mapping[str, Design]", source: Node, sizes
     models = [designs[f"models.{name}"] for name in recipe.models]
     found = [_clean(model, source, sizes, recipe.batch_size) for model in models]
     for threat in recipe.attacks:
-        batches = tuple(threat.restarts * count for count in _batches(sizes, threat.batch_size))
+        batches = _batches(sizes, threat.batch_size, threat.restarts)
         for attacked in models if threat.source is None else [designs[f"sources.{threat.source}"]]:
             part = _scoring(attacked, source, threat.batch_size, threat.steps, attacks=[_any(threat)])
             found.append(Work(part, batches))
         if threat.source is not None:  # what came of it, and noise, is shown to all models
-            views = sizes * (1 + threat.restarts)
-            found += [_clean(model, source, views, threat.batch_size) for model in models]
+            shown = _batches(sizes, threat.batch_size, 1 + threat.restarts)
+            found += [Work(_scoring(model, source, threat.batch_size), shown) for model in models]
     for space in recipe.spatial:
         parts = [_scoring(model, source, recipe.batch_size, _tries(space), spatial=[space]) for model in models]
         found += [Work(part, _batches(sizes, recipe.batch_size)) for part in parts]
