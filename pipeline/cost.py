@@ -24,7 +24,7 @@ from pipeline.on_ray import IN_FLIGHT
 from pipeline.rehearsal import IMAGES, Part, Rate, Rehearsal
 from pipeline.runs import Outlook
 from stages.errors import BadInput
-from stages.recipes import Evaluate, Invert, Spatial, Threat, Usefulness
+from stages.recipes import Evaluate, Invert, Relabel, Spatial, Threat, Usefulness
 
 if TYPE_CHECKING:
     from stages.model import Design
@@ -43,6 +43,8 @@ UNKNOWN_CLASSES = 1000
 
 NEUTRAL: dict[str, Any] = {"splits": ["train"], "seed": 0, "fit_shards": 1, "steps": 1}
 """What does not change the speed of an attack or an inversion: equal for all, so that what is equally fast is seen."""
+
+NEXT = Relabel(rule="next")
 
 SHORT: dict[str, Any] = {
     "split": "train",
@@ -341,8 +343,10 @@ def design_of(outlook: Outlook) -> "Design":
 
 
 def _neutral(node: Node) -> Node:
-    fields = type(node.recipe).model_fields
-    return replace(node, recipe=node.recipe.model_copy(update={k: v for k, v in NEUTRAL.items() if k in fields}))
+    """The node that all that are equally fast have in common; of the rules, only the least likely class takes time."""
+    fields, rule = type(node.recipe).model_fields, node.relabel
+    recipe = node.recipe.model_copy(update={name: value for name, value in NEUTRAL.items() if name in fields})
+    return replace(node, recipe=recipe, relabel=rule if rule is None or rule.rule == "least_likely" else NEXT)
 
 
 def _batches(sizes: Iterable[int], batch: int, times: int = 1) -> tuple[int, ...]:
@@ -612,12 +616,11 @@ def _notes(prices: Prices) -> list[str]:
             said.append(f"{name} is fetched from elsewhere: not measured.")
         elif cost.tried < 1:
             said.append(f"{name}: a batch takes too long to be tried; foretold from {cost.tried:.0%} of it.")
-    for name, batch in prices.batches.items():
-        said.append(
-            f"{name}: fastest with batch_size {batch.fastest}, {batch.gain:.2f} times as fast as with {batch.recipe}."
-            if batch.fastest != batch.recipe
-            else f"{name}: batch_size {batch.recipe} is the fastest of those tried."
-        )
+    better = {name: batch for name, batch in prices.batches.items() if batch.fastest != batch.recipe}
+    for name, batch in better.items():
+        said.append(f"{name}: batch_size {batch.fastest} is {batch.gain:.2f} times as fast as {batch.recipe}.")
+    if len(better) < len(prices.batches):
+        said.append("Of the other attacks and inversions, the recipe's batch_size is the fastest of those tried.")
     return said
 
 

@@ -60,6 +60,9 @@ IMAGES = ("images", "on")
 
 SHARD = "train-000000"
 
+COLUMNS = ("margin", "confidence", "l2", "linf")
+"""What an attack says of images: a selection chooses by it, and a commit adds it up."""
+
 T = TypeVar("T")
 
 
@@ -310,7 +313,7 @@ class Rehearsal:
         if key not in self.made:
             facts, sample = self.outlooks[source].facts, self._sample(source)
             again = np.arange(count) % len(sample)
-            columns = {name: np.linspace(0, 1, count, dtype=np.float32) for name in ("margin", "confidence", "l2")}
+            columns = {name: np.linspace(0, 1, count, dtype=np.float32) for name in COLUMNS}
             label, pixels = sample.label[again], sample.images()[again]
             tar = pack(Shard(SHARD, np.arange(count), label, label, pixels, attack=columns))
             files = {f"{SHARD}.tar": tar}

@@ -33,7 +33,8 @@ def priced(tmp_path_factory):
     from the store before and after."""
     folder, patch = tmp_path_factory.mktemp("priced"), pytest.MonkeyPatch()
     file, store = folder / "experiment.yaml", folder / "store"
-    file.write_text(yaml.safe_dump(TINY))
+    top = {"select": {"images": "other", "keep": "top", "share": 0.3}}
+    file.write_text(yaml.safe_dump(TINY | {"datasets": TINY["datasets"] | {"top": top}}))
     made = CliRunner().invoke(main, ["run", str(file), "--store", str(store), "--engine", "inline", "--only", "clean"])
     assert made.exit_code == 0, made.stderr
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
@@ -52,6 +53,7 @@ def test_a_plan_counts_images_steps_and_shards_exactly(priced):
     assert found == {
         "datasets/other": (192, 3 * 2 * 3, 3),  # three shards of two batches, three steps each
         "datasets/control": (192, 0, 3),
+        "datasets/top": (3 * 19, 0, 3),
         "models/standard": (2 * 192, 2 * 6, 0),
         "models/from_other": (2 * 192, 2 * 6, 0),
         "evaluations/accuracy": (192, 0, 3),
