@@ -537,6 +537,8 @@ def fastest(parts: Sequence[Work], sizes: Sequence[int], rehearsal: Rehearsal) -
         other = part.of_batch(batch)
         if SMALLEST <= batch <= most and rehearsal.fits(other, own):
             took[batch] = sum(_batches(sizes, batch)) * rehearsal.rate(other).seconds(part.steps)
+    if len(took) == 1:
+        return None
     best = min(took, key=lambda batch: took[batch])
     gain = took[part.batch] / took[best]
     return Batch(part.batch, best, gain) if gain >= GAIN else Batch(part.batch, part.batch, 1.0)

@@ -226,7 +226,7 @@ class Rehearsal:
         pilot = self._time(part, min(PILOT, part.batch), low, weigh=True)
         batch = part.batch
         while batch > PILOT and _asked(part, pilot) / PILOT * batch * REPEATS > LIMIT:
-            batch //= 2
+            batch = max(PILOT, batch // 2)
         first = self._time(part, batch, low)
         least, high = _asked(part, first), _steps(part, _asked(part, first))
         if high > low:
