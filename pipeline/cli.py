@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from pipeline import artifacts, picture, report, runs, spec
+from pipeline import cost as pricing
 from pipeline.cluster import JOB_VARIABLE, Cluster, Job, Request, runtime_env
 from pipeline.display import clock, watcher
 from pipeline.engines import Engine, Inline, reason_of
@@ -135,12 +136,36 @@ def main(debug: bool) -> None:
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @_options("store", "data", "only", "json")
-def plan(file: Path, store: str, data: Path, only: tuple[str, ...], as_json: bool) -> None:
-    """Print the graph of FILE: each node's version, what is there and what would run. Writes nothing."""
+@click.option("--cost", is_flag=True, help="Measure on this machine, and say what is left to make takes.")
+@click.option("--gpus", type=click.IntRange(1), help="With --cost: also the time on so many devices like those here.")
+@click.option("--workers", type=click.IntRange(1), help="With --cost: workers of a run here, as for run.")
+def plan(
+    file: Path,
+    store: str,
+    data: Path,
+    only: tuple[str, ...],
+    as_json: bool,
+    cost: bool,
+    gpus: int | None,
+    workers: int | None,
+) -> None:
+    """Print the graph of FILE: each node's version, what is there and what would run. Writes nothing.
+
+    With --cost each kind of work is tried on a few images, with as many processes at once as a run has workers, and of
+    every node that is not there is said: images, steps (forward and backward passes of a batch), shards, size, hours
+    of a device (a GPU, or a processor where there is none), and the time that a run takes for it alone. With --gpus N
+    also the time on N devices like those here. For attacks and inversions other batch sizes are tried, and the fastest
+    is named. That takes about ten seconds for each kind of work, longer for large images.
+    """
+    if not cost and (gpus or workers):
+        raise BadInput("--gpus and --workers go with --cost: add it, or leave them out")
     place = _place(store, data)
     outlooks = runs.preflight(runs.wanted(build(spec.read(file)), only), place, fetch=False)
+    prices = _measured(outlooks, place, workers) if cost else None
     if as_json:
-        _print_json({"store": place.store.url, "nodes": [_planned(outlook) for outlook in outlooks]})
+        nodes = [_planned(outlook) | _priced(outlook, prices, gpus) for outlook in outlooks]
+        total = {"cost": pricing.total_as_json(prices, gpus)} if prices else {}
+        _print_json({"store": place.store.url, "nodes": nodes} | total)
         return
     lines = [
         [
@@ -158,6 +183,21 @@ def plan(file: Path, store: str, data: Path, only: tuple[str, ...], as_json: boo
     for outlook in outlooks:
         for split, share in outlook.facts.get("majority", {}).items():
             click.echo(f"{outlook.node.id} {split}: a constant answer scores {percent(share)}")
+    if prices is not None:
+        click.echo(f"\n{pricing.told(prices, gpus)}")
+
+
+def _measured(outlooks: list[runs.Outlook], place: Place, workers: int | None) -> pricing.Prices:
+    return pricing.price(outlooks, place, workers, lambda what: click.echo(f"trying: {what}", err=True))
+
+
+def _priced(outlook: runs.Outlook, prices: pricing.Prices | None, gpus: int | None) -> dict[str, Any]:
+    name = outlook.node.id
+    if prices is None:
+        return {}
+    if name not in prices.nodes:
+        return {"cost": None}
+    return {"cost": pricing.as_json(prices.nodes[name], prices.site, gpus, prices.batches.get(name))}
 
 
 def _planned(outlook: runs.Outlook) -> dict[str, Any]:

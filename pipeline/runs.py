@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -322,12 +322,14 @@ class Outlook:
         there: whether it stands in the store, whole.
         partial: shards that are committed, where it is not.
         facts: its manifest, or what can be foreseen of it.
+        job: the job of a load that is not there, its source listed.
     """
 
     node: Node
     there: bool
     partial: int
     facts: Mapping[str, Any]
+    job: LoadJob | None = None
 
     @property
     def state(self) -> str:
@@ -357,11 +359,12 @@ def preflight(nodes: list[Node], place: Place, fetch: bool = True) -> list[Outlo
         refuse_mismatch(node, inputs)
         made = artifacts.find(place.store, node)
         marks = [] if made else [f for f in place.store.files(f"{node.folder}/commits") if f.endswith(".json")]
+        job = LoadJob(node, place, {}, fetch) if node.stage == "load" and made is None else None
         try:
-            facts = made.manifest if made else _foresee(node, place, inputs, fetch)
+            facts = made.manifest if made else _foresee(node, place, inputs, job, fetch)
         except BadInput as error:
             raise BadInput(f"{_file_key(node)}: {error}") from error
-        found[node.id] = Outlook(node, made is not None, len(marks), facts)
+        found[node.id] = Outlook(node, made is not None, len(marks), facts, job)
     return list(found.values())
 
 
@@ -372,25 +375,25 @@ def _file_key(node: Node) -> str:
     return f"{place}.{key}" if key else place
 
 
-def _foresee(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]], fetch: bool) -> dict[str, Any]:
+def _foresee(
+    node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]], job: LoadJob | None, fetch: bool
+) -> dict[str, Any]:
     """What can be known of a node before it is made, in the terms of its manifest."""
     match node.stage:
         case "load":
-            job = LoadJob(node, place, {}, fetch)
+            assert job is not None
             units = job.units()
-            return job.facts() | {
-                "counts": per_split((unit.name, unit.samples) for unit in units),
-                "image_shape": _first_shape(job, units),
-            }
+            shards = {unit.name: unit.samples for unit in units}
+            return job.facts() | _counted(shards) | {"image_shape": _first_shape(job, units)}
         case "attack" | "invert" | "select":
             images = inputs["images"]
             splits = getattr(node.recipe, "splits", images["counts"])
-            counts = {split: count for split, count in images["counts"].items() if split in splits}
-            if node.stage == "select":  # to within a sample a shard
-                counts = {split: kept(node.recipe, count) for split, count in counts.items()}
+            shards = _shards_of(images, splits)
+            if node.stage == "select":
+                shards = {name: kept(node.recipe, n) for name, n in shards.items()}
             if node.stage == "invert":
                 _try_features(node, place, inputs["model"])
-            return {k: images[k] for k in ("classes", "channels", "image_shape")} | {"counts": counts}
+            return {k: images[k] for k in ("classes", "channels", "image_shape")} | _counted(shards)
         case "train":
             return {"design": _try_training(node, place, inputs)}
         case "bring":
@@ -403,7 +406,16 @@ def _foresee(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]], 
         case "usefulness":
             for name in node.recipe.models:
                 _try_features(node, place, inputs[f"models.{name}"])
-    return {}
+    splits = {getattr(node.recipe, key) for key, _, _ in _splits_asked(node)}
+    return {"shards": _shards_of(inputs["on"], splits)}
+
+
+def _shards_of(dataset: Mapping[str, Any], splits: Container[str]) -> dict[str, int]:
+    return {name: count for name, count in dataset["shards"].items() if name.rpartition("-")[0] in splits}
+
+
+def _counted(shards: dict[str, int]) -> dict[str, Any]:
+    return {"shards": shards, "counts": per_split(shards.items())}
 
 
 def _try_features(node: Node, place: Place, model: Mapping[str, Any]) -> None:

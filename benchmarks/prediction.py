@@ -1,0 +1,106 @@
+"""How well `notbugs plan --cost` foretells a run: predicted and true seconds of each node, on CIFAR-10.
+
+The plan is priced first; then its nodes are made one after the other, on the same machine with the same workers, for
+what is foretold of a node is the time that it takes alone.
+
+    python benchmarks/prediction.py --data FOLDER                              # the folder with cifar-10-batches-py
+    python benchmarks/prediction.py --data FOLDER --images 1000 --steps 5      # a smoke test
+"""
+
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import ray
+import torch
+
+from pipeline import cost, report, runs
+from pipeline.graph import build
+from pipeline.jobs import Place
+from pipeline.on_ray import OnRay
+from pipeline.spec import parse
+from pipeline.store import Store
+
+
+def experiment(images: int, steps: int, epochs: int, arch: str, precision: str, shard_size: int) -> Any:
+    """A node of every kind that takes long, each once."""
+    attack = {"images": "clean", "model": "standard", "eps": 0.5, "step_size": 0.1, "steps": steps}
+    train = {"arch": arch, "epochs": epochs, "lr": 0.05, "precision": precision, "threads": 1}
+    scored = {"norm": "l2", "eps": 0.25, "steps": steps, "precision": precision}
+    load = {"source": "cifar10", "limit": images, "shard_size": shard_size, "download": False}
+    return parse(
+        {
+            "name": "prediction",
+            "datasets": {
+                "clean": {"load": load},
+                "other": {"attack": attack | {"precision": precision}, "relabel": "other"},
+                "control": {"attack": {"images": "clean", "method": "none"}, "relabel": "other"},
+                "inverted": {
+                    "invert": {"images": "clean", "model": "standard", "steps": steps, "precision": precision}
+                },
+            },
+            "models": {
+                "standard": {"train": train | {"on": "clean"}},
+                "from_other": {"train": train | {"on": "other"}},
+                "robust": {"train": train | {"on": "clean", "epochs": 1, "adversarial": {"eps": 0.5, "steps": 3}}},
+            },
+            "evaluations": {
+                "accuracy": {"models": ["standard", "from_other"], "on": "clean"},
+                "robustness": {"models": ["standard", "robust"], "on": "clean", "attacks": [scored]},
+            },
+        }
+    )
+
+
+def predicted(wanted: Any, place: Place, workers: int | None) -> cost.Prices:
+    """What the plan says."""
+    outlooks = runs.preflight(build(wanted), place, fetch=False)
+    return cost.price(outlooks, place, workers, lambda what: click.echo(f"trying: {what}", err=True))
+
+
+def true(wanted: Any, place: Place, workers: int | None) -> dict[str, float]:
+    """Seconds that each node took, made alone."""
+    engine, seconds = OnRay(workers=workers), dict[str, float]()
+    for node in build(wanted):
+        click.echo(f"making: {node.id}", err=True)
+        run = runs.Run(wanted, place, only=(node.id,))
+        assert run.go(engine), run.record.nodes
+        seconds[node.id] = run.record.nodes[node.id].seconds or 0.0
+    engine.close()
+    return seconds
+
+
+@click.command()
+@click.option("--data", type=click.Path(exists=True, path_type=Path), required=True, help="Holds cifar-10-batches-py.")
+@click.option("--images", default=10_000, show_default=True, help="Of each split.")
+@click.option("--steps", default=20, show_default=True, help="Of attack, inversion and evaluation.")
+@click.option("--epochs", default=3, show_default=True)
+@click.option("--arch", default="fast_resnet", show_default=True)
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True)
+@click.option("--shard-size", default=500, show_default=True)
+@click.option("--workers", type=int, help="As for run.")
+def main(data: Path, workers: int | None, **asked: Any) -> None:
+    """Predict, make, compare."""
+    wanted = experiment(**asked)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Store(folder), data.absolute(), Path.cwd())
+        started = time.perf_counter()
+        prices = predicted(wanted, place, workers)
+        took = time.perf_counter() - started
+        seconds = true(wanted, place, workers)
+    foretold = {name: each.wall(prices.site) for name, each in prices.nodes.items()}
+    lines = [[name, f"{foretold[name]:.1f}", f"{seconds[name]:.1f}", f"{foretold[name] / seconds[name]:.2f}"]
+             for name in foretold]  # fmt: skip
+    sums = sum(foretold.values()), sum(seconds.values())
+    lines.append(["all, one after the other", *(f"{total:.1f}" for total in sums), f"{sums[0] / sums[1]:.2f}"])
+    click.echo(", ".join(f"{name} {value}" for name, value in asked.items()))
+    click.echo(f"torch {torch.__version__}, ray {ray.__version__}, Python {platform.python_version()}")
+    click.echo(f"{prices.site.devices} workers, each with {prices.device}; the prediction took {took:.0f} s\n")
+    click.echo(report.table(["node", "predicted s", "true s", "predicted ÷ true"], lines))
+
+
+if __name__ == "__main__":
+    main()
