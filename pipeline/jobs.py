@@ -57,7 +57,7 @@ class Unit:
     name: str
     samples: int
     inputs: dict[str, str]
-    items: tuple[Item, ...] = field(default=(), repr=False)
+    items: Sequence[Item] = field(default=(), repr=False)
 
     @property
     def split(self) -> str:
@@ -285,14 +285,16 @@ class LoadJob(DatasetJob):
 
     def units(self) -> list[Unit]:
         spread = load.spread(self.listing, self.node.recipe)
-        return [Unit(name, len(items), {"source": _listed(items)}, tuple(items)) for name, items in spread.items()]
+        return [Unit(name, len(items), {"source": _listed(items)}, items) for name, items in spread.items()]
 
     def read(self, unit: Unit) -> Shard:
         return load.read(self.node.recipe, unit.name, unit.items, self.listing.channels, self.listing.suffix)
 
 
 def _listed(items: Sequence[Item]) -> str:
-    """Digest of what a shard is loaded from: pixels in memory, or names and places of files."""
+    """Digest of what a shard is loaded from: pixels in memory, or names and places of files; or which are made."""
+    if items[0].ref is None:
+        return digest(canonical([[i.index, i.label] for i in items]))
     if isinstance(items[0].ref, np.ndarray):
         return digest(
             b"".join(np.ascontiguousarray(i.ref).tobytes() for i in items)

@@ -16,7 +16,7 @@ from pipeline import artifacts
 from pipeline.artifacts import Made
 from pipeline.engines import Engine, Lost, reason_of
 from pipeline.graph import Node, build
-from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit, design_of, per_split
+from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit, design_of
 from pipeline.spec import Experiment
 from pipeline.store import Store
 from pipeline.sweeps import split_name
@@ -374,10 +374,9 @@ def _foresee(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]], 
     match node.stage:
         case "load":
             job = LoadJob(node, place, {}, fetch)
-            units = job.units()
             return job.facts() | {
-                "counts": per_split((unit.name, unit.samples) for unit in units),
-                "image_shape": _first_shape(job, units),
+                "counts": {split: len(images) for split, images in job.listing.items.items()},
+                "image_shape": _first_shape(job),
             }
         case "attack" | "invert" | "select":
             images = inputs["images"]
@@ -416,14 +415,15 @@ def _try_features(node: Node, place: Place, model: Mapping[str, Any]) -> None:
         features.refuse_without(Design.from_json(model["design"]), node.recipe.layer, place.here)
 
 
-def _first_shape(job: LoadJob, units: list[Any]) -> list[int] | None:
+def _first_shape(job: LoadJob) -> list[int] | None:
     """Channels, height and width, from the first image that decodes; None where sizes may differ."""
     from stages import load
 
     if job.listing.suffix is not None and not getattr(job.node.recipe, "crop", None):
         return None
     recipe = job.node.recipe.model_copy(update={"max_undecodable": 1.0})
-    first = load.read(recipe, units[0].name, units[0].items[:1], job.listing.channels, None)
+    name, items = next(iter(load.spread(job.listing, recipe).items()))
+    first = load.read(recipe, name, items[:1], job.listing.channels, None)
     return [first.pixels.shape[3], *first.pixels.shape[1:3]] if first.pixels is not None else None
 
 
