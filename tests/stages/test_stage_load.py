@@ -1,6 +1,8 @@
 """Where clean images come from."""
 
+import hashlib
 import io
+import pickle
 import resource
 import tarfile
 from collections import Counter
@@ -14,13 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import fs
 from sklearn.datasets import load_digits
+from sklearn.linear_model import RidgeClassifier
 from torchvision import transforms
 
 import stages.load
 import stages.remote
 from stages.errors import BadData, BadInput
-from stages.load import RESTRICTED_IMAGENET, Images, Listing, list_source, read, spread
-from stages.recipes import Digits, ImageFolder, Torchvision
+from stages.load import RESTRICTED_IMAGENET, Images, Item, Listing, list_source, read, spread
+from stages.recipes import Digits, ImageFolder, Synthetic, Torchvision
 from stages.recipes import WebDataset as Shards
 from stages.shard import Shard, pack, unpack
 
@@ -91,6 +94,25 @@ def test_the_majority_is_the_share_of_the_commonest_class():
     assert listing.majority("test") == 0.75
 
 
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(0, 99), st.data())
+def test_images_in_columns_are_the_items_of_a_list(labels, first, data):
+    refs = [f"{i}.png" for i in range(len(labels))]
+    whole = Images.whole(labels, refs, first)
+    items = [Item(first + i, ref, label) for i, (ref, label) in enumerate(zip(refs, labels, strict=True))]
+    chosen = data.draw(st.lists(st.integers(0, len(labels) - 1), max_size=30))
+    some = whole[np.array(chosen, dtype=np.int64)]
+    assert list(whole) == [whole[i] for i in range(len(whole))] == items
+    assert list(some) == [items[i] for i in chosen]
+    assert list(some[1:3]) == list(some)[1:3]
+    assert list(pickle.loads(pickle.dumps(some))) == list(some)
+
+
+def test_images_travel_with_their_own_pixels_alone(tmp_path):
+    digits = list_source(Digits(source="sklearn-digits"), tmp_path).items["train"]
+    alone, ten = len(pickle.dumps(digits[:1])), len(pickle.dumps(digits[:10]))
+    assert ten < 10 * alone < digits.refs.nbytes / 10
+
+
 # ----------------------------------------------------------------------------------------- spreading
 
 
@@ -137,6 +159,73 @@ def test_every_shard_is_a_fair_sample_of_the_classes():
     for items in spread(listing, Digits(source="sklearn-digits", shard_size=500)).values():
         counts = Counter(item.label for item in items)
         assert all(abs(counts[label] - 125) < 5 * deviation for label in range(4))
+
+
+# ---------------------------------------------------------------------------------- images that are made
+
+
+def made(**said):
+    return Synthetic(**{"source": "synthetic", "images": {"train": 60, "test": 20}, "classes": 4, "size": 16} | said)
+
+
+def by_index(shards):
+    """Index → label and pixels of every image of some shards."""
+    return {
+        index: (label, pixels.tobytes())
+        for shard in shards.values()
+        for index, label, pixels in zip(shard.index.tolist(), shard.label.tolist(), shard.images(), strict=True)
+    }
+
+
+@given(st.integers(1, 80), st.integers(1, 25))
+@settings(max_examples=15)
+def test_made_images_are_the_same_in_any_part_and_any_shard(limit, shard_size):
+    whole = by_index(everything(made(), Path()))
+    some = by_index(everything(made(limit=limit, shard_size=shard_size), Path()))
+    assert len(some) == min(limit, 60) + min(limit, 20)
+    assert some.items() <= whole.items()
+
+
+def test_made_images_are_the_same_on_every_machine_and_of_another_seed_others():
+    first = everything(made(), Path())["train-000000"].images()
+    assert first.shape == (60, 16, 16, 3)
+    assert (
+        hashlib.sha256(first.tobytes()).hexdigest()
+        == "84db365cbb8ae12418d8f623a7ee4868b5560a0ebecfa1810b6a71f5af5bc48c"
+    )
+    assert len({image.tobytes() for image in first}) == 60
+    assert not np.array_equal(first, everything(made(seed=1), Path())["train-000000"].images())
+
+
+@given(st.dictionaries(st.sampled_from(["train", "test", "val"]), st.integers(1, 60), min_size=1), st.integers(1, 12))
+def test_made_images_have_equally_many_of_each_class_in_every_split(images, classes):
+    listing = list_source(made(images=images, classes=classes), Path())
+    assert [item.index for items in listing.items.values() for item in items] == list(range(sum(images.values())))
+    for split, count in images.items():
+        counts = Counter(item.label for item in listing.items[split])
+        assert sum(counts.values()) == count
+        assert {counts[label] for label in range(classes)} <= {count // classes, -(-count // classes)}
+
+
+def test_a_linear_model_learns_the_classes_of_made_images():
+    shards = everything(made(images={"train": 400, "test": 200}, classes=10), Path())
+    train, test = (shards[f"{split}-000000"] for split in ("train", "test"))
+    flat = [shard.images().reshape(len(shard), -1) / 255 for shard in (train, test)]
+    learned = RidgeClassifier(alpha=10.0).fit(flat[0], train.label)
+    assert learned.score(flat[1], test.label) > 0.5  # chance is 0.1
+
+
+def test_the_order_of_the_splits_in_the_file_changes_nothing_of_made_images():
+    one, other = ({"train": 5, "test": 4}, {"test": 4, "train": 5})
+    assert made(images=one).parameters() == made(images=other).parameters()
+    assert by_index(everything(made(images=one), Path())) == by_index(everything(made(images=other), Path()))
+
+
+def test_made_images_of_no_split_or_none_of_a_split_are_refused():
+    with pytest.raises(ValueError, match="images"):
+        made(images={})
+    with pytest.raises(ValueError, match=r"images\.train"):
+        made(images={"train": 0})
 
 
 # ------------------------------------------------------------------------------------- image folders
