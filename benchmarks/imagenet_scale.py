@@ -94,12 +94,16 @@ class Table:
     rounds: int
     lines: list[list[str]] = field(default_factory=list)
 
-    def add(self, what: str, measure: Callable[[], Took], sign: str = "+", size: Callable[[Any], Any] = str) -> Any:
-        """Measure something; what it said the last time, of which ``size`` gives what the table shows."""
+    def add(self, what: str, measure: Callable[[], Took], sign: str = "+", size: Callable[[Any], Any] = str) -> None:
+        """Measure something; ``size`` makes of what it said the last time what the table shows."""
         each = [measure() for _ in range(self.rounds)]
         peak = f"{sign}{max(took.peak for took in each):.0f}"
-        self.lines.append([what, _median([took.seconds for took in each]), peak, size(each[-1].said)])
-        return each[-1].said
+        self.note([what, _median([took.seconds for took in each]), peak, size(each[-1].said)])
+
+    def note(self, line: list[str]) -> None:
+        """A line of the table; on the terminal as soon as it is there."""
+        self.lines.append(line)
+        click.echo("  ".join(line), err=True)
 
 
 def _median(seconds: Sequence[float]) -> str:
@@ -282,8 +286,8 @@ def measure(table: Table, place: Place, file: Path, wanted: Any, share: int) -> 
     table.add("notbugs plan, the store empty", lambda: command("plan", file, *store), "", lambda _: "")
     table.add("clean: list the source", lambda: alone(listing, place, wanted))
     for name in DATASETS:
-        table.lines.append(run_share(place, wanted, name, share))
-        table.lines.append(stand_in(place, wanted, name, share))
+        table.note(run_share(place, wanted, name, share))
+        table.note(stand_in(place, wanted, name, share))
         table.add(f"{name}: the shards, and what travels", lambda name=name: alone(units, place, wanted, name))
         table.add(
             f"{name}: list what is there, read all marks", lambda name=name: alone(committed, place, wanted, name)
