@@ -4,9 +4,9 @@ Really run, for a dataset loaded and one attacked (one step of PGD on an untrain
 the units, and the first `--share` shards of each, which are read, attacked, packed, verified and committed.
 
 The other shards are stood in for. Their rows and commit marks have the names, inputs, indices and labels that the
-pipeline gives them, and for the rest what a really run shard's say; in place of the tar lies 1 KiB, which no step here
-but `verify` opens, and the mark states its size and digest. So `finish` and whatever comes after see all the marks and
-all the rows.
+pipeline gives them, and for the rest what a really run shard's say, measured values varied a little. In place of the
+tar lies 1 KiB, which no step here but `verify` opens; the mark states its size and digest. So `finish` and whatever
+comes after see all the marks and all the rows.
 
 Each step runs in a process of its own. Memory is the peak of that process: `+` above what it had when the step began,
 without it (commands, start of Python included) all of it.
@@ -273,8 +273,19 @@ def _rows(job: DatasetJob, unit: Unit, like: pa.Table) -> pa.Table:
         path = f"{job.inputs['images'].folder}/{artifacts.rows_path(unit.name)}"
         own = pq.read_table(BytesIO(job.place.store.read(path)), columns=["index", "source_label"]).to_pydict()
     own |= {"key": [key(index) for index in own["index"]], "shard": [unit.name] * unit.samples}
-    columns = [pa.array(own[each.name], each.type) if each.name in own else like[each.name] for each in like.schema]
+    columns = [
+        pa.array(own[each.name], each.type) if each.name in own else _varied(like[each.name], own["index"][0])
+        for each in like.schema
+    ]
     return pa.table(columns, schema=like.schema)
+
+
+def _varied(column: pa.ChunkedArray, seed: int) -> pa.ChunkedArray:
+    """Measured values a little otherwise: the same in every shard, they would take next to no room in the file."""
+    if not pa.types.is_floating(column.type) or column.null_count:
+        return column
+    factors = np.random.default_rng(seed).uniform(0.9, 1.1, len(column))
+    return pa.chunked_array([pa.array(column.to_numpy() * factors, column.type)])
 
 
 # ----------------------------------------------------------------------------------------- in order

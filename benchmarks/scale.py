@@ -270,7 +270,7 @@ def main(workers: int, shards: int, wait: float, s3: bool, data: Path | None, im
 
 @contextlib.contextmanager
 def on_s3(place: Place, folder: Path) -> Iterator[Place]:
-    """The datasets of a store, copied to a server that is started and stopped here."""
+    """What is made in a store, copied to a server that is started and stopped here."""
     sys.path.insert(0, str(ROOT / "tests"))
     from s3 import S3Server
 
@@ -278,16 +278,19 @@ def on_s3(place: Place, folder: Path) -> Iterator[Place]:
         os.environ.update(server.environment)
         server.make_bucket("scale")
         store = Store("s3://scale/store")
-        files = place.store.files("datasets", recursive=True)
-        pyarrow.fs.copy_files(
-            f"{place.store.url}/datasets", "scale/store/datasets",
-            source_filesystem=pyarrow.fs.LocalFileSystem(),
-            destination_filesystem=pyarrow.fs.S3FileSystem(
-                endpoint_override=server.url, allow_delayed_open=True, background_writes=False
-            ),
-            use_threads=True,
-        )  # fmt: skip
-        assert len(store.files("datasets", recursive=True)) == len(files)
+        for group in ("datasets", "models"):
+            files = place.store.files(group, recursive=True)
+            if not files:
+                continue
+            pyarrow.fs.copy_files(
+                f"{place.store.url}/{group}", f"scale/store/{group}",
+                source_filesystem=pyarrow.fs.LocalFileSystem(),
+                destination_filesystem=pyarrow.fs.S3FileSystem(
+                    endpoint_override=server.url, allow_delayed_open=True, background_writes=False
+                ),
+                use_threads=True,
+            )  # fmt: skip
+            assert len(store.files(group, recursive=True)) == len(files)
         yield replace(place, store=store)
 
 
