@@ -171,27 +171,37 @@ class Look:
         raise Looked
 
 
-def plan(place: Place, file: Path, name: str, wanted: Any, gone: int = 10) -> list[list[str]]:
-    """Take some shards away, and see how long it takes to see that."""
-    run = Run(wanted, place)
-    node = next(node for node in run.nodes if node.id == "datasets/waited")
-    there = place.store.files(node.folder, recursive=True)
+def take_away(place: Place, wanted: Any, made: str, gone: int) -> int:
+    """Take some shards of a node away, as if they had not been made; how many it has."""
+    folder = next(node.folder for node in Run(wanted, place).nodes if node.id == made)
+    there = place.store.files(folder, recursive=True)
     shards = sorted(name for name in there if name.startswith("commits/") and name.endswith(".json"))
-    place.store.delete(f"{node.folder}/manifest.json")
+    place.store.delete(f"{folder}/manifest.json")
     for mark in shards[:: max(1, len(shards) // gone)][:gone]:
-        place.store.delete(f"{node.folder}/{mark}")
+        place.store.delete(f"{folder}/{mark}")
+    return len(shards)
+
+
+def until_asked(place: Place, wanted: Any) -> tuple[float, int]:
+    """Seconds until a run begins with the shards that are missing, and how many they are."""
     look: Any = Look()
     started = time.perf_counter()
-    run.go(look)
+    Run(wanted, place).go(look)
+    return look.at - started, look.units
+
+
+def plan(place: Place, file: Path, name: str, wanted: Any, gone: int = 10) -> list[list[str]]:
+    """Take some shards away, and see how long it takes to see that."""
+    shards = take_away(place, wanted, "datasets/waited", gone)
+    seconds, missing = until_asked(place, wanted)
     command = [str(Path(sys.executable).with_name("notbugs")), "plan", str(file), "--store", place.store.url]
     began = time.perf_counter()
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert f"{len(shards) - look.units:,}".replace(",", "") in said, said
+    assert str(shards - missing) in said, said
     return [
-        [f"{name}: run, until the first of the {look.units} missing of {len(shards):,} begins, s",
-         f"{look.at - started:.2f}"],
+        [f"{name}: run, until the first of the {missing} missing of {shards:,} begins, s", f"{seconds:.2f}"],
         [f"{name}: `notbugs plan`, start of Python included, s", f"{time.perf_counter() - began:.2f}"],
-    ]  # fmt: skip
+    ]
 
 
 def two_over_one(data: Path, images: int, rounds: int) -> list[list[str]]:
@@ -249,7 +259,8 @@ def main(workers: int, shards: int, wait: float, s3: bool, data: Path | None, im
             place = Place(Store(str(folder / "store")), folder, folder)
             lines += busy(place, wanted, workers, wait)
             if s3:
-                lines += plan_on_s3(place, folder, wanted)
+                with on_s3(place, folder) as far:
+                    lines += plan(far, folder / "scale.yaml", "S3 server", wanted)
             lines += plan(place, folder / "scale.yaml", "local folder", wanted)
         if data:
             lines += two_over_one(data, images, rounds)
@@ -257,8 +268,9 @@ def main(workers: int, shards: int, wait: float, s3: bool, data: Path | None, im
     click.echo(report.table(["", "measured"], lines))
 
 
-def plan_on_s3(place: Place, folder: Path, wanted: Any) -> list[list[str]]:
-    """The finished store copied to a server, and the same plan there."""
+@contextlib.contextmanager
+def on_s3(place: Place, folder: Path) -> Iterator[Place]:
+    """What is made in a store, copied to a server that is started and stopped here."""
     sys.path.insert(0, str(ROOT / "tests"))
     from s3 import S3Server
 
@@ -266,8 +278,10 @@ def plan_on_s3(place: Place, folder: Path, wanted: Any) -> list[list[str]]:
         os.environ.update(server.environment)
         server.make_bucket("scale")
         store = Store("s3://scale/store")
-        for group in ("datasets",):
+        for group in ("datasets", "models"):
             files = place.store.files(group, recursive=True)
+            if not files:
+                continue
             pyarrow.fs.copy_files(
                 f"{place.store.url}/{group}", f"scale/store/{group}",
                 source_filesystem=pyarrow.fs.LocalFileSystem(),
@@ -277,7 +291,7 @@ def plan_on_s3(place: Place, folder: Path, wanted: Any) -> list[list[str]]:
                 use_threads=True,
             )  # fmt: skip
             assert len(store.files(group, recursive=True)) == len(files)
-        return plan(Place(store, folder, folder), folder / "scale.yaml", "S3 server", wanted)
+        yield replace(place, store=store)
 
 
 if __name__ == "__main__":

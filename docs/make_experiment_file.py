@@ -70,6 +70,7 @@ A dataset has one or more splits.
 | `cifar10`, `cifar100`, `mnist`, `fashion-mnist` | `train`, `test`, as published |
 | `image-folder` | the keys of `splits` |
 | `webdataset` | the keys of `shards` |
+| `synthetic` | the keys of `images` |
 
 A dataset made by `attack` or `invert` has the splits that its `splits` lists, by default only `train`: the test
 images stay clean. One made by `select` has those of its images. `train` and the evaluations choose one with `split`.
@@ -176,6 +177,7 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
         "Tars that are not compressed. Local path, or a URL that `pyarrow.fs` opens (`s3://`, `gs://`).",
         recipes.WebDataset,
     ),
+    ("datasets.NAME.load: synthetic", "", recipes.Synthetic),
     (
         "datasets.NAME.attack",
         "A targeted attack: cross-entropy to the target class is minimised, starting at the image itself; the last "

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from typing import Any
 
@@ -31,7 +32,7 @@ class Made:
         """Digest of what it holds: equal contents have equal digests, wherever they were made."""
         return str(self.manifest["content"])
 
-    @property
+    @cached_property
     def files(self) -> dict[str, dict[str, Any]]:
         """Each file's name with its bytes and sha256."""
         return {file["name"]: file for file in self.manifest["files"]}

@@ -41,7 +41,7 @@ GAIN = 1.02
 UNKNOWN_CLASSES = 1000
 """Of a network whose weights are not here to tell: ImageNet's. The last layer takes next to no time."""
 
-NEUTRAL: dict[str, Any] = {"splits": ["train"], "seed": 0, "fit_shards": 1, "steps": 1}
+NEUTRAL: dict[str, Any] = {"splits": ["train"], "seed": 0, "fit_shards": 1, "steps": 1, "freeze": None}
 """What does not change the speed of an attack or an inversion: equal for all, so that what is equally fast is seen."""
 
 NEXT = Relabel(rule="next")

@@ -33,6 +33,9 @@ from stages.shard import Shard, pack, rows, unpack
 if TYPE_CHECKING:
     from stages.train import Group
 
+ROWS = 2**18
+"""Rows of a row group of ``samples.parquet``, about: fewer make the file larger and slower to read."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -57,7 +60,7 @@ class Unit:
     name: str
     samples: int
     inputs: dict[str, str]
-    items: tuple[Item, ...] = field(default=(), repr=False)
+    items: Sequence[Item] = field(default=(), repr=False)
 
     @property
     def split(self) -> str:
@@ -174,9 +177,7 @@ class DatasetJob(ShardJob):
 
     def finish(self, marks: Mapping[str, dict[str, Any]]) -> Made:
         store, folder = self.place.store, self.node.folder
-        order = sorted(marks)
-        tables = store.find_all(f"{folder}/{artifacts.rows_path(name)}" for name in order)
-        table = _parquet(pa.concat_tables(pq.read_table(io.BytesIO(content or b"")) for content in tables.values()))
+        order, table = sorted(marks), self._samples(marks)
         store.put(f"{folder}/samples.parquet", table)
         shas = {f"{name}.tar": marks[name]["sha256"] for name in order}
         files = {f"{name}.tar": (marks[name]["bytes"], marks[name]["sha256"]) for name in order}
@@ -189,6 +190,27 @@ class DatasetJob(ShardJob):
             self.inputs,
             self.facts() | _totals(marks, getattr(self.node.recipe, "steps", 0)),
         )
+
+    def _samples(self, marks: Mapping[str, dict[str, Any]]) -> bytes:
+        """The rows of all shards as one file, of which a row group's shards are held at a time."""
+        out, writer = io.BytesIO(), None
+        for names in _together(marks):
+            tables = self.place.store.find_all(f"{self.node.folder}/{artifacts.rows_path(name)}" for name in names)
+            group = pa.concat_tables(pq.read_table(io.BytesIO(content or b"")) for content in tables.values())
+            writer = writer or pq.ParquetWriter(out, group.schema, compression="zstd")
+            writer.write_table(group)
+        assert writer is not None
+        writer.close()
+        return out.getvalue()
+
+
+def _together(marks: Mapping[str, dict[str, Any]]) -> list[list[str]]:
+    """Shards in order, so many together as have about `ROWS` rows."""
+    groups, before = dict[int, list[str]](), 0
+    for name in sorted(marks):
+        groups.setdefault(before // ROWS, []).append(name)
+        before += marks[name]["samples"] + marks[name]["failures"]
+    return list(groups.values())
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -285,14 +307,16 @@ class LoadJob(DatasetJob):
 
     def units(self) -> list[Unit]:
         spread = load.spread(self.listing, self.node.recipe)
-        return [Unit(name, len(items), {"source": _listed(items)}, tuple(items)) for name, items in spread.items()]
+        return [Unit(name, len(items), {"source": _listed(items)}, items) for name, items in spread.items()]
 
     def read(self, unit: Unit) -> Shard:
         return load.read(self.node.recipe, unit.name, unit.items, self.listing.channels, self.listing.suffix)
 
 
 def _listed(items: Sequence[Item]) -> str:
-    """Digest of what a shard is loaded from: pixels in memory, or names and places of files."""
+    """Digest of what a shard is loaded from: pixels in memory, or names and places of files; or which are made."""
+    if items[0].ref is None:
+        return digest(canonical([[i.index, i.label] for i in items]))
     if isinstance(items[0].ref, np.ndarray):
         return digest(
             b"".join(np.ascontiguousarray(i.ref).tobytes() for i in items)

@@ -20,6 +20,7 @@ from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit, design
 from pipeline.spec import Experiment
 from pipeline.store import Store
 from pipeline.sweeps import split_name
+from stages import load
 from stages.errors import BadData, BadInput
 from stages.recipes import Relabel
 from stages.select import kept
@@ -382,9 +383,9 @@ def _foresee(
     match node.stage:
         case "load":
             assert job is not None
-            units = job.units()
-            shards = {unit.name: unit.samples for unit in units}
-            return job.facts() | _counted(shards) | {"image_shape": _first_shape(job, units)}
+            spread = load.spread(job.listing, node.recipe)  # not `job.units`: these are digests of every image
+            shards = {name: len(items) for name, items in spread.items()}
+            return job.facts() | _counted(shards) | {"image_shape": _first_shape(job, spread)}
         case "attack" | "invert" | "select":
             images = inputs["images"]
             splits = getattr(node.recipe, "splits", images["counts"])
@@ -431,14 +432,13 @@ def _try_features(node: Node, place: Place, model: Mapping[str, Any]) -> None:
         features.refuse_without(Design.from_json(model["design"]), node.recipe.layer, place.here)
 
 
-def _first_shape(job: LoadJob, units: list[Any]) -> list[int] | None:
+def _first_shape(job: LoadJob, spread: Mapping[str, load.Images]) -> list[int] | None:
     """Channels, height and width, from the first image that decodes; None where sizes may differ."""
-    from stages import load
-
     if job.listing.suffix is not None and not getattr(job.node.recipe, "crop", None):
         return None
     recipe = job.node.recipe.model_copy(update={"max_undecodable": 1.0})
-    first = load.read(recipe, units[0].name, units[0].items[:1], job.listing.channels, None)
+    name, items = next(iter(spread.items()))
+    first = load.read(recipe, name, items[:1], job.listing.channels, None)
     return [first.pixels.shape[3], *first.pixels.shape[1:3]] if first.pixels is not None else None
 
 

@@ -1,27 +1,30 @@
 """Where clean images come from: list a source, spread it over shards, read one shard of it."""
 
+import os
 import shutil
 import tarfile
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import SEEK_SET, BufferedReader, BytesIO, RawIOBase
 from itertools import groupby, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from stages import remote
 from stages.errors import BadData, BadInput
-from stages.images import decode
-from stages.recipes import ClassMap, Digits, ImageFolder, Load, Torchvision, WebDataset
+from stages.images import decode, pixels_of
+from stages.recipes import ClassMap, Digits, ImageFolder, Load, Synthetic, Torchvision, WebDataset
 from stages.seeds import generator
 from stages.shard import Failure, Shard
 
@@ -61,8 +64,52 @@ class Item:
 
     index: int
     ref: Any
-    """Pixels (H × W × C, uint8), a path, or a `Span` of a tar."""
+    """Pixels (H × W × C, uint8), a path, a `Span` of a tar; None for an image that is made from its index."""
     label: int
+
+
+@dataclass(frozen=True, eq=False)
+class Images(Sequence[Item]):
+    """Images of one split, in columns: a million items as objects would take hundreds of MiB.
+
+    A slice, or an array of positions, chooses some of them; an integer gives an `Item`. To another process they
+    travel as a tuple of items, each with its own reference alone.
+
+    Attributes:
+        indices, labels: N each, what `Item` says, int64.
+        refs: of all images of the split, those left out included, in the order of the source; None for images that
+            are made.
+        first: index of the image that the first reference is of.
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    refs: Any = None
+    first: int = 0
+
+    @classmethod
+    def whole(cls, label: Sequence[int] | np.ndarray, refs: Any = None, first: int = 0) -> "Images":
+        """A whole split, whose images have the indices from ``first`` on."""
+        labels = np.asarray(label, dtype=np.int64)
+        return cls(np.arange(first, first + len(labels)), labels, refs, first)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, at: Any) -> Any:
+        index, label = self.indices[at], self.labels[at]
+        if isinstance(at, slice | np.ndarray):
+            return replace(self, indices=index, labels=label)
+        return self._item(int(index), int(label))
+
+    def __iter__(self) -> Iterator[Item]:
+        return map(self._item, self.indices.tolist(), self.labels.tolist())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (tuple(self),)
+
+    def _item(self, index: int, label: int) -> Item:
+        return Item(index, None if self.refs is None else self.refs[index - self.first], label)
 
 
 @dataclass(frozen=True)
@@ -70,7 +117,7 @@ class Listing:
     """All that is known of a source without decoding an image."""
 
     classes: tuple[str, ...]
-    items: dict[str, list[Item]]
+    items: dict[str, Images]
     """Split → its images in the order of the source."""
     channels: int
     suffix: str | None = None
@@ -78,8 +125,8 @@ class Listing:
 
     def majority(self, split: str) -> float:
         """Share of the most frequent class: what a constant answer scores."""
-        counts = Counter(item.label for item in self.items[split])
-        return max(counts.values()) / max(1, sum(counts.values()))
+        labels = self.items[split].labels
+        return int(np.bincount(labels).max()) / len(labels)
 
 
 def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
@@ -102,16 +149,18 @@ def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
             listing = _list_folder(load, data)
         case WebDataset():
             listing = _list_webdataset(load, data)
+        case Synthetic():
+            listing = _list_synthetic(load)
     for split, items in listing.items.items():
         if not items:
             raise BadInput(f"the source is empty: split {split} of {load.source} has no images")
         if load.limit is not None and load.limit < len(items):
             kept = generator(load.seed, f"limit/{split}").permutation(len(items))[: load.limit]
-            listing.items[split] = [items[i] for i in sorted(kept)]
+            listing.items[split] = items[np.sort(kept)]
     return listing
 
 
-def spread(listing: Listing, load: Load) -> dict[str, list[Item]]:
+def spread(listing: Listing, load: Load) -> dict[str, Images]:
     """Spread a source over shards with a seeded permutation, so that each is a fair sample of its split.
 
     Returns:
@@ -121,13 +170,12 @@ def spread(listing: Listing, load: Load) -> dict[str, list[Item]]:
     for split, items in listing.items.items():
         order = generator(load.seed, f"order/{split}").permutation(len(items))
         for number, first in enumerate(range(0, len(order), load.shard_size)):
-            chosen = order[first : first + load.shard_size]
-            shards[f"{split}-{number:06d}"] = [items[i] for i in chosen]
+            shards[f"{split}-{number:06d}"] = items[order[first : first + load.shard_size]]
     return shards
 
 
 def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: str | None) -> Shard:
-    """Fetch and decode the images of one shard.
+    """Fetch and decode, or make, the images of one shard.
 
     An image that cannot be decoded is left out and becomes a Failure; the rest goes on.
 
@@ -142,12 +190,14 @@ def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: st
         BadData: more than ``load.max_undecodable`` of the images failed.
         ConnectionError: an object store was away for about a minute; that is no fault of the images.
     """
-    resize, crop = (None, None) if isinstance(load, Digits | Torchvision) else (load.resize, load.crop)
+    resize, crop = getattr(load, "resize", None), getattr(load, "crop", None)
     kept, pixels, files, failures = [], [], [], []
     with _Files([item.ref for item in items]) as opened:
         for item in items:
             try:
-                if isinstance(item.ref, np.ndarray):
+                if isinstance(load, Synthetic):
+                    pixels.append(synthetic(load, item))
+                elif isinstance(item.ref, np.ndarray):
                     pixels.append(item.ref)
                 else:
                     file = opened.fetch(item.ref)
@@ -191,8 +241,8 @@ def _list_digits(load: Digits) -> Listing:
     pixels = np.round(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     order = generator(load.seed, "digits/split").permutation(len(pixels))
     test = round(len(pixels) * load.test_share)
-    splits = {"train": np.sort(order[test:]), "test": np.sort(order[:test])}
-    items = {s: [Item(int(i), pixels[i], int(labels[i])) for i in rows] for s, rows in splits.items()}
+    whole = Images.whole(labels, pixels)
+    items = {"train": whole[np.sort(order[test:])], "test": whole[np.sort(order[:test])]}
     return Listing(tuple("0123456789"), items, channels=1)
 
 
@@ -211,9 +261,8 @@ def _list_torchvision(load: Torchvision, data: Path, fetch: bool) -> Listing:
         found = _find_or_download(make, root, split == "train", load, fetch)
         pixels = np.asarray(found.data)
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-        labels = [int(label) for label in found.targets]
-        items[split] = [Item(first + i, pixels[i], label) for i, label in enumerate(labels)]
-        first, classes = first + len(labels), tuple(found.classes)
+        items[split] = Images.whole(found.targets, pixels, first)
+        first, classes = first + len(pixels), tuple(found.classes)
     return Listing(classes, items, channels=pixels.shape[-1])
 
 
@@ -236,7 +285,53 @@ def _find_or_download(make: Callable[..., Any], root: Path, train: bool, load: T
     return make(root=str(root), train=train, download=False)
 
 
+# ------------------------------------------------------------------------------ images that are made
+
+CELLS = 4
+"""Cells along each side of the coarse pattern that a class is known by."""
+
+PATTERN, NOISE = 128, 96
+"""8-bit levels that the pattern of a class goes through, and the noise of an image; together less than 256."""
+
+SHIFT = 8
+"""An image is shifted by at most its side over this."""
+
+
+def _list_synthetic(load: Synthetic) -> Listing:
+    items, first = dict[str, Images](), 0
+    for split, count in sorted(load.images.items()):  # in whichever order the file has them: the version is the same
+        items[split] = Images.whole(np.arange(first, first + count) % load.classes, first=first)
+        first += count
+    return Listing(tuple(str(i) for i in range(load.classes)), items, channels=3)
+
+
+def synthetic(load: Synthetic, item: Item) -> np.ndarray:
+    """An image from its seed, its index and its class alone: size × size × 3, uint8.
+
+    A few random colours that are its class's, enlarged to a smooth pattern, shifted and under noise that is its own.
+    In whole numbers, which are the same on every machine.
+    """
+    colours = generator(load.seed, "synthetic/class", item.label)
+    cells = colours.integers(0, PATTERN, (CELLS, CELLS, 3), dtype=np.uint8)
+    smooth = Image.fromarray(cells).resize((load.size, load.size), Image.Resampling.BILINEAR)
+    draw, most = generator(load.seed, "synthetic/image", item.index), load.size // SHIFT
+    shift = draw.integers(-most, most, 2, endpoint=True)
+    noise = draw.integers(0, NOISE, (load.size, load.size, 3), dtype=np.uint8)
+    return np.roll(pixels_of(smooth), tuple(shift.tolist()), (0, 1)) + noise
+
+
 # ------------------------------------------------------------------------------------ image folders
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """Files below a folder, as one column of text: objects take ten times as much."""
+
+    root: Path
+    names: pa.StringArray
+
+    def __getitem__(self, at: int) -> Path:
+        return self.root / str(self.names[at])
 
 
 def _list_folder(load: ImageFolder, data: Path) -> Listing:
@@ -251,15 +346,17 @@ def _list_folder(load: ImageFolder, data: Path) -> Listing:
                 f"image folder {root / load.splits[split]} lacks {', '.join(missing[:5])}, which another split has"
             )
     classes, number = _group(load.classes, names)
-    items, first = {}, 0
+    items, first, kinds = dict[str, Images](), 0, set[str | None]()
     for split, found in folders.items():
-        files = [(path, number[name]) for name in names if name in number for path in _image_files(found[name])]
-        items[split] = [Item(first + i, path, label) for i, (path, label) in enumerate(files)]
-        first += len(files)
-        _refuse_if_damaged(items[split], root / load.splits[split])
+        files = {name: _image_names(found[name]) for name in names if name in number}
+        label = np.repeat([number[name] for name in files], [len(inside) for inside in files.values()])
+        paths = pa.array([f"{name}/{file}" for name, inside in files.items() for file in inside], pa.string())
+        images = Images.whole(label, _Paths(root / load.splits[split], paths), first)
+        _refuse_if_damaged(images, root / load.splits[split])
         if load.balance:
-            items[split] = _balanced(items[split], load, split, len(classes))
-    kinds = {SUFFIXES[path.suffix[1:].lower()] for chosen in items.values() for path in (item.ref for item in chosen)}
+            images = _balanced(images, load, split, len(classes))
+        kinds |= {_kind(name) for name in paths.take(images.indices - first).to_pylist()}
+        items[split], first = images, first + len(label)
     return Listing(classes, items, channels=3, suffix=kinds.pop() if len(kinds) == 1 and load.keeps_bytes else None)
 
 
@@ -272,8 +369,13 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix[1:].lower() in SUFFIXES)
+def _image_names(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if _kind(name))  # noqa: PTH208 - names, not a million paths
+
+
+def _kind(name: str) -> str | None:
+    """png, jpg or webp; None for what is no image."""
+    return SUFFIXES.get(os.path.splitext(name)[1][1:].lower())  # noqa: PTH122
 
 
 def _refuse_if_damaged(items: Sequence[Item], folder: Path) -> None:
@@ -291,17 +393,18 @@ def _refuse_if_damaged(items: Sequence[Item], folder: Path) -> None:
         )
 
 
-def _balanced(items: Sequence[Item], load: ImageFolder, split: str, classes: int) -> list[Item]:
+def _balanced(images: Images, load: ImageFolder, split: str, classes: int) -> Images:
     """Equally many images of every class: as many as the smallest has, or as the limit leaves to each."""
-    smallest = min(Counter(item.label for item in items).values(), default=0)
+    label = images.labels.tolist()
+    smallest = min(Counter(label).values(), default=0)
     if load.limit is not None:
         smallest = min(smallest, load.limit // classes)
     taken, kept = Counter[int](), []
-    for i in generator(load.seed, f"balance/{split}").permutation(len(items)):
-        if taken[items[i].label] < smallest:
-            taken[items[i].label] += 1
-            kept.append(items[i])
-    return sorted(kept, key=lambda item: item.index)
+    for i in generator(load.seed, f"balance/{split}").permutation(len(images)).tolist():
+        if taken[label[i]] < smallest:
+            taken[label[i]] += 1
+            kept.append(i)
+    return cast("Images", images[np.array(sorted(kept), dtype=np.int64)])
 
 
 def _group(wanted: str | ClassMap | None, names: list[str]) -> tuple[tuple[str, ...], dict[str, int]]:
@@ -345,20 +448,36 @@ def _expand(pattern: str) -> list[str]:
         raise BadInput(f"shards: {pattern} has braces that do not close") from error
 
 
+@dataclass(frozen=True)
+class _Spans:
+    """Spans of some tars, as a column of numbers each: which tar, offset, size."""
+
+    tars: list[str]
+    places: np.ndarray
+
+    def __getitem__(self, at: int) -> Span:
+        tar, offset, size = self.places[at].tolist()
+        return self.tars[tar], offset, size
+
+
 def _list_webdataset(load: WebDataset, data: Path) -> Listing:
-    items, kinds, first = {}, set[str](), 0
+    found, kinds = dict[str, tuple[list[int], _Spans]](), set[str]()
     for split, pattern in load.shards.items():
-        found = list[Item]()
-        for image, label, kind in _index([url if "://" in url else str(data / url) for url in _expand(pattern)]):
-            found.append(Item(first + len(found), image, label))
+        tars, places, label = dict[str, int](), array("q"), list[int]()
+        for (tar, *span), one, kind in _index([url if "://" in url else str(data / url) for url in _expand(pattern)]):
+            places.extend((tars.setdefault(tar, len(tars)), *span))
+            label.append(one)
             kinds.add(kind)
-        items[split], first = found, first + len(found)
-    labels = {item.label for chosen in items.values() for item in chosen}
+        found[split] = label, _Spans(list(tars), np.array(places, dtype=np.int64).reshape(-1, 3))
+    labels = {one for label, _ in found.values() for one in label}
     classes = load.classes if load.classes is not None else max(labels, default=0) + 1
     names = tuple(classes) if isinstance(classes, list) else tuple(str(i) for i in range(classes))
     if labels and not 0 <= min(labels) <= max(labels) < len(names):
         wrong = min(labels) if min(labels) < 0 else max(labels)
         raise BadInput(f"classes: the shards have label {wrong}, but there are only {len(names)} classes")
+    items, first = dict[str, Images](), 0
+    for split, (label, spans) in found.items():
+        items[split], first = Images.whole(label, spans, first), first + len(label)
     return Listing(
         names,
         items,
@@ -429,10 +548,8 @@ def _stem(name: str) -> str:
     return f"{folder}/{base.partition('.')[0]}"
 
 
-def _channels(items: dict[str, list[Item]]) -> int:
+def _channels(items: dict[str, Images]) -> int:
     """1 if the first image is grey, else 3: shards hold images of one kind."""
-    from PIL import Image
-
     ref = next((item.ref for chosen in items.values() for item in chosen), None)
     if ref is None:
         return 3

@@ -146,7 +146,20 @@ class WebDataset(_Geometry):
         return shards
 
 
-Load = Annotated[Digits | Torchvision | ImageFolder | WebDataset, Field(discriminator="source")]
+class Synthetic(_Source):
+    """Images that are made, not stored, each from the seed and its index: a smooth pattern of colours for each class,
+    shifted, under noise. As many as one likes, to try the pipeline at a size for which there are no images at hand."""
+
+    source: Literal["synthetic"]
+    images: dict[Split, Annotated[int, Field(ge=1)]] = Field(
+        {"train": 1_300_000, "test": 50_000}, min_length=1, description="Split name → number of its images."
+    )
+    classes: int = Field(1000, ge=1, description="Number of classes, equally frequent.")
+    size: int = Field(224, ge=1, description="Side of the images, in pixels.")
+    seed: Seed = Field(0, description="Seed of the images, and of the permutation that spreads them over the shards.")
+
+
+Load = Annotated[Digits | Torchvision | ImageFolder | WebDataset | Synthetic, Field(discriminator="source")]
 
 
 def refuse_secrets(url: str) -> None:

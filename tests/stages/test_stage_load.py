@@ -1,6 +1,8 @@
 """Where clean images come from."""
 
+import hashlib
 import io
+import pickle
 import resource
 import tarfile
 from collections import Counter
@@ -14,13 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import fs
 from sklearn.datasets import load_digits
+from sklearn.linear_model import RidgeClassifier
 from torchvision import transforms
 
 import stages.load
 import stages.remote
 from stages.errors import BadData, BadInput
-from stages.load import RESTRICTED_IMAGENET, Item, Listing, list_source, read, spread
-from stages.recipes import Digits, ImageFolder, Torchvision
+from stages.load import RESTRICTED_IMAGENET, Images, Item, Listing, list_source, read, spread
+from stages.recipes import Digits, ImageFolder, Synthetic, Torchvision
 from stages.recipes import WebDataset as Shards
 from stages.shard import Shard, pack, unpack
 
@@ -87,8 +90,27 @@ def test_the_share_held_out_is_the_one_asked_for(share, tmp_path):
 
 
 def test_the_majority_is_the_share_of_the_commonest_class():
-    listing = Listing(("a", "b"), {"test": [Item(i, None, label) for i, label in enumerate([0, 1, 1, 1])]}, 1)
+    listing = Listing(("a", "b"), {"test": Images.whole([0, 1, 1, 1])}, 1)
     assert listing.majority("test") == 0.75
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(0, 99), st.data())
+def test_images_in_columns_are_the_items_of_a_list(labels, first, data):
+    refs = [f"{i}.png" for i in range(len(labels))]
+    whole = Images.whole(labels, refs, first)
+    items = [Item(first + i, ref, label) for i, (ref, label) in enumerate(zip(refs, labels, strict=True))]
+    chosen = data.draw(st.lists(st.integers(0, len(labels) - 1), max_size=30))
+    some = whole[np.array(chosen, dtype=np.int64)]
+    assert list(whole) == [whole[i] for i in range(len(whole))] == items
+    assert list(some) == [items[i] for i in chosen]
+    assert list(some[1:3]) == list(some)[1:3]
+    assert list(pickle.loads(pickle.dumps(some))) == list(some)
+
+
+def test_images_travel_with_their_own_pixels_alone(tmp_path):
+    digits = list_source(Digits(source="sklearn-digits"), tmp_path).items["train"]
+    alone, ten = len(pickle.dumps(digits[:1])), len(pickle.dumps(digits[:10]))
+    assert ten < 10 * alone < digits.refs.nbytes / 10
 
 
 # ----------------------------------------------------------------------------------------- spreading
@@ -96,17 +118,19 @@ def test_the_majority_is_the_share_of_the_commonest_class():
 
 @given(st.integers(1, 60), st.integers(1, 25), st.integers(0, 99))
 def test_spreading_covers_each_image_exactly_once(count, shard_size, seed):
-    listing = Listing(("a",), {"train": [Item(i, None, 0) for i in range(count)]}, 1)
+    listing = Listing(("a",), {"train": Images.whole([0] * count)}, 1)
     load = Digits(source="sklearn-digits", shard_size=shard_size, seed=seed)
     shards = spread(listing, load)
     assert sorted(item.index for items in shards.values() for item in items) == list(range(count))
     assert list(shards) == [f"train-{n:06d}" for n in range(-(-count // shard_size))]
     assert all(len(items) == shard_size for items in list(shards.values())[:-1])
-    assert spread(listing, load) == shards
+    assert {name: list(items) for name, items in spread(listing, load).items()} == {
+        name: list(items) for name, items in shards.items()
+    }
 
 
 def test_another_seed_spreads_otherwise():
-    listing = Listing(("a",), {"train": [Item(i, None, 0) for i in range(50)]}, 1)
+    listing = Listing(("a",), {"train": Images.whole([0] * 50)}, 1)
 
     def order(seed):
         load = Digits(source="sklearn-digits", seed=seed)
@@ -130,11 +154,78 @@ def test_a_limit_keeps_that_many_of_each_split_and_a_larger_one_keeps_them_too(t
 def test_every_shard_is_a_fair_sample_of_the_classes():
     # 1,000 images of each of four classes, sorted as a folder sorts them. A shard of 500 has a hypergeometric
     # count of each class, 125 ± 9; five deviations are never reached by chance.
-    listing = Listing(tuple("abcd"), {"train": [Item(i, None, i // 1000) for i in range(4000)]}, 1)
+    listing = Listing(tuple("abcd"), {"train": Images.whole([i // 1000 for i in range(4000)])}, 1)
     deviation = (500 * 0.25 * 0.75 * 3500 / 3999) ** 0.5
     for items in spread(listing, Digits(source="sklearn-digits", shard_size=500)).values():
         counts = Counter(item.label for item in items)
         assert all(abs(counts[label] - 125) < 5 * deviation for label in range(4))
+
+
+# ---------------------------------------------------------------------------------- images that are made
+
+
+def made(**said):
+    return Synthetic(**{"source": "synthetic", "images": {"train": 60, "test": 20}, "classes": 4, "size": 16} | said)
+
+
+def by_index(shards):
+    """Index → label and pixels of every image of some shards."""
+    return {
+        index: (label, pixels.tobytes())
+        for shard in shards.values()
+        for index, label, pixels in zip(shard.index.tolist(), shard.label.tolist(), shard.images(), strict=True)
+    }
+
+
+@given(st.integers(1, 80), st.integers(1, 25))
+@settings(max_examples=15)
+def test_made_images_are_the_same_in_any_part_and_any_shard(limit, shard_size):
+    whole = by_index(everything(made(), Path()))
+    some = by_index(everything(made(limit=limit, shard_size=shard_size), Path()))
+    assert len(some) == min(limit, 60) + min(limit, 20)
+    assert some.items() <= whole.items()
+
+
+def test_made_images_are_the_same_on_every_machine_and_of_another_seed_others():
+    first = everything(made(), Path())["train-000000"].images()
+    assert first.shape == (60, 16, 16, 3)
+    assert (
+        hashlib.sha256(first.tobytes()).hexdigest()
+        == "84db365cbb8ae12418d8f623a7ee4868b5560a0ebecfa1810b6a71f5af5bc48c"
+    )
+    assert len({image.tobytes() for image in first}) == 60
+    assert not np.array_equal(first, everything(made(seed=1), Path())["train-000000"].images())
+
+
+@given(st.dictionaries(st.sampled_from(["train", "test", "val"]), st.integers(1, 60), min_size=1), st.integers(1, 12))
+def test_made_images_have_equally_many_of_each_class_in_every_split(images, classes):
+    listing = list_source(made(images=images, classes=classes), Path())
+    assert [item.index for items in listing.items.values() for item in items] == list(range(sum(images.values())))
+    for split, count in images.items():
+        counts = Counter(item.label for item in listing.items[split])
+        assert sum(counts.values()) == count
+        assert {counts[label] for label in range(classes)} <= {count // classes, -(-count // classes)}
+
+
+def test_a_linear_model_learns_the_classes_of_made_images():
+    shards = everything(made(images={"train": 400, "test": 200}, classes=10), Path())
+    train, test = (shards[f"{split}-000000"] for split in ("train", "test"))
+    flat = [shard.images().reshape(len(shard), -1) / 255 for shard in (train, test)]
+    learned = RidgeClassifier(alpha=10.0).fit(flat[0], train.label)
+    assert learned.score(flat[1], test.label) > 0.5  # chance is 0.1
+
+
+def test_the_order_of_the_splits_in_the_file_changes_nothing_of_made_images():
+    one, other = ({"train": 5, "test": 4}, {"test": 4, "train": 5})
+    assert made(images=one).parameters() == made(images=other).parameters()
+    assert by_index(everything(made(images=one), Path())) == by_index(everything(made(images=other), Path()))
+
+
+def test_made_images_of_no_split_or_none_of_a_split_are_refused():
+    with pytest.raises(ValueError, match="images"):
+        made(images={})
+    with pytest.raises(ValueError, match=r"images\.train"):
+        made(images={"train": 0})
 
 
 # ------------------------------------------------------------------------------------- image folders

@@ -1,0 +1,96 @@
+"""How a dataset is loaded and finished: its units, its rows, and what travels."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import jobs
+from pipeline.cli import main
+from pipeline.graph import build
+from pipeline.jobs import LoadJob, Place
+from pipeline.spec import parse
+from pipeline.store import Store
+
+SYNTHETIC = {"source": "synthetic", "images": {"train": 24, "test": 6}, "classes": 3, "size": 8, "shard_size": 6}
+EXPERIMENT = {
+    "name": "made",
+    "datasets": {
+        "clean": {"load": SYNTHETIC},
+        "noisy": {"attack": {"images": "clean", "method": "noise", "eps": 0.5}, "relabel": "other"},
+    },
+}
+
+
+def load_job(**said):
+    (node,) = build(parse({"name": "made", "datasets": {"clean": {"load": SYNTHETIC | said}}}))
+    return LoadJob(node, Place(Store("nowhere"), Path(), Path()), {})
+
+
+def described(units):
+    return [(unit.name, unit.samples, unit.inputs) for unit in units]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20))
+def test_units_hold_each_image_once_and_are_the_same_for_all_who_ask(train, test, shard_size):
+    asked = {"images": {"train": train, "test": test}, "shard_size": shard_size}
+    units = load_job(**asked).units()
+    held = sorted((item.index, item.label) for unit in units for item in unit.items)
+    assert held == [(index, index % 3) for index in range(train + test)]
+    assert all(unit.samples == len(unit.items) <= shard_size for unit in units)
+    assert len({unit.name for unit in units}) == len({json.dumps(unit.inputs) for unit in units}) == len(units)
+    assert described(load_job(**asked).units()) == described(units)
+
+
+def run(folder, *args):
+    file = folder / "made.yaml"
+    file.write_text(yaml.safe_dump(EXPERIMENT))
+    result = CliRunner().invoke(main, [*args, str(file), "--store", str(folder / "store"), *ENGINE[args[0]]])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+ENGINE = {"run": ["--engine", "inline"], "plan": ["--json"]}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    run(folder, "run")
+    return folder
+
+
+def test_images_that_are_made_go_through_the_pipeline_as_any(made):
+    (file,) = (made / "store/datasets/noisy").glob("*/samples.parquet")
+    rows = pq.read_table(file).to_pydict()
+    assert sorted(rows["index"]) == list(range(6, 30))  # test comes before train
+    assert rows["source_label"] == [index % 3 for index in rows["index"]]
+    assert all(label != true for label, true in zip(rows["label"], rows["source_label"], strict=True))
+    assert all(0 < moved <= 0.5 for moved in rows["l2"])
+
+
+def test_a_plan_foresees_of_a_source_what_its_manifest_says(made, tmp_path):
+    there, to_make = (json.loads(run(folder, "plan"))["nodes"] for folder in (made, tmp_path))
+    assert [node["there"] for node in there + to_make] == [True, True, False, False]
+    for before, after in zip(to_make, there, strict=True):
+        assert before["images"] == after["images"]
+        assert before["majority"] == after["majority"]
+
+
+def test_rows_are_in_the_order_of_the_shards_however_many_are_held_at_once(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "ROWS", 10)
+    run(tmp_path, "run")
+    for name, groups in (("clean", 3), ("noisy", 2)):
+        (at_once,), (in_groups,) = (
+            [pq.ParquetFile(file) for file in (folder / "store/datasets" / name).glob("*/samples.parquet")]
+            for folder in (made, tmp_path)
+        )
+        assert (at_once.num_row_groups, in_groups.num_row_groups) == (1, groups)
+        assert at_once.read().equals(in_groups.read())
+        shards = in_groups.read()["shard"].to_pylist()
+        assert shards == sorted(shards)
