@@ -4,6 +4,7 @@ They differ in the loss, the radius and what they keep of the result, not in a l
 x is in [0, 1], in pixel units; normalisation is the model's affair.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -83,10 +84,17 @@ def _l2(x_NCHW: Tensor) -> Tensor:
     return norms
 
 
+AT_ONCE = 2**22
+"""Pixel values that are rounded at once: some of what that takes is eight bytes each."""
+
+
 def grid(x_NCHW: Tensor, clean_NHWC: np.ndarray, norm: Norm, eps: float) -> np.ndarray:
-    """`to_grid` for the images of a shard: uint8, N × H × W × C, whatever device x is on."""
+    """`to_grid` for the images of a shard: uint8, N × H × W × C, computed where x is."""
     clean = torch.from_numpy(np.require(clean_NHWC, requirements=["C", "W"])).permute(0, 3, 1, 2)
-    return to_grid(x_NCHW.cpu(), clean, norm, eps).permute(0, 2, 3, 1).contiguous().numpy()
+    some = max(1, AT_ONCE // x_NCHW[:1].numel()) if len(clean) else 1
+    parts = zip(x_NCHW.split(some), clean.to(x_NCHW.device).split(some), strict=True)
+    saved = torch.cat([to_grid(x, near, norm, eps) for x, near in parts])
+    return np.asarray(saved.permute(0, 2, 3, 1).contiguous().cpu())
 
 
 def to_grid(x_NCHW: Tensor, clean_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:
@@ -119,10 +127,15 @@ def to_grid(x_NCHW: Tensor, clean_NCHW: Tensor, norm: Norm, eps: float) -> Tenso
 
 def _pull_in(moved_ND: Tensor, exact_ND: Tensor, budget: float) -> Tensor:
     """Take one level off the fewest entries that bring each row's squared sum under the budget."""
-    outward = torch.where(moved_ND == 0, -torch.inf, moved_ND.abs() - exact_ND.abs())
-    order = outward.argsort(dim=1, descending=True, stable=True)
-    saved = (2 * moved_ND.abs() - 1).clamp_min(0).gather(1, order).cumsum(1)
     excess = ((moved_ND**2).sum(1, keepdim=True) - budget).clamp_min(0)
+    size = moved_ND.shape[1]
+    # Whole numbers, no two alike: how far rounding moved an entry outward, and of equal ones the first.
+    outward = ((moved_ND.abs() - exact_ND.abs()) * 2**38).round().to(torch.int64)
+    rank = outward * size - torch.arange(size, device=moved_ND.device)
+    rank = torch.where(moved_ND == 0, -(2**62), rank)
+    enough = min(size, math.ceil(excess.max().item()))  # each takes at least one off the sum
+    order = rank.topk(enough, dim=1).indices
+    saved = (2 * moved_ND.abs() - 1).clamp_min(0).gather(1, order).cumsum(1)
     before = torch.cat([torch.zeros_like(saved[:, :1]), saved[:, :-1]], dim=1)
     taken = torch.zeros_like(moved_ND).scatter(1, order, (before < excess).to(torch.int64))
     return moved_ND - moved_ND.sign() * taken
