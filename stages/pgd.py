@@ -92,7 +92,7 @@ def grid(x_NCHW: Tensor, clean_NHWC: np.ndarray, norm: Norm, eps: float) -> np.n
     """`to_grid` for the images of a shard: uint8, N × H × W × C, computed where x is."""
     clean = torch.from_numpy(np.require(clean_NHWC, requirements=["C", "W"])).permute(0, 3, 1, 2)
     some = max(1, AT_ONCE // x_NCHW[:1].numel()) if len(clean) else 1
-    parts = zip(x_NCHW.split(some), clean.to(x_NCHW.device).split(some), strict=True)
+    parts = zip(*(torch.split(images, some) for images in (x_NCHW, clean.to(x_NCHW.device))), strict=True)
     saved = torch.cat([to_grid(x, near, norm, eps) for x, near in parts])
     return np.asarray(saved.permute(0, 2, 3, 1).contiguous().cpu())
 

@@ -25,6 +25,15 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 T = TypeVar("T")
 Distinct = Annotated[list[T], AfterValidator(_distinct)]
+
+
+def _in_order(splits: dict[str, T]) -> dict[str, T]:
+    return dict(sorted(splits.items()))
+
+
+InOrder = Annotated[dict[Split, T], AfterValidator(_in_order)]
+"""Something of each split, in the order of their names: in this order images are numbered, whatever the file's is."""
+
 Positive = Annotated[float, Field(gt=0)]
 ClassMap = dict[str, list[int | str]]
 
@@ -115,8 +124,8 @@ class ImageFolder(_Geometry):
 
     source: Literal["image-folder"]
     root: str = Field(description="The folder, relative to `--data`.")
-    splits: dict[Split, str] = Field(
-        {"train": "train", "test": "val"}, min_length=1, description="Split name → sub-folder of root."
+    splits: InOrder[str] = Field(
+        {"test": "val", "train": "train"}, min_length=1, description="Split name → sub-folder of root."
     )
     classes: Literal["restricted-imagenet"] | ClassMap | None = Field(
         None,
@@ -131,7 +140,7 @@ class WebDataset(_Geometry):
     """WebDataset shards at a path, brace URL or object-store URL; images png, jpg, jpeg or webp, labels cls."""
 
     source: Literal["webdataset"]
-    shards: dict[Split, str] = Field(
+    shards: InOrder[str] = Field(
         min_length=1, description="Split name → path or URL, braces allowed: `train-{000000..000146}.tar`."
     )
     classes: list[str] | int | None = Field(
@@ -151,8 +160,8 @@ class Synthetic(_Source):
     shifted, under noise. As many as one likes, to try the pipeline at a size for which there are no images at hand."""
 
     source: Literal["synthetic"]
-    images: dict[Split, Annotated[int, Field(ge=1)]] = Field(
-        {"train": 1_300_000, "test": 50_000}, min_length=1, description="Split name → number of its images."
+    images: InOrder[Annotated[int, Field(ge=1)]] = Field(
+        {"test": 50_000, "train": 1_300_000}, min_length=1, description="Split name → number of its images."
     )
     classes: int = Field(1000, ge=1, description="Number of classes, equally frequent.")
     size: int = Field(224, ge=1, description="Side of the images, in pixels.")

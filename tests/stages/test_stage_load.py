@@ -235,7 +235,7 @@ def test_a_folder_is_listed_in_the_order_of_its_names(tmp_path):
     listing = list_source(asked(), folder(tmp_path))
     assert listing.classes == ("ant", "bee", "cow")
     assert [item.label for item in listing.items["train"]] == [0] * 4 + [1] * 4 + [2] * 4
-    assert [item.index for split in ("train", "test") for item in listing.items[split]] == list(range(24))
+    assert [item.index for split in ("test", "train") for item in listing.items[split]] == list(range(24))
     assert [item.ref.name for item in listing.items["train"][:4]] == [f"{i}.png" for i in range(4)]
 
 
@@ -350,6 +350,25 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
         list_source(asked("nowhere"), tmp_path)
 
 
+def test_the_order_of_the_splits_in_the_file_numbers_no_image_otherwise(tmp_path):
+    folder(tmp_path, suffix="jpg")
+    pixels = np.zeros((2, 8, 8, 3), np.uint8)
+    for at, name in enumerate(("a", "b")):
+        part = Shard(f"train-{at:06d}", 2 * at + np.arange(2), np.arange(2), np.arange(2), pixels)
+        (tmp_path / f"{name}.tar").write_bytes(pack(part))
+    for kind, key, splits in ((ImageFolder, "splits", ("train", "val")), (Shards, "shards", ("a.tar", "b.tar"))):
+        said = [
+            dict(zip(("test", "train"), splits, strict=True)),
+            dict(zip(("train", "test"), splits[::-1], strict=True)),
+        ]
+        source = {"source": "image-folder", "root": "."} if kind is ImageFolder else {"source": "webdataset"}
+        one, other = (kind(**source, **{key: order}) for order in said)
+        assert one.parameters() == other.parameters()
+        listed = [[list(images) for images in list_source(recipe, tmp_path).items.values()] for recipe in (one, other)]
+        assert listed[0] == listed[1]
+        assert [item.index for images in listed[0] for item in images] == list(range(sum(map(len, listed[0]))))
+
+
 def test_a_split_that_is_not_there_is_refused(tmp_path):
     folder(tmp_path, splits=("train",))
     with pytest.raises(BadInput, match=r"val does not exist: `splits` names"):
@@ -373,7 +392,7 @@ def test_a_class_that_only_one_split_has_is_refused(tmp_path):
 
 def test_a_folder_without_images_is_an_empty_source(tmp_path):
     folder(tmp_path, each=0)
-    with pytest.raises(BadInput, match="the source is empty: split train"):
+    with pytest.raises(BadInput, match="the source is empty: split test"):
         list_source(asked(), tmp_path)
 
 
@@ -387,7 +406,7 @@ def test_classes_are_grouped_by_name_id_and_range_and_the_rest_is_left_out(tmp_p
     # a, b are low; d, e high; c and f in no group.
     shown = [(item.ref.parent.name, item.label) for item in listing.items["train"]]
     assert shown == [(name, label) for name, label in [("a", 0), ("b", 0), ("d", 1), ("e", 1)] for _ in range(2)]
-    assert [item.index for item in listing.items["train"]] == list(range(8))
+    assert [item.index for item in listing.items["train"]] == list(range(8, 16))  # those of the test split come first
 
 
 def test_a_folder_whose_name_is_a_number_is_found_by_its_name_as_text_and_by_its_place_as_a_number(tmp_path):
@@ -528,8 +547,8 @@ def test_what_webdataset_reads_from_a_shard_of_ours_is_what_we_packed(tmp_path):
 
 def test_braces_name_several_shards_in_order(tmp_path):
     for number in range(3):
-        foreign(tmp_path / f"train-{number:06d}.tar", 2, 2 * number)
-    foreign(tmp_path / "val.tar", 2, 6)
+        foreign(tmp_path / f"train-{number:06d}.tar", 2, 2 + 2 * number)
+    foreign(tmp_path / "val.tar", 2, 0)
     load = shards_at("", shards={"train": "train-{000000..000002}.tar", "test": "val.tar"})
     listing = list_source(load, tmp_path)
     assert [item.index for items in listing.items.values() for item in items] == list(range(8))
