@@ -1,8 +1,9 @@
 """Peak memory of the process that makes a node, by kind of node, with few shards and with many (Linux only).
 
-Each node is made in a process of its own, by the engine that works in one process, with two steps of each search: memory
-does not grow with steps. Beside it the peak of that process before the work, when all is imported. Then the same nodes on
-Ray, and the peak of each kind of its processes: shared memory, where shards pass through, counts for all who map it.
+Each node is made in a process of its own, by the engine that works in one process, with two steps of each search:
+memory does not grow with steps. Beside it the peak of that process before the work, when all is imported. Then the
+same nodes on Ray, and the peak of each kind of its processes: shared memory, where shards pass through, counts for
+all who map it.
 
     python -m benchmarks.memory                                              # 32 pixels
     python -m benchmarks.memory --side 224 --shard-size 100 --arch resnet50 --batch 32
@@ -99,7 +100,7 @@ def on_ray(wanted: dict[str, Any], place: Place) -> dict[str, float]:
         while not over.wait(EVERY):
             for process in psutil.Process().children(recursive=True):
                 try:
-                    name = process.cmdline()[0].partition("(")[0]
+                    name = process.cmdline()[0].partition("(")[0].partition(".")[0]
                     if name.startswith("ray::"):
                         most[name] = max(most[name], process.memory_info().rss / 2**20)
                 except (psutil.Error, IndexError):
@@ -140,13 +141,7 @@ def main(side: int, arch: str, shard_size: int, batch: int, few: int, many: int,
     started = time.perf_counter()
     alone_few, alone_many = (with_shards(count, inline) for count in (few, many))
     lines = [
-        [
-            node,
-            f"{alone_few[node][0]:.0f}",
-            f"{alone_few[node][1]:.0f}",
-            f"{most:.0f}",
-            f"{most - alone_few[node][1]:+.0f}",
-        ]
+        [node, *(f"{each:.0f}" for each in (*alone_few[node], most)), f"{most - alone_few[node][1]:+.0f}"]
         for node, (_, most) in alone_many.items()
     ]
     counts = [f"{few} shards", f"{many} shards"]

@@ -36,10 +36,10 @@ def processor(gpu: bool | None = None) -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def machine(*packages: str) -> str:
-    """Versions of Python and of these packages, and the processor, in one line."""
+def machine(*packages: str, gpu: bool | None = None) -> str:
+    """Versions of Python and of these packages, and what computed, in one line."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    return ", ".join([*versions, f"Python {platform.python_version()}", processor()])
+    return ", ".join([*versions, f"Python {platform.python_version()}", processor(gpu)])
 
 
 @contextmanager
