@@ -107,12 +107,12 @@ class Plain(nn.Module):
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
-        self.mean, self.std = model.mean, model.std
+        self.mean, self.std, self.outputs = model.mean, model.std, model.outputs
         self.network = copy.deepcopy(model.network).to(memory_format=torch.contiguous_format)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         logits: Tensor = self.network((x_NCHW - self.mean) / self.std)
-        return logits
+        return logits if self.outputs is None else logits[:, self.outputs]
 
 
 def naive(model: nn.Module) -> Loop:
