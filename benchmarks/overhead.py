@@ -1,54 +1,52 @@
 """What the pipeline adds to the bare attack loop: images/s of a whole dataset node over the loop alone.
 
-Both attack the same images with the same model and steps, one after the other in one run. The bare
-loop is measured twice, as one process with a thread per core and as one process per core with one
-thread; the node is held against the faster. Steps are counted in wall seconds and added up: where two
-share a core both count, and the rest can come out negative.
+Both attack the same images with the same model and steps, in turns. The bare loop is measured as one process with a
+thread per core and as one process per core with one thread; the node is held against the faster. A second table says
+where the node's seconds go, wall seconds of every step added up: where two share a core both count, and the rest can
+come out negative. A third takes one shard apart in a process that has the machine to itself.
 
-    python benchmarks/overhead.py --data FOLDER     # the folder that holds cifar-10-batches-py
+    python -m benchmarks.overhead --data FOLDER     # the folder that holds cifar-10-batches-py
+    python -m benchmarks.overhead --data FOLDER --images 400 --shard-size 100 --steps 10 --rounds 1     # a look
 """
 
 import multiprocessing
 import os
-import platform
 import tempfile
-import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
 import numpy as np
 import torch
 
-from pipeline import report
+from benchmarks.attack import ours, prepared
+from benchmarks.side_by_side import in_turns, machine, over, seconds_of, show, spread
+from pipeline import jobs
 from pipeline.jobs import AttackJob, Place
 from pipeline.on_ray import OnRay
 from pipeline.runs import Run
 from pipeline.spec import parse
 from pipeline.store import Store
-from stages.attack import attack_batches, targeted
-from stages.model import threads
+from stages.attack import distances, logits_of
+from stages.model import threads, to_unit
+from stages.pgd import to_grid
+from stages.recipes import Attack
+from stages.shard import Shard, pack, unpack
+
+NODE = "datasets/other"
 
 
-def experiment(images: int, steps: int, precision: str) -> Any:
-    """A dataset node on part of CIFAR-10, and a source model trained just enough to have gradients."""
-    attack = {
-        "images": "clean",
-        "model": "standard",
-        "eps": 0.5,
-        "step_size": 0.1,
-        "steps": steps,
-        "precision": precision,
-    }
-    train = {"on": "clean", "arch": "fast_resnet", "epochs": 1, "lr": 0.1, "precision": "bfloat16", "threads": 2}
+def experiment(images: int, shard_size: int, attack: dict[str, Any], arch: str, turn: int) -> Any:
+    """A dataset node on part of CIFAR-10, other targets in every turn; a source trained just enough."""
+    train = {"on": "clean", "arch": arch, "epochs": 1, "lr": 0.1, "precision": "bfloat16", "threads": 2, "watch": 0}
+    load = {"source": "cifar10", "limit": images, "shard_size": shard_size, "download": False}
+    relabel = {"rule": "other", "seed": turn}
     return parse(
         {
-            "name": "benchmark",
-            "datasets": {
-                "clean": {"load": {"source": "cifar10", "limit": images, "download": False}},
-                "other": {"attack": attack, "relabel": "other"},
-            },
+            "name": "overhead",
+            "datasets": {"clean": {"load": load}, "other": {"attack": attack, "relabel": relabel}},
             "models": {"standard": {"train": train}},
         }
     )
@@ -56,91 +54,162 @@ def experiment(images: int, steps: int, precision: str) -> Any:
 
 def job_of(run: Run) -> AttackJob:
     """The dataset node as the pipeline would make it."""
-    node = next(node for node in run.nodes if node.id == "datasets/other")
+    node = next(node for node in run.nodes if node.id == NODE)
     return AttackJob(node, run.place, {role: run.made[parent.id] for role, parent in node.inputs.items()})
 
 
-def bare(job: AttackJob, names: list[str], count: int, ready: Barrier, seconds: Any) -> None:
-    """Only the loop, on images that are already in memory; everything else happens before the barrier."""
-    units = [unit for unit in job.units() if unit.name in names]
-    shards = [job.read(unit) for unit in units]
+# ---------------------------------------------------------------------------------------------- the bare loop
+
+
+def batches(job: AttackJob, names: list[str]) -> tuple[Attack, Any, list[tuple[np.ndarray, torch.Tensor]]]:
+    """The recipe, the network as it computes with it, and the images of some shards in batches with their targets."""
+    recipe, attacker = job.node.recipe, job.open()
+    model = prepared(attacker.model, recipe)
+    shards = [job.read(unit) for unit in job.units() if unit.name in names]
     pixels = np.concatenate([shard.images() for shard in shards])
-    wanted = (np.concatenate([shard.label for shard in shards]) + 1) % 10
-    attacker = job.open()
-    model, recipe = attacker.model, attacker.recipe
+    wanted = torch.from_numpy((np.concatenate([shard.label for shard in shards]) + 1) % 10).to(model.mean.device)
+    firsts = range(0, len(pixels), recipe.batch_size)
+    return recipe, model, [(pixels[i : i + recipe.batch_size], wanted[i : i + recipe.batch_size]) for i in firsts]
+
+
+def bare(job: AttackJob, names: list[str], count: int, ready: Barrier, say: Any) -> None:
+    """Only the loop, on images that are in memory; everything else happens before the barrier."""
+    recipe, model, todo = batches(job, names)
+    loop = ours(model)
     with threads(count):
-        attack_batches(model, recipe, targeted, pixels[: recipe.batch_size], wanted[: recipe.batch_size])
+        loop(*todo[0], recipe.model_copy(update={"steps": 1}))
         ready.wait()
-        started = time.perf_counter()
-        attack_batches(model, recipe, targeted, pixels, wanted)
-        seconds.put(time.perf_counter() - started)
+        say.put(seconds_of(lambda: [loop(pixels, target, recipe) for pixels, target in todo]))
 
 
 def time_bare(job: AttackJob, processes: int, count: int) -> float:
     """Seconds of the loop over all images, split over some processes with some threads each."""
     context = multiprocessing.get_context("spawn")
-    ready, seconds = context.Barrier(processes), context.Queue()
+    ready, say = context.Barrier(processes), context.Queue()
     names = [unit.name for unit in job.units()]
-    started = [
-        context.Process(target=bare, args=(job, names[i::processes], count, ready, seconds)) for i in range(processes)
-    ]
+    parts = [names[i::processes] for i in range(processes)]
+    started = [context.Process(target=bare, args=(job, part, count, ready, say)) for part in parts]
     for process in started:
         process.start()
-    took = max(seconds.get() for _ in started)
+    took = max(say.get() for _ in started)
     for process in started:
         process.join()
     return float(took)
 
 
+# -------------------------------------------------------------------------------------------- the whole node
+
+
+def steps_of(store: Store, folder: str) -> dict[str, float]:
+    """Seconds of every step, from the marks of all shards."""
+    marks = [store.find_json(f"{folder}/commits/{name}") for name in store.files(f"{folder}/commits")]
+    found = [mark["seconds"] for mark in marks if mark is not None]
+    return {step: sum(each[step] for each in found) for step in ("read", "work", "commit")}
+
+
+def parts(job: AttackJob) -> dict[str, float]:
+    """Seconds of everything that happens to one shard, with nothing beside it."""
+    unit, recipe, attacker = job.units()[0], job.node.recipe, job.open()
+    shard: Shard = job.read(unit)
+    done: Shard = attacker(shard)
+    clean, moved = shard.images(), done.images()
+    bounds = range(0, len(clean), recipe.batch_size)
+    unit_NCHW, levels = to_unit(moved), torch.from_numpy(clean).permute(0, 3, 1, 2)
+    tar = pack(done)
+    with threads(1):
+        return {
+            "read and decode": seconds_of(lambda: job.read(unit)),
+            "attack, whole": seconds_of(lambda: attacker(shard)),
+            "– of it rounding inside the ball": sum(
+                seconds_of(
+                    lambda at=slice(first, first + recipe.batch_size): to_grid(
+                        unit_NCHW[at], levels[at], recipe.norm, recipe.eps
+                    )
+                )
+                for first in bounds
+            ),
+            "– of it distances": seconds_of(lambda: distances(clean, moved)),
+            "– of it answers in float32": seconds_of(lambda: logits_of(attacker.model, moved, recipe.batch_size)),
+            "commit, whole": seconds_of(lambda: job.commit(unit, done, {})),
+            "– of it encode and pack": seconds_of(lambda: pack(done)),
+            "– of it read back": seconds_of(lambda: unpack(unit.name, tar, 3)),
+            "– of it statistics": seconds_of(lambda: jobs.statistics(done)),
+        }
+
+
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Holds cifar-10-batches-py.")
 @click.option("--images", default=10_000, show_default=True)
-@click.option("--steps", default=20, show_default=True)
+@click.option("--shard-size", default=500, show_default=True, help="Images per shard.")
+@click.option("--steps", default=50, show_default=True)
+@click.option("--arch", default="fast_resnet", show_default=True, help="As in an experiment file.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True)
-def main(data: Path, images: int, steps: int, precision: str) -> None:
+@click.option("--rounds", default=3, show_default=True)
+def main(data: Path, images: int, shard_size: int, steps: int, arch: str, precision: str, rounds: int) -> None:
     """Measure a dataset node against the bare loop, and say where the rest goes."""
     cores = os.cpu_count() or 1
+    attack = {"images": "clean", "model": "standard", "eps": 0.5, "steps": steps, "precision": precision}
+    told: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(Store(folder), data.absolute(), Path.cwd())
-        wanted = experiment(images, steps, precision)
-        before = Run(wanted, place, only=("clean", "standard"))
-        engine = OnRay()
+        place, engine = Place(Store(folder), data.absolute(), Path.cwd()), OnRay()
+        workers = sum(one.gpus or one.cpus for one in engine.nodes())
+
+        def run_of(turn: int) -> Run:
+            return Run(experiment(images, shard_size, attack, arch, turn), place)
+
+        before = Run(run_of(0).experiment, place, only=("clean", "standard"))
         assert before.go(engine), before.record.nodes
-        run = Run(wanted, place)
-        run.made = before.made
-        loops = {
-            f"bare loop, 1 process × {cores} threads": time_bare(job_of(run), 1, cores),
-            f"bare loop, {cores} processes × 1 thread": time_bare(job_of(run), cores, 1),
-        }
-        run = Run(wanted, place)
-        assert run.go(engine), run.record.nodes
+        start = run_of(0)
+        start.made = before.made
+        job = job_of(start)
+
+        def node(turn: int) -> float:
+            run = run_of(turn)
+            assert run.go(engine), run.record.nodes
+            seconds = run.record.nodes[NODE].seconds or 0.0
+            told.append(steps_of(place.store, job_of(run).node.folder) | {"node": seconds})
+            return seconds
+
+        seconds = in_turns(
+            {
+                f"bare loop, 1 process × {cores} threads": lambda _: time_bare(job, 1, cores),
+                f"bare loop, {cores} processes × 1 thread": lambda _: time_bare(job, cores, 1),
+                "dataset node": node,
+            },
+            rounds,
+        )
         engine.close()
-        node = run.record.nodes["datasets/other"].seconds or 0.0
-        steps_seconds = _seconds(place.store, run)
-    best = min(loops.values())
-    lines = [[name, f"{images / took:.1f}", f"{took:.1f}", f"{best / took:.3f}"] for name, took in loops.items()]
-    lines.append(["dataset node", f"{images / node:.1f}", f"{node:.1f}", f"{best / node:.3f}"])
-    click.echo(f"{images} images, {steps} steps, fast_resnet, {precision}")
-    click.echo(f"torch {torch.__version__}, {_processor()}, {cores} cores\n")
-    click.echo(report.table(["", "images/s", "seconds", "over the best loop"], lines))
-    whole, told = node * cores, sum(steps_seconds.values())
-    rest = {"read and decode": "read", "attack, round and measure": "work", "encode, verify and commit": "commit"}
-    shares = [[name, f"{steps_seconds[key]:.1f}", f"{steps_seconds[key] / whole:.3f}"] for name, key in rest.items()]
-    shares.append(["start of workers, waiting, bookkeeping", f"{whole - told:.1f}", f"{(whole - told) / whole:.3f}"])
-    click.echo("\n" + report.table(["where the node's time goes", "core-seconds", "share"], shares))
+        apart = parts(job)
+    best = min([name for name in seconds if name != "dataset node"], key=lambda name: median(seconds[name]))
+    click.echo(f"{arch}, {precision}, {images} images in shards of {shard_size}, {steps} steps, {rounds} rounds")
+    click.echo(f"{machine('torch', 'ray')}, {workers} workers")
+    show(
+        "A dataset node over the bare loop",
+        ["", "images/s", "seconds", f"over {best}"],
+        [
+            [name, spread([images / one for one in taken]), spread(taken), f"{over(seconds[best], taken):.3f}"]
+            for name, taken in seconds.items()
+        ],
+    )
+    show("Where the node's time goes", ["", "worker-seconds", "share"], shares(told, workers))
+    whole = sum(took for name, took in apart.items() if not name.startswith("–"))
+    show(
+        f"One shard of {shard_size}, alone", ["", "seconds", "share"],
+        [[name, f"{took:.3f}", f"{took / whole:.4f}"] for name, took in apart.items()],
+    )  # fmt: skip
 
 
-def _seconds(store: Store, run: Run) -> dict[str, float]:
-    node = next(node for node in run.nodes if node.id == "datasets/other")
-    marks = [store.find_json(f"{node.folder}/commits/{name}") for name in store.files(f"{node.folder}/commits")]
-    found = [mark["seconds"] for mark in marks if mark is not None]
-    return {key: sum(one[key] for one in found) for key in ("read", "work", "commit")}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+def shares(told: list[dict[str, float]], workers: int) -> list[list[str]]:
+    """What each step took of workers × seconds of the node, in the median round; the second line is the busy share."""
+    whole = [each["node"] * workers for each in told]
+    steps = {
+        "read and decode": [each["read"] for each in told],
+        "attack, round and measure: workers are busy": [each["work"] for each in told],
+        "encode, verify and commit": [each["commit"] for each in told],
+    }
+    rest = [all_of - sum(each) for all_of, *each in zip(whole, *steps.values(), strict=True)]
+    steps["start of workers, waiting, bookkeeping"] = rest
+    return [[name, f"{median(taken):.1f}", f"{over(taken, whole):.3f}"] for name, taken in steps.items()]
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@
 The same recipe is trained with 1 worker and with more, side by side on one machine, and each model is
 scored on the untouched test split.
 
-    python benchmarks/workers.py                            # the standard model of configs/digits.yaml
-    python benchmarks/workers.py --data FOLDER --seeds 1    # that of configs/cifar10-small.yaml, on part of CIFAR-10
+    python -m benchmarks.workers                            # the standard model of configs/digits.yaml
+    python -m benchmarks.workers --data FOLDER --seeds 1    # that of configs/cifar10-small.yaml, on part of CIFAR-10
 """
 
-import platform
 import statistics
 import sys
 import tempfile
@@ -17,8 +16,8 @@ from typing import Any
 
 import click
 import ray
-import torch
 
+from benchmarks.side_by_side import machine
 from pipeline import ddp, report, spec
 from pipeline.engines import Inline
 from pipeline.graph import build
@@ -108,20 +107,11 @@ def main(workers: int, seeds: int, epochs: int | None, data: Path | None, images
         for epoch in range(len(curves[of[1][0]]))
     ]
     head = ["epoch", *(f"loss, {c} w" for c in counts), *(f"accuracy %, {c} w" for c in counts)]
-    print(f"torch {torch.__version__}, ray {ray.__version__}, Python {platform.python_version()}, {processor(gpu)}")
+    print(machine("torch", "ray", gpu=gpu))
     print(f"seeds 0–{seeds - 1}, mean ± standard deviation\n")
     print(report.table(head, lines), "\n")
     score = [[str(c), spread([scores[m] for m in of[c]], 2, 100)] for c in counts]
     print(report.table(["workers", "clean test accuracy %"], score))
-
-
-def processor(gpu: bool) -> str:
-    """What computed."""
-    if gpu:
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"{len(model)} × {model[0]}" if model else platform.processor()
 
 
 if __name__ == "__main__":

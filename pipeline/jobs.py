@@ -25,6 +25,7 @@ from pipeline.graph import Node
 from pipeline.store import Store, canonical, digest
 from stages import load
 from stages.errors import BadData, BadInput
+from stages.images import histogram
 from stages.load import Item, Listing
 from stages.seeds import torch_seed
 from stages.select import kept, select
@@ -223,10 +224,10 @@ def statistics(shard: Shard) -> dict[str, Any]:
     """Sums over a shard that add up over a dataset: exact integers for pixels, counts for the attack."""
     said: dict[str, Any] = {}
     if shard.pixels is not None:
-        flat = shard.pixels.reshape(-1, shard.pixels.shape[-1]).astype(np.int64)
         said["shape"] = [shard.pixels.shape[3], *shard.pixels.shape[1:3]]
-        said["pixels"] = len(flat)
-        said["sums"], said["squares"] = flat.sum(0).tolist(), (flat**2).sum(0).tolist()
+        said["pixels"] = int(np.prod(shard.pixels.shape[:3]))
+        levels, counts = np.arange(256), histogram(shard.pixels)
+        said["sums"], said["squares"] = (counts @ levels).tolist(), (counts @ levels**2).tolist()
     if "reached" in shard.attack:
         said["reached"] = int(shard.attack["reached"].sum())
     if "reached_step" in shard.attack:

@@ -122,21 +122,42 @@ def pack(shard: Shard) -> bytes:
     """The shard as a tar."""
     encoded = shard.files if shard.files is not None else [encode_png(image) for image in shard.images()]
     facts = {name: column.tolist() for name, column in shard.attack.items()}
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for i, (index, label) in enumerate(zip(shard.index.tolist(), shard.label.tolist(), strict=True)):
-            rest = {"index": index, "split": shard.split, "source_label": int(shard.source_label[i])}
-            rest |= {name: _short(column[i]) for name, column in facts.items()}
-            for suffix, content in (
-                (shard.suffix, encoded[i]),
-                ("cls", str(label).encode()),
-                ("json", json.dumps(rest, separators=(",", ":")).encode()),
-            ):
-                member = tarfile.TarInfo(f"{key(index)}.{suffix}")
-                member.size = len(content)
-                member.mode = 0o644
-                tar.addfile(member, io.BytesIO(content))
-    return out.getvalue()
+    parts: list[bytes] = []
+    for i, (index, label) in enumerate(zip(shard.index.tolist(), shard.label.tolist(), strict=True)):
+        rest = {"index": index, "split": shard.split, "source_label": int(shard.source_label[i])}
+        rest |= {name: _short(column[i]) for name, column in facts.items()}
+        for suffix, content in (
+            (shard.suffix, encoded[i]),
+            ("cls", str(label).encode()),
+            ("json", json.dumps(rest, separators=(",", ":")).encode()),
+        ):
+            parts += _member(f"{key(index)}.{suffix}", content)
+    body = b"".join(parts)
+    end = 2 * tarfile.BLOCKSIZE
+    return body + bytes(end + -(len(body) + end) % tarfile.RECORDSIZE)
+
+
+def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
+    """A file of a tar: its header, itself, and zeros up to a whole block.
+
+    What ``TarFile.addfile`` writes, in a fifth of its time, which for small images was half of `pack`.
+    """
+    header = bytearray(HEADER)
+    header[: len(name)] = name.encode()
+    header[124:135] = b"%011o" % len(content)
+    header[148:155] = b"%06o\0" % sum(header)
+    return bytes(header), content, bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def _header() -> bytes:
+    """Of a file without name and size; its checksum is the spaces that stand for it while it is added up."""
+    member = tarfile.TarInfo()
+    member.mode = 0o644
+    header = member.tobuf(tarfile.USTAR_FORMAT)
+    return header[:124] + bytes(12) + header[136:148] + b" " * 8 + header[156:]
+
+
+HEADER = _header()
 
 
 def _short(value: Any) -> Any:
@@ -158,9 +179,7 @@ def members(tar: bytes) -> Iterable[tuple[str, dict[str, bytes]]]:
                     yield current, content
                     content = {}
                 current = name
-                handle = opened.extractfile(member)
-                assert handle is not None
-                content[suffix] = handle.read()
+                content[suffix] = tar[member.offset_data : member.offset_data + member.size]
                 if len(content[suffix]) != member.size:
                     raise BadData(f"{member.name} is cut short")
     except tarfile.TarError as error:

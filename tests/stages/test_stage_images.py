@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import transforms
 
 from stages.errors import BadData
-from stages.images import decode, encode_png
+from stages.images import decode, encode_png, histogram
 
 SIDES = st.integers(1, 24)
 
@@ -107,3 +107,9 @@ def test_a_message_does_not_name_an_object_in_memory():
     with pytest.raises(BadData) as caught:
         decode(b"not an image", 3)
     assert "0x" not in str(caught.value)
+
+
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(0, 3), SIDES, SIDES, st.sampled_from([1, 3]))))
+def test_a_histogram_counts_every_level_of_every_channel(pixels):
+    channels = pixels.reshape(-1, pixels.shape[3]).T
+    assert histogram(pixels).tolist() == [np.bincount(channel, minlength=256).tolist() for channel in channels]

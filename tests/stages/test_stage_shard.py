@@ -259,3 +259,17 @@ def test_a_failure_has_a_row_that_says_why():
     assert [row["source_label"] for row in table] == [4, None]
     assert [row["label"] for row in table] == [None, None]
     assert table[0]["key"] == "00000077"
+
+
+@pytest.mark.parametrize("count", [1, 7])  # the archive's end fills a record of 20 blocks: of one, and of several
+def test_a_shard_is_the_tar_that_pythons_tarfile_writes(count):
+    tar, written = pack(small(count)), io.BytesIO()
+    with (
+        tarfile.open(fileobj=io.BytesIO(tar)) as opened,
+        tarfile.open(fileobj=written, mode="w", format=tarfile.USTAR_FORMAT) as own,
+    ):
+        for member in opened:
+            again = tarfile.TarInfo(member.name)
+            again.size, again.mode = member.size, 0o644
+            own.addfile(again, opened.extractfile(member))
+    assert written.getvalue() == tar

@@ -1,0 +1,1 @@
+"""Measurements, one command each, from the root of the repository: ``python -m benchmarks.NAME --help``."""

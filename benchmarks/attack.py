@@ -1,0 +1,389 @@
+"""Image·steps per second of our attack loop, beside torchattacks, foolbox, robustness and the loop one would write.
+
+One image·step is a forward and a backward pass of one image through the attacked network, and a step. All attack the
+same images toward the same targets with as many steps, in turns, each round other images. What they reached is measured
+with the plain network in float32, so that a choice that is fast and wrong is seen. Each of our choices is held against
+its ceiling as well: forward and backward of the network as it was prepared, and nothing else. Ours includes rounding to
+8 bits inside the ball, which the others do not do.
+
+    python -m benchmarks.attack --arch cifar_resnet18 --side 32 --data FOLDER     # FOLDER/cifar-10-batches-py
+    python -m benchmarks.attack --arch resnet50 --side 224 --data FOLDER          # photographs, at any depth of FOLDER
+    python -m benchmarks.attack --brought configs/imagenette.yaml:lite0 --side 224 --data FOLDER
+    python -m benchmarks.attack --arch resnet50 --side 224 --choice bfloat16 --rounds 1 --no-peers       # only a rate
+
+With CIFAR-10 the network is first trained a little; one that an experiment file brings has weights of its own; else
+they are random: speed does not depend on them, what is reached does.
+"""
+
+import copy
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from unittest import mock
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.side_by_side import cifar10, images, in_turns, machine, over, seconds_of, show, spread
+from pipeline import spec
+from stages import model as models
+from stages import train
+from stages.attack import perturb, targeted
+from stages.images import encode_png
+from stages.model import Classifier, Design, device, threads, to_pixels, to_unit
+from stages.recipes import Perturbation, Train
+
+Loop = Callable[[np.ndarray, Tensor, Perturbation], Tensor]
+"""Pixels, uint8, N × H × W × C; a target for each; ball and steps → images in [0, 1], N × C × H × W."""
+
+IMAGENET, IMAGENET_STEPS, IMAGENET_WORKERS = 1_281_167, 100, 8
+
+INSTALL = {
+    "torchattacks": "pip install torchattacks",
+    "foolbox": "pip install foolbox",
+    "robustness": "pip install --no-deps robustness==1.2.1 cox==0.1.post3 dill",  # its requirements pin old libraries
+}
+
+# ---------------------------------------------------------------------------------------------------- ours
+
+
+def prepared(model: Classifier, recipe: Perturbation) -> Classifier:
+    """The network as an attack of this recipe computes with it."""
+    return model.using(recipe.precision)
+
+
+def ours(model: Classifier) -> Loop:
+    """The loop that makes datasets, with a network that is prepared."""
+
+    def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
+        return to_unit(perturb(pixels, ball, targeted(model, target), target.device), target.device)
+
+    return loop
+
+
+def bare(model: Classifier) -> Loop:
+    """The ceiling: forward and backward at one place, again and again."""
+
+    def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
+        x = to_unit(pixels, target.device).requires_grad_(True)
+        for _ in range(ball.steps):
+            torch.autograd.grad(targeted(model, target)(x).sum(), x)
+        return x.detach()
+
+    return loop
+
+
+SWITCHES = [name for name, field in Perturbation.model_fields.items() if field.annotation is bool]
+"""What a recipe can turn on besides a precision."""
+
+
+def recipe_of(choice: str, ball: Perturbation) -> Perturbation:
+    """The ball, computed with as a choice says: a precision, and what is turned on, joined by ``+``."""
+    precision, *on = choice.split("+")
+    if unknown := set(on) - set(SWITCHES):
+        raise click.BadParameter(
+            f"{choice!r} turns on {', '.join(unknown)}, expected {' or '.join(SWITCHES) or 'nothing'}"
+        )
+    return Perturbation(**ball.model_dump() | {"precision": precision} | {name: name in on for name in SWITCHES})
+
+
+# -------------------------------------------------------------------------------------------------- theirs
+
+
+def nchw(pixels_NHWC: np.ndarray, target_N: Tensor) -> Tensor:
+    """Images in [0, 1] where the targets are, laid out as most people have them."""
+    return to_unit(pixels_NHWC, target_N.device).contiguous()
+
+
+class Plain(nn.Module):
+    """The network as most people have it: normalisation, then the layers, N × C × H × W throughout."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.mean, self.std, self.outputs = model.mean, model.std, model.outputs
+        self.network = copy.deepcopy(model.network).to(memory_format=torch.contiguous_format)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        logits: Tensor = self.network((x_NCHW - self.mean) / self.std)
+        return logits if self.outputs is None else logits[:, self.outputs]
+
+
+def naive(model: nn.Module) -> Loop:
+    """Madry et al. 2018 as one writes it down."""
+
+    def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
+        clean = nchw(pixels, target)
+        x = clean.clone()
+        for _ in range(ball.steps):
+            x.requires_grad_(True)
+            (grad,) = torch.autograd.grad(F.cross_entropy(model(x), target, reduction="sum"), x)
+            grad = grad / grad.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+            delta = x.detach() - ball.step * grad - clean
+            delta = delta * (ball.eps / delta.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp_max(1).view(-1, 1, 1, 1)
+            x = (clean + delta).clamp(0, 1)
+        return x
+
+    return loop
+
+
+def flat(model: Classifier) -> nn.Module:
+    """The same network for who takes `view`s of its gradient: one that went through flat is not channels last."""
+    return nn.Sequential(nn.Flatten(), nn.Unflatten(1, model.design.shape), model).eval()
+
+
+def torchattackss(model: Classifier) -> Loop:
+    import torchattacks
+
+    viewed = flat(model)
+
+    def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
+        attack = torchattacks.PGDL2(viewed, eps=ball.eps, alpha=ball.step, steps=ball.steps, random_start=False)
+        attack.set_mode_targeted_by_label(quiet=True)
+        found: Tensor = attack(nchw(pixels, target), target)
+        return found
+
+    return loop
+
+
+def foolboxs(model: Classifier) -> Loop:
+    with warnings.catch_warnings():
+        # foolbox imports scipy.ndimage.filters, whose deprecation is foolbox's affair.
+        warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)
+        import foolbox
+
+    def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
+        attack = foolbox.attacks.L2ProjectedGradientDescentAttack(
+            abs_stepsize=ball.step, steps=ball.steps, random_start=False
+        )
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=target.device)
+        toward = foolbox.criteria.TargetedMisclassification(target)
+        found: Tensor = attack(wrapped, nchw(pixels, target), toward, epsilons=ball.eps)[0]
+        return found
+
+    return loop
+
+
+def robustnesss(model: Classifier) -> Loop:
+    from robustness.attacker import Attacker
+
+    class Whole:
+        """What robustness wants to know of a dataset; the network normalises for itself."""
+
+        mean, std = torch.zeros(3), torch.ones(3)
+
+    attacker = Attacker(flat(model), Whole)
+    # It sends the images to a GPU whether there is one or not.
+    elsewhere = {} if torch.cuda.is_available() else {"cuda": lambda tensor: tensor}
+
+    def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
+        how = {"constraint": "2", "eps": ball.eps, "step_size": ball.step, "iterations": ball.steps}
+        with mock.patch.multiple(Tensor, **elsewhere):
+            found: Tensor = attacker(
+                nchw(pixels, target), target, **how, targeted=True, use_best=False, should_normalize=False
+            )
+        return found
+
+    return loop
+
+
+PEERS = {"torchattacks": torchattackss, "foolbox": foolboxs, "robustness": robustnesss}
+
+
+def others(model: Classifier) -> Iterator[tuple[str, Loop]]:
+    """Everyone else's loops, in float32; who is not installed is named and left out."""
+    yield "naive loop, same network", naive(model)
+    yield "naive loop, plain network", naive(Plain(model))
+    for name, peer in PEERS.items():
+        if importlib.util.find_spec(name) is None:
+            click.echo(f"{name} is not installed and left out: {INSTALL[name]}")
+        else:
+            yield name, peer(model)
+
+
+# ------------------------------------------------------------------------------------- networks and measures
+
+
+def network(arch: str, brought: str | None, side: int, classes: int, data: Path | None, taught: Train) -> Classifier:
+    """The network that is attacked: brought, or trained a little on CIFAR-10, or with random weights."""
+    here = Path.cwd()
+    if brought is not None:
+        file, _, name = brought.rpartition(":")
+        found = spec.read(Path(file)).models[name].load
+        if found is None:
+            raise click.UsageError(f"{file} trains {name}, expected a model that it loads")
+        return models.load(*models.bring(found, data or here, here), here)
+    torch.manual_seed(0)
+    if data is None or side != 32:
+        design = Design(arch, classes, (3, side, side), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        return models.load(design, models.save(Classifier(design, here).network), here)
+    shard = cifar10(data, taught.watch)
+    pixels = shard.images()
+    mean, std = (tuple((each / 255).tolist()) for each in (pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))))
+    examples = train.Examples([shard.name], {shard.name: len(shard)}, lambda _: shard, pixels.nbytes, "")
+    design = Design(arch, 10, (3, side, side), mean, std)
+    checkpoint = [checkpoint for checkpoint, _ in train.fit(taught, design, examples, here)][-1]
+    return models.load(design, train.weights_of(checkpoint), here)
+
+
+@torch.no_grad()
+def judged(model: Classifier, clean: Tensor, moved: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """What the plain network says of some images: N each; distances in [0, 1] units."""
+    logits = model(moved)
+    toward = logits.gather(1, target[:, None])[:, 0]
+    rest = logits.scatter(1, target[:, None], -torch.inf).amax(1)
+    return {"margin": toward - rest, "l2": (moved - clean).flatten(1).norm(dim=1)}
+
+
+def operations(model: Classifier, pixels: np.ndarray, target: Tensor) -> float:
+    """Floating-point operations of one image·step: two for each multiplication and addition."""
+    with FlopCounterMode(display=False) as counter:
+        targeted(model, target)(to_unit(pixels, target.device).requires_grad_(True)).sum().backward()
+    return counter.get_total_flops() / len(pixels)
+
+
+def peak(precision: str) -> float:
+    """Operations per second of a large matrix product, the best of five."""
+    size = 8192 if torch.cuda.is_available() else 2048
+    a = torch.ones(size, size, dtype=getattr(torch, precision), device=device())
+    return 2 * size**3 / min(seconds_of(lambda: a @ a) for _ in range(6))
+
+
+@click.command()
+@click.option("--arch", default="cifar_resnet18", show_default=True, help="As in an experiment file.")
+@click.option("--brought", metavar="FILE:NAME", help="Instead: a model that an experiment file loads.")
+@click.option("--side", default=32, show_default=True, help="Height and width of an image, in pixels.")
+@click.option("--classes", default=1000, show_default=True, help="Of a network with random weights.")
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Holds cifar-10-batches-py (32 pixels) or photographs; else noise is attacked.",
+)  # fmt: skip
+@click.option("--train", "taught", default=2000, show_default=True, help="Images of CIFAR-10 to train on.")
+@click.option("--epochs", default=4, show_default=True, help="Of that training.")
+@click.option("--batch", default=64, show_default=True, help="Images attacked together, in every round others.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--steps", default=10, show_default=True)
+@click.option("--eps", type=float, help="Radius of the L2 ball in [0, 1] units.  [default: 0.5 at 32 px, else 3]")
+@click.option(
+    "--choice", "choices", multiple=True, default=("float32", "bfloat16"), show_default=True,
+    help=f"Of ours: a precision and what is turned on, joined by +. Any number of them. To turn on: {SWITCHES}",
+)  # fmt: skip
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Whether others are measured beside.")
+@click.option("--cores", default=1, show_default=True, help="Threads; a worker of a run has one.")
+def main(
+    arch: str,
+    brought: str | None,
+    side: int,
+    classes: int,
+    data: Path | None,
+    taught: int,
+    epochs: int,
+    batch: int,
+    rounds: int,
+    steps: int,
+    eps: float | None,
+    choices: tuple[str, ...],
+    peers: bool,
+    cores: int,
+) -> None:
+    """Measure the attack alone: images in memory, one process."""
+    ball = Perturbation(eps=eps or (0.5 if side == 32 else 3.0), steps=steps, batch_size=batch)
+    recipes = {choice: recipe_of(choice, ball) for choice in choices}
+    lesson = Train(on="cifar10", arch=arch, epochs=epochs, watch=taught, precision="bfloat16", threads=os.cpu_count())
+    model = network(arch, brought, side, classes, data, lesson)
+    pixels = images(data, rounds * batch, side)
+    target = torch.arange(batch, device=device()) % model.design.classes
+    ready = {choice: prepared(model, recipe) for choice, recipe in recipes.items()}
+    loops = {choice: ours(each) for choice, each in ready.items()}
+    loops |= {f"{choice}: bare": bare(each) for choice, each in ready.items()}
+    rest = dict(others(model)) if peers else {}
+    loops |= rest
+    at = {name: recipes.get(name.removesuffix(": bare"), ball) for name in loops}
+    moved: dict[str, list[Tensor]] = {name: [] for name in loops}
+
+    def turn(name: str, number: int) -> float:
+        some = pixels[number * batch : (number + 1) * batch]
+        return seconds_of(lambda: moved[name].append(loops[name](some, target, at[name])))
+
+    def begin(name: str) -> float:
+        return seconds_of(lambda: loops[name](pixels[:batch], target, at[name].model_copy(update={"steps": 1})))
+
+    with threads(cores):
+        first = {name: begin(name) for name in loops}
+        seconds = in_turns({name: lambda number, name=name: turn(name, number) for name in loops}, rounds)
+        work, rates = (
+            operations(model, pixels[:batch], target),
+            {r.precision: peak(r.precision) for r in recipes.values()},
+        )
+    clean = to_unit(pixels, device())
+    said = {name: judged(model, clean, torch.cat(each), target.repeat(rounds)) for name, each in moved.items()}
+    rate = {name: [batch * steps / each for each in taken] for name, taken in seconds.items()}
+
+    click.echo(f"{model.design.arch}, {side} × {side} px, {work / 1e9:.2f} GFLOP per image·step")
+    click.echo(
+        f"L2 eps {ball.eps:g}, {steps} steps of {ball.step:g}, {rounds} rounds of {batch} images, {cores} threads"
+    )
+    click.echo(machine("torch", *(name for name in rest if name in PEERS)))
+    show("Loops", *compared(rate, said, first, list(recipes), list(rest)))
+    show("Ours under their ceilings", *under_ceiling(rate, recipes, work, rates))
+    best = max(recipes, key=lambda choice: median(rate[choice]))
+    if side >= 224:
+        hours = IMAGENET * IMAGENET_STEPS / (IMAGENET_WORKERS * median(rate[best])) / 3600
+        click.echo(
+            f"\nImageNet-1k on {IMAGENET_WORKERS} such workers, {best}: {IMAGENET:,} images × {IMAGENET_STEPS} steps ÷ "
+            f"({IMAGENET_WORKERS} × {median(rate[best]):.1f} image·steps/s) ÷ 3600 = {hours:,.1f} hours"
+        )
+    if data is not None:
+        for what, some in (("clean", pixels), (f"attacked, {best}", to_pixels(torch.cat(moved[best])))):
+            click.echo(f"PNG, {what}: {np.mean([len(encode_png(one)) for one in some]):,.0f} bytes per image")
+
+
+def compared(
+    rate: Mapping[str, list[float]],
+    said: Mapping[str, Mapping[str, Tensor]],
+    first: Mapping[str, float],
+    mine: list[str],
+    rest: list[str],
+) -> tuple[list[str], list[list[str]]]:
+    """Rate and success of every loop; over the fastest of the others, and beside our plain one."""
+    fastest = max(rest, key=lambda name: median(rate[name]), default=None)
+    reached = {name: float((each["margin"] > 0).double().mean()) * 100 for name, each in said.items()}
+    lines = [
+        [
+            name,
+            spread(rate[name]),
+            f"{over(rate[name], rate[fastest]):.2f}" if fastest else "–",
+            f"{first[name]:.2f}",
+            f"{reached[name]:.1f}",
+            f"{reached[name] - reached['float32']:+.1f}" if "float32" in reached else "–",
+            f"{said[name]['margin'].mean():.3f}",
+            f"{said[name]['l2'].mean():.4f}",
+        ]
+        for name in [*mine, *rest]
+    ]
+    head = ["", "image·steps/s", f"over {fastest or 'others'}", "first step, s", "target reached %", "beside float32"]
+    return [*head, "mean margin", "mean L2"], lines
+
+
+def under_ceiling(
+    rate: Mapping[str, list[float]], recipes: Mapping[str, Perturbation], work: float, rates: Mapping[str, float]
+) -> tuple[list[str], list[list[str]]]:
+    """Our loops over forward and backward of the same network and nothing else, and over a matrix product."""
+    lines = []
+    for choice, recipe in recipes.items():
+        ceiling, done = rate[f"{choice}: bare"], median(rate[choice]) * work
+        lines.append([
+            choice, spread(rate[choice]), spread(ceiling), f"{over(rate[choice], ceiling):.3f}", f"{done / 1e12:.3f}",
+            f"{done / rates[recipe.precision]:.3f}",
+        ])  # fmt: skip
+    return ["", "image·steps/s", "bare", "share of bare", "TFLOP/s", "share of a matrix product's"], lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Whether shards hold up a training or an evaluation: images per second beside loops that need no shards.
+
+Training: ours with the split in memory and streamed from its shards; a loop over tensors that are in memory already,
+with the same network and as large batches; and what one would write with `webdataset` and a `DataLoader` over the same
+shards. Evaluation: ours, shard by shard, and the forward passes alone. One pass over the images in every round.
+
+    python -m benchmarks.loader                                        # noise, 32 pixels
+    python -m benchmarks.loader --data FOLDER                          # FOLDER/cifar-10-batches-py
+    python -m benchmarks.loader --arch resnet18 --side 224 --images 256 --shard-size 64 --batch 32 --data FOLDER
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import torch
+import torch.nn.functional as F
+import webdataset
+from torch import Tensor
+
+from benchmarks.shards import CLASSES, shards_of
+from benchmarks.side_by_side import attacked, images, in_turns, machine, over, seconds_of, show, spread
+from stages import evaluate, train
+from stages.model import Classifier, Design, device, on_device, threads, to_unit
+from stages.recipes import Evaluate, Train
+from stages.shard import pack, unpack
+
+
+def examples_of(files: dict[str, Path], counts: dict[str, int], pixels: int) -> train.Examples:
+    """The shards as a training reads them."""
+    return train.Examples(list(files), counts, lambda name: unpack(name, files[name].read_bytes(), 3), pixels, "")
+
+
+def ours(recipe: Train, design: Design, examples: train.Examples) -> None:
+    """One epoch of our training, reading included."""
+    for _ in train.fit(recipe, design, examples, Path.cwd()):
+        pass
+
+
+def loop(recipe: Train, design: Design, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+    """SGD as one writes it, over batches of images in [0, 1] and labels that are on the device."""
+    with threads(recipe.threads):
+        model = on_device(Classifier(design, Path.cwd(), recipe.precision)).train()
+        optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+        for x, y in batches:
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+
+def in_memory(x_NCHW: Tensor, label_N: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of what is on the device already, in random order."""
+    order = torch.randperm(len(x_NCHW), device=x_NCHW.device)
+    for first in range(0, len(order) - size + 1, size):
+        chosen = order[first : first + size]
+        yield x_NCHW[chosen], label_N[chosen]
+
+
+def webdatasets(files: list[Path], size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same shards with webdataset and a DataLoader: shuffled, decoded and collated by workers, or here."""
+    read = webdataset.WebDataset([str(file) for file in files], shardshuffle=len(files), empty_check=False)
+    samples = read.shuffle(1000).decode("torchrgb").to_tuple("png", "cls").batched(size, partial=False)
+    for x, y in webdataset.WebLoader(samples, batch_size=None, num_workers=workers):
+        yield x.to(device()), torch.as_tensor(y).to(device())
+
+
+def score_ours(recipe: Evaluate, model: Classifier, examples: train.Examples) -> None:
+    """Every shard read and scored."""
+    for name in examples.names:
+        evaluate.score(recipe, [str(k) for k in range(CLASSES)], {"model": model}, {}, examples.read(name))
+
+
+@torch.no_grad()
+def forward(model: Classifier, x_NCHW: Tensor, size: int) -> None:
+    """The answers alone."""
+    with threads(1):
+        for some in x_NCHW.split(size):
+            model(some).argmax(1)
+
+
+@click.command()
+@click.option("--arch", default="fast_resnet", show_default=True, help="As in an experiment file.")
+@click.option("--side", default=32, show_default=True, help="Height and width of an image, in pixels.")
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Holds cifar-10-batches-py (32 pixels) or photographs; else the images are noise.",
+)  # fmt: skip
+@click.option("--images", "count", default=4000, show_default=True)
+@click.option("--shard-size", default=1000, show_default=True, help="Images per shard.")
+@click.option("--batch", default=128, show_default=True, help="Images per step.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--cores", default=1, show_default=True, help="Threads that train.")
+@click.option("--loaders", default=1, show_default=True, help="Worker processes of a DataLoader, beside none.")
+def main(
+    arch: str,
+    side: int,
+    data: Path | None,
+    count: int,
+    shard_size: int,
+    batch: int,
+    precision: str,
+    rounds: int,
+    cores: int,
+    loaders: int,
+) -> None:
+    """Measure training and evaluation from shards on this machine."""
+    shards = shards_of(attacked(images(data, count, side), 0.5 if side == 32 else 3.0), shard_size)
+    design = Design(arch, CLASSES, (3, side, side), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    recipe = Train(on="shards", arch=arch, epochs=1, batch_size=batch, precision=precision, threads=cores, watch=0)
+    streamed = recipe.model_copy(update={"memory_budget": 0})
+    x = torch.cat([to_unit(shard.images(), device()) for shard in shards])
+    y = torch.cat([torch.from_numpy(shard.label).to(device()) for shard in shards])
+    model = on_device(Classifier(design, Path.cwd())).eval().requires_grad_(False)
+    scored = Evaluate(models=["model"], on="shards", batch_size=batch)
+    with tempfile.TemporaryDirectory() as name:
+        files = {shard.name: Path(name) / f"{shard.name}.tar" for shard in shards}
+        for shard in shards:
+            files[shard.name].write_bytes(pack(shard))
+        counts = {shard.name: len(shard) for shard in shards}
+        examples, tars = (
+            examples_of(files, counts, sum(shard.images().nbytes for shard in shards)),
+            list(files.values()),
+        )
+        training: dict[str, Callable[[], None]] = {
+            "tensors in memory": lambda: loop(recipe, design, in_memory(x, y, batch)),
+            "ours, in memory": lambda: ours(recipe, design, examples),
+            "ours, streamed": lambda: ours(streamed, design, examples),
+            "webdataset": lambda: loop(recipe, design, webdatasets(tars, batch, 0)),
+            f"webdataset, {loaders} workers": lambda: loop(recipe, design, webdatasets(tars, batch, loaders)),
+        }
+        scoring: dict[str, Callable[[], None]] = {
+            "tensors in memory": lambda: forward(model, x, batch),
+            "ours, from shards": lambda: score_ours(scored, model, examples),
+        }
+        for work in (*training.values(), *scoring.values()):
+            work()
+        taken = [
+            in_turns({name: lambda _, work=work: seconds_of(work) for name, work in each.items()}, rounds)
+            for each in (training, scoring)
+        ]
+    click.echo(f"{arch}, {count} images of {side} × {side} px in {len(shards)} shards, batches of {batch}")
+    click.echo(
+        f"{precision} in training, float32 in evaluation, {cores} threads and 1, {rounds} rounds, reading included"
+    )
+    click.echo(machine("torch", "webdataset"))
+    for title, done in zip((f"Training, an epoch of {count // batch} steps", "Evaluation"), taken, strict=True):
+        show(title, ["", "images/s", "over tensors in memory"], rates(done, count))
+
+
+def rates(taken: dict[str, list[float]], count: int) -> list[list[str]]:
+    """Images per second, and over the first."""
+    first = next(iter(taken.values()))
+    return [
+        [name, spread([count / each for each in seconds]), f"{over(first, seconds):.3f}"]
+        for name, seconds in taken.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Peak memory of the process that makes a node, by kind of node, with few shards and with many (Linux only).
+
+Each node is made in a process of its own, by the engine that works in one process, with two steps of each search:
+memory does not grow with steps. Beside it the peak of that process before the work, when all is imported. Then the
+same nodes on Ray, and the peak of each kind of its processes: shared memory, where shards pass through, counts for
+all who map it.
+
+    python -m benchmarks.memory                                              # 32 pixels
+    python -m benchmarks.memory --side 224 --shard-size 100 --arch resnet50 --batch 32
+    python -m benchmarks.memory --few 1 --many 3 --shard-size 100 --no-ray   # a look
+"""
+
+import multiprocessing
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import click
+import psutil
+
+from benchmarks.shards import CLASSES, shards_of
+from benchmarks.side_by_side import attacked, images, machine, show
+from pipeline.engines import Inline
+from pipeline.graph import build
+from pipeline.jobs import Place
+from pipeline.on_ray import OnRay
+from pipeline.runs import Run
+from pipeline.spec import parse
+from pipeline.store import Store
+from stages.shard import pack
+
+EVERY = 0.1
+"""Seconds between two looks at the processes of Ray."""
+
+
+def experiment(source: Path, arch: str, shard_size: int, batch: int) -> dict[str, Any]:
+    """A node of every kind."""
+    search = {"images": "clean", "model": "standard", "steps": 2, "batch_size": batch}
+    on = {"models": ["standard"], "on": "clean", "split": "train", "batch_size": batch}
+    files = f"{source}/train-{{000000..{len(list(source.iterdir())) - 1:06d}}}.tar"
+    load = {"source": "webdataset", "shards": {"train": files}, "classes": CLASSES, "shard_size": shard_size}
+    train = {"on": "clean", "arch": arch, "epochs": 1, "batch_size": batch, "threads": 1, "watch": 0}
+    return {
+        "name": "memory",
+        "datasets": {
+            "load": {"load": load | {"seed": 1}},
+            "clean": {"load": load},
+            "attack": {"attack": search, "relabel": "other"},
+            "invert": {"invert": search},
+            "select": {"select": {"images": "attack", "keep": "top", "share": 0.5}},
+        },
+        "models": {"standard": {"train": train}, "streamed": {"train": train | {"memory_budget": 0}}},
+        "evaluations": {
+            "evaluate": on | {"attacks": [{"steps": 2, "batch_size": batch}]},
+            "usefulness": {"usefulness": on | {"normalise": "train", "steps": 2, "limit": batch}},
+        },
+    }
+
+
+def highest() -> float:
+    """The most memory that this process ever had, MiB. `getrusage` would count what it was forked from."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+
+def alone(wanted: dict[str, Any], place: Place, node: str, say: Any) -> None:
+    """Make a node here, from what is there already."""
+    from stages import apgd, attack, evaluate, invert, train, usefulness  # noqa: F401 - so that they count before
+
+    before, run = highest(), Run(parse(wanted), place, only=(node,))
+    assert run.go(Inline()), run.record.nodes[node]
+    say.put((before, highest()))
+
+
+def inline(wanted: dict[str, Any], place: Place) -> dict[str, tuple[float, float]]:
+    """MiB of a process before and after it made a node, by node."""
+    context, found = multiprocessing.get_context("spawn"), {}
+    for node in build(parse(wanted)):
+        say = context.Queue()
+        process = context.Process(target=alone, args=(wanted, place, node.id, say))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise click.ClickException(f"{node.id} could not be made, see above")
+        found[node.id] = say.get()
+        click.echo(f"{node.id}: {found[node.id][1]:.0f} MiB", err=True)
+    return found
+
+
+def on_ray(wanted: dict[str, Any], place: Place) -> dict[str, float]:
+    """The most that a process of each kind had at a time, MiB, seen from outside."""
+    most: dict[str, float] = defaultdict(float)
+    over = Event()
+
+    def look() -> None:
+        while not over.wait(EVERY):
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    name = process.cmdline()[0].partition("(")[0].partition(".")[0]
+                    if name.startswith("ray::"):
+                        most[name] = max(most[name], process.memory_info().rss / 2**20)
+                except (psutil.Error, IndexError):
+                    continue  # it ended meanwhile
+            most["driver"] = max(most["driver"], psutil.Process().memory_info().rss / 2**20)
+
+    watching = Thread(target=look)
+    watching.start()
+    engine, run = OnRay(), Run(parse(wanted), place)
+    done = run.go(engine)
+    engine.close()
+    over.set()
+    watching.join()
+    assert done, run.record.nodes
+    return dict(most)
+
+
+@click.command()
+@click.option("--side", default=32, show_default=True, help="Height and width of an image, in pixels.")
+@click.option("--arch", default="cifar_resnet18", show_default=True, help="As in an experiment file.")
+@click.option("--shard-size", default=1000, show_default=True, help="Images per shard.")
+@click.option("--batch", default=128, show_default=True, help="Images per batch.")
+@click.option("--few", default=2, show_default=True, help="Shards.")
+@click.option("--many", default=8, show_default=True, help="Shards.")
+@click.option("--ray/--no-ray", "also", default=True, show_default=True, help="Whether Ray's processes are measured.")
+def main(side: int, arch: str, shard_size: int, batch: int, few: int, many: int, also: bool) -> None:
+    """Measure the memory of every kind of node."""
+
+    def with_shards(count: int, measure: Callable[[dict[str, Any], Place], Any]) -> Any:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "source").mkdir()
+            for shard in shards_of(attacked(images(None, count * shard_size, side), 0.5), shard_size):
+                (folder / "source" / f"{shard.name}.tar").write_bytes(pack(shard))
+            wanted = experiment(folder / "source", arch, shard_size, batch)
+            return measure(wanted, Place(Store(str(folder / "store")), folder, Path.cwd()))
+
+    started = time.perf_counter()
+    alone_few, alone_many = (with_shards(count, inline) for count in (few, many))
+    lines = [
+        [node, *(f"{each:.0f}" for each in (*alone_few[node], most)), f"{most - alone_few[node][1]:+.0f}"]
+        for node, (_, most) in alone_many.items()
+    ]
+    counts = [f"{few} shards", f"{many} shards"]
+    between = [(with_shards(few, on_ray), with_shards(many, on_ray))] if also else []
+    click.echo(f"{arch}, {side} × {side} px, {shard_size} images a shard, batches of {batch}, MiB")
+    click.echo(f"{machine('torch', 'ray')}, {time.perf_counter() - started:.0f} s")
+    show("One process", ["node", "imported", *counts, "difference"], lines)
+    for first, second in between:
+        names = sorted(set(first) & set(second))
+        seen = [[n, f"{first[n]:.0f}", f"{second[n]:.0f}", f"{second[n] - first[n]:+.0f}"] for n in names]
+        show("On Ray", ["process", *counts, "difference"], seen)
+
+
+if __name__ == "__main__":
+    main()
