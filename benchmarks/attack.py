@@ -4,7 +4,8 @@ One image·step is a forward and a backward pass of one image through the attack
 same images toward the same targets with as many steps, in turns, each round other images. What they reached is measured
 with the plain network in float32, so that a choice that is fast and wrong is seen. Each of our choices is held against
 its ceiling as well: forward and backward of the network as it was prepared, and nothing else. Ours includes rounding to
-8 bits inside the ball, which the others do not do.
+8 bits inside the ball, which the others do not do. Theirs have a process of their own, where memory is handled as it
+comes; ours keeps what is freed, which would help them too.
 
     python -m benchmarks.attack --arch cifar_resnet18 --side 32 --data FOLDER     # FOLDER/cifar-10-batches-py
     python -m benchmarks.attack --arch resnet50 --side 224 --data FOLDER          # photographs, at any depth of FOLDER
@@ -17,9 +18,11 @@ they are random: speed does not depend on them, what is reached does.
 
 import copy
 import importlib.util
+import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 from unittest import mock
@@ -35,10 +38,12 @@ from benchmarks.side_by_side import cifar10, images, in_turns, machine, over, se
 from pipeline import spec
 from stages import model as models
 from stages import train
-from stages.attack import perturb, targeted
+from stages.attack import perturb
 from stages.images import encode_png
 from stages.model import Classifier, Design, device, threads, to_pixels, to_unit
+from stages.prepare import prepared
 from stages.recipes import Perturbation, Train
+from stages.search import margins, targeted
 
 Loop = Callable[[np.ndarray, Tensor, Perturbation], Tensor]
 """Pixels, uint8, N × H × W × C; a target for each; ball and steps → images in [0, 1], N × C × H × W."""
@@ -46,17 +51,12 @@ Loop = Callable[[np.ndarray, Tensor, Perturbation], Tensor]
 IMAGENET, IMAGENET_STEPS, IMAGENET_WORKERS = 1_281_167, 100, 8
 
 INSTALL = {
-    "torchattacks": "pip install torchattacks",
+    "torchattacks": "pip install --no-deps torchattacks==3.5.1",
     "foolbox": "pip install foolbox",
     "robustness": "pip install --no-deps robustness==1.2.1 cox==0.1.post3 dill",  # its requirements pin old libraries
 }
 
 # ---------------------------------------------------------------------------------------------------- ours
-
-
-def prepared(model: Classifier, recipe: Perturbation) -> Classifier:
-    """The network as an attack of this recipe computes with it."""
-    return model.using(recipe.precision)
 
 
 def ours(model: Classifier) -> Loop:
@@ -207,6 +207,44 @@ def others(model: Classifier) -> Iterator[tuple[str, Loop]]:
             yield name, peer(model)
 
 
+class Apart:
+    """The others' loops, in a process of their own."""
+
+    def __init__(self, model: Classifier, cores: int) -> None:
+        weights, here = models.save(model.network), Path.cwd()
+        self.pool = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), _begin, (model.design, weights, here, cores)
+        )
+        self.names: list[str] = self.pool.submit(_names).result()
+
+    def loop(self, name: str, *given: object) -> tuple[float, Tensor]:
+        """Seconds, and the images."""
+        seconds, moved = self.pool.submit(_run, name, *given).result()
+        return seconds, torch.from_numpy(moved).to(device())
+
+
+_loops: dict[str, Loop] = {}
+
+
+def _begin(design: Design, weights: bytes, here: Path, cores: int) -> None:
+    torch.set_num_threads(cores)
+    _loops.update(others(models.load(design, weights, here)))
+
+
+def _names() -> list[str]:
+    return list(_loops)
+
+
+def _run(name: str, pixels: np.ndarray, target: np.ndarray, ball: Perturbation) -> tuple[float, np.ndarray]:
+    return _timed(_loops[name], pixels, torch.from_numpy(target).to(device()), ball)
+
+
+def _timed(loop: Loop, pixels: np.ndarray, target: Tensor, ball: Perturbation) -> tuple[float, np.ndarray]:
+    moved: list[Tensor] = []
+    seconds = seconds_of(lambda: moved.append(loop(pixels, target, ball)))
+    return seconds, moved[0].detach().cpu().numpy()
+
+
 # ------------------------------------------------------------------------------------- networks and measures
 
 
@@ -235,10 +273,7 @@ def network(arch: str, brought: str | None, side: int, classes: int, data: Path 
 @torch.no_grad()
 def judged(model: Classifier, clean: Tensor, moved: Tensor, target: Tensor) -> dict[str, Tensor]:
     """What the plain network says of some images: N each; distances in [0, 1] units."""
-    logits = model(moved)
-    toward = logits.gather(1, target[:, None])[:, 0]
-    rest = logits.scatter(1, target[:, None], -torch.inf).amax(1)
-    return {"margin": toward - rest, "l2": (moved - clean).flatten(1).norm(dim=1)}
+    return {"margin": margins(model(moved), target), "l2": (moved - clean).flatten(1).norm(dim=1)}
 
 
 def operations(model: Classifier, pixels: np.ndarray, target: Tensor) -> float:
@@ -271,7 +306,8 @@ def peak(precision: str) -> float:
 @click.option("--steps", default=10, show_default=True)
 @click.option("--eps", type=float, help="Radius of the L2 ball in [0, 1] units.  [default: 0.5 at 32 px, else 3]")
 @click.option(
-    "--choice", "choices", multiple=True, default=("float32", "bfloat16"), show_default=True,
+    "--choice", "choices", multiple=True, default=("float32", "float32+fold", "bfloat16+fold", "bfloat16+fold+compile"),
+    show_default=True,
     help=f"Of ours: a precision and what is turned on, joined by +. Any number of them. To turn on: {SWITCHES}",
 )  # fmt: skip
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Whether others are measured beside.")
@@ -292,7 +328,7 @@ def main(
     peers: bool,
     cores: int,
 ) -> None:
-    """Measure the attack alone: images in memory, one process."""
+    """Measure the attack alone: images in memory, one process at work."""
     ball = Perturbation(eps=eps or (0.5 if side == 32 else 3.0), steps=steps, batch_size=batch)
     recipes = {choice: recipe_of(choice, ball) for choice in choices}
     lesson = Train(on="cifar10", arch=arch, epochs=epochs, watch=taught, precision="bfloat16", threads=os.cpu_count())
@@ -302,21 +338,26 @@ def main(
     ready = {choice: prepared(model, recipe) for choice, recipe in recipes.items()}
     loops = {choice: ours(each) for choice, each in ready.items()}
     loops |= {f"{choice}: bare": bare(each) for choice, each in ready.items()}
-    rest = dict(others(model)) if peers else {}
-    loops |= rest
-    at = {name: recipes.get(name.removesuffix(": bare"), ball) for name in loops}
-    moved: dict[str, list[Tensor]] = {name: [] for name in loops}
+    apart = Apart(model, cores) if peers else None
+    rest = apart.names if apart else []
+    names = [*loops, *rest]
+    moved: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def run(name: str, some: np.ndarray, **update: int) -> tuple[float, Tensor]:
+        asked = recipes.get(name.removesuffix(": bare"), ball).model_copy(update=update)
+        if apart and name in rest:
+            return apart.loop(name, some, target.cpu().numpy(), asked)
+        seconds, found = _timed(loops[name], some, target, asked)
+        return seconds, torch.from_numpy(found).to(device())
 
     def turn(name: str, number: int) -> float:
-        some = pixels[number * batch : (number + 1) * batch]
-        return seconds_of(lambda: moved[name].append(loops[name](some, target, at[name])))
-
-    def begin(name: str) -> float:
-        return seconds_of(lambda: loops[name](pixels[:batch], target, at[name].model_copy(update={"steps": 1})))
+        seconds, found = run(name, pixels[number * batch : (number + 1) * batch])
+        moved[name].append(found)
+        return seconds
 
     with threads(cores):
-        first = {name: begin(name) for name in loops}
-        seconds = in_turns({name: lambda number, name=name: turn(name, number) for name in loops}, rounds)
+        first = {name: run(name, pixels[:batch], steps=1)[0] for name in names}
+        seconds = in_turns({name: lambda number, name=name: turn(name, number) for name in names}, rounds)
         work, rates = (
             operations(model, pixels[:batch], target),
             {r.precision: peak(r.precision) for r in recipes.values()},
@@ -330,7 +371,7 @@ def main(
         f"L2 eps {ball.eps:g}, {steps} steps of {ball.step:g}, {rounds} rounds of {batch} images, {cores} threads"
     )
     click.echo(machine("torch", *(name for name in rest if name in PEERS)))
-    show("Loops", *compared(rate, said, first, list(recipes), list(rest)))
+    show("Loops", *compared(rate, said, first, list(recipes), rest))
     show("Ours under their ceilings", *under_ceiling(rate, recipes, work, rates))
     best = max(recipes, key=lambda choice: median(rate[choice]))
     if side >= 224:
