@@ -11,9 +11,9 @@ comes after see all the marks and all the rows.
 Each step runs in a process of its own. Memory is the peak of that process: `+` above what it had when the step began,
 without it (commands, start of Python included) all of it.
 
-    python benchmarks/imagenet_scale.py                                        # 1,300 shards, 4 of them run, at 224 px
-    python benchmarks/imagenet_scale.py --s3                                   # plan and resume on an S3 server as well
-    python benchmarks/imagenet_scale.py --shards 40 --share 1 --size 32 --rounds 1              # a trial
+    python -m benchmarks.imagenet_scale                                        # 1,300 shards, 4 of them run, at 224 px
+    python -m benchmarks.imagenet_scale --s3                                   # plan and resume on an S3 server as well
+    python -m benchmarks.imagenet_scale --shards 40 --share 1 --size 32 --rounds 1              # a trial
 """
 
 import contextlib
@@ -39,7 +39,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from ray import cloudpickle
-from scale import Looked, on_s3, take_away, until_asked
+
+from benchmarks.scale import Looked, on_s3, take_away, until_asked
 
 from pipeline import artifacts, report
 from pipeline.engines import Inline

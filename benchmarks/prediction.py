@@ -3,8 +3,8 @@
 The plan is priced first; then its nodes are made one after the other, on the same machine with the same workers, for
 what is foretold of a node is the time that it takes alone.
 
-    python benchmarks/prediction.py --data FOLDER                              # the folder with cifar-10-batches-py
-    python benchmarks/prediction.py --data FOLDER --images 1000 --steps 5      # a smoke test
+    python -m benchmarks.prediction --data FOLDER                              # the folder with cifar-10-batches-py
+    python -m benchmarks.prediction --data FOLDER --images 1000 --steps 5      # a smoke test
 """
 
 import platform

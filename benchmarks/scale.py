@@ -4,9 +4,9 @@ Says what share of their time the workers were busy, how the driver's memory gro
 long it takes to see what is left to do when nearly all is done, and, with --data, how much faster two
 workers attack CIFAR-10 than one.
 
-    python benchmarks/scale.py                                    # 64 workers, 5,000 shards
-    python benchmarks/scale.py --s3                               # the same plans, on a real S3 server on loopback
-    python benchmarks/scale.py --shards 0 --data FOLDER           # only: two workers over one, on CIFAR-10
+    python -m benchmarks.scale                                    # 64 workers, 5,000 shards
+    python -m benchmarks.scale --s3                               # the same plans, on a real S3 server on loopback
+    python -m benchmarks.scale --shards 0 --data FOLDER           # only: two workers over one, on CIFAR-10
 """
 
 import contextlib
