@@ -41,7 +41,6 @@ import yaml
 from ray import cloudpickle
 
 from benchmarks.scale import Looked, on_s3, take_away, until_asked
-
 from pipeline import artifacts, report
 from pipeline.engines import Inline
 from pipeline.graph import build
