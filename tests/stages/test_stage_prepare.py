@@ -121,10 +121,8 @@ def test_float16_gives_a_confident_image_its_gradient(tmp_path):
         model.network[-1].bias[0] += 25  # the gradient at the logits is e^−25, which float16 does not have
     wanted = gradient(model, x)
     assert 0 < wanted.abs().max() < 1e-8
-    half, brain = (gradient(prepared(model, Compute(precision=p)), x) for p in ("float16", "bfloat16"))
-    size = wanted.norm()
-    assert (half - wanted).norm() < 0.02 * size
-    assert (half - wanted).norm() < (brain - wanted).norm()
+    half = gradient(prepared(model, Compute(precision="float16")), x)
+    assert (half - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_a_network_is_prepared_once_for_each_way_to_compute(tmp_path):
