@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -20,6 +21,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from stages import nets
+from stages.ahead import ahead
 from stages.augment import augment
 from stages.errors import BadData, BadInput
 from stages.features import head
@@ -32,7 +34,7 @@ from stages.seeds import generator, torch_seed
 from stages.shard import Shard
 
 SHUFFLE_SHARDS = 4
-"""Shards mixed at a time when a split streams."""
+"""Shards mixed at a time when a split streams; as many are read ahead."""
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
 """Pixels, uint8, N × H × W × C, and labels."""
@@ -312,7 +314,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 def _in_memory(recipe: Train, examples: Examples, group: Group) -> Callable[[int], Batches]:
     mine = share([examples.counts[name] for name in examples.names], recipe.batch_size, group)
-    parts = [_read(examples, examples.names[position], which) for position, which in mine]
+    parts = list(_read(examples, examples.names, mine))
     pixels, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
     size = group.of_batch(recipe.batch_size)
 
@@ -326,7 +328,10 @@ def _in_memory(recipe: Train, examples: Examples, group: Group) -> Callable[[int
 
 
 def _streamed(recipe: Train, examples: Examples, group: Group) -> Callable[[int], Batches]:
-    """Shards in random order, a few of them mixed at a time; what does not fill a batch waits for the next few."""
+    """Shards in random order, a few of them mixed at a time, the next few read meanwhile.
+
+    What does not fill a batch waits for the next few.
+    """
     size = group.of_batch(recipe.batch_size)
 
     def batches(epoch: int) -> Batches:
@@ -334,9 +339,8 @@ def _streamed(recipe: Train, examples: Examples, group: Group) -> Callable[[int]
         draw = generator(recipe.seed, "order", epoch)
         names = [examples.names[i] for i in draw.permutation(len(examples.names))]
         mine = share([examples.counts[name] for name in names], recipe.batch_size, group)
-        left: list[tuple[np.ndarray, np.ndarray]] = []
-        for first in range(0, len(mine), SHUFFLE_SHARDS):
-            fresh = [_read(examples, names[at], which) for at, which in mine[first : first + SHUFFLE_SHARDS]]
+        parts, left = _read(examples, names, mine), list[tuple[np.ndarray, np.ndarray]]()
+        while fresh := list(islice(parts, SHUFFLE_SHARDS)):
             pixels, labels = (np.concatenate(column) for column in zip(*left, *fresh, strict=True))
             order = draw.permutation(len(labels))
             whole = len(order) // size * size
@@ -348,9 +352,16 @@ def _streamed(recipe: Train, examples: Examples, group: Group) -> Callable[[int]
     return batches
 
 
-def _read(examples: Examples, name: str, which: slice) -> tuple[np.ndarray, np.ndarray]:
-    shard = examples.read(name)
-    return shard.images()[which], shard.label[which]
+def _read(
+    examples: Examples, names: Sequence[str], mine: Sequence[tuple[int, slice]]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pixels and labels of a process's share of some shards, in order."""
+
+    def read(part: tuple[int, slice]) -> tuple[np.ndarray, np.ndarray]:
+        shard = examples.read(names[part[0]])
+        return shard.images()[part[1]], shard.label[part[1]]
+
+    return ahead(read, mine, SHUFFLE_SHARDS)
 
 
 def _checkpoint(
