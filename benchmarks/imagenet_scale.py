@@ -18,7 +18,6 @@ without it (commands, start of Python included) all of it.
 
 import contextlib
 import itertools
-import platform
 import subprocess
 import sys
 import tempfile
@@ -41,7 +40,8 @@ import yaml
 from ray import cloudpickle
 
 from benchmarks.scale import Looked, on_s3, take_away, until_asked
-from pipeline import artifacts, report
+from benchmarks.side_by_side import highest, machine, show
+from pipeline import artifacts
 from pipeline.engines import Inline
 from pipeline.graph import build
 from pipeline.jobs import JOBS, DatasetJob, Place, Unit
@@ -120,13 +120,7 @@ def alone(step: Callable[..., Any], *args: Any) -> Took:
 def _measured(step: Callable[..., Any], *args: Any) -> Took:
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
     said = step(*args)
-    return Took(time.perf_counter() - started, _peak("self") - before / 2**20, said)
-
-
-def _peak(process: int | str) -> float:
-    """The most memory that a process has had so far, MiB (Linux)."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return float(status.partition("VmHWM:")[2].split()[0]) / 2**10 if "VmHWM:" in status else 0.0
+    return Took(time.perf_counter() - started, highest() - before / 2**20, said)
 
 
 def command(*args: Any) -> Took:
@@ -136,7 +130,7 @@ def command(*args: Any) -> Took:
     with subprocess.Popen([notbugs, *map(str, args)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         while process.poll() is None:
-            peak = max(peak, _peak(process.pid))
+            peak = max(peak, highest(process.pid))
             time.sleep(LOOK)
         assert process.returncode == 0, args
         said = process.stdout.read().decode()
@@ -373,8 +367,12 @@ def main(shards: int, shard_size: int, size: int, classes: int, share: int, step
         if s3:
             with on_s3(place, folder) as far:
                 resume(table, far, file, "S3 server", wanted)
-    click.echo(f"Python {platform.python_version()}, pyarrow {pa.__version__}, {psutil.cpu_count()} cores\n")
-    click.echo(report.table(["", "seconds", "peak MiB", ""], table.lines))
+    click.echo(machine("pyarrow"))
+    show(
+        f"{shards:,} shards of {shard_size:,} images of {size} × {size} px",
+        ["", "seconds", "peak MiB", ""],
+        table.lines,
+    )
 
 
 if __name__ == "__main__":

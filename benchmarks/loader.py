@@ -20,8 +20,9 @@ import webdataset
 from torch import Tensor
 
 from benchmarks.shards import CLASSES, shards_of
-from benchmarks.side_by_side import attacked, images, in_turns, machine, over, seconds_of, show, spread
+from benchmarks.side_by_side import attacked, images, in_turns, machine, on_shards, over, seconds_of, show, spread
 from stages import evaluate, train
+from stages.ahead import ahead
 from stages.model import Classifier, Design, device, on_device, threads, to_unit
 from stages.recipes import Evaluate, Train
 from stages.shard import pack, unpack
@@ -67,9 +68,9 @@ def webdatasets(files: list[Path], size: int, workers: int) -> Iterator[tuple[Te
 
 
 def score_ours(recipe: Evaluate, model: Classifier, examples: train.Examples) -> None:
-    """Every shard read and scored."""
-    for name in examples.names:
-        evaluate.score(recipe, [str(k) for k in range(CLASSES)], {"model": model}, {}, examples.read(name))
+    """Every shard scored, the next one read meanwhile, as workers do."""
+    for shard in ahead(examples.read, examples.names, 1):
+        evaluate.score(recipe, [str(k) for k in range(CLASSES)], {"model": model}, {}, shard)
 
 
 @torch.no_grad()
@@ -81,17 +82,10 @@ def forward(model: Classifier, x_NCHW: Tensor, size: int) -> None:
 
 
 @click.command()
+@on_shards
 @click.option("--arch", default="fast_resnet", show_default=True, help="As in an experiment file.")
-@click.option("--side", default=32, show_default=True, help="Height and width of an image, in pixels.")
-@click.option(
-    "--data", type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Holds cifar-10-batches-py (32 pixels) or photographs; else the images are noise.",
-)  # fmt: skip
-@click.option("--images", "count", default=4000, show_default=True)
-@click.option("--shard-size", default=1000, show_default=True, help="Images per shard.")
 @click.option("--batch", default=128, show_default=True, help="Images per step.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True)
-@click.option("--rounds", default=3, show_default=True)
 @click.option("--cores", default=1, show_default=True, help="Threads that train.")
 @click.option("--loaders", default=1, show_default=True, help="Worker processes of a DataLoader, beside none.")
 def main(

@@ -23,7 +23,7 @@ import click
 import psutil
 
 from benchmarks.shards import CLASSES, shards_of
-from benchmarks.side_by_side import attacked, images, machine, show
+from benchmarks.side_by_side import attacked, highest, images, machine, show
 from pipeline.engines import Inline
 from pipeline.graph import build
 from pipeline.jobs import Place
@@ -59,12 +59,6 @@ def experiment(source: Path, arch: str, shard_size: int, batch: int) -> dict[str
             "usefulness": {"usefulness": on | {"normalise": "train", "steps": 2, "limit": batch}},
         },
     }
-
-
-def highest() -> float:
-    """The most memory that this process ever had, MiB. `getrusage` would count what it was forked from."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
 def alone(wanted: dict[str, Any], place: Place, node: str, say: Any) -> None:
@@ -120,11 +114,11 @@ def on_ray(wanted: dict[str, Any], place: Place) -> dict[str, float]:
 
 @click.command()
 @click.option("--side", default=32, show_default=True, help="Height and width of an image, in pixels.")
-@click.option("--arch", default="cifar_resnet18", show_default=True, help="As in an experiment file.")
-@click.option("--shard-size", default=1000, show_default=True, help="Images per shard.")
+@click.option("--arch", default="fast_resnet", show_default=True, help="As in an experiment file.")
+@click.option("--shard-size", default=500, show_default=True, help="Images per shard.")
 @click.option("--batch", default=128, show_default=True, help="Images per batch.")
 @click.option("--few", default=2, show_default=True, help="Shards.")
-@click.option("--many", default=8, show_default=True, help="Shards.")
+@click.option("--many", default=6, show_default=True, help="Shards.")
 @click.option("--ray/--no-ray", "also", default=True, show_default=True, help="Whether Ray's processes are measured.")
 def main(side: int, arch: str, shard_size: int, batch: int, few: int, many: int, also: bool) -> None:
     """Measure the memory of every kind of node."""

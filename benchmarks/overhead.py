@@ -1,9 +1,10 @@
 """What the pipeline adds to the bare attack loop: images/s of a whole dataset node over the loop alone.
 
-Both attack the same images with the same model and steps, in turns. The bare loop is measured as one process with a
-thread per core and as one process per core with one thread; the node is held against the faster. A second table says
-where the node's seconds go, wall seconds of every step added up: where two share a core both count, and the rest can
-come out negative. A third takes one shard apart in a process that has the machine to itself.
+Both attack the same images with the same model and steps, in turns. The bare loop is measured as one process with one
+thread, one with a thread per core, and one process per core; the node is held against the fastest. Made by one worker
+and by one per core, it says what several bring, beside what several bare loops do. A further table says where the
+node's seconds go, wall seconds of every step added up: where two share a core both count, and the rest can come out
+negative. The last takes one shard apart in a process that has the machine to itself.
 
     python -m benchmarks.overhead --data FOLDER     # the folder that holds cifar-10-batches-py
     python -m benchmarks.overhead --data FOLDER --images 400 --shard-size 100 --steps 10 --rounds 1     # a look
@@ -21,7 +22,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.attack import ours, prepared
+from benchmarks.attack import ours
 from benchmarks.side_by_side import in_turns, machine, over, seconds_of, show, spread
 from pipeline import jobs
 from pipeline.jobs import AttackJob, Place
@@ -32,17 +33,18 @@ from pipeline.store import Store
 from stages.attack import distances, logits_of
 from stages.model import threads, to_unit
 from stages.pgd import to_grid
+from stages.prepare import prepared
 from stages.recipes import Attack
 from stages.shard import Shard, pack, unpack
 
 NODE = "datasets/other"
 
 
-def experiment(images: int, shard_size: int, attack: dict[str, Any], arch: str, turn: int) -> Any:
-    """A dataset node on part of CIFAR-10, other targets in every turn; a source trained just enough."""
+def experiment(images: int, shard_size: int, attack: dict[str, Any], arch: str, seed: int) -> Any:
+    """A dataset node on part of CIFAR-10, whose targets are drawn; a source trained just enough."""
     train = {"on": "clean", "arch": arch, "epochs": 1, "lr": 0.1, "precision": "bfloat16", "threads": 2, "watch": 0}
     load = {"source": "cifar10", "limit": images, "shard_size": shard_size, "download": False}
-    relabel = {"rule": "other", "seed": turn}
+    relabel = {"rule": "other", "seed": seed}
     return parse(
         {
             "name": "overhead",
@@ -154,8 +156,8 @@ def main(data: Path, images: int, shard_size: int, steps: int, arch: str, precis
         place, engine = Place(Store(folder), data.absolute(), Path.cwd()), OnRay()
         workers = sum(one.gpus or one.cpus for one in engine.nodes())
 
-        def run_of(turn: int) -> Run:
-            return Run(experiment(images, shard_size, attack, arch, turn), place)
+        def run_of(seed: int) -> Run:
+            return Run(experiment(images, shard_size, attack, arch, seed), place)
 
         before = Run(run_of(0).experiment, place, only=("clean", "standard"))
         assert before.go(engine), before.record.nodes
@@ -163,24 +165,27 @@ def main(data: Path, images: int, shard_size: int, steps: int, arch: str, precis
         start.made = before.made
         job = job_of(start)
 
-        def node(turn: int) -> float:
-            run = run_of(turn)
+        def node(turn: int, count: int) -> float:
+            engine.workers, run = count, run_of(turn * workers + count)  # other targets: else it would be there already
             assert run.go(engine), run.record.nodes
             seconds = run.record.nodes[NODE].seconds or 0.0
-            told.append(steps_of(place.store, job_of(run).node.folder) | {"node": seconds})
+            if count == workers:
+                told.append(steps_of(place.store, job_of(run).node.folder) | {"node": seconds})
             return seconds
 
         seconds = in_turns(
             {
+                "bare loop, 1 process × 1 thread": lambda _: time_bare(job, 1, 1),
                 f"bare loop, 1 process × {cores} threads": lambda _: time_bare(job, 1, cores),
                 f"bare loop, {cores} processes × 1 thread": lambda _: time_bare(job, cores, 1),
-                "dataset node": node,
+                "dataset node, 1 worker": lambda turn: node(turn, 1),
+                f"dataset node, {workers} workers": lambda turn: node(turn, workers),
             },
             rounds,
         )
         engine.close()
         apart = parts(job)
-    best = min([name for name in seconds if name != "dataset node"], key=lambda name: median(seconds[name]))
+    best = min([name for name in seconds if name.startswith("bare")], key=lambda name: median(seconds[name]))
     click.echo(f"{arch}, {precision}, {images} images in shards of {shard_size}, {steps} steps, {rounds} rounds")
     click.echo(f"{machine('torch', 'ray')}, {workers} workers")
     show(
@@ -191,6 +196,10 @@ def main(data: Path, images: int, shard_size: int, steps: int, arch: str, precis
             for name, taken in seconds.items()
         ],
     )
+    one, several = "dataset node, 1 worker", f"dataset node, {workers} workers"
+    bare = [f"bare loop, {processes} process{'es' * (processes > 1)} × 1 thread" for processes in (1, cores)]
+    twice = [[f"{a} over {b}", f"{over(seconds[b], seconds[a]):.3f}"] for a, b in ((several, one), bare[::-1])]
+    show("Several over one", ["", ""], twice)
     show("Where the node's time goes", ["", "worker-seconds", "share"], shares(told, workers))
     whole = sum(took for name, took in apart.items() if not name.startswith("–"))
     show(

@@ -7,17 +7,15 @@ what is foretold of a node is the time that it takes alone.
     python -m benchmarks.prediction --data FOLDER --images 1000 --steps 5      # a smoke test
 """
 
-import platform
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import click
-import ray
-import torch
 
-from pipeline import cost, report, runs
+from benchmarks.side_by_side import machine, show
+from pipeline import cost, runs
 from pipeline.graph import build
 from pipeline.jobs import Place
 from pipeline.on_ray import OnRay
@@ -97,9 +95,9 @@ def main(data: Path, workers: int | None, **asked: Any) -> None:
     sums = sum(foretold.values()), sum(seconds.values())
     lines.append(["all, one after the other", *(f"{total:.1f}" for total in sums), f"{sums[0] / sums[1]:.2f}"])
     click.echo(", ".join(f"{name} {value}" for name, value in asked.items()))
-    click.echo(f"torch {torch.__version__}, ray {ray.__version__}, Python {platform.python_version()}")
-    click.echo(f"{prices.site.devices} workers, each with {prices.device}; the prediction took {took:.0f} s\n")
-    click.echo(report.table(["node", "predicted s", "true s", "predicted ÷ true"], lines))
+    click.echo(machine("torch", "ray"))
+    click.echo(f"{prices.site.devices} workers, each with {prices.device}; the prediction took {took:.0f} s")
+    show("Prediction and truth", ["node", "predicted s", "true s", "predicted ÷ true"], lines)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
 """How the pipeline itself scales: many workers and many shards, with the attack replaced by a wait of a known length.
 
-Says what share of their time the workers were busy, how the driver's memory grows with the shards, how
-long it takes to see what is left to do when nearly all is done, and, with --data, how much faster two
-workers attack CIFAR-10 than one.
+Says what share of their time the workers were busy, how the driver's memory grows with the shards, and how long it
+takes to see what is left to do when nearly all is done.
 
     python -m benchmarks.scale                                    # 64 workers, 5,000 shards
     python -m benchmarks.scale --s3                               # the same plans, on a real S3 server on loopback
-    python -m benchmarks.scale --shards 0 --data FOLDER           # only: two workers over one, on CIFAR-10
 """
 
 import contextlib
 import io
 import os
-import platform
 import subprocess
 import sys
 import tarfile
@@ -27,12 +24,12 @@ import click
 import numpy as np
 import psutil
 import pyarrow.fs
-import ray
 import yaml
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from pipeline import jobs, report
+from benchmarks.side_by_side import machine, show
+from pipeline import jobs
 from pipeline.jobs import AttackJob, Place
 from pipeline.on_ray import ACTOR_CPUS, OnRay
 from pipeline.runs import Run
@@ -204,68 +201,27 @@ def plan(place: Place, file: Path, name: str, wanted: Any, gone: int = 10) -> li
     ]
 
 
-def two_over_one(data: Path, images: int, rounds: int) -> list[list[str]]:
-    """Images per second of the real attack with one worker and with two, in turns."""
-    attack = {"images": "clean", "model": "standard", "eps": 0.5, "steps": 20, "precision": "bfloat16"}
-    train = {"on": "clean", "arch": "fast_resnet", "epochs": 1, "lr": 0.1, "precision": "bfloat16"}
-    # A multiple of both numbers of workers, and enough that nobody waits long for the last.
-    load = {"source": "cifar10", "limit": images, "shard_size": -(-images // 24), "download": False}
-    rates: dict[int, list[float]] = {1: [], 2: []}
-    for number in range(rounds):
-        for workers in rates if number % 2 == 0 else reversed(rates):
-            with tempfile.TemporaryDirectory() as folder:
-                place = Place(Store(folder), data.absolute(), Path.cwd())
-                wanted = parse(
-                    {
-                        "name": "two",
-                        "datasets": {"clean": {"load": load}, "other": {"attack": attack, "relabel": "other"}},
-                        "models": {"standard": {"train": train}},
-                    }
-                )
-                engine, run = OnRay(workers=workers), Run(wanted, place)
-                assert run.go(engine), run.record.nodes
-                engine.close()
-                node = run.record.nodes["datasets/other"]
-                rates[workers].append(node.images / (node.seconds or 1.0))
-    one, two = (float(np.median(rates[workers])) for workers in (1, 2))
-    return [
-        [f"1 worker, images/s ({_all(rates[1])})", f"{one:.1f}"],
-        [f"2 workers, images/s ({_all(rates[2])})", f"{two:.1f}"],
-        ["2 workers over 1", f"{two / one:.3f}"],
-    ]
-
-
-def _all(rates: list[float]) -> str:
-    return ", ".join(f"{rate:.1f}" for rate in rates)
-
-
 @click.command()
 @click.option("--workers", default=64, show_default=True)
-@click.option("--shards", default=5000, show_default=True, help="0: leave this part out.")
+@click.option("--shards", default=5000, show_default=True)
 @click.option("--wait", default=10.0, show_default=True, help="Seconds that stand for the attack on a shard.")
 @click.option("--s3", is_flag=True, help="Also plan on an S3 server (SeaweedFS, started and stopped here).")
-@click.option("--data", type=click.Path(path_type=Path, exists=True), help="Holds cifar-10-batches-py.")
-@click.option("--images", default=6000, show_default=True, help="Of CIFAR-10, for two workers over one.")
-@click.option("--rounds", default=2, show_default=True)
-def main(workers: int, shards: int, wait: float, s3: bool, data: Path | None, images: int, rounds: int) -> None:
+def main(workers: int, shards: int, wait: float, s3: bool) -> None:
     """Measure how the pipeline scales on this machine."""
     lines: list[list[str]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if shards:
-            write_source(folder / "source.tar", 2 * shards)
-            (folder / "scale.yaml").write_text(yaml.safe_dump(experiment(shards, folder / "source.tar")))
-            wanted = parse(experiment(shards, folder / "source.tar"))
-            place = Place(Store(str(folder / "store")), folder, folder)
-            lines += busy(place, wanted, workers, wait)
-            if s3:
-                with on_s3(place, folder) as far:
-                    lines += plan(far, folder / "scale.yaml", "S3 server", wanted)
-            lines += plan(place, folder / "scale.yaml", "local folder", wanted)
-        if data:
-            lines += two_over_one(data, images, rounds)
-    click.echo(f"ray {ray.__version__}, Python {platform.python_version()}, {psutil.cpu_count()} cores\n")
-    click.echo(report.table(["", "measured"], lines))
+        write_source(folder / "source.tar", 2 * shards)
+        (folder / "scale.yaml").write_text(yaml.safe_dump(experiment(shards, folder / "source.tar")))
+        wanted = parse(experiment(shards, folder / "source.tar"))
+        place = Place(Store(str(folder / "store")), folder, folder)
+        lines += busy(place, wanted, workers, wait)
+        if s3:
+            with on_s3(place, folder) as far:
+                lines += plan(far, folder / "scale.yaml", "S3 server", wanted)
+        lines += plan(place, folder / "scale.yaml", "local folder", wanted)
+    click.echo(machine("ray"))
+    show(f"{workers} workers, {shards:,} shards, {wait:g} s of attack each", ["", "measured"], lines)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ import ray
 import webdataset
 from PIL import Image
 
-from benchmarks.side_by_side import attacked, images, in_turns, machine, over, seconds_of, show, spread
+from benchmarks.side_by_side import attacked, images, in_turns, machine, on_shards, over, seconds_of, show, spread
 from pipeline.artifacts import Made
 from pipeline.graph import build
 from pipeline.jobs import AttackJob, Place, Unit
@@ -174,14 +174,7 @@ def against(seconds: dict[str, list[float]], count: int, sizes: dict[str, int]) 
 
 
 @click.command()
-@click.option("--side", default=32, show_default=True, help="Height and width of an image, in pixels.")
-@click.option(
-    "--data", type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Holds cifar-10-batches-py (32 pixels) or photographs; else the images are noise.",
-)  # fmt: skip
-@click.option("--images", "count", default=4000, show_default=True)
-@click.option("--shard-size", default=1000, show_default=True, help="Images per shard.")
-@click.option("--rounds", default=3, show_default=True)
+@on_shards
 @click.option("--png", default=100, show_default=True, help="Images of which the PNG levels are tried.")
 def main(side: int, data: Path | None, count: int, shard_size: int, rounds: int, png: int) -> None:
     """Measure writing, reading and PNG levels on this machine."""

@@ -2,7 +2,6 @@
 
 import gc
 import importlib.metadata
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from pipeline import report
+from pipeline.rehearsal import device
 from stages import load
 from stages.images import decode
 from stages.recipes import Torchvision
@@ -26,20 +26,33 @@ CIFAR10 = "cifar-10-batches-py"
 """The folder that CIFAR-10 comes in."""
 
 
-def processor(gpu: bool | None = None) -> str:
-    """What computed: the GPU, where there is one (or as said), else the processor and how many cores of it."""
-    if torch.cuda.is_available() if gpu is None else gpu:
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {os.cpu_count()} cores"
+def machine(*packages: str) -> str:
+    """Versions of Python and of these packages, and what computes here, in one line."""
+    versions, found = [f"{name} {importlib.metadata.version(name)}" for name in packages], device()
+    computes = f"{found.count} × {found.name}" if found.gpu else f"{found.name}, {found.count} cores"
+    return ", ".join([*versions, f"Python {platform.python_version()}", computes])
 
 
-def machine(*packages: str, gpu: bool | None = None) -> str:
-    """Versions of Python and of these packages, and what computed, in one line."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    return ", ".join([*versions, f"Python {platform.python_version()}", processor(gpu)])
+def highest(process: int | str = "self") -> float:
+    """The most memory that a process has had so far, MiB (Linux). `getrusage` would count what it was forked from."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return float(status.partition("VmHWM:")[2].split()[0]) / 2**10 if "VmHWM:" in status else 0.0
+
+
+def on_shards(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a benchmark on shards of images: which, how many, how large, how often."""
+    for option in reversed((
+        click.option("--side", default=32, show_default=True, help="Height and width of an image, in pixels."),
+        click.option(
+            "--data", type=click.Path(path_type=Path, exists=True, file_okay=False),
+            help="Holds cifar-10-batches-py (32 pixels) or photographs; else the images are noise.",
+        ),
+        click.option("--images", "count", default=4000, show_default=True),
+        click.option("--shard-size", default=1000, show_default=True, help="Images per shard."),
+        click.option("--rounds", default=3, show_default=True),
+    )):  # fmt: skip
+        command = option(command)
+    return command
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def main(workers: int, seeds: int, epochs: int | None, data: Path | None, images
         for epoch in range(len(curves[of[1][0]]))
     ]
     head = ["epoch", *(f"loss, {c} w" for c in counts), *(f"accuracy %, {c} w" for c in counts)]
-    print(machine("torch", "ray", gpu=gpu))
+    print(f"{machine('torch', 'ray')}, trained on {'GPUs' if gpu else 'processors'}")
     print(f"seeds 0–{seeds - 1}, mean ± standard deviation\n")
     print(report.table(head, lines), "\n")
     score = [[str(c), spread([scores[m] for m in of[c]], 2, 100)] for c in counts]
