@@ -319,6 +319,7 @@ def committed(store):
     return {path.name: path.stat().st_mtime_ns for path in store.glob("datasets/other/*/commits/*.json")}
 
 
+@pytest.mark.slow
 def test_a_job_is_joined_and_stopped_and_another_goes_on_where_it_was(cluster, tmp_path, notbugs, monkeypatch):
     store, asked = tmp_path / "s", gated(tmp_path)
     (tmp_path / "shut").touch()

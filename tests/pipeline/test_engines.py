@@ -65,7 +65,7 @@ def reference(tmp_path_factory):
     return contents(folder / "s")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ray_gives_the_bytes_of_the_inline_engine(workers, reference, tiny, write, tmp_path, notbugs):
     done = notbugs("run", write(tiny), "--store", "s", "--workers", workers)
     assert done.returncode == 0, done.stderr

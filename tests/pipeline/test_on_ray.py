@@ -130,6 +130,7 @@ def other(store):
 # ------------------------------------------------------------------------------------- workers of one machine
 
 
+@pytest.mark.slow
 def test_a_shard_over_which_two_workers_die_is_set_aside_and_the_others_are_made(folder, undisturbed, notbugs):
     expected = undisturbed()
     np.save(folder / "deadly.npy", image_of(folder / "undisturbed", "train-000001"))

@@ -394,6 +394,7 @@ def test_an_experiment_on_s3_has_the_bytes_of_a_local_one_and_no_keys(
         assert SECRET_KEY not in looked.stdout
 
 
+@pytest.mark.slow
 def test_an_experiment_goes_on_when_the_server_is_killed_in_the_middle(s3, s3_url, write, tiny, local, tmp_path):
     line = [command(), "run", str(write(tiny)), "--store", s3_url]
     with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
