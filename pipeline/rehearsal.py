@@ -367,7 +367,7 @@ def _reduced(recipe: Recipe, batch: int, steps: int) -> Recipe:
     some, update = max(steps, 1), dict[str, Any]()
     match recipe:
         case Attack(method="spatial"):
-            update = {"spatial": _tried(recipe.spatial, some)}
+            update = {"spatial": _with_tries(recipe.spatial, some)}
         case Attack():
             # With such steps a few lead as far as the recipe's do, and what is saved is as large as it will be.
             update = {"steps": some, "step_size": recipe.eps}
@@ -375,12 +375,12 @@ def _reduced(recipe: Recipe, batch: int, steps: int) -> Recipe:
             update = {"steps": some}
         case Evaluate():
             threats = [threat.model_copy(update={"steps": some, "batch_size": batch}) for threat in recipe.attacks]
-            update = {"attacks": threats, "spatial": [_tried(space, some) for space in recipe.spatial]}
+            update = {"attacks": threats, "spatial": [_with_tries(space, some) for space in recipe.spatial]}
     sized = {"batch_size": batch} if hasattr(recipe, "batch_size") else {}
     return recipe.model_copy(update=update | sized)
 
 
-def _tried(space: Spatial, count: int) -> Spatial:
+def _with_tries(space: Spatial, count: int) -> Spatial:
     """A space in which so many turns and shifts are tried."""
     return space.model_copy(update={"grid": [1, 1, count], "tries": count})
 
