@@ -255,7 +255,7 @@ def test_kills_of_driver_and_workers_at_random_moments_of_every_stage_leave_the_
 
 
 def kill_driver(process):
-    """kill -9 the run, wait until those of Ray's workers that were at work have noticed, and end what else is left by id.
+    """kill -9 the run, wait until those of its workers that were at work have noticed, and end what is left by id.
 
     Ray's agents and its idle workers outlive a killed driver by a minute and more; they do no work of ours.
     """
