@@ -2,7 +2,8 @@
 
 Training: ours with the split in memory and streamed from its shards; a loop over tensors that are in memory already,
 with the same network and as large batches; and what one would write with `webdataset` and a `DataLoader` over the same
-shards. Evaluation: ours, shard by shard, and the forward passes alone. One pass over the images in every round.
+shards. Evaluation: ours, shard by shard, and the forward passes alone. What is held in memory is read once, in the
+first epoch, and so weighs less the more there are.
 
     python -m benchmarks.loader                                        # noise, 32 pixels
     python -m benchmarks.loader --data FOLDER                          # FOLDER/cifar-10-batches-py
@@ -27,6 +28,8 @@ from stages.model import Classifier, Design, device, on_device, threads, to_unit
 from stages.recipes import Evaluate, Train
 from stages.shard import pack, unpack
 
+COLUMNS = ["", "images/s", "over tensors in memory"]
+
 
 def examples_of(files: dict[str, Path], counts: dict[str, int], pixels: int) -> train.Examples:
     """The shards as a training reads them."""
@@ -34,17 +37,17 @@ def examples_of(files: dict[str, Path], counts: dict[str, int], pixels: int) -> 
 
 
 def ours(recipe: Train, design: Design, examples: train.Examples) -> None:
-    """One epoch of our training, reading included."""
+    """Our training, reading included."""
     for _ in train.fit(recipe, design, examples, Path.cwd()):
         pass
 
 
-def loop(recipe: Train, design: Design, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
-    """SGD as one writes it, over batches of images in [0, 1] and labels that are on the device."""
+def loop(recipe: Train, design: Design, epoch: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> None:
+    """SGD as one writes it, over an epoch's batches of images in [0, 1] and labels that are on the device."""
     with threads(recipe.threads):
         model = on_device(Classifier(design, Path.cwd(), recipe.precision)).train()
         optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
-        for x, y in batches:
+        for x, y in (batch for _ in range(recipe.epochs) for batch in epoch()):
             loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -85,6 +88,7 @@ def forward(model: Classifier, x_NCHW: Tensor, size: int) -> None:
 @on_shards
 @click.option("--arch", default="fast_resnet", show_default=True, help="As in an experiment file.")
 @click.option("--batch", default=128, show_default=True, help="Images per step.")
+@click.option("--epochs", default=4, show_default=True, help="Of a training, in every round.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True)
 @click.option("--cores", default=1, show_default=True, help="Threads that train.")
 @click.option("--loaders", default=1, show_default=True, help="Worker processes of a DataLoader, beside none.")
@@ -95,6 +99,7 @@ def main(
     count: int,
     shard_size: int,
     batch: int,
+    epochs: int,
     precision: str,
     rounds: int,
     cores: int,
@@ -103,7 +108,7 @@ def main(
     """Measure training and evaluation from shards on this machine."""
     shards = shards_of(attacked(images(data, count, side), 0.5 if side == 32 else 3.0), shard_size)
     design = Design(arch, CLASSES, (3, side, side), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    recipe = Train(on="shards", arch=arch, epochs=1, batch_size=batch, precision=precision, threads=cores, watch=0)
+    recipe = Train(on="shards", arch=arch, epochs=epochs, batch_size=batch, precision=precision, threads=cores, watch=0)
     streamed = recipe.model_copy(update={"memory_budget": 0})
     x = torch.cat([to_unit(shard.images(), device()) for shard in shards])
     y = torch.cat([torch.from_numpy(shard.label).to(device()) for shard in shards])
@@ -119,11 +124,11 @@ def main(
             list(files.values()),
         )
         training: dict[str, Callable[[], None]] = {
-            "tensors in memory": lambda: loop(recipe, design, in_memory(x, y, batch)),
+            "tensors in memory": lambda: loop(recipe, design, lambda: in_memory(x, y, batch)),
             "ours, in memory": lambda: ours(recipe, design, examples),
             "ours, streamed": lambda: ours(streamed, design, examples),
-            "webdataset": lambda: loop(recipe, design, webdatasets(tars, batch, 0)),
-            f"webdataset, {loaders} workers": lambda: loop(recipe, design, webdatasets(tars, batch, loaders)),
+            "webdataset": lambda: loop(recipe, design, lambda: webdatasets(tars, batch, 0)),
+            f"webdataset, {loaders} workers": lambda: loop(recipe, design, lambda: webdatasets(tars, batch, loaders)),
         }
         scoring: dict[str, Callable[[], None]] = {
             "tensors in memory": lambda: forward(model, x, batch),
@@ -140,8 +145,8 @@ def main(
         f"{precision} in training, float32 in evaluation, {cores} threads and 1, {rounds} rounds, reading included"
     )
     click.echo(machine("torch", "webdataset"))
-    for title, done in zip((f"Training, an epoch of {count // batch} steps", "Evaluation"), taken, strict=True):
-        show(title, ["", "images/s", "over tensors in memory"], rates(done, count))
+    show(f"Training, {epochs} epochs of {count // batch} steps", COLUMNS, rates(taken[0], epochs * count))
+    show("Evaluation", COLUMNS, rates(taken[1], count))
 
 
 def rates(taken: dict[str, list[float]], count: int) -> list[list[str]]:

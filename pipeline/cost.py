@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stages.model import Design
 
 SIZES = (0.25, 0.5, 2, 4)
-"""Batches that are tried, besides the recipe's, as shares of it."""
+"""Batches that are tried, besides the recipe's, as shares of it; and the one that a shard is made of without a rest."""
 
 SMALLEST = 8
 """Images of the smallest batch that is tried."""
@@ -533,7 +533,8 @@ def fastest(parts: Sequence[Work], sizes: Sequence[int], rehearsal: Rehearsal) -
     own = rehearsal.rate(part)
     most = min(max(sizes), own.tried if own.tried < part.batch else max(sizes))
     took = {part.batch: sum(_batches(sizes, part.batch)) * own.seconds(part.steps)}
-    for batch in sorted({int(part.batch * share) for share in SIZES}):
+    even = math.ceil(max(sizes) / math.ceil(max(sizes) / part.batch))
+    for batch in sorted({even, *(int(part.batch * share) for share in SIZES)} - {part.batch}):
         other = part.of_batch(batch)
         if SMALLEST <= batch <= most and rehearsal.fits(other, own):
             took[batch] = sum(_batches(sizes, batch)) * rehearsal.rate(other).seconds(part.steps)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -120,6 +121,33 @@ def test_an_attack_takes_its_padded_batches_times_its_steps(tiny, tmp_path):
     assert found.work == (2 * (0.5 + 7 * 1.0),) * 3, "64 images are two batches of 50"
     assert found.read == (64 * 0.001,) * 3 and found.commit == (64 * 0.002,) * 3
     assert found.stored == 192 * 100
+
+
+class Proportional:
+    """A machine on which an image takes as long in a batch of any size."""
+
+    def __init__(self):
+        self.batches = []
+
+    def rate(self, part):
+        self.batches.append(part.batch)
+        return replace(RATE, fixed=0.0, step=0.001 * part.batch, tried=part.batch)
+
+    def fits(self, part, rate):
+        return True
+
+
+@pytest.mark.parametrize(("batch_size", "even", "gain"), [(50, 32, 100 / 64), (33, 32, 33 / 32), (32, 32, 1.0)])
+def test_a_batch_that_leaves_no_rest_of_a_shard_is_tried(tiny, tmp_path, batch_size, even, gain):
+    tiny["datasets"]["other"]["attack"] |= {"batch_size": batch_size}
+    place, machine = Place(Store(str(tmp_path / "store")), tmp_path, tmp_path), Proportional()
+    known = {outlook.node.id: outlook for outlook in runs.preflight(build(spec.parse(tiny)), place, fetch=False)}
+    outlook = known["datasets/other"]
+    left = outlook.facts["shards"]
+    found = cost.fastest(works(outlook.node, known, left, place), list(left.values()), machine)
+    assert even in machine.batches and len(machine.batches) == len(set(machine.batches)), "each is tried once"
+    assert 64 % found.fastest == 0, "shards of 64"
+    assert found.recipe == batch_size and found.gain == pytest.approx(gain)
 
 
 def test_an_evaluation_takes_every_model_under_every_attack(tiny, tmp_path):
