@@ -530,10 +530,10 @@ def fastest(parts: Sequence[Work], sizes: Sequence[int], rehearsal: Rehearsal) -
     part = parts[0].part if parts else None
     if part is None or part.node.stage not in ("attack", "invert") or not part.steps or not sizes:
         return None
-    own = rehearsal.rate(part)
-    most = min(max(sizes), own.tried if own.tried < part.batch else max(sizes))
+    own, largest = rehearsal.rate(part), max(sizes)
+    most = min(largest, own.tried) if own.tried < part.batch else largest
     took = {part.batch: sum(_batches(sizes, part.batch)) * own.seconds(part.steps)}
-    even = math.ceil(max(sizes) / math.ceil(max(sizes) / part.batch))
+    even = math.ceil(largest / sum(_batches([largest], part.batch)))
     for batch in sorted({even, *(int(part.batch * share) for share in SIZES)} - {part.batch}):
         other = part.of_batch(batch)
         if SMALLEST <= batch <= most and rehearsal.fits(other, own):

@@ -98,12 +98,18 @@ def test_options_of_the_cost_are_refused_without_it(tiny, write, tmp_path):
 # ------------------------------------------------------------------------------------- counts, unmeasured
 
 
-def costs(experiment, folder):
-    """Every node's cost, all parts being equally fast."""
+def looked_at(experiment, folder):
+    """Where it is made, and what is known of every node before it is."""
     place = Place(Store(str(folder / "store")), folder, folder)
     outlooks = runs.preflight(build(spec.parse(experiment)), place, fetch=False)
-    known, stored, found = {outlook.node.id: outlook for outlook in outlooks}, {}, {}
-    for outlook in outlooks:
+    return place, {outlook.node.id: outlook for outlook in outlooks}
+
+
+def costs(experiment, folder):
+    """Every node's cost, all parts being equally fast."""
+    place, known = looked_at(experiment, folder)
+    stored, found = {}, {}
+    for outlook in known.values():
         node, left = outlook.node, outlook.facts.get("shards", {})
         parts = works(node, known, left, place)
         rates = {work.part.key: RATE for work in parts}
@@ -140,8 +146,7 @@ class Proportional:
 @pytest.mark.parametrize(("batch_size", "even", "gain"), [(50, 32, 100 / 64), (33, 32, 33 / 32), (32, 32, 1.0)])
 def test_a_batch_that_leaves_no_rest_of_a_shard_is_tried(tiny, tmp_path, batch_size, even, gain):
     tiny["datasets"]["other"]["attack"] |= {"batch_size": batch_size}
-    place, machine = Place(Store(str(tmp_path / "store")), tmp_path, tmp_path), Proportional()
-    known = {outlook.node.id: outlook for outlook in runs.preflight(build(spec.parse(tiny)), place, fetch=False)}
+    machine, (place, known) = Proportional(), looked_at(tiny, tmp_path)
     outlook = known["datasets/other"]
     left = outlook.facts["shards"]
     found = cost.fastest(works(outlook.node, known, left, place), list(left.values()), machine)
