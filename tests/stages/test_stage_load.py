@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import RidgeClassifier
 from torchvision import transforms
 
-import stages.load
+import stages.load.files
 import stages.remote
 from stages.errors import BadData, BadInput
 from stages.load import RESTRICTED_IMAGENET, Images, Item, Listing, list_source, read, spread
@@ -785,8 +785,8 @@ def assert_as_on_disk(shards, folder):
 @pytest.mark.parametrize("chunk", [600, 5000, 8 * 2**20])
 @pytest.mark.parametrize("gap", [0, 64 * 2**10])
 def test_however_much_is_asked_for_at_once_the_same_comes_of_it(chunk, gap, far, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages.load, "CHUNK", chunk)
-    monkeypatch.setattr(stages.load, "GAP", gap)
+    monkeypatch.setattr(stages.load.files, "CHUNK", chunk)
+    monkeypatch.setattr(stages.load.files, "GAP", gap)
     shards = everything(FAR, tmp_path / "elsewhere")
     assert max(far.sizes()) <= max(chunk, 1000)  # no image has 1000 bytes
     assert_as_on_disk(shards, tmp_path)
@@ -807,7 +807,7 @@ def test_far_tars_are_listed_and_read_in_few_requests(far, tmp_path):
 
 
 def test_of_far_images_that_lie_apart_nothing_else_is_fetched(far, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages.load, "GAP", 0)
+    monkeypatch.setattr(stages.load.files, "GAP", 0)
     _, shard = first_shard(FAR, list_source(FAR, tmp_path))
     far.asked.clear()
     assert sorted(map(len, shard().files)) == far.sizes()
