@@ -145,7 +145,7 @@ class DatasetJob(ShardJob):
         store, folder = self.place.store, self.node.folder
         started = time.perf_counter()
         tar, table = pack(result), _parquet(rows(result))
-        back = unpack(unit.name, tar, self.facts()["channels"])
+        back = unpack(unit.name, tar, self.facts()["channels"], len(self.facts()["classes"]))
         if not (np.array_equal(back.index, result.index) and np.array_equal(back.label, result.label)):
             raise BadData(f"{unit.name} reads back with other samples than were packed")
         if result.pixels is not None and not np.array_equal(back.images(), result.pixels):
@@ -336,7 +336,7 @@ def _read_input(place: Place, node: Node, made: Made, unit: Unit, sha: str) -> S
     if tar is None or digest(tar) != sha:
         artifacts.withdraw(place.store, made.folder, {unit.name})
         raise BadData(f"{node.id} {unit.name}.tar is damaged and was withdrawn: the next run makes it again")
-    return unpack(unit.name, tar, made.manifest["channels"])
+    return unpack(unit.name, tar, made.manifest["channels"], len(made.manifest["classes"]))
 
 
 def open_model(place: Place, made: Made) -> Any:

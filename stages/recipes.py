@@ -35,7 +35,13 @@ InOrder = Annotated[dict[Split, T], AfterValidator(_in_order)]
 """Something of each split, in the order of their names: in this order images are numbered, whatever the file's is."""
 
 Positive = Annotated[float, Field(gt=0)]
-ClassMap = dict[str, list[int | str]]
+
+CLASSES = 100_000
+"""The most classes that a dataset may have, so that no label can make a list of names, or a network's last layer, that
+no memory holds; all of ImageNet has 21,841."""
+
+ClassCount = Annotated[int, Field(ge=1, le=CLASSES)]
+ClassMap = Annotated[dict[str, list[int | str]], Field(max_length=CLASSES)]
 
 
 class Recipe(BaseModel):
@@ -137,15 +143,40 @@ class ImageFolder(_Geometry):
 
 
 class WebDataset(_Geometry):
-    """WebDataset shards at a path, brace URL or object-store URL; images png, jpg, jpeg or webp, labels cls."""
+    """WebDataset shards at a path, brace URL or object-store URL; images png, jpg, jpeg or webp."""
 
     source: Literal["webdataset"]
     shards: InOrder[str] = Field(
         min_length=1, description="Split name → path or URL, braces allowed: `train-{000000..000146}.tar`."
     )
-    classes: list[str] | int | None = Field(
+    image: str | None = Field(
+        None,
+        pattern=r"^[^./A-Z]+(\.[^./A-Z]+)*$",
+        description="Extension of the image, all that follows the first dot of the name; needed where a sample has "
+        "several images or none with a plain extension: `jpg`, `rgb.png`.",
+    )
+    label: str = Field(
+        "cls",
+        pattern=r"^[^./]+(\.[^./]+)*$",
+        description="Extension of the file that holds the label, or `json.KEY`: its place in the sample's JSON, "
+        "`json.meta.label` if it is nested. A label is a whole number from 0, or a name that `classes` lists.",
+    )
+    classes: Annotated[list[str], Field(min_length=1, max_length=CLASSES)] | ClassCount | None = Field(
         None, description="Class names, or their number; by default one more than the largest label."
     )
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """What is said of samples only where they are not plain, so that it makes no other version where they are."""
+        plain = {"image": None, "label": "cls"}
+        return super().unused | {key for key, value in plain.items() if getattr(self, key) == value}
+
+    @field_validator("label")
+    @classmethod
+    def _not_all_of_json(cls, label: str) -> str:
+        if label == "json":
+            raise ValueError("say which key of the JSON, for example `json.label`")
+        return label
 
     @field_validator("shards")
     @classmethod
@@ -163,7 +194,7 @@ class Synthetic(_Source):
     images: InOrder[Annotated[int, Field(ge=1)]] = Field(
         {"test": 50_000, "train": 1_300_000}, min_length=1, description="Split name → number of its images."
     )
-    classes: int = Field(1000, ge=1, description="Number of classes, equally frequent.")
+    classes: ClassCount = Field(1000, description="Number of classes, equally frequent.")
     size: int = Field(224, ge=1, description="Side of the images, in pixels.")
     seed: Seed = Field(0, description="Seed of the images, and of the permutation that spreads them over the shards.")
 
@@ -515,7 +546,7 @@ class Bring(Recipe):
         "the same place, name their digest.",
     )
     classes: int | None = Field(
-        None, ge=2, description="Number of classes; by default what the checkpoint's last layer says."
+        None, ge=2, le=CLASSES, description="Number of classes; by default what the checkpoint's last layer says."
     )
     outputs: Distinct[Annotated[int, Field(ge=0)]] | None = Field(
         None,

@@ -1,5 +1,7 @@
 """Files of images, on disk and on object stores; what lies in tars is fetched in as few requests as pay."""
 
+import errno
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import SEEK_SET, BufferedReader, RawIOBase
@@ -9,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from stages import remote
 from stages.errors import BadData, BadInput
-from stages.load.listing import Span
+from stages.load.listing import LARGEST_FILE, Span
 
 T = TypeVar("T")
 
@@ -53,11 +55,21 @@ class Files:
         return {span: content[span[1] - first : span[1] - first + span[2]] for span in spans}
 
     def fetch(self, ref: Any) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            BadData: it is too large, or there is no longer as much as was listed.
+            OSError: it cannot be read.
+        """
         if isinstance(ref, Path):
-            return ref.read_bytes()
+            with _open(ref) as file:
+                content = file.read(LARGEST_FILE + 1)
+            if len(content) > LARGEST_FILE:
+                raise BadData(f"has more than {LARGEST_FILE:,} bytes")
+            return content
         content = self.coming[ref].result()[ref]
         if len(content) != ref[2]:
-            raise BadData(f"{ref[0]} ends inside the image")
+            raise BadData("ends inside the image")
         return content
 
 
@@ -90,7 +102,18 @@ def _on_disk(url: str) -> Path | None:
 def open_file(url: str, patient: bool = True) -> BinaryIO:
     """A file to be read from its start to its end, on disk passing over what is not wanted."""
     path = _on_disk(url)
-    return path.open("rb") if path else BufferedReader(_Remote(url, patient), CHUNK)
+    return _open(path) if path else BufferedReader(_Remote(url, patient), CHUNK)
+
+
+def _open(path: Path) -> BinaryIO:
+    """A file on disk; a pipe, whose opening might wait for ever, or a device, which may never end, is none.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if stat.S_ISREG(path.stat().st_mode) or path.is_dir():  # opening a folder says what is wrong
+        return path.open("rb")
+    raise OSError(errno.EINVAL, "it is no file", str(path))
 
 
 def _reader(url: str) -> Callable[[int, int], bytes]:
@@ -125,6 +148,8 @@ class _Remote(RawIOBase):
         self.file = self._persist(self._opened, patient)
 
     def _opened(self) -> Any:
+        if urlsplit(self.url).scheme in ("http", "https", "ftp"):
+            raise BadInput(f"{self.url} is a web address: fetch the file, and name the path where it is then")
         place, mark, query = self.url.partition("?")
         folder, _, name = place.rpartition("/")
         filesystem, root = remote.connect(f"{folder}/{mark}{query}")

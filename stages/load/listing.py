@@ -11,6 +11,20 @@ Span = tuple[str, int, int]
 
 SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
 
+LARGEST_FILE = 2**28
+"""Bytes of one image's file; it is read whole."""
+
+CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
+"""Names that operating systems and file servers put beside one's files, in small letters."""
+
+HIDDEN = "hidden files and files of the system"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name, or a folder in its path, is hidden (`._1.png`, `.ipynb_checkpoints`) or an operating system's."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    return any(part.startswith(".") or part.lower() in CLUTTER for part in parts)
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
