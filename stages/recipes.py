@@ -40,8 +40,15 @@ CLASSES = 100_000
 """The most classes that a dataset may have, so that no label can make a list of names, or a network's last layer, that
 no memory holds; all of ImageNet has 21,841."""
 
-ClassCount = Annotated[int, Field(ge=1, le=CLASSES)]
-ClassMap = Annotated[dict[str, list[int | str]], Field(max_length=CLASSES)]
+ClassMap = dict[str, list[int | str]]
+
+
+def _few_enough(classes: Any) -> Any:
+    """Classes by name or by number, or a map to them, if there are neither none nor too many."""
+    count = len(classes) if isinstance(classes, list | dict) else classes
+    if isinstance(count, int) and not 1 <= count <= CLASSES:
+        raise ValueError(f"must be from 1 to {CLASSES} classes, got {count}")
+    return classes
 
 
 class Recipe(BaseModel):
@@ -133,7 +140,7 @@ class ImageFolder(_Geometry):
     splits: InOrder[str] = Field(
         {"test": "val", "train": "train"}, min_length=1, description="Split name → sub-folder of root."
     )
-    classes: Literal["restricted-imagenet"] | ClassMap | None = Field(
+    classes: Annotated[Literal["restricted-imagenet"] | ClassMap | None, AfterValidator(_few_enough)] = Field(
         None,
         description="Grouping of the folder's classes: `restricted-imagenet`, or a map from a new class's name to "
         "folder names, class ids (position in the sorted folder names) or id ranges such as `151-268`; "
@@ -151,32 +158,32 @@ class WebDataset(_Geometry):
     )
     image: str | None = Field(
         None,
-        pattern=r"^[^./A-Z]+(\.[^./A-Z]+)*$",
-        description="Extension of the image, all that follows the first dot of the name; needed where a sample has "
-        "several images or none with a plain extension: `jpg`, `rgb.png`.",
+        description="Extension of the image, all that follows the first dot of its name; needed where a sample has "
+        "several images, or one such as `rgb.png`.",
     )
     label: str = Field(
         "cls",
-        pattern=r"^[^./]+(\.[^./]+)*$",
-        description="Extension of the file that holds the label, or `json.KEY`: its place in the sample's JSON, "
+        description="Extension of the file that holds the label, or `json.KEY`, its place in the sample's JSON; "
         "`json.meta.label` if it is nested. A label is a whole number from 0, or a name that `classes` lists.",
     )
-    classes: Annotated[list[str], Field(min_length=1, max_length=CLASSES)] | ClassCount | None = Field(
+    classes: Annotated[list[str] | int | None, AfterValidator(_few_enough)] = Field(
         None, description="Class names, or their number; by default one more than the largest label."
     )
 
     @property
     def unused(self) -> frozenset[str]:
-        """What is said of samples only where they are not plain, so that it makes no other version where they are."""
+        """Where samples are plain, what could be said of others: it makes no other version."""
         plain = {"image": None, "label": "cls"}
         return super().unused | {key for key, value in plain.items() if getattr(self, key) == value}
 
-    @field_validator("label")
+    @field_validator("image", "label")
     @classmethod
-    def _not_all_of_json(cls, label: str) -> str:
-        if label == "json":
-            raise ValueError("say which key of the JSON, for example `json.label`")
-        return label
+    def _is_extension(cls, said: str | None) -> str | None:
+        if said is not None and ("" in said.split(".") or "/" in said):
+            raise ValueError(f"must be an extension, without the first dot, such as `jpg` or `rgb.png`, got {said!r}")
+        if said == "json":
+            raise ValueError("must say which key of the JSON, for example `json.label`")
+        return said
 
     @field_validator("shards")
     @classmethod
@@ -194,7 +201,7 @@ class Synthetic(_Source):
     images: InOrder[Annotated[int, Field(ge=1)]] = Field(
         {"test": 50_000, "train": 1_300_000}, min_length=1, description="Split name → number of its images."
     )
-    classes: ClassCount = Field(1000, description="Number of classes, equally frequent.")
+    classes: int = Field(1000, ge=1, le=CLASSES, description="Number of classes, equally frequent.")
     size: int = Field(224, ge=1, description="Side of the images, in pixels.")
     seed: Seed = Field(0, description="Seed of the images, and of the permutation that spreads them over the shards.")
 

@@ -114,7 +114,7 @@ def _checksums(block: bytes) -> tuple[int, int]:
     """The sum of a header's bytes, its checksum counted as spaces; and with signs, as some have added them up."""
     counted = block[:148] + b" " * 8 + block[156:]
     total = sum(counted)
-    return total, total - 256 * sum(byte > 127 for byte in counted) if max(counted) > 127 else total
+    return total, total - 256 * sum(byte > 127 for byte in counted) if not counted.isascii() else total
 
 
 def _text(field: bytes) -> bytes:

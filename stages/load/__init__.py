@@ -13,7 +13,7 @@ from stages.load.folder import RESTRICTED_IMAGENET, list_folder
 from stages.load.listing import Images, Item, Listing
 from stages.load.synthetic import list_synthetic, synthetic
 from stages.load.webdataset import list_webdataset
-from stages.recipes import Digits, ImageFolder, Load, Synthetic, Torchvision, WebDataset
+from stages.recipes import CLASSES, Digits, ImageFolder, Load, Synthetic, Torchvision, WebDataset
 from stages.seeds import generator
 from stages.shard import Failure, Shard
 
@@ -42,9 +42,13 @@ def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
             listing = list_webdataset(load, data)
         case Synthetic():
             listing = list_synthetic(load)
+    if len(listing.classes) > CLASSES:
+        raise BadInput(f"the source has {len(listing.classes):,} classes, at most {CLASSES:,} can be told apart")
     for split, items in listing.items.items():
         if not items:
-            raise BadInput(f"the source is empty: split {split} of {load.source} has no images")
+            passed = ", ".join(f"{count} {reason}" for reason, count in listing.skipped.items())
+            over = f"; passed over: {passed}" if passed else ""
+            raise BadInput(f"the source is empty: split {split} of {load.source} has no images{over}")
         if load.limit is not None and load.limit < len(items):
             kept = generator(load.seed, f"limit/{split}").permutation(len(items))[: load.limit]
             listing.items[split] = items[np.sort(kept)]

@@ -21,6 +21,9 @@ READERS = 16
 CHUNK = 8 * 2**20
 """Bytes asked of an object store at once; a listing holds `READERS` times as much."""
 
+STORES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+"""Schemes of URLs that are read; pyarrow opens others too, each with faults of its own."""
+
 GAP = 64 * 2**10
 """Bytes between two images that are rather fetched for nothing than asked around: a request takes as long as a few
 hundred KiB."""
@@ -96,7 +99,7 @@ def _on_disk(url: str) -> Path | None:
     if "://" not in url:
         return Path(url)
     parts = urlsplit(url)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+    return Path(unquote(parts.path)) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
 
 
 def open_file(url: str, patient: bool = True) -> BinaryIO:
@@ -148,8 +151,9 @@ class _Remote(RawIOBase):
         self.file = self._persist(self._opened, patient)
 
     def _opened(self) -> Any:
-        if urlsplit(self.url).scheme in ("http", "https", "ftp"):
-            raise BadInput(f"{self.url} is a web address: fetch the file, and name the path where it is then")
+        if urlsplit(self.url).scheme not in STORES:
+            known = ", ".join(f"{scheme}://" for scheme in STORES)
+            raise BadInput(f"{self.url} is no URL that is read ({known}): fetch the file, and name its path")
         place, mark, query = self.url.partition("?")
         folder, _, name = place.rpartition("/")
         filesystem, root = remote.connect(f"{folder}/{mark}{query}")

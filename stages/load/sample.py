@@ -42,9 +42,9 @@ class Reading:
     """
 
     def __init__(self, load: WebDataset) -> None:
-        if load.image is not None and load.image.rpartition(".")[2] not in SUFFIXES:
+        if load.image is not None and load.image.lower().rpartition(".")[2] not in SUFFIXES:
             raise BadInput(f"image: {load.image!r} is no extension of an image, expected one of {', '.join(SUFFIXES)}")
-        self.wanted = load.image
+        self.wanted = load.image.lower() if load.image else None
         self.holder, *self.keys = load.label.split(".") if load.label.startswith("json.") else [load.label.lower()]
         names = load.classes if isinstance(load.classes, list) else []
         self.number = {name: i for i, name in enumerate(names)}
@@ -70,6 +70,8 @@ class Reading:
             near = [one for one in files if one.rpartition(".")[2] in SUFFIXES]
             if near and not images:
                 hint = f"; {KEY_ENDS}, perhaps `image: {near[0]}` is meant"
+            elif images and "json" in files and not self.keys:
+                hint = "; `label: json.KEY` takes the label from the JSON"
             expected = f"expected an image ({self.wanted or ', '.join(SUFFIXES)}) and {self.holder}"
             raise BadData(f"has {_listed(files)}, {expected}, one behind the other{hint}")
         if files[images[0]].size > LARGEST_FILE:
@@ -92,8 +94,8 @@ class Reading:
                 raise BadData(f"has label {_shown(said)}, which `classes` lists twice")
             said = int(said) if WHOLE.fullmatch(said) else self.number.get(said, said)
         if type(said) is not int or not 0 <= said < self.count:
-            name = " or a name that `classes` lists" if self.number else ""
-            raise BadData(f"has label {_shown(said)}, expected a whole number from 0 to {self.count - 1}{name}")
+            names = ", or a name that `classes` lists" if self.number or isinstance(said, str) else ""
+            raise BadData(f"has label {_shown(said)}, expected a whole number from 0 to {self.count - 1}{names}")
         return said
 
     def _inside(self, content: bytes) -> Any:

@@ -146,8 +146,7 @@ def _blaming(url: str) -> Iterator[None]:
     except OSError as error:
         raise BadInput(f"{url} cannot be read: {error.strerror or str(error).splitlines()[0]}") from error
     except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"{url} is neither a path nor a URL that can be read (file, s3, gs): {reason}") from error
+        raise BadInput(f"{url} is no place that can be read: {str(error).splitlines()[0]}") from error
 
 
 def _channels(items: dict[str, Images]) -> int:

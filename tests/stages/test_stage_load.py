@@ -692,7 +692,7 @@ def test_of_several_damaged_shards_the_first_is_named(tmp_path):
 
 
 def test_a_url_that_is_no_object_store_is_refused(tmp_path):
-    with pytest.raises(BadInput, match=r"http://host/a.tar is a web address: fetch the file"):
+    with pytest.raises(BadInput, match=r"http://host/a.tar is no URL that is read \(s3://, .*\): fetch"):
         list_source(shards_at("http://host/a.tar"), tmp_path)
 
 
