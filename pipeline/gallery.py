@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.documents import Amount, Count, Document, Share, fits
 from pipeline.gather import Gathered
 from pipeline.graph import Node
+from pipeline.store import ABSENT
 from stages.errors import BadData
 from stages.images import decode
 from stages.shard import members
@@ -58,10 +60,13 @@ def gallery(found: Gathered, dataset: Node) -> Gallery | None:
     manifest, parent = found.manifests[dataset.id], dataset.inputs["images"].id
     if parent not in found.manifests or not manifest["shards"]:
         return None
-    shard = min(manifest["shards"])
-    clean, saved = (_head(found, node, shard) for node in (parent, dataset.id))
+    shard, classes = min(manifest["shards"]), len(manifest["classes"])
+    clean, saved = (_head(found, node, shard, classes) for node in (parent, dataset.id))
     keys = _one_per_class([(key, _facts(saved[key])["source_label"]) for key in saved if key in clean])
-    pairs = [(_pixels(clean[key], manifest["channels"]), _pixels(saved[key], manifest["channels"])) for key in keys]
+    try:
+        pairs = [tuple(_pixels(one[key], manifest["channels"]) for one in (clean, saved)) for key in keys]
+    except BadData:  # for `verify` to report
+        return None
     pairs = [(before, after) for before, after in pairs if before.shape == after.shape]
     if not pairs or len(pairs) < len(keys):
         return None
@@ -74,14 +79,32 @@ def gallery(found: Gathered, dataset: Node) -> Gallery | None:
     return Gallery(dataset.name, _text(dataset, shard, scale), cards, size)
 
 
-def _head(found: Gathered, node: str, shard: str) -> dict[str, Sample]:
-    """The samples that lie whole in the first bytes of a shard."""
+class Facts(Document):
+    """The JSON of a sample, as far as it is shown."""
+
+    source_label: Count
+    reached: bool | None = None
+    confidence: Share | None = None
+    distance: Amount | None = None
+
+
+def _head(found: Gathered, node: str, shard: str, classes: int) -> dict[str, Sample]:
+    """The samples that lie whole in the first bytes of a shard, without those that are none of ours."""
     samples: dict[str, Sample] = {}
-    with suppress(BadData, FileNotFoundError):  # what is left is cut, or damaged, which is for `verify` to report
+    with suppress(BadData, *ABSENT):  # what is left is cut, or damaged, which is for `verify` to report
         for key, sample in members(found.store.read(f"{found.folder(node)}/{shard}.tar", first=HEAD)):
-            if "json" in sample:  # its last member
+            if "json" in sample and _shows(sample, classes):  # its last member
                 samples[key] = sample
     return samples
+
+
+def _shows(sample: Sample, classes: int) -> bool:
+    """Whether a sample has an image, labels of some of the classes, and the facts that are shown."""
+    with suppress(ValueError, RecursionError):
+        facts = json.loads(sample["json"])
+        whole = fits(Facts, facts) and len(sample) == 3 and sample.get("cls", b"").isdigit()
+        return whole and max(facts["source_label"], int(sample["cls"])) < classes
+    return False
 
 
 def _facts(sample: Sample) -> dict[str, Any]:
@@ -124,9 +147,9 @@ def _card(sample: Sample, before: np.ndarray, after: np.ndarray, scale: int, cla
 
 
 def _measured(facts: Mapping[str, Any]) -> str:
-    if "reached" in facts:
+    if facts.get("confidence") is not None:
         return f"{'reached' if facts['reached'] else 'not reached'}, {100 * facts['confidence']:.0f} %"
-    return f"distance {facts['distance']:.2g}" if "distance" in facts else ""
+    return f"distance {facts['distance']:.2g}" if facts.get("distance") is not None else ""
 
 
 def url(pixels: np.ndarray) -> str:
