@@ -631,7 +631,6 @@ def has_results(record: Mapping[str, Any]) -> bool:
 
 def verify(store: Store, run: str) -> list[artifacts.Damage]:
     """What is wrong with the record of a run; without one, nothing stands there that could be."""
-    there = store.files(f"runs/{run}")
-    if "run.json" not in there or _record(store, run) is not None:
+    if _record(store, run) is not None or not store.exists(f"runs/{run}/run.json"):
         return []
-    return [artifacts.Damage(f"runs/{run}", "run.json", "is damaged, or of another version of this program")]
+    return [artifacts.Damage(f"runs/{run}", "run.json", artifacts.NOT_OURS)]
