@@ -394,12 +394,7 @@ def verify(store: Store, folder: str) -> list[Damage]:
         there = store.files(folder, recursive=True)
     with _reported(store, found, Damage(folder, "manifest.json", "cannot be read")):
         if (manifest := manifest_at(store, folder)) is None and {"manifest.json", LAST_BUT_ONE} & set(there):
-            lost = "manifest.json" not in there
-            why = (
-                "is missing, although all else is there"
-                if lost
-                else "is damaged, or of another version of this program"
-            )
+            why = NOT_OURS if "manifest.json" in there else LOST
             found.append(Damage(folder, "manifest.json", why))
     marks = {name.removeprefix("commits/").removesuffix(".json") for name in there if _is_mark(name)}
     shards = manifest.get("shards", {}) if manifest else {name for name in marks if fits(ShardName, name)}
