@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.gather import Gathered
 from pipeline.graph import Node
+from pipeline.store import ABSENT
 from stages.errors import BadData
 from stages.images import decode
 from stages.shard import Sample, samples
@@ -77,7 +78,7 @@ def gallery(found: Gathered, dataset: Node) -> Gallery | None:
 def _head(found: Gathered, node: str, shard: str) -> dict[int, Sample]:
     """Index → sample, of those that lie whole in the first bytes of a shard."""
     there: dict[int, Sample] = {}
-    with suppress(BadData, FileNotFoundError):  # what is left is cut, or damaged
+    with suppress(BadData, *ABSENT):  # what is left is cut, or damaged
         tar = found.store.read(f"{found.folder(node)}/{shard}.tar", first=HEAD)
         for sample in samples(shard, tar, len(found.manifests[node]["classes"])):
             there[sample.facts.index] = sample
