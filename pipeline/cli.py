@@ -265,7 +265,7 @@ def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
     if others:
         raise BadInput(
             f"the record of run {run} names code that does not lie in the current folder, {', '.join(others)}; it is "
-            "not run because a store names it: `notbugs run FILE` goes on too, or say where that code lies with --modules"
+            "not run because a store names it: `notbugs run FILE` goes on too, or name its folder with --modules"
         )
 
 
