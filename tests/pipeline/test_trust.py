@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import TINY
+from support import TINY, reseal
 
 from pipeline import artifacts, runs
 from pipeline.cli import main
@@ -212,15 +212,6 @@ def test_a_checkpoint_with_another_history_is_not_gone_on_from(finished, monkeyp
 # ------------------------------------------------------------------------------- somebody else's store
 
 
-def reseal(store: Path, path: Path, change: Any) -> None:
-    """Change a document as somebody would who knows how to seal one."""
-    name = path.relative_to(store).as_posix()
-    value = Store(str(store)).find_json(name)
-    assert value is not None
-    changed = change(value)
-    Store(str(store)).put_json(name, value if changed is None else changed)
-
-
 def commands(file: Path, store: Path, image: Path) -> Iterator[list[Any]]:
     """Every command that opens a store."""
     for name in ("standard", "from_other"):
@@ -279,25 +270,37 @@ def test_code_that_a_store_names_does_not_run(what, finished, image, tmp_path):
 
 def test_a_record_names_neither_code_nor_a_folder_to_import_from(finished, image, tmp_path):
     file, store = finished
-    canary, evil = tmp_path / "PWNED", tmp_path / "evil"
+    canary, evil = tmp_path / "PWNED", tmp_path.parent / f"{tmp_path.name}-evil"
     evil.mkdir()
     (evil / "mynets.py").write_text(f"open({str(canary)!r}, 'w')\ndef net(classes, channels): ...\n")
     (path,) = store.glob("runs/*/run.json")
 
-    def hostile(value: dict[str, Any]) -> None:
-        value["here"] = str(evil)
-        value["experiment"]["models"]["standard"]["train"]["arch"] = "mynets:net"
+    def hostile(arch: str, here: Path) -> Any:
+        def change(value: dict[str, Any]) -> None:
+            value["here"] = str(here)
+            value["experiment"]["models"]["standard"]["train"]["arch"] = arch
 
-    reseal(store, path, hostile)
-    result = invoke("resume", "--store", store, "--engine", "inline")
-    assert result.exit_code == 2
-    assert "mynets:net" in result.stderr and "--modules" in result.stderr
+        return change
+
+    (tmp_path / "os.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    cases = [
+        ("mynets:net", evil),
+        ("evil/../../evil/mynets.py:net", evil),
+        ("os:system", tmp_path),
+        ("json:tool", evil),
+    ]
+    for arch, here in [*cases, ("../evil/mynets.py:net", tmp_path), ("pipeline.store:Store", tmp_path)]:
+        reseal(store, path, hostile(arch, here))
+        result = invoke("resume", path.parent.name, "--store", store, "--engine", "inline")
+        assert result.exit_code == 2, arch
+        assert arch in result.stderr and "--modules" in result.stderr
+        assert not canary.exists()
     for args in commands(file, store, image):
         clear(invoke(*args))
     assert not canary.exists()
 
 
-def test_a_run_with_own_code_goes_on_where_its_folder_is_named(tiny, write, tmp_path, monkeypatch):
+def test_a_run_with_own_code_goes_on_in_its_folder_or_where_that_is_named(tiny, write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nets_of_a_run.py").write_text(
         "from torch import nn\n"
@@ -306,8 +309,12 @@ def test_a_run_with_own_code_goes_on_where_its_folder_is_named(tiny, write, tmp_
     )
     tiny["models"]["standard"]["train"]["arch"] = "nets_of_a_run:net"
     assert make(write(tiny), tmp_path / "s").exit_code == 0
-    assert invoke("resume", "--store", "s", "--engine", "inline").exit_code == 2
-    result = invoke("resume", "--store", "s", "--engine", "inline", "--modules", ".")
+    resume = ["resume", "--store", tmp_path / "s", "--engine", "inline"]
+    assert invoke(*resume).exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert invoke(*resume).exit_code == 2
+    result = invoke(*resume, "--modules", tmp_path)
     assert result.exit_code == 0 and result.stderr.count("there already") == 6
 
 
