@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from stages.limits import CLASSES
+
 Precision = Literal["float32", "bfloat16", "float16"]
 Norm = Literal["l2", "linf"]
 Augmentation = Literal["none", "flip", "crop-flip", "spatial"]
@@ -35,20 +37,7 @@ InOrder = Annotated[dict[Split, T], AfterValidator(_in_order)]
 """Something of each split, in the order of their names: in this order images are numbered, whatever the file's is."""
 
 Positive = Annotated[float, Field(gt=0)]
-
-CLASSES = 100_000
-"""The most classes that a dataset may have, so that no label can make a list of names, or a network's last layer, that
-no memory holds; all of ImageNet has 21,841."""
-
 ClassMap = dict[str, list[int | str]]
-
-
-def _few_enough(classes: Any) -> Any:
-    """Classes by name or by number, or a map to them, if there are neither none nor too many."""
-    count = len(classes) if isinstance(classes, list | dict) else classes
-    if isinstance(count, int) and not 1 <= count <= CLASSES:
-        raise ValueError(f"must be from 1 to {CLASSES} classes, got {count}")
-    return classes
 
 
 class Recipe(BaseModel):
@@ -140,7 +129,7 @@ class ImageFolder(_Geometry):
     splits: InOrder[str] = Field(
         {"test": "val", "train": "train"}, min_length=1, description="Split name → sub-folder of root."
     )
-    classes: Annotated[Literal["restricted-imagenet"] | ClassMap | None, AfterValidator(_few_enough)] = Field(
+    classes: Literal["restricted-imagenet"] | ClassMap | None = Field(
         None,
         description="Grouping of the folder's classes: `restricted-imagenet`, or a map from a new class's name to "
         "folder names, class ids (position in the sorted folder names) or id ranges such as `151-268`; "
@@ -166,7 +155,7 @@ class WebDataset(_Geometry):
         description="Extension of the file that holds the label, or `json.KEY`, its place in the sample's JSON; "
         "`json.meta.label` if it is nested. A label is a whole number from 0, or a name that `classes` lists.",
     )
-    classes: Annotated[list[str] | int | None, AfterValidator(_few_enough)] = Field(
+    classes: Annotated[Distinct[str], Field(min_length=1)] | Annotated[int, Field(ge=1, le=CLASSES)] | None = Field(
         None, description="Class names, or their number; by default one more than the largest label."
     )
 

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.errors import BadData
 from stages.images import decode, encode_png
-from stages.recipes import CLASSES
-from stages.tar import FILE, walk
+from stages.limits import CLASSES
+from stages.tar import FILE, shortened, walk
 
 SUFFIXES = ("png", "jpg", "webp")
 """What the images of a shard may be."""
@@ -219,7 +219,7 @@ def samples(name: str, tar: bytes, classes: int = CLASSES) -> Iterator[Sample]:
     """
     try:
         for sample, content in members(tar):
-            yield _sample(sample, content, name.rpartition("-")[0], classes)
+            yield _sample(shortened(sample), content, name.rpartition("-")[0], classes)
     except BadData as error:
         raise BadData(f"{name} {error}") from error
 
@@ -253,7 +253,7 @@ def members(tar: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
         for member in group:
             suffix = member.name.partition(".")[2]
             if member.kind != FILE or suffix in content:
-                raise BadData(f"holds {member.name} twice, or not as a file")
+                raise BadData(f"holds {shortened(member.name)} twice, or not as a file")
             content[suffix] = tar[member.offset : member.offset + member.size]
         yield sample, content
 

@@ -42,6 +42,10 @@ MOST_ZEROS = 64 * 2**20
 """Bytes of zeros outside of members: a tar ends with 1,024, and writers fill a record with them, of 1 MiB at most."""
 
 
+LONGEST = 100
+"""Characters of a name that a sentence repeats."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A member of a tar.
@@ -56,6 +60,11 @@ class Member:
     kind: str
     offset: int
     size: int
+
+
+def shortened(name: str) -> str:
+    """The end of a name, if it is too long for a sentence."""
+    return name if len(name) <= LONGEST else f"…{name[-LONGEST:]}"
 
 
 def walk(file: BinaryIO) -> Iterator[Member]:
@@ -86,7 +95,7 @@ def walk(file: BinaryIO) -> Iterator[Member]:
             member = _member(kind, size, name, said, at)
             size, said = member.size, {}
             if size > end - at:
-                raise BadData(f"is cut inside {member.name}, of whose {size:,} bytes {end - at:,} are there")
+                raise BadData(f"is cut inside {shortened(member.name)}, of whose {size:,} bytes {end - at:,} are there")
             yield member
         at += size + -size % BLOCK
     if not end:
@@ -157,7 +166,8 @@ def _records(content: bytes, at: int) -> dict[bytes, bytes]:
 
 def _member(kind: bytes, size: int, name: bytes, said: dict[bytes, bytes], at: int) -> Member:
     path = said.get(b"path", name)
-    shown = path.decode("utf-8", "backslashreplace")
+    decoded = path.decode("utf-8", "backslashreplace")
+    shown = shortened(decoded)
     if kind == b"S" or SPARSE in said:
         raise BadData(f"has a sparse member, {shown}: write the tar without --sparse")
     if b"size" in said:
@@ -167,4 +177,4 @@ def _member(kind: bytes, size: int, name: bytes, said: dict[bytes, bytes], at: i
     if kind == b"\0" and path.endswith(b"/"):  # before POSIX, folders had no type
         kind = b"5"
     what = KINDS.get(kind, OTHER)
-    return Member(shown, what, at, size if what in (FILE, OTHER) else 0)
+    return Member(decoded, what, at, size if what in (FILE, OTHER) else 0)

@@ -7,13 +7,14 @@ import numpy as np
 
 from stages.errors import BadData, BadInput
 from stages.images import decode
+from stages.limits import CLASSES
 from stages.load.arrays import list_digits, list_torchvision
 from stages.load.files import Files, place_of
 from stages.load.folder import RESTRICTED_IMAGENET, list_folder
 from stages.load.listing import Images, Item, Listing
 from stages.load.synthetic import list_synthetic, synthetic
 from stages.load.webdataset import list_webdataset
-from stages.recipes import CLASSES, Digits, ImageFolder, Load, Synthetic, Torchvision, WebDataset
+from stages.recipes import Digits, ImageFolder, Load, Synthetic, Torchvision, WebDataset
 from stages.seeds import generator
 from stages.shard import Failure, Shard
 

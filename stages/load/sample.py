@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from stages.errors import BadData, BadInput
+from stages.errors import BadData, BadInput, shown, some
+from stages.limits import CLASSES
 from stages.load.listing import LARGEST_FILE, SUFFIXES
-from stages.recipes import CLASSES, WebDataset
+from stages.recipes import WebDataset
 from stages.tar import Member
 
 LARGEST_LABEL = 2**20
@@ -48,7 +48,6 @@ class Reading:
         self.holder, *self.keys = load.label.split(".") if load.label.startswith("json.") else [load.label.lower()]
         names = load.classes if isinstance(load.classes, list) else []
         self.number = {name: i for i, name in enumerate(names)}
-        self.twice = {name for name, count in Counter(names).items() if count > 1}
         self.count = len(names) or (load.classes if isinstance(load.classes, int) else CLASSES)
 
     def sample(self, files: Mapping[str, Member], label: bytes | None, hint: str = "") -> tuple[str, int]:
@@ -57,7 +56,6 @@ class Reading:
         Args:
             files: the sample's, by extension.
             label: what the holder of the label begins with, at least `LARGEST_LABEL` bytes if there are so many.
-
             hint: how something may have been lost.
 
         Raises:
@@ -65,7 +63,7 @@ class Reading:
         """
         images = self._images(files)
         if len(images) > 1:
-            raise BadData(f"has several images ({_listed(images)}): choose one, for example `image: {images[0]}`")
+            raise BadData(f"has several images ({some(images)}): choose one, for example `image: {images[0]}`")
         if not images or label is None:
             near = [one for one in files if one.rpartition(".")[2] in SUFFIXES]
             if near and not images:
@@ -73,7 +71,7 @@ class Reading:
             elif images and "json" in files and not self.keys:
                 hint = "; `label: json.KEY` takes the label from the JSON"
             expected = f"expected an image ({self.wanted or ', '.join(SUFFIXES)}) and {self.holder}"
-            raise BadData(f"has {_listed(files)}, {expected}, one behind the other{hint}")
+            raise BadData(f"has {some(list(files))}, {expected}, one behind the other{hint}")
         if files[images[0]].size > LARGEST_FILE:
             raise BadData(f"has an image of {files[images[0]].size:,} bytes, at most {LARGEST_FILE:,}")
         if len(label) > LARGEST_LABEL:
@@ -90,12 +88,10 @@ class Reading:
     def _label(self, content: bytes) -> int:
         said: Any = self._inside(content) if self.keys else content.decode("utf-8", "backslashreplace").strip()
         if isinstance(said, str):
-            if said in self.twice:
-                raise BadData(f"has label {_shown(said)}, which `classes` lists twice")
             said = int(said) if WHOLE.fullmatch(said) else self.number.get(said, said)
         if type(said) is not int or not 0 <= said < self.count:
             names = ", or a name that `classes` lists" if self.number or isinstance(said, str) else ""
-            raise BadData(f"has label {_shown(said)}, expected a whole number from 0 to {self.count - 1}{names}")
+            raise BadData(f"has label {shown(said)}, expected a whole number from 0 to {self.count - 1}{names}")
         return said
 
     def _inside(self, content: bytes) -> Any:
@@ -106,7 +102,7 @@ class Reading:
             raise BadData("has a json that cannot be read") from error
         for key in self.keys:
             if not isinstance(found, dict) or key not in found:
-                there = _listed(found) if isinstance(found, dict) else _shown(found)
+                there = some(list(found)) if isinstance(found, dict) else shown(found)
                 raise BadData(f"has a json without {key!r}, which `label` names: there is {there}")
             found = found[key]
         return found
@@ -119,14 +115,3 @@ def kind_of(extension: str) -> str:
 
 def _plain(extension: str) -> str:
     return re.sub(r"(^|\.)jpeg$", r"\1jpg", extension)
-
-
-def _listed(names: Collection[Any]) -> str:
-    """As many names as a sentence holds."""
-    first = [str(name)[:40] for name, _ in zip(names, range(6), strict=False)]
-    return ", ".join(first) + (f" and {len(names) - len(first):,} more" if len(names) > len(first) else "")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:39] + "…"

@@ -20,7 +20,7 @@ from stages.load.files import READERS, Files, open_file
 from stages.load.listing import HIDDEN, Images, Listing, Span, is_hidden
 from stages.load.sample import KEY_ENDS, LARGEST_LABEL, MOST_FILES, Reading, key_of, kind_of
 from stages.recipes import WebDataset
-from stages.tar import FILE, LINK, Member, walk
+from stages.tar import FILE, LINK, Member, shortened, walk
 
 LINKED = f" ({LINK} are passed over: write the tar with --dereference --hard-dereference)"
 
@@ -97,13 +97,13 @@ def _index_tar(file: BinaryIO, url: str, reading: Reading, skipped: Counter[str]
     times per image; so all of the tar is fetched, in large chunks, and the images are passed over.
     """
     for sample, group in groupby(_data(walk(file), skipped), key=lambda member: key_of(member.name)[0]):
-        parts, label = dict[str, Member](), None
+        parts, label, place = dict[str, Member](), None, f"{url}: sample {shortened(sample)}"
         for member in group:
             extension = key_of(member.name)[1]
             if extension in parts:
-                raise BadInput(f"{url}: sample {sample} has {extension} twice: two files of a name, or two samples")
+                raise BadInput(f"{place} has {extension} twice: two files of a name, or two samples")
             if len(parts) == MOST_FILES:
-                raise BadInput(f"{url}: sample {sample} has more than {MOST_FILES:,} files; {KEY_ENDS}")
+                raise BadInput(f"{place} has more than {MOST_FILES:,} files; {KEY_ENDS}")
             parts[extension] = member
             if extension == reading.holder:
                 file.seek(member.offset)
@@ -111,7 +111,7 @@ def _index_tar(file: BinaryIO, url: str, reading: Reading, skipped: Counter[str]
         try:
             image, number = reading.sample(parts, label, LINKED if skipped[LINK] else "")
         except BadData as error:
-            raise BadInput(f"{url}: sample {sample} {error}") from error
+            raise BadInput(f"{place} {error}") from error
         yield (url, parts[image].offset, parts[image].size), number, kind_of(image)
 
 

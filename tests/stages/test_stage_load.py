@@ -844,6 +844,23 @@ def test_a_far_tar_that_went_away_after_listing_gives_failures(far, tmp_path):
     assert {failure.index for failure in shard().failures} == lost
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tar: tar[:2000], "is cut"),
+        (lambda tar: tar[: tar.index(b"sample0035")], "is cut: it ends after"),
+        (lambda tar: b"<html>" + tar, "is an HTML page"),
+        (lambda tar: b"", "is empty"),
+    ],
+    ids=["inside", "between", "a page", "empty"],
+)
+def test_a_far_tar_that_is_not_whole_is_refused_as_one_on_disk(change, said, far, tmp_path):
+    tar = tmp_path / "1.tar"
+    tar.write_bytes(change(tar.read_bytes()))
+    with pytest.raises(BadInput, match=rf"s3://far/1.tar {said}"):
+        list_source(FAR, tmp_path)
+
+
 def test_shards_on_an_s3_server_are_those_on_disk_and_a_request_is_one(s3, s3_url, four, tmp_path):
     for file in four.glob("*.tar"):
         with s3.filesystem.open_output_stream(f"{s3_url.removeprefix('s3://')}/{file.name}") as out:
@@ -853,6 +870,10 @@ def test_shards_on_an_s3_server_are_those_on_disk_and_a_request_is_one(s3, s3_ur
     assert_as_on_disk(shards, four)
     assert s3.requests() - before == {"HEAD": 6 + 2 * 4, "GET": 5 + 2 * 4}
     with pytest.raises(BadInput, match=r"9.tar cannot be read: Path does not exist"):
+        list_source(shards_at(f"{s3_url}/9.tar"), tmp_path)
+    with s3.filesystem.open_output_stream(f"{s3_url.removeprefix('s3://')}/9.tar") as out:
+        out.write((four / "0.tar").read_bytes()[:5000])
+    with pytest.raises(BadInput, match=r"9.tar is cut"):
         list_source(shards_at(f"{s3_url}/9.tar"), tmp_path)
 
 

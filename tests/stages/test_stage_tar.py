@@ -86,6 +86,20 @@ def test_what_gnu_tar_writes_is_read_links_and_folders_by_their_kind(options, tm
     assert found == [one for one in expected if options != ["--format=v7"] or one[1] != "devices"]
 
 
+@pytest.mark.parametrize("options", ["--format=gnu", "--format=posix", "--format=posix --sparse-version=0.0"])
+def test_a_sparse_file_of_gnu_tar_is_refused(options, tmp_path):
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(2**33)
+    subprocess.run(["tar", *options.split(), "--sparse", "-cf", "a.tar", "a.png"], cwd=tmp_path, check=True)
+    with pytest.raises(BadData, match=r"has a sparse member, .*a\.png: write the tar without --sparse"):
+        list(walk(io.BytesIO((tmp_path / "a.tar").read_bytes())))
+
+
+def test_attributes_that_a_mac_writes_before_a_file_are_passed_over():
+    said = {"LIBARCHIVE.xattr.com.apple.provenance": "AQIA\nx=", "SCHILY.xattr.user.x": "y" * 70_000, "comment": ""}
+    assert walked(written(NAMED, pax_headers=said)) == NAMED
+
+
 def test_names_that_are_not_utf_8_are_read_with_their_bytes_spelt_out():
     for form in ("pax", "gnu"):
         tar = written([("caf\udce9.png", b"1")], FORMATS[form])
