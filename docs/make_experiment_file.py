@@ -181,7 +181,7 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
         "class. So is a tar that is damaged, or that lacks the zeros at its end because it was cut or never closed"
         " (if nothing is missing otherwise, `head -c 1024 /dev/zero >> FILE` ends it). Links, folders, devices, "
         "hidden files and files of the system (`._000.png`, `__MACOSX`, `Thumbs.db`) are passed over and counted. "
-        "An image's file has at most 256 MiB, a label's 1 MiB; there are at most 100,000 classes.",
+        "An image's file has at most 512 MiB, a label's 1 MiB; there are at most 100,000 classes.",
         recipes.WebDataset,
     ),
     ("datasets.NAME.load: synthetic", "", recipes.Synthetic),

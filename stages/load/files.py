@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from stages import remote
 from stages.errors import BadData, BadInput
-from stages.load.listing import LARGEST_FILE, Span
+from stages.load.listing import Span
 
 T = TypeVar("T")
 
@@ -61,15 +61,11 @@ class Files:
         """The bytes of a file.
 
         Raises:
-            BadData: it is too large, or there is no longer as much as was listed.
+            BadData: of a tar, there is no longer as much as was listed.
             OSError: it cannot be read.
         """
         if isinstance(ref, Path):
-            with _open(ref) as file:
-                content = file.read(LARGEST_FILE + 1)
-            if len(content) > LARGEST_FILE:
-                raise BadData(f"has more than {LARGEST_FILE:,} bytes")
-            return content
+            return ref.read_bytes()
         content = self.coming[ref].result()[ref]
         if len(content) != ref[2]:
             raise BadData("ends inside the image")

@@ -11,13 +11,13 @@ Span = tuple[str, int, int]
 
 SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
 
-LARGEST_FILE = 2**28
+LARGEST_FILE = 2**29
 """Bytes of one image's file; it is read whole."""
 
 CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
 """Names that operating systems and file servers put beside one's files, in small letters."""
 
-HIDDEN = "hidden files and files of the system"
+HIDDEN = "hidden files and folders"
 
 
 def is_hidden(name: str) -> bool:

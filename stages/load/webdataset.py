@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ def _index_tar(file: BinaryIO, url: str, reading: Reading, skipped: Counter[str]
     Of a file on disk only headers and labels are read. An object store would have to be asked for each of them, five
     times per image; so all of the tar is fetched, in large chunks, and the images are passed over.
     """
-    for sample, group in groupby(_data(walk(file), skipped), key=lambda member: key_of(member.name)[0]):
+    for sample, group in groupby(_data(file, url, skipped), key=lambda member: key_of(member.name)[0]):
         parts, label, place = dict[str, Member](), None, f"{url}: sample {shortened(sample)}"
         for member in group:
             extension = key_of(member.name)[1]
@@ -115,19 +115,22 @@ def _index_tar(file: BinaryIO, url: str, reading: Reading, skipped: Counter[str]
         yield (url, parts[image].offset, parts[image].size), number, kind_of(image)
 
 
-def _data(members: Iterable[Member], skipped: Counter[str]) -> Iterator[Member]:
-    """Those members that belong to samples; the others are counted."""
+def _data(file: BinaryIO, url: str, skipped: Counter[str]) -> Iterator[Member]:
+    """Those members of a tar that belong to samples; the others are counted."""
     count = 0
-    for member in members:
-        count += 1
-        if member.kind != FILE:
-            skipped[member.kind] += 1
-        elif is_hidden(member.name):
-            skipped[HIDDEN] += 1
-        elif "." not in member.name.rpartition("/")[2]:
-            skipped["files without an extension"] += 1
-        else:
-            yield member
+    try:
+        for member in walk(file):
+            count += 1
+            if member.kind != FILE:
+                skipped[member.kind] += 1
+            elif is_hidden(member.name):
+                skipped[HIDDEN] += 1
+            elif "." not in member.name.rpartition("/")[2]:
+                skipped["files without an extension"] += 1
+            else:
+                yield member
+    except BadData as error:
+        raise BadInput(f"{url} {error}") from error
     if not count:
         skipped["empty tars"] += 1
 
@@ -139,8 +142,6 @@ def _blaming(url: str) -> Iterator[None]:
         yield
     except BadInput:
         raise
-    except BadData as error:
-        raise BadInput(f"{url} {error}") from error
     except ConnectionError as error:
         raise BadInput(str(error)) from error
     except OSError as error:

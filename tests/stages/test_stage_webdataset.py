@@ -207,7 +207,7 @@ WRONG = {
     ),
     "hidden files alone": (
         sample(".0"),
-        "the source is empty: split train of webdataset has no images; passed over: 2 hidden files and files of the",
+        "the source is empty: split train of webdataset has no images; passed over: 2 hidden files and folders",
     ),
     "no files": ([], "the source is empty: split train of webdataset has no images; passed over: 1 empty tars"),
 }
@@ -232,13 +232,13 @@ def test_an_image_that_claims_too_much_is_refused_before_it_is_read(tmp_path):
     member = tarfile.TarInfo("0.png")
     for size, said in (
         (2**33, r"a.tar is cut inside 0.png"),
-        (2**29, "has an image of 536,870,912 bytes, at most 268,4"),
+        (2**30, "has an image of 1,073,741,824 bytes, at most 536,870,912"),
     ):
         member.size = size
         with tar.open("r+b") as file:
             file.seek(1024)
             file.write(member.tobuf(tarfile.GNU_FORMAT))
-            file.truncate(1536 + 2**29 + 1024)  # holes: it takes no room on the disk
+            file.truncate(1536 + 2**30 + 1024)  # holes: it takes no room on the disk
         with pytest.raises(BadInput, match=said):
             list_source(asked(), tmp_path)
 
@@ -265,7 +265,7 @@ def test_what_is_no_data_is_passed_over_and_counted(tmp_path):
         ("0.cls", b"1"),
     )
     assert contents(tmp_path, listing) == [(1, PNG)]
-    assert listing.skipped == {"files without an extension": 1, "hidden files and files of the system": 5}
+    assert listing.skipped == {"files without an extension": 1, "hidden files and folders": 5}
 
 
 def test_links_folders_and_devices_are_passed_over_and_counted_over_all_tars(tmp_path):
