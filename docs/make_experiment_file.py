@@ -174,7 +174,14 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ),
     (
         "datasets.NAME.load: webdataset",
-        "Tars that are not compressed. Local path, or a URL that `pyarrow.fs` opens (`s3://`, `gs://`).",
+        "Tars that are not compressed, at a path or at a URL (`s3://`, `gs://`, `abfs://`, `hdfs://`). A sample is"
+        " the files that stand one behind the other under one key, the path up to the first dot of the name. Its "
+        "image is the file whose whole extension is png, jpg, jpeg or webp: `000.png`, not `000.seg.png`. What can"
+        " be read in two ways is refused by the name of its sample: two images, a file twice, a label that is no "
+        "class. So is a tar that is damaged, or that lacks the zeros at its end because it was cut or never closed"
+        " (if nothing is missing otherwise, `head -c 1024 /dev/zero >> FILE` ends it). Links, folders, devices, "
+        "hidden files and files of the system (`._000.png`, `__MACOSX`, `Thumbs.db`) are passed over and counted. "
+        "An image's file has at most 512 MiB, a label's 1 MiB; there are at most 100,000 classes.",
         recipes.WebDataset,
     ),
     ("datasets.NAME.load: synthetic", "", recipes.Synthetic),

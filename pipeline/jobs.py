@@ -141,7 +141,7 @@ class DatasetJob(ShardJob):
         store, folder = self.place.store, self.node.folder
         started = time.perf_counter()
         tar, table = pack(result), _parquet(rows(result))
-        back = unpack(unit.name, tar, self.facts()["channels"])
+        back = unpack(unit.name, tar, self.facts()["channels"], len(self.facts()["classes"]))
         if not (np.array_equal(back.index, result.index) and np.array_equal(back.label, result.label)):
             raise BadData(f"{unit.name} reads back with other samples than were packed")
         if result.pixels is not None and not np.array_equal(back.images(), result.pixels):
@@ -334,7 +334,7 @@ def read_shard(place: Place, made: Made, name: str) -> Shard:
         BadData: it is damaged.
     """
     tar = artifacts.read_file(place.store, made, f"{name}.tar", take_back=True)
-    return unpack(name, tar, made.manifest["channels"])
+    return unpack(name, tar, made.manifest["channels"], len(made.manifest["classes"]))
 
 
 def open_model(place: Place, made: Made) -> Any:

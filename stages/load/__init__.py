@@ -7,6 +7,7 @@ import numpy as np
 
 from stages.errors import BadData, BadInput
 from stages.images import decode
+from stages.limits import CLASSES
 from stages.load.arrays import list_digits, list_torchvision
 from stages.load.files import Files, place_of
 from stages.load.folder import RESTRICTED_IMAGENET, list_folder
@@ -42,9 +43,13 @@ def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
             listing = list_webdataset(load, data)
         case Synthetic():
             listing = list_synthetic(load)
+    if len(listing.classes) > CLASSES:
+        raise BadInput(f"the source has {len(listing.classes):,} classes, at most {CLASSES:,} can be told apart")
     for split, items in listing.items.items():
         if not items:
-            raise BadInput(f"the source is empty: split {split} of {load.source} has no images")
+            passed = ", ".join(f"{count} {reason}" for reason, count in listing.skipped.items())
+            over = f"; passed over: {passed}" if passed else ""
+            raise BadInput(f"the source is empty: split {split} of {load.source} has no images{over}")
         if load.limit is not None and load.limit < len(items):
             kept = generator(load.seed, f"limit/{split}").permutation(len(items))[: load.limit]
             listing.items[split] = items[np.sort(kept)]

@@ -1,7 +1,7 @@
 """What a source holds, before any image is decoded: its classes, and where each image lies."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,20 @@ Span = tuple[str, int, int]
 """A tar, an offset in it, and a number of bytes."""
 
 SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
+
+LARGEST_FILE = 2**29
+"""Bytes of one image's file; it is read whole."""
+
+CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
+"""Names that operating systems and file servers put beside one's files, in small letters."""
+
+HIDDEN = "hidden files and folders"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name, or a folder in its path, is hidden (`._1.png`, `.ipynb_checkpoints`) or an operating system's."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    return any(part.startswith(".") or part.lower() in CLUTTER for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +90,8 @@ class Listing:
     channels: int
     suffix: str | None = None
     """What the files are, where all are of one kind that can be kept."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """What is no data and was passed over: a reason, as a plural noun, → how many."""
 
     def majority(self, split: str) -> float:
         """Share of the most frequent class: what a constant answer scores."""
