@@ -1,7 +1,7 @@
 """What a source holds, before any image is decoded: its classes, and where each image lies."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,8 @@ class Listing:
     channels: int
     suffix: str | None = None
     """What the files are, where all are of one kind that can be kept."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """What is no data and was passed over: a reason, as a plural noun, → how many."""
 
     def majority(self, split: str) -> float:
         """Share of the most frequent class: what a constant answer scores."""
