@@ -18,6 +18,9 @@ import pyarrow as pa
 from stages.errors import BadData
 from stages.images import decode, encode_png
 
+SHARD_BYTES = 2**32
+"""Most bytes of the pixels of a shard, which is in memory several times while it is made."""
+
 COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
     "index": pa.int64(),
@@ -45,6 +48,42 @@ class Failure:
     index: int
     source_label: int | None
     error: str
+
+
+class Pixels:
+    """Images of a shard as they come: held as long as all have one shape, for only then an array is made of them.
+
+    Args:
+        name: the shard's name.
+
+    Attributes:
+        uniform: whether all so far have one shape.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.uniform, self.size = name, True, 0
+        self.held: list[np.ndarray] = []
+
+    def add(self, image: np.ndarray) -> None:
+        """Another image, H × W × C, uint8.
+
+        Raises:
+            BadData: together they take more than `SHARD_BYTES`.
+        """
+        self.uniform = self.uniform and (not self.held or image.shape == self.held[0].shape)
+        if not self.uniform:
+            self.held.clear()
+            return
+        self.held.append(image)
+        self.size += image.nbytes
+        if self.size > SHARD_BYTES:
+            raise BadData(
+                f"{self.name} holds images of more than {SHARD_BYTES / 2**30:g} GiB: lower shard_size, or add resize"
+            )
+
+    def array(self) -> np.ndarray | None:
+        """N × H × W × C; None where they differ in shape, or there are none."""
+        return np.stack(self.held) if self.held else None
 
 
 @dataclass(frozen=True)
@@ -202,13 +241,14 @@ def unpack(name: str, tar: bytes, channels: int) -> Shard:
         labels.append(content["cls"])
         facts.append(content["json"])
         files.append(content[suffix])
-    images = [decode(file, channels) for file in files]
-    uniform = len({image.shape for image in images}) == 1
+    pixels = Pixels(name)
+    for file in files:
+        pixels.add(decode(file, channels))
     try:
         return Shard(
             name=name,
             label=np.array([int(label) for label in labels], dtype=np.int64),
-            pixels=np.stack(images) if uniform else None,
+            pixels=pixels.array(),
             files=files,
             suffix=suffix,
             **_columns([json.loads(fact) for fact in facts]),

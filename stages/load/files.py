@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 from stages import remote
 from stages.errors import BadData, BadInput
-from stages.load.listing import Span
+from stages.images import read_file
+from stages.load.listing import Span, printable
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class Files:
 
     def fetch(self, ref: Any) -> bytes:
         if isinstance(ref, Path):
-            return ref.read_bytes()
+            return read_file(ref)
         content = self.coming[ref].result()[ref]
         if len(content) != ref[2]:
             raise BadData(f"{ref[0]} ends inside the image")
@@ -76,7 +77,7 @@ def _joined(spans: Iterable[Span]) -> Iterator[list[Span]]:
 
 
 def place_of(ref: Any) -> str:
-    return ref[0] if isinstance(ref, tuple) else str(ref.name)
+    return ref[0] if isinstance(ref, tuple) else printable("/".join(ref.parts[-2:]))
 
 
 def _on_disk(url: str) -> Path | None:

@@ -6,10 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from stages.seeds import generator
+
 Span = tuple[str, int, int]
 """A tar, an offset in it, and a number of bytes."""
 
+TRIED = 16
+"""Images of a split that are looked at when a source is listed."""
+
 SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be stored and shown: what of it is not UTF-8 is written as an escape."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,12 @@ class Images(Sequence[Item]):
 
     def _item(self, index: int, label: int) -> Item:
         return Item(index, None if self.refs is None else self.refs[index - self.first], label)
+
+
+def sample(images: Images) -> Images:
+    """The few images of a split that are looked at when a source is listed, the same ones each time."""
+    chosen: Images = images[generator(0, "probe").permutation(len(images))[:TRIED]]
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import groupby, takewhile
 from pathlib import Path
 from threading import Event
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-from stages.errors import BadInput
+from stages.errors import BadData, BadInput
+from stages.images import open_image
 from stages.load.files import Files, open_file
-from stages.load.listing import SUFFIXES, Images, Listing, Span
+from stages.load.listing import SUFFIXES, Images, Listing, Span, sample
 from stages.recipes import WebDataset
 
 READERS = 16
@@ -66,7 +65,7 @@ def list_webdataset(load: WebDataset, data: Path) -> Listing:
     return Listing(
         names,
         items,
-        channels=_channels(items),
+        channels=_channels(items, load),
         suffix=kinds.pop() if len(kinds) == 1 and load.keeps_bytes else None,
     )
 
@@ -133,15 +132,20 @@ def _stem(name: str) -> str:
     return f"{folder}/{base.partition('.')[0]}"
 
 
-def _channels(items: dict[str, Images]) -> int:
-    """1 if the first image is grey, else 3: shards hold images of one kind."""
-    ref = next((item.ref for chosen in items.values() for item in chosen), None)
-    if ref is None:
-        return 3
-    with _blaming(ref[0]), Files([ref]) as opened:
-        content = opened.fetch(ref)
-    try:
-        with Image.open(BytesIO(content)) as image:
-            return 1 if image.mode in ("L", "1", "I;16") else 3
-    except OSError:  # not an image: `read` says so, with its place
-        return 3
+def _channels(items: dict[str, Images], load: WebDataset) -> int:
+    """What the recipe says; else 1, if all images that are tried are grey, or 3.
+
+    Where another has colours all the same, `read` refuses it rather than making it grey.
+    """
+    if load.channels is not None:
+        return load.channels
+    grey = False
+    for item in (item for images in items.values() for item in sample(images)):
+        try:
+            with _blaming(item.ref[0]), Files([item.ref]) as opened:
+                grey = open_image(opened.fetch(item.ref), 1).grey
+        except BadData:  # not an image: `read` says so, with its place
+            continue
+        if not grey:
+            break
+    return 1 if grey else 3
