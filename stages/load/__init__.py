@@ -10,14 +10,14 @@ from stages.images import encode_png, open_image
 from stages.load.arrays import list_digits, list_torchvision
 from stages.load.files import Files, place_of
 from stages.load.folder import RESTRICTED_IMAGENET, list_folder
-from stages.load.listing import Images, Item, Listing, sample
+from stages.load.listing import Images, Item, Listing, printable, sample
 from stages.load.synthetic import list_synthetic, synthetic
 from stages.load.webdataset import list_webdataset
 from stages.recipes import Digits, ImageFolder, Load, Synthetic, Torchvision, WebDataset
 from stages.seeds import generator
 from stages.shard import Failure, Pixels, Shard
 
-__all__ = ["RESTRICTED_IMAGENET", "Images", "Item", "Listing", "list_source", "read", "spread"]
+__all__ = ["RESTRICTED_IMAGENET", "Images", "Item", "Listing", "list_source", "printable", "read", "spread"]
 
 
 def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
