@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from stages.errors import BadData
 
@@ -147,11 +147,11 @@ def _blaming_the_file() -> Iterator[None]:
             yield
     except BadData:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise BadData(f"cannot be decoded: is none of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise BadData(f"has more than {PIXELS:,} pixels: make it smaller") from error
-    except Exception as error:  # noqa: BLE001 - a decoder fails in whatever way the damage takes it
+    except Exception as error:  # a decoder fails in whatever way the damage takes it
         told = isinstance(error, OSError | ValueError | SyntaxError) and not isinstance(error, UnicodeError)
         said = " ".join(str(error).split())[:200] if told else ""  # others speak of Python, not of the file
         raise BadData(f"cannot be decoded: {said or 'it is damaged'}") from error
@@ -172,14 +172,14 @@ def _odd(opened: ImageFile.ImageFile) -> str | None:
         return "transparency"
     if opened.format in KEPT.values() and getattr(opened, "n_frames", 1) > 1:  # a TIFF would go to its last one
         return "several frames"
-    raw = {args if isinstance(args, str) else args[0] for *_, args in opened.tile}
+    raw = {args if isinstance(args, str) else (args or (None,))[0] for *_, args in opened.tile}
     return None if raw <= {opened.mode} else "more or less than 8 bits per channel"
 
 
 def _turn(loaded: Image.Image) -> Image.Transpose | None:
     """What sets an image upright, by its EXIF data; damaged ones say nothing."""
     try:
-        return TURNS.get(loaded.getexif().get(ExifTags.Base.Orientation))
+        return TURNS.get(loaded.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - as for the image itself
         return None
 
@@ -199,7 +199,7 @@ def read_file(path: Path) -> bytes:
         BadData: it is no regular file, or has more than `FILE_BYTES`.
         OSError: it cannot be read.
     """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # noqa: PTH123
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise BadData("is no regular file")

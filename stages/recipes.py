@@ -108,8 +108,8 @@ class _Geometry(_Source):
     crop: int | None = Field(None, ge=1, description="Side of the centre crop, in pixels.")
     channels: Literal[1, 3] | None = Field(
         None,
-        description="`1`: grey, `3`: RGB; images are converted. By default RGB, and grey for WebDataset shards of which "
-        "the images that are tried are all grey.",
+        description="`1`: grey, `3`: RGB; images are converted. By default RGB; or grey for WebDataset shards, if all "
+        "images that are tried are grey.",
     )
     keep_files: bool = Field(
         True,

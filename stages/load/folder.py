@@ -70,8 +70,8 @@ def _list(load: ImageFolder, root: Path) -> Listing:
             raise BadInput(f"image folder {place} lacks {first_of(missing)}, which another split has")
         files = {name: _files(found[name], skipped) for name in names if name in number}
         label = np.repeat([number[name] for name in files], [len(inside) for inside in files.values()])
-        counts = np.bincount(label, minlength=len(classes)) if len(label) else []  # of none, `list_source` speaks
-        if without := [name for name, count in zip(classes, counts, strict=False) if not count]:
+        counts = np.bincount(label, minlength=len(classes)).tolist()
+        if without := [name for name, count in zip(classes, counts, strict=True) if any(counts) and not count]:
             raise BadInput(f"image folder {place} has no image of {first_of(without)}: add some, or remove the class")
         paths = [os.fsencode(f"{found[name].name}/{file}") for name, inside in files.items() for file in inside]
         images = Images.whole(label, _Paths(place, pa.array(paths, pa.large_binary())), first)
