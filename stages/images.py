@@ -185,10 +185,8 @@ def _turn(loaded: Image.Image) -> Image.Transpose | None:
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode in ("La", "RGBa"):  # premultiplied by their alpha: Pillow converts these by one way alone
-        image = image.convert(image.mode.upper())
-    if image.mode == "LAB":
-        image = image.convert("RGB")
+    if image.mode in ("La", "LAB"):  # Pillow converts these to one mode alone
+        image = image.convert({"La": "LA", "LAB": "RGB"}[image.mode])
     return image if image.mode == mode else image.convert(mode)
 
 
