@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from torchvision import transforms
 
 from stages.errors import BadData
@@ -322,6 +322,19 @@ def test_any_bytes_give_pixels_of_the_promised_shape_or_bad_data_and_no_warning(
             assert (height, width) == (crop, crop) if crop else min(height, width) >= 1
             assert resize is None or crop or min(height, width) == resize
     assert not said
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [struct.error, RuntimeError, EOFError, IndexError, KeyError, TypeError, MemoryError, OverflowError, zlib.error],
+)
+def test_whatever_a_decoder_raises_is_bad_data_in_words_about_the_file(kind, monkeypatch):
+    def load(image):
+        raise kind("unpack requires a buffer of 4 bytes")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(BadData, match=r"^cannot be decoded: it is damaged$"):
+        decode(as_bytes(picture(6, 5)), 3)
 
 
 # ---- files on disk
