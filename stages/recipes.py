@@ -108,6 +108,16 @@ class _Geometry(_Source):
         None, ge=1, description="Shorter side after resizing (bilinear, antialiased), in pixels."
     )
     crop: int | None = Field(None, ge=1, description="Side of the centre crop, in pixels.")
+    channels: Literal[1, 3] | None = Field(
+        None,
+        description="`1`: grey, `3`: RGB; images are converted. By default RGB; or grey for WebDataset shards, if all "
+        "images are.",
+    )
+    keep_files: bool = Field(
+        True,
+        description="Without `resize` and `crop`: store files as they are, where all are png, jpg or webp; `false` "
+        "stores every image as png.",
+    )
 
     @model_validator(mode="after")
     def _crop_fits(self) -> "_Geometry":
@@ -116,9 +126,20 @@ class _Geometry(_Source):
         return self
 
     @property
-    def keeps_bytes(self) -> bool:
-        """Whether the files are stored as they are, without decoding and encoding again."""
+    def unused(self) -> frozenset[str]:
+        """Keys that came later, where they change nothing: recipes without them keep their versions."""
+        as_before = {"channels": self.channels is None, "keep_files": self.keep_files or not self.keeps_sizes}
+        return frozenset(key for key, same in as_before.items() if same)
+
+    @property
+    def keeps_sizes(self) -> bool:
+        """Whether images are stored in the size that they have, be it each in its own."""
         return self.resize is None and self.crop is None
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether files are stored as they are, without decoding and encoding again, where they can be."""
+        return self.keeps_sizes and self.keep_files
 
 
 class ImageFolder(_Geometry):
