@@ -154,25 +154,25 @@ counts as there.
 
 What is decoded from an image folder, from the shards of others, and by `notbugs attack`:
 
-- **Formats**: PNG, JPEG, WebP, GIF, BMP, PPM, and TIFF without compression, told by their content, whatever their names. \
-No other is tried.
-- **Limits**: 89,478,485 pixels, by the file's header and before it is decoded, and as many after `resize`; 512 MiB for a \
-file; 4 GiB for the pixels of a shard, where its images have one size.
-- **Pixels**: 8 bits per channel, grey or RGB. Palettes, CMYK and the like are converted, transparency is dropped: what lies \
-under it shows, as with torchvision. 16-bit grey and float images are refused; of 16-bit colours the upper 8 bits are taken. \
-Colour profiles are passed over.
+- **Formats**: PNG, JPEG, WebP, GIF, BMP, PPM, and TIFF without compression, told by their content, whatever their
+  names. No other is tried.
+- **Limits**: 89,478,485 pixels, by the file's header and before it is decoded, and as many after `resize`; 512 MiB
+  for a file; 4 GiB for the pixels of a shard, where its images have one size.
+- **Pixels**: 8 bits per channel, grey or RGB. Palettes, CMYK and the like are converted, transparency is dropped:
+  what lies under it shows, as with torchvision. 16-bit grey and float images are refused; of 16-bit colours the upper
+  8 bits are taken. Colour profiles are passed over.
 - **Frames**: of an animation, or a file of several pages, the first.
-- **EXIF**: an image is turned as its orientation says, as people see it. torchvision's ImageFolder leaves it as it stands \
-on the sensor.
+- **EXIF**: an image is turned as its orientation says, as people see it. torchvision's ImageFolder leaves it as it
+  stands on the sensor.
 
-An image that does not decode, or breaks a limit, is left out, up to the share `max_undecodable` of a shard; how many were \
-left out, and why, `notbugs run` and `notbugs show` tell, and `samples.parquet` has a row for each. What is no image at all \
-is counted by kind in the same places, and by `notbugs plan`.
+An image that does not decode, or breaks a limit, is left out, up to the share `max_undecodable` of a shard; how many
+were left out, and why, `notbugs run` and `notbugs show` tell, and `samples.parquet` has a row for each. What is no
+image at all is counted by kind in the same places, and by `notbugs plan`.
 
-**Kept files.** Without `resize` and `crop`, files that are all png, all jpg or all webp by their names are stored as they \
-are. One that is not 8 bits, grey or RGB, upright, opaque, of one frame and of the format that its name says is encoded anew, \
-as png; in a dataset of jpg or webp, where that is not possible without loss, it is left out. `keep_files: false` stores every \
-image as png, and leaves none of these out.
+**Kept files.** Without `resize` and `crop`, files that are all png, all jpg or all webp by their names are stored as
+they are. One that is not 8 bits, grey or RGB, upright, opaque, of one frame and of the format that its name says is
+encoded anew, as png; in a dataset of jpg or webp, where that is not possible without loss, it is left out.
+`keep_files: false` stores every image as png, and leaves none of these out.
 
 ## YAML as it is read
 
@@ -192,11 +192,11 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("datasets.NAME.load: torchvision", "", recipes.Torchvision),
     (
         "datasets.NAME.load: image-folder",
-        "Read is what torchvision's ImageFolder reads, in its order: files named jpg, jpeg, png, ppm, bmp, pgm, tif, tiff "
-        "or webp, in a class's folder or deeper, links followed. Hidden files and folders, other files, pipes and circles "
-        "of links are passed over, and counted; what systems leave behind (`._*`, `.DS_Store`, `__MACOSX`, `Thumbs.db`, "
-        "`desktop.ini`, `.ipynb_checkpoints`) is not even that. A class without an image in some split is refused. "
-        "See [Images](#images). "
+        "Read is what torchvision's ImageFolder reads, in its order: files named jpg, jpeg, png, ppm, bmp, pgm, tif, "
+        "tiff or webp, in a class's folder or deeper, links followed. Hidden files and folders, other files, pipes and "
+        "circles of links are passed over and counted; what systems leave behind (`._*`, `.DS_Store`, `__MACOSX`, "
+        "`Thumbs.db`, `desktop.ini`, `.ipynb_checkpoints`) is not counted. A class without an image in some split is "
+        "refused. See [Images](#images). "
         "Images of differing sizes can be stored, but not attacked or trained on: give `resize` and `crop`.",
         recipes.ImageFolder,
     ),

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -45,8 +45,13 @@ class _Paths:
     root: Path
     names: pa.Array
 
+    @classmethod
+    def of(cls, root: Path, names: Iterable[str]) -> "_Paths":
+        return cls(root, pa.array([name.encode("utf-8", "surrogateescape") for name in names], pa.large_binary()))
+
     def __getitem__(self, at: int) -> Path:
-        return self.root / os.fsdecode(self.names[at].as_py())
+        name: bytes = self.names[at].as_py()
+        return self.root / name.decode("utf-8", "surrogateescape")
 
 
 def list_folder(load: ImageFolder, data: Path) -> Listing:
@@ -73,13 +78,14 @@ def _list(load: ImageFolder, root: Path) -> Listing:
         counts = np.bincount(label, minlength=len(classes)).tolist()
         if without := [name for name, count in zip(classes, counts, strict=True) if any(counts) and not count]:
             raise BadInput(f"image folder {place} has no image of {first_of(without)}: add some, or remove the class")
-        paths = [os.fsencode(f"{found[name].name}/{file}") for name, inside in files.items() for file in inside]
-        images = Images.whole(label, _Paths(place, pa.array(paths, pa.large_binary())), first)
+        paths = [f"{found[name].name}/{file}" for name, inside in files.items() for file in inside]
+        images = Images.whole(label, _Paths.of(place, paths), first)
         if load.balance:
             images = _balanced(images, load, split, len(classes))
-        kinds |= {_kind(os.fsdecode(paths[i])) for i in (images.indices - first).tolist()}
+        if load.keeps_bytes:
+            kinds |= {_kind(paths[i]) for i in (images.indices - first).tolist()}
         items[split], first = images, first + len(label)
-    kind = kinds.pop() if len(kinds) == 1 and load.keeps_bytes else None
+    kind = kinds.pop() if len(kinds) == 1 else None
     return Listing(classes, items, load.channels or 3, kind if kind in KEPT else None, dict(+skipped))
 
 
@@ -133,8 +139,8 @@ def _files(folder: Path, skipped: Counter[str]) -> list[str]:
                     todo.append(f"{name}/")
             elif what == "neither":
                 skipped["links to nothing, pipes and the like"] += 1
-            elif _kind(name) is None:
-                skipped[_unread(name)] += 1
+            elif _kind(entry.name) is None:
+                skipped[_unread(entry.name)] += 1
             else:
                 found.append(name)
     return sorted(found, key=lambda name: name.rpartition("/")[::2])
@@ -147,15 +153,17 @@ def _identity(place: Path | os.DirEntry[str]) -> tuple[int, int]:
 
 def _kind(name: str) -> str | None:
     """png, jpg, webp, …; None for what is no image."""
-    return KINDS.get(os.path.splitext(name)[1][1:].lower())  # noqa: PTH122
+    _, dot, suffix = name.rpartition(".")
+    return KINDS.get(suffix.lower()) if dot else None
 
 
 def _unread(name: str) -> str:
     """What is said of a file that is no image by its name."""
-    suffix = os.path.splitext(name)[1][1:].lower()  # noqa: PTH122
-    if not suffix:
+    _, dot, suffix = name.rpartition(".")
+    if not dot:
         return "files without a suffix"
-    return f"{suffix} files" if suffix.isalnum() and suffix.isascii() and len(suffix) < 6 else "files of other kinds"
+    ordinary = suffix.isalnum() and suffix.isascii() and len(suffix) < 6
+    return f"{suffix.lower()} files" if ordinary else "files of other kinds"
 
 
 def _balanced(images: Images, load: ImageFolder, split: str, classes: int) -> Images:
