@@ -145,8 +145,8 @@ counts as there.
 - `root`, `shards` and `weights` are relative to the folder given by `--data` (default: `data`). Absolute paths
   and, for `shards` and `weights`, URLs are taken as they are. A URL must not hold credentials; put them in the
   environment.
-- `weights: package://PACKAGE/FILE` is a file inside an installed Python package, none of whose code is run. `weights` may
-  begin with `~`. What lies at an `http`, `https`, `s3` or `gs` URL is fetched into a temporary file.
+- `weights: package://PACKAGE/FILE` is a file inside an installed Python package, none of whose code is run. `weights`
+  may begin with `~`. What lies at an `http`, `https`, `s3` or `gs` URL is fetched into a temporary file.
 - An import path such as `mypackage.nets:resnet20` is looked for in the folder where the command runs, then in the
   Python environment.
 - Nothing is relative to the experiment file.

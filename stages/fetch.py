@@ -45,7 +45,7 @@ def fetched(place: str, data: Path) -> Iterator[Path]:
     """
     if not is_elsewhere(place):
         path = _here(place, data)
-        _refuse_unless_file(path)
+        _refuse_unless_file(path, "" if path == Path(place) else f" ({path})")
         yield path
         return
     with TemporaryDirectory(prefix="notbugs-") as folder:
@@ -88,14 +88,14 @@ def _in_package(place: str) -> Path:
     return next((path for path in found if path.exists()), found[0])
 
 
-def _refuse_unless_file(path: Path) -> None:
+def _refuse_unless_file(path: Path, where: str) -> None:
     """Before it is opened: to open a named pipe is to wait for who writes into it."""
     try:
         kind = path.stat()
         with path.open("rb") if S_ISREG(kind.st_mode) else nullcontext():
             pass
     except OSError as error:
-        raise BadData(f"cannot be read: {error.strerror}") from error
+        raise BadData(f"cannot be read: {error.strerror}{where}") from error
     except ValueError as error:
         raise BadData("cannot be read: that is no path") from error
     if S_ISDIR(kind.st_mode):

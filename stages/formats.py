@@ -122,13 +122,12 @@ def _safetensors(path: Path, head: bytes) -> Iterator[dict[str, Stored]]:
 
 @dataclass(frozen=True)
 class _Storage:
-    """Numbers of one type in a file, from `first` on; of a storage that has none there, why, in `odd`."""
+    """So many numbers of one type in a file; of a storage that has none there, why, in `odd`."""
 
     key: str
     dtype: str
     count: int
-    first: int = 0
-    odd: str = ""
+    odd: str
 
 
 class _Torch:
@@ -177,22 +176,18 @@ class _Torch:
         return known[make.path](*arguments)
 
     def _stored(self, said: Any) -> Any:
-        """A storage, as the pickle names it: ``('storage', type, key, device, count)``, before torch 1.6 and a view.
+        """A storage, as the pickle names it: ``('storage', type, key, device, count)``.
 
-        These files also name the source of a network's class: ``('module', class, file, source)``.
+        Before torch 1.6 a view of it follows, which is None, and a network's class comes with its source:
+        ``('module', class, file, source)``.
         """
         if said[0] == "module":
             return said[1]
         _, kind, key, device, count, *view = said
-        if not (isinstance(key, str) and isinstance(count, int) and count >= 0):
+        if not (isinstance(key, str) and isinstance(count, int) and count >= 0) or any(view):
             raise ValueError(said)
-        dtype = _dtype(kind)
-        self.types[key] = dtype
-        storage = _Storage(key, dtype, count, odd=META if device == "meta" else "")
-        if view and view[0] is not None:
-            _, first, count = view[0]
-            storage = _Storage(key, dtype, int(count), int(first), storage.odd)
-        return storage
+        self.types[key] = _dtype(kind)
+        return _Storage(key, self.types[key], count, META if device == "meta" else "")
 
     def _tensor(
         self, storage: Any, offset: Any, shape: Any, stride: Any, *more: Any, dtype: str | None = None
@@ -202,7 +197,7 @@ class _Torch:
         odd = storage.odd or ("conjugate or negative" if len(more) > 2 and more[2] else "")
         if prod(shape) > max(storage.count, REPEATED):
             odd = "larger than what is stored of it"
-        place = (storage.key, storage.first, offset, shape, stride, dtype)
+        place = (storage.key, offset, shape, stride, dtype)
         return Stored(shape, dtype, lambda: self._read(storage, dtype, offset, shape, stride), odd, place)
 
     def _read(
@@ -211,8 +206,7 @@ class _Torch:
         kind = _kind(dtype)
         if not prod(shape):
             return torch.empty(shape, dtype=kind)
-        first, last = self.locate(storage.key)
-        begin = first + storage.first * _kind(storage.dtype).itemsize
+        begin, last = self.locate(storage.key)
         end = begin + storage.count * _kind(storage.dtype).itemsize
         try:
             if end > last:

@@ -1,12 +1,14 @@
 """A pickle as data: nothing that it names is imported, nothing that it calls is called.
 
 A pickle is a program; `pickletools` tells its steps apart and runs none. Of each step this keeps what it says: numbers,
-texts, lists and dicts as they are; of an object its class's name, its arguments and its state. So the tensors of a
-checkpoint are found beside whatever its training script left there (numpy's numbers, arguments, configurations), which
-`torch.load(weights_only=True)` refuses to read past.
+texts, lists and dicts as they are; of an object the name of its class, what it holds, and its state. So the tensors of
+a checkpoint are found beside whatever its training script left there (numpy's numbers, arguments, configurations),
+which `torch.load(weights_only=True)` refuses to read past.
 """
 
 import pickletools
+import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -32,9 +34,7 @@ MODULES = {
     *(f"numpy._core.{part}" for part in ("multiarray", "numeric")),
     *("torch", "torch._tensor", "torch._utils", "torch.nn.parameter", "torch.serialization", "torch.storage"),
 }  # fmt: skip
-"""Modules of plain data. A call of anything else would be code: harmless here, but such a file is not to be trusted."""
-
-PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""Modules of plain data. A call of anything else may be code: harmless here, but such a file is not to be trusted."""
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,9 @@ class Pickle:
 
     def _called(self, which: Any, arguments: Any) -> Any:
         if not isinstance(which, Name):
-            raise BadData(f"is code, not data: it calls what another call gives. Nothing of it was run; {INSTEAD}")
-        if not (which.path in self.known or which.path in DATA or which.path.rpartition(".")[0] in MODULES):
-            raise BadData(f"is code, not data: it calls {which.path}. Nothing of it was run; {INSTEAD}")
+            raise BadData(f"would run code: it calls what another call gives. Nothing of it was run; {INSTEAD}")
+        if which.path not in self.known and not _is_data(which.path):
+            raise BadData(f"would run code: it calls {which.path}. Nothing of it was run; {INSTEAD}")
         return self._made(which.path, arguments)
 
     def _made(self, path: str, arguments: Any) -> Any:
@@ -200,8 +200,21 @@ class Pickle:
 INSTEAD = "if you trust who made it, have them save its state dict alone: torch.save(model.state_dict(), …)"
 
 
+def _is_data(path: str) -> bool:
+    """Whether what is called makes data. A member of an enumeration is written as a call of its class; of Python's own
+    classes some do more than hold data, such as ``subprocess.Popen``."""
+    module, _, name = path.rpartition(".")
+    return (
+        path in DATA
+        or module in MODULES
+        or (name[:1].isupper() and module.partition(".")[0] not in sys.stdlib_module_names)
+    )
+
+
 def _name(module: str, name: str) -> Name:
-    return Name(f"{PYTHON_2.get(module, module)}.{name}")
+    """Up to protocol 2, pickles say what things were called in Python 2."""
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return Name(f"{module}.{name}")
 
 
 def as_dict(found: Sequence[Any]) -> dict[str | int, Any]:
