@@ -145,10 +145,35 @@ counts as there.
 - `root`, `shards` and `weights` are relative to the folder given by `--data` (default: `data`). Absolute paths
   and, for `shards` and `weights`, URLs are taken as they are. A URL must not hold credentials; put them in the
   environment.
-- `weights: package://PACKAGE/FILE` is a file inside an installed Python package.
+- `weights: package://PACKAGE/FILE` is a file inside an installed Python package, none of whose code is run. `weights`
+  may begin with `~`. What lies at an `http`, `https`, `s3` or `gs` URL is fetched into a temporary file.
 - An import path such as `mypackage.nets:resnet20` is looked for in the folder where the command runs, then in the
   Python environment.
 - Nothing is relative to the experiment file.
+
+## Images
+
+What is decoded from an image folder, from the shards of others, and by `notbugs attack`:
+
+- **Formats**: PNG, JPEG, WebP, GIF, BMP, PPM, and TIFF without compression, told by their content, whatever their
+  names. No other is tried.
+- **Limits**: 89,478,485 pixels, by the file's header and before it is decoded, and as many after `resize`; 512 MiB
+  for a file; 4 GiB for the pixels of a shard, where its images have one size.
+- **Pixels**: 8 bits per channel, grey or RGB. Palettes, CMYK and the like are converted, transparency is dropped:
+  what lies under it shows, as with torchvision. 16-bit grey and float images are refused; of 16-bit colours the upper
+  8 bits are taken. Colour profiles are passed over.
+- **Frames**: of an animation, or a file of several pages, the first.
+- **EXIF**: an image is turned as its orientation says, as people see it. torchvision's ImageFolder leaves it as it
+  stands on the sensor.
+
+An image that does not decode, or breaks a limit, is left out, up to the share `max_undecodable` of a shard; how many
+were left out, and why, `notbugs run` and `notbugs show` tell, and `samples.parquet` has a row for each. What is no
+image at all is counted by kind in the same places, and by `notbugs plan`.
+
+**Kept files.** Without `resize` and `crop`, files that are all png, all jpg or all webp by their names are stored as
+they are. One that is not 8 bits, grey or RGB, upright, opaque, of one frame and of the format that its name says is
+encoded anew, as png; in a dataset of jpg or webp, where that is not possible without loss, it is left out.
+`keep_files: false` stores every image as png, and leaves none of these out.
 
 ## YAML as it is read
 
@@ -168,7 +193,11 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("datasets.NAME.load: torchvision", "", recipes.Torchvision),
     (
         "datasets.NAME.load: image-folder",
-        "Without `resize` and `crop` the files are kept byte for byte, where all are of one kind (png, jpg or webp). "
+        "Read is what torchvision's ImageFolder reads, in its order: files named jpg, jpeg, png, ppm, bmp, pgm, tif, "
+        "tiff or webp, in a class's folder or deeper, links followed. Hidden files and folders, other files, pipes and "
+        "circles of links are passed over and counted; what systems leave behind (`._*`, `.DS_Store`, `__MACOSX`, "
+        "`Thumbs.db`, `desktop.ini`, `.ipynb_checkpoints`) is not counted. A class without an image in some split is "
+        "refused. See [Images](#images). "
         "Images of differing sizes can be stored, but not attacked or trained on: give `resize` and `crop`.",
         recipes.ImageFolder,
     ),
@@ -181,7 +210,8 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
         "class. So is a tar that is damaged, or that lacks the zeros at its end because it was cut or never closed"
         " (if nothing is missing otherwise, `head -c 1024 /dev/zero >> FILE` ends it). Links, folders, devices, "
         "hidden files and files of the system (`._000.png`, `__MACOSX`, `Thumbs.db`) are passed over and counted. "
-        "An image's file has at most 512 MiB, a label's 1 MiB; there are at most 100,000 classes.",
+        "An image's file has at most 512 MiB, a label's 1 MiB; there are at most 100,000 classes. "
+        "See [Images](#images). If all images are grey, the dataset is; `channels` decides otherwise.",
         recipes.WebDataset,
     ),
     ("datasets.NAME.load: synthetic", "", recipes.Synthetic),
@@ -208,8 +238,14 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("models.NAME.train.adversarial", "", recipes.Adversary),
     (
         "models.NAME.load",
-        "`mean` and `std` default to ImageNet's for torchvision's weights, else to 0 and 1: no normalisation. A state "
-        "dict may lie under `state_dict` or `model`, its names may begin with `module.`; it must fit the arch exactly.",
+        "What torch.save or safetensors wrote is told by its content, whatever it is called, and nothing in it is "
+        "run. The weights may lie under any key and behind any prefix (`model`, `module.`, `_orig_mod.`), beside an "
+        "optimizer, arguments or a copy of themselves; a whole network that was saved is read like its state dict. "
+        "Where several differ, `key` chooses. They must be all of the network's, and no others: what PyTorch before "
+        "0.4.1 did not count may be missing. Floats become the network's own, as a rule float32; what is quantised, "
+        "sparse, NaN or infinite is refused. `mean` and `std` default to those that torchvision's weights were "
+        "trained with, or that lie beside the weights as a layer's (`normalizer.new_mean`, `normalizer.new_std`), "
+        "against which they are checked if given; else to 0 and 1: no normalisation. A file has at most 16 GiB.",
         recipes.Bring,
     ),
     (

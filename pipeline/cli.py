@@ -184,6 +184,8 @@ def plan(
     click.echo(f"store {place.store.url}\n")
     click.echo(report.table(["node", "stage", "version", "images", "state", "from"], lines))
     for outlook in outlooks:
+        for line in report.left_out_lines(outlook.facts):
+            click.echo(f"{outlook.node.id}: {line}")
         for split, share in outlook.facts.get("majority", {}).items():
             click.echo(f"{outlook.node.id} {split}: a constant answer scores {percent(share)}")
     if prices is not None:
@@ -216,6 +218,7 @@ def _planned(outlook: runs.Outlook) -> dict[str, Any]:
         "shards_there": outlook.partial,
         "images": outlook.facts.get("counts"),
         "majority": outlook.facts.get("majority"),
+        "skipped": outlook.facts.get("skipped", {}),
         "inputs": {role: parent.id for role, parent in node.inputs.items()},
     }
 
@@ -692,6 +695,8 @@ def _print_results(store: Store, run: dict[str, Any]) -> None:
     rows = report.result_rows(store, run)
     if rows:
         click.echo("\n" + report.result_text(rows))
+    for line in report.left_out_of(store, run):
+        click.echo(line, err=True)
 
 
 def _print_json(value: Any) -> None:

@@ -15,7 +15,7 @@ from pipeline.documents import NodeName, Version, fits
 from pipeline.jobs import Place, open_model
 from pipeline.scores import NORMS
 from stages.errors import BadData, BadInput
-from stages.images import decode
+from stages.images import decode, read_file
 from stages.recipes import Attack, Bring
 from stages.relabel import first_of
 
@@ -76,7 +76,7 @@ def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Class
     """
     from torchvision import models
 
-    from stages import model
+    from stages import checkpoint, model
 
     name = name.removeprefix("models/")
     base, _, version = name.partition("/")
@@ -94,9 +94,9 @@ def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Class
         )
     weights = models.get_model_weights(name).DEFAULT
     try:
-        design, content = model.bring(Bring(arch=name, weights=weights.name), place.data, place.here)
-    except OSError as error:
-        raise BadInput(f"--model {name}: torchvision's weights cannot be fetched: {error}") from error
+        design, content = checkpoint.bring(Bring(arch=name, weights=weights.name), place.data, place.here)
+    except BadInput as error:
+        raise BadInput(f"--model {name}: {error}") from error
     return model.load(design, content, place.here), list(weights.meta["categories"])
 
 
@@ -156,7 +156,7 @@ def read(path: Path, shape: Sequence[int]) -> np.ndarray:
     """
     channels, height, width = shape
     try:
-        pixels = decode(path.read_bytes(), channels, resize=max(height, width), crop=max(height, width))
+        pixels = decode(read_file(path), channels, resize=max(height, width), crop=max(height, width))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
     except BadData as error:

@@ -108,6 +108,16 @@ class _Geometry(_Source):
         None, ge=1, description="Shorter side after resizing (bilinear, antialiased), in pixels."
     )
     crop: int | None = Field(None, ge=1, description="Side of the centre crop, in pixels.")
+    channels: Literal[1, 3] | None = Field(
+        None,
+        description="`1`: grey, `3`: RGB; images are converted. By default RGB; or grey for WebDataset shards, if all "
+        "images are.",
+    )
+    keep_files: bool = Field(
+        True,
+        description="Without `resize` and `crop`: store files as they are, where all are png, jpg or webp; `false` "
+        "stores every image as png.",
+    )
 
     @model_validator(mode="after")
     def _crop_fits(self) -> "_Geometry":
@@ -116,9 +126,20 @@ class _Geometry(_Source):
         return self
 
     @property
-    def keeps_bytes(self) -> bool:
-        """Whether the files are stored as they are, without decoding and encoding again."""
+    def unused(self) -> frozenset[str]:
+        """Keys that came later, where they change nothing: recipes without them keep their versions."""
+        as_before = {"channels": self.channels is None, "keep_files": self.keep_files or not self.keeps_sizes}
+        return frozenset(key for key, same in as_before.items() if same)
+
+    @property
+    def keeps_sizes(self) -> bool:
+        """Whether images are stored in the size that they have, be it each in its own."""
         return self.resize is None and self.crop is None
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether files are stored as they are, without decoding and encoding again, where they can be."""
+        return self.keeps_sizes and self.keep_files
 
 
 class ImageFolder(_Geometry):
@@ -532,8 +553,12 @@ class Bring(Recipe):
     arch: str = Field(description="As in `train`.")
     weights: str = Field(
         description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`), or path (below `--data`), URL or "
-        "`package://PACKAGE/FILE` (a file of an installed Python package) of a state dict: safetensors, or a file that "
-        "`torch.load(weights_only=True)` reads."
+        "`package://PACKAGE/FILE` (a file of an installed Python package) of what torch.save or safetensors wrote."
+    )
+    key: str | None = Field(
+        None,
+        description="Where the file has several weights that fit, or others beside them, those to take: "
+        "`state_dict_ema`, `teacher.backbone`.",
     )
     sha256: str | None = Field(
         None,
@@ -550,11 +575,23 @@ class Bring(Recipe):
         description="Of all the network's classes only these, in this order: a network for ImageNet's thousand serves "
         "a dataset of some of them.",
     )
-    shape: list[Annotated[int, Field(ge=1)]] = Field(
+    shape: list[Annotated[int, Field(ge=1, le=2**14)]] = Field(
         [3, 224, 224], min_length=3, max_length=3, description="Channels, height and width it takes."
     )
     mean: list[float] | None = Field(None, description="Per-channel mean that the network expects to be subtracted.")
     std: list[Positive] | None = Field(None, description="Per-channel deviation that it expects to be divided by.")
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """What is not said: it makes no other version of the model."""
+        return frozenset({"key"} if self.key is None else {})
+
+    @field_validator("shape")
+    @classmethod
+    def _channels_first(cls, shape: list[int]) -> list[int]:
+        if shape[0] not in (1, 3):
+            raise ValueError(f"the first number is that of the channels, 1 or 3, got {shape[0]}")
+        return shape
 
     @field_validator("weights")
     @classmethod

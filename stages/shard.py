@@ -26,6 +26,9 @@ from stages.tar import FILE, shortened, walk
 SUFFIXES = ("png", "jpg", "webp")
 """What the images of a shard may be."""
 
+SHARD_BYTES = 2**32
+"""Most bytes of the pixels of a shard, which is in memory several times while it is made."""
+
 COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
     "index": pa.int64(),
@@ -53,6 +56,42 @@ class Failure:
     index: int
     source_label: int | None
     error: str
+
+
+class Pixels:
+    """Images of a shard as they come: held as long as all have one shape, for only then an array is made of them.
+
+    Args:
+        name: the shard's name.
+
+    Attributes:
+        uniform: whether all so far have one shape.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.uniform, self.size = name, True, 0
+        self.held: list[np.ndarray] = []
+
+    def add(self, image: np.ndarray) -> None:
+        """Another image, H × W × C, uint8.
+
+        Raises:
+            BadData: together they take more than `SHARD_BYTES`.
+        """
+        self.uniform = self.uniform and (not self.held or image.shape == self.held[0].shape)
+        if not self.uniform:
+            self.held.clear()
+            return
+        self.held.append(image)
+        self.size += image.nbytes
+        if self.size > SHARD_BYTES:
+            raise BadData(
+                f"{self.name} holds images of more than {SHARD_BYTES / 2**30:g} GiB: lower shard_size, or add resize"
+            )
+
+    def array(self) -> np.ndarray | None:
+        """N × H × W × C; None where they differ in shape, or there are none."""
+        return np.stack(self.held) if self.held else None
 
 
 @dataclass(frozen=True)
@@ -268,10 +307,10 @@ def unpack(name: str, tar: bytes, channels: int, classes: int = CLASSES) -> Shar
     Raises:
         BadData: as of `samples`; or an image is damaged; or samples differ in what they have.
     """
-    found, images = list(samples(name, tar, classes)), []
+    found, pixels = list(samples(name, tar, classes)), Pixels(name)
     for sample in found:
         try:
-            images.append(decode(sample.file, channels))
+            pixels.add(decode(sample.file, channels))
         except BadData as error:
             raise BadData(f"{name} holds sample {key(sample.facts.index)}, whose image {error}") from error
     facts = [sample.facts for sample in found]
@@ -279,13 +318,12 @@ def unpack(name: str, tar: bytes, channels: int, classes: int = CLASSES) -> Shar
         raise BadData(f"{name} holds {'samples with other members or facts than the first' if found else 'no sample'}")
     if len({each.index for each in facts}) < len(facts):
         raise BadData(f"{name} holds two samples of one index")
-    uniform = len({image.shape for image in images}) == 1
     return Shard(
         name=name,
         index=np.array([each.index for each in facts], dtype=np.int64),
         label=np.array([sample.label for sample in found], dtype=np.int64),
         source_label=np.array([each.source_label for each in facts], dtype=np.int64),
-        pixels=np.stack(images) if uniform else None,
+        pixels=pixels.array(),
         files=[sample.file for sample in found],
         suffix=found[0].suffix,
         attack={column: np.array([getattr(each, column) for each in facts]) for column in facts[0].attack},

@@ -11,7 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 from stages import remote
 from stages.errors import BadData, BadInput
-from stages.load.listing import Span
+from stages.images import read_file
+from stages.load.listing import Span, printable
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ class Files:
             OSError: it cannot be read.
         """
         if isinstance(ref, Path):
-            return ref.read_bytes()
+            return read_file(ref)
         content = self.coming[ref].result()[ref]
         if len(content) != ref[2]:
             raise BadData("ends inside the image")
@@ -87,7 +88,7 @@ def _joined(spans: Iterable[Span]) -> Iterator[list[Span]]:
 
 
 def place_of(ref: Any) -> str:
-    return ref[0] if isinstance(ref, tuple) else str(ref.name)
+    return ref[0] if isinstance(ref, tuple) else printable("/".join(ref.parts[-2:]))
 
 
 def _on_disk(url: str) -> Path | None:
@@ -164,7 +165,7 @@ class _Remote(RawIOBase):
             raise ConnectionError(f"{self.url} cannot be read: {remote.said(error)}") from error
 
     def _refuse(self, error: Exception) -> None:
-        if sentence := remote.refusal(self.url, error):
+        if sentence := remote.refusal(self.url, error, remote.FILE):
             raise BadInput(sentence) from error
 
     def readable(self) -> bool:

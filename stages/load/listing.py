@@ -6,8 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from stages.seeds import generator
+
 Span = tuple[str, int, int]
 """A tar, an offset in it, and a number of bytes."""
+
+TRIED = 16
+"""Images of a split that are looked at when a source is listed."""
 
 SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
 
@@ -24,6 +29,11 @@ def is_hidden(name: str) -> bool:
     """Whether a name, or a folder in its path, is hidden (`._1.png`, `.ipynb_checkpoints`) or an operating system's."""
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     return any(part.startswith(".") or part.lower() in CLUTTER for part in parts)
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be stored and shown: what of it is not UTF-8 is written as an escape."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,12 @@ class Images(Sequence[Item]):
 
     def _item(self, index: int, label: int) -> Item:
         return Item(index, None if self.refs is None else self.refs[index - self.first], label)
+
+
+def a_few(images: Images) -> Images:
+    """The few images of a split that are looked at when a source is listed, the same ones each time."""
+    chosen: Images = images[generator(0, "probe").permutation(len(images))[:TRIED]]
+    return chosen
 
 
 @dataclass(frozen=True)

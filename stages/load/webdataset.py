@@ -6,21 +6,23 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
-from itertools import groupby, takewhile
+from itertools import groupby, islice, takewhile
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from stages.errors import BadData, BadInput
+from stages.images import is_grey
 from stages.load.files import READERS, Files, open_file
 from stages.load.listing import HIDDEN, Images, Listing, Span, is_hidden
 from stages.load.sample import KEY_ENDS, LARGEST_LABEL, MOST_FILES, Reading, key_of, kind_of
 from stages.recipes import WebDataset
 from stages.tar import FILE, LINK, Member, shortened, walk
+
+LOOKED_AT = 256
+"""Images that are fetched together to see whether they are grey."""
 
 LINKED = f" ({LINK} are passed over: write the tar with --dereference --hard-dereference)"
 
@@ -63,7 +65,7 @@ def list_webdataset(load: WebDataset, data: Path) -> Listing:
     return Listing(
         tuple(classes) if isinstance(classes, list) else tuple(str(i) for i in range(classes)),
         items,
-        channels=_channels(items),
+        channels=_channels(items, load),
         suffix=kinds.pop() if len(kinds) == 1 and load.keeps_bytes else None,
         skipped=dict(sorted(passed.items())),
     )
@@ -150,15 +152,28 @@ def _blaming(url: str) -> Iterator[None]:
         raise BadInput(f"{url} is no place that can be read: {str(error).splitlines()[0]}") from error
 
 
-def _channels(items: dict[str, Images]) -> int:
-    """1 if the first image is grey, else 3: shards hold images of one kind."""
-    ref = next((item.ref for chosen in items.values() for item in chosen), None)
-    if ref is None:
-        return 3
-    with _blaming(ref[0]), Files([ref]) as opened:
-        content = opened.fetch(ref)
-    try:
-        with Image.open(BytesIO(content)) as image:
-            return 1 if image.mode in ("L", "1", "I;16") else 3
-    except OSError:  # not an image: `read` says so, with its place
-        return 3
+def _channels(items: dict[str, Images], load: WebDataset) -> int:
+    """What the recipe says; else 1, if all images are grey by their headers, or 3.
+
+    The first that has colours ends the search: only of a grey source is every image looked at.
+    """
+    if load.channels is not None:
+        return load.channels
+    some = False
+    for refs in _groups(item.ref for images in items.values() for item in images):
+        with _blaming(refs[0][0]), Files(refs) as opened:
+            for ref in refs:
+                try:
+                    if not is_grey(opened.fetch(ref)):
+                        return 3
+                    some = True
+                except BadData:  # not an image: `read` says so, with its place
+                    continue
+    return 1 if some else 3
+
+
+def _groups(refs: Iterator[Span]) -> Iterator[list[Span]]:
+    """The first reference, which for most sources says enough; then many together, as they are fetched."""
+    yield from ([ref] for ref in islice(refs, 1))
+    while group := list(islice(refs, LOOKED_AT)):
+        yield group
