@@ -310,9 +310,10 @@ def unpack(name: str, tar: bytes, channels: int, classes: int = CLASSES) -> Shar
     found, pixels = list(samples(name, tar, classes)), Pixels(name)
     for sample in found:
         try:
-            pixels.add(decode(sample.file, channels))
+            image = decode(sample.file, channels)
         except BadData as error:
             raise BadData(f"{name} holds sample {key(sample.facts.index)}, whose image {error}") from error
+        pixels.add(image)
     facts = [sample.facts for sample in found]
     if len({(sample.suffix, *sample.facts.attack) for sample in found}) != 1:
         raise BadData(f"{name} holds {'samples with other members or facts than the first' if found else 'no sample'}")

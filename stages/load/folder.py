@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from stages.errors import BadInput
 from stages.images import KEPT
-from stages.load.listing import SUFFIXES, Images, Listing, printable
+from stages.load.listing import HIDDEN, SUFFIXES, SYSTEM, Images, Listing, printable
 from stages.recipes import ClassMap, ImageFolder
 from stages.relabel import first_of
 from stages.seeds import generator
@@ -33,9 +33,6 @@ RESTRICTED_IMAGENET: ClassMap = {
 
 KINDS = {**SUFFIXES, "bmp": "bmp", "pgm": "ppm", "ppm": "ppm", "tif": "tiff", "tiff": "tiff"}
 """Suffixes of the files that are read, those of torchvision's ImageFolder, and the kind of each."""
-
-SYSTEM = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini", ".ipynb_checkpoints")
-"""What programs leave behind in folders, in lower case: nobody's data."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def _entries(folder: Path, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:
             if entry.name.startswith("._") or entry.name.lower() in SYSTEM:
                 continue
             if entry.name.startswith("."):
-                skipped["hidden files and folders"] += 1
+                skipped[HIDDEN] += 1
             else:
                 yield entry
 

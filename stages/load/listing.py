@@ -16,19 +16,19 @@ TRIED = 16
 
 SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
 
-LARGEST_FILE = 2**29
-"""Bytes of one image's file; it is read whole."""
-
-CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
-"""Names that operating systems and file servers put beside one's files, in small letters."""
+SYSTEM = {
+    *("__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".ipynb_checkpoints"),
+    *("@eadir", "$recycle.bin", "lost+found"),
+}
+"""What systems and programs leave behind in folders, in lower case: nobody's data."""
 
 HIDDEN = "hidden files and folders"
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name, or a folder in its path, is hidden (`._1.png`, `.ipynb_checkpoints`) or an operating system's."""
+    """Whether a file, or a folder in its path, is hidden (`._1.png`, `.git`) or of `SYSTEM`."""
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
-    return any(part.startswith(".") or part.lower() in CLUTTER for part in parts)
+    return any(part.startswith(".") or part.lower() in SYSTEM for part in parts)
 
 
 def printable(name: str) -> str:
