@@ -1,6 +1,7 @@
 """The command line."""
 
 import functools
+import importlib.metadata
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from pipeline import artifacts, picture, report, runs, spec
 from pipeline import cost as pricing
 from pipeline.cluster import JOB_VARIABLE, Cluster, Job, Request, runtime_env
 from pipeline.display import clock, watcher
+from pipeline.documents import NodeName, Version, fits
 from pipeline.engines import Engine, Inline, reason_of
 from pipeline.graph import GROUPS, build
 from pipeline.jobs import Place
@@ -239,12 +242,44 @@ def run(file: Path, **options: Any) -> None:
 @click.argument("run", required=False)
 @_options("store", "engine", "workers", "gpu", "shard_timeout", "address", "only", "json")
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="As for run [default: that run's].")
-def resume(run: str | None, store: str, data: Path | None, **options: Any) -> None:
+@click.option(
+    "--modules",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="Folder of the experiment's own networks: code that a store names is run only if you say so.",
+)
+def resume(run: str | None, store: str, data: Path | None, modules: Path | None, **options: Any) -> None:
     """Go on with RUN (default: the latest of the store), with the experiment, --only and --data it was started with."""
-    found = runs.load_run(Store(store), run)
+    found = _recorded(Store(store), run)
     only = options.pop("only") or tuple(found["only"])
-    here, data = Path(found["here"]), data or Path(found["data"])
-    _run(spec.parse(found["experiment"]), store=store, data=data, only=only, here=here, **options)
+    experiment = spec.parse(found["experiment"])
+    if modules is None:
+        _refuse_code(experiment, found["run"], Path(found["here"]))
+    _run(experiment, store=store, data=data or Path(found["data"]), only=only, here=modules, **options)
+
+
+def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
+    """Take no code from a record but modules in the current folder, if the run was begun in it.
+
+    Raises:
+        BadInput: the record names other code.
+    """
+    archs = {getattr(recipe, "arch", None) or "" for recipe in spec.recipes(experiment).values()}
+    others = sorted(arch for arch in archs if ":" in arch and not (here == Path.cwd() and _lies_in(here, arch)))
+    if others:
+        raise BadInput(
+            f"the record of run {run} names code that does not lie in the current folder, {', '.join(others)}; it is "
+            "not run because a store names it: `notbugs run FILE` goes on too, or name its folder with --modules"
+        )
+
+
+def _lies_in(folder: Path, arch: str) -> bool:
+    """Whether an arch is a module in a folder, and none that is installed."""
+    module = arch.partition(":")[0]
+    if "/" in module:
+        return (folder / module).resolve().is_relative_to(folder.resolve())
+    top = module.partition(".")[0]
+    installed = top in sys.stdlib_module_names or top in importlib.metadata.packages_distributions()
+    return not installed and PathFinder.find_spec(top, [str(folder)]) is not None
 
 
 def _run(
@@ -336,7 +371,7 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
 def status(run: str | None, store: str, as_json: bool) -> None:
     """Say how far RUN is (default: the latest of the store)."""
     place = Store(store)
-    found = runs.load_run(place, run)
+    found = _recorded(place, run)
     if as_json:
         _print_json(found)
         return
@@ -368,7 +403,7 @@ def report_(run: str | None, store: str, out: Path | None) -> None:
     from pipeline import page
 
     place = Store(store)
-    path = page.write(place, runs.load_run(place, run))
+    path = page.write(place, _recorded(place, run))
     if out is not None:
         out.write_bytes(place.read(path))
     click.echo(out or place.at(path))
@@ -382,6 +417,7 @@ def report_(run: str | None, store: str, out: Path | None) -> None:
     help="A model of the store, such as standard, or a torchvision classifier, such as resnet50 (weights are fetched).",
 )
 @click.option("--to", "target", required=True, metavar="CLASS", help="The class, by name or number.")
+@click.option("--arch", metavar="MODULE:NAME", help="The model's network, where it is code of your own.")
 @click.option("--out", type=click.Path(path_type=Path), help="The picture to write [default: IMAGE-as-CLASS.png].")
 @click.option("--norm", type=click.Choice(["l2", "linf"]), default="l2", show_default=True, help="Norm of the ball.")
 @click.option("--eps", type=click.FloatRange(0, min_open=True), help="Radius in units of [0, 1] [default: L2 0.5 for "
@@ -395,13 +431,13 @@ def attack(image: Path, model: str, target: str, out: Path | None, store: str, d
     Writes a picture of it before, the change magnified, and after, each with what the model says, and beside it the
     moved image itself.
     """
-    as_json, rotate, norm, eps = (options.pop(name) for name in ("as_json", "rotate", "norm", "eps"))
+    as_json, rotate, norm, eps, arch = (options.pop(name) for name in ("as_json", "rotate", "norm", "eps", "arch"))
     source = click.get_current_context().get_parameter_source
     idle = [f"--{name}" for name in ("norm", "eps", "steps") if source(name) is not ParameterSource.DEFAULT]
     if rotate and idle:
         raise BadInput(f"--rotate: has no use for {' and '.join(idle)}; leave out the one or the other")
     place = _place(store, data)
-    attacked, classes = picture.find_model(place, model)
+    attacked, classes = picture.find_model(place, model, arch)
     pixels = picture.read(image, attacked.design.shape)
     eps = eps or (8 / 255 if norm == "linf" else picture.radius(attacked.design.shape))
     recipe = {"method": "spatial"} if rotate else {"norm": norm, "eps": eps, **options}
@@ -441,7 +477,7 @@ def show(name: str | None, store: str, as_json: bool) -> None:
         else:
             click.echo("\n\n".join("\n".join(report.manifest_lines(m)) for m in manifests))
         return
-    found = runs.load_run(place, name)
+    found = _recorded(place, name, runs.has_results)
     if as_json:
         _print_json(_said(place, found))
     else:
@@ -449,14 +485,22 @@ def show(name: str | None, store: str, as_json: bool) -> None:
         _print_results(place, found)
 
 
+def _recorded(
+    store: Store, run: str | None, fits: Callable[[dict[str, Any]], bool] = lambda run: True
+) -> dict[str, Any]:
+    """A run on record, and which newer ones were passed over for theirs."""
+
+    def pass_over(name: str) -> None:
+        click.echo(f"passed over run {name}: its record is missing or damaged", err=True)
+
+    return runs.load_run(store, run, fits, pass_over)
+
+
 def _named(store: Store, name: str) -> list[dict[str, Any]]:
     group, _, base = name.rpartition("/")
-    found = []
-    for folder in (f"{g}/{base}" for g in GROUPS if group in ("", g)):
-        for version in store.folders(folder):
-            manifest = store.find_json(f"{folder}/{version}/manifest.json")
-            if manifest is not None:
-                found.append(manifest)
+    folders = [f"{g}/{base}" for g in GROUPS if group in ("", g) and fits(NodeName, base)]
+    versions = [f"{folder}/{one}" for folder in folders for one in store.folders(folder) if fits(Version, one)]
+    found = [manifest for one in versions if (manifest := artifacts.manifest_at(store, one)) is not None]
     return sorted(found, key=lambda manifest: str(manifest["made"]))
 
 
@@ -471,24 +515,42 @@ def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> Non
     """
     place = Store(store)
     folders = [f for f in artifacts.folders(place) if not names or {f.split("/")[1], f.rpartition("/")[0]} & set(names)]
-    if not folders:
+    records = [name for name in runs.names(place) if not names or name in names]
+    if not folders and not records:
         raise BadInput(f"there is nothing {'named ' + ', '.join(names) + ' ' if names else ''}in {place.url} to verify")
     damages: list[artifacts.Damage] = []
-    for folder in folders:
-        found = artifacts.verify(place, folder)
+    left: list[str] = []
+    for folder in [*folders, *(f"runs/{name}" for name in records)]:
+        of_run = folder.startswith("runs/")
+        found = runs.verify(place, folder.removeprefix("runs/")) if of_run else artifacts.verify(place, folder)
         damages += found
-        if not as_json:
+        if not as_json and (found or not of_run):
             click.echo(f"{folder}: {f'{len(found)} damaged' if found else 'whole'}")
             for damage in found:
                 click.echo(f"  {damage.file} {damage.reason}")
-        if found and not keep:
-            artifacts.withdraw(place, folder, {d.shard for d in found if d.shard is not None})
+        if found and not keep and (why := _taken_back(place, found)):
+            left.append(f"{folder}: {why}")
+    for text in left:
+        click.echo(f"could not be taken back: {text}", err=True)
     if as_json:
         listed = [{"folder": d.folder, "file": d.file, "reason": d.reason, "shard": d.shard} for d in damages]
-        _print_json({"verified": folders, "damaged": listed, "withdrawn": bool(listed) and not keep})
+        _print_json({"verified": folders, "damaged": listed, "withdrawn": bool(listed) and not keep and not left})
     elif damages:
         click.echo("The next run makes again what is damaged." if not keep else "Nothing was taken back (--keep).")
     sys.exit(1 if damages else 0)
+
+
+def _taken_back(store: Store, found: list[artifacts.Damage]) -> str | None:
+    """Take back what is damaged; why not, where the store does not let it."""
+    folder = found[0].folder
+    try:
+        if folder.startswith("runs/"):
+            store.set_aside(f"{folder}/run.json")
+        else:
+            artifacts.withdraw(store, folder, {damage.shard for damage in found if damage.shard is not None})
+    except (BadInput, OSError) as error:
+        return reason_of(error)
+    return None
 
 
 # ------------------------------------------------------------------------------------------ on a cluster

@@ -27,7 +27,7 @@ from stages.errors import BadInput
 from stages.recipes import Evaluate, Invert, Relabel, Spatial, Threat, Usefulness
 
 if TYPE_CHECKING:
-    from stages.model import Design
+    from stages.design import Design
 
 SIZES = (0.25, 0.5, 2, 4)
 """Batches that are tried, besides the recipe's, as shares of it; and the one that a shard is made of without a rest."""
@@ -332,7 +332,7 @@ def works(node: Node, known: Mapping[str, Outlook], left: Mapping[str, int], pla
 
 def design_of(outlook: Outlook) -> "Design":
     """What a model is, as far as its speed goes."""
-    from stages.model import Design
+    from stages.design import Design
 
     design, recipe = outlook.facts["design"], outlook.node.recipe
     if "arch" in design:

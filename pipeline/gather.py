@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import published
+from pipeline import artifacts, published
+from pipeline.artifacts import Made
 from pipeline.graph import Node, build
 from pipeline.report import result_rows
 from pipeline.scores import Result, Row, over_seeds, results, without_seed
 from pipeline.spec import parse
-from pipeline.store import Store
+from pipeline.store import READERS, Store
 from pipeline.sweeps import split_name
 
 
@@ -64,14 +66,10 @@ class Gathered:
         self.store, self.run = store, run
         self.nodes = {node.id: node for node in build(parse(run["experiment"])) if node.id in run["nodes"]}
         there = [node for node in self.nodes if run["nodes"][node]["state"] in ("done", "cached")]
-        found = store.find_all([f"{self.folder(node)}/{name}" for node in there for name in _files(node)])
-        self.manifests: dict[str, Row] = {}
-        self.metrics: dict[str, list[Row]] = {}
-        for node in there:
-            if content := found[f"{self.folder(node)}/manifest.json"]:
-                self.manifests[node] = json.loads(content)
-            if content := found.get(f"{self.folder(node)}/metrics.jsonl"):
-                self.metrics[node] = [json.loads(line) for line in content.splitlines()]
+        with ThreadPoolExecutor(READERS) as pool:
+            found = list(pool.map(lambda node: artifacts.manifest_at(store, self.folder(node)), there))
+        self.manifests: dict[str, Row] = {node: one for node, one in zip(there, found, strict=True) if one is not None}
+        self.metrics: dict[str, list[Row]] = {node: self._metrics(node) for node in self.manifests if _is_model(node)}
         rows = result_rows(store, run)
         self.scores = [self._score(one) for one in results(rows)]
         self.held_out = [score for score in self.scores if score.held_out]
@@ -81,6 +79,15 @@ class Gathered:
         row = one.rows[0]
         on = self.nodes[f"evaluations/{row['evaluation']}"].inputs["on"]
         return Score(one.evaluation, one.model, one.rows, self.nodes[f"models/{row['model']}"], on)
+
+    def _metrics(self, node: str) -> list[Row]:
+        """The lines of ``metrics.jsonl``.
+
+        Raises:
+            BadData: they are not those that were published.
+        """
+        content = artifacts.read_file(self.store, Made(self.folder(node), dict(self.manifests[node])), "metrics.jsonl")
+        return [json.loads(line) for line in content.splitlines()]
 
     def folder(self, node: str) -> str:
         """The place in the store of what the run used, or made."""
@@ -105,5 +112,5 @@ class Gathered:
         return list(found.values())
 
 
-def _files(node: str) -> list[str]:
-    return ["manifest.json", "metrics.jsonl"] if node.startswith("models/") else ["manifest.json"]
+def _is_model(node: str) -> bool:
+    return node.startswith("models/")

@@ -58,6 +58,11 @@ class Node:
         return _generation(self.inputs)
 
     @property
+    def arch(self) -> str | None:
+        """Of a model: its network, as the experiment names it, or that of the model which it probes."""
+        return self.inputs["probe"].arch if "probe" in self.inputs else getattr(self.recipe, "arch", None)
+
+    @property
     def folder(self) -> str:
         """Its place in the store."""
         return f"{self.group}/{self.name}/{self.version}"

@@ -11,7 +11,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,9 +23,11 @@ import pyarrow.parquet as pq
 
 from pipeline import artifacts
 from pipeline.artifacts import Made
+from pipeline.documents import fits
 from pipeline.graph import Node
-from pipeline.store import Store, canonical, digest
+from pipeline.store import Store, canonical, digest, unsealed
 from stages import load
+from stages.design import Design
 from stages.errors import BadData, BadInput
 from stages.images import histogram
 from stages.load import Item, Listing, printable
@@ -115,10 +117,12 @@ class ShardJob(ABC):
             there: the node's files, from `stored`.
         """
         paths = {f"{self.node.folder}/{artifacts.mark_path(unit.name)}": unit for unit in units}
-        found = {}
+        kind, found = artifacts.MARKS[self.node.group], {}
         for path, content in self.place.store.find_all(paths).items():
-            unit, mark = paths[path], _mark(content)
-            if mark is not None and mark["inputs"] == unit.inputs and self._there(mark, there):
+            unit, mark = paths[path], unsealed(path, content or b"")
+            if not mark or not fits(kind, mark) or (mark["name"], mark["inputs"]) != (unit.name, unit.inputs):
+                continue
+            if self._there(mark, there):
                 found[unit.name] = mark
         return found
 
@@ -128,14 +132,6 @@ class ShardJob(ABC):
     def _write_recipe(self) -> tuple[int, str]:
         content = self.place.store.put_json(f"{self.node.folder}/recipe.json", self.node.described())
         return len(content), digest(content)
-
-
-def _mark(content: bytes | None) -> dict[str, Any] | None:
-    try:
-        found = json.loads(content or b"")
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) and {"name", "inputs", "samples"} <= set(found) else None
 
 
 class DatasetJob(ShardJob):
@@ -150,7 +146,7 @@ class DatasetJob(ShardJob):
         store, folder = self.place.store, self.node.folder
         started = time.perf_counter()
         tar, table = pack(result), _parquet(rows(result))
-        back = unpack(unit.name, tar, self.facts()["channels"])
+        back = unpack(unit.name, tar, self.facts()["channels"], len(self.facts()["classes"]))
         if not (np.array_equal(back.index, result.index) and np.array_equal(back.label, result.label)):
             raise BadData(f"{unit.name} reads back with other samples than were packed")
         if result.pixels is not None and not np.array_equal(back.images(), result.pixels):
@@ -201,13 +197,23 @@ class DatasetJob(ShardJob):
         """The rows of all shards as one file, of which a row group's shards are held at a time."""
         out, writer = io.BytesIO(), None
         for names in _together(marks):
-            tables = self.place.store.find_all(f"{self.node.folder}/{artifacts.rows_path(name)}" for name in names)
-            group = pa.concat_tables(pq.read_table(io.BytesIO(content or b"")) for content in tables.values())
+            paths = {f"{self.node.folder}/{artifacts.rows_path(name)}": marks[name] for name in names}
+            tables = self.place.store.find_all(paths)
+            group = pa.concat_tables(self._rows(paths[path], content) for path, content in tables.items())
             writer = writer or pq.ParquetWriter(out, group.schema, compression="zstd")
             writer.write_table(group)
         assert writer is not None
         writer.close()
         return out.getvalue()
+
+    def _rows(self, mark: Mapping[str, Any], content: bytes | None) -> pa.Table:
+        """The rows of a shard, as they were committed; else its mark is taken back, so that the next run makes it."""
+        if content is None or digest(content) != mark["rows"]["sha256"]:
+            artifacts.withdraw(self.place.store, self.node.folder, {mark["name"]})
+            raise BadData(
+                f"{artifacts.rows_path(mark['name'])} is damaged and was withdrawn: the next run makes it again"
+            )
+        return pq.read_table(io.BytesIO(content))
 
 
 def _together(marks: Mapping[str, dict[str, Any]]) -> list[list[str]]:
@@ -245,17 +251,8 @@ def statistics(shard: Shard) -> dict[str, Any]:
     return said
 
 
-def per_split(samples: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Samples of each split, from those of each shard."""
-    counts: dict[str, int] = {}
-    for name, count in samples:
-        split = name.rpartition("-")[0]
-        counts[split] = counts.get(split, 0) + count
-    return counts
-
-
 def _totals(marks: Mapping[str, dict[str, Any]], steps: int) -> dict[str, Any]:
-    counts = per_split((name, mark["samples"]) for name, mark in marks.items())
+    counts = artifacts.per_split((name, mark["samples"]) for name, mark in marks.items())
     each = [mark["statistics"] for mark in marks.values()]
     shapes = {tuple(s["shape"]) if "shape" in s else None for s in each}
     said: dict[str, Any] = {
@@ -361,13 +358,14 @@ def _named(ref: Any, data: Path) -> Any:
     return printable(str(ref).removeprefix(str(data)))
 
 
-def _read_input(place: Place, node: Node, made: Made, unit: Unit, sha: str) -> Shard:
-    """A shard of an input; a damaged one is withdrawn, so that the next run makes it again."""
-    tar = place.store.find(f"{made.folder}/{unit.name}.tar")
-    if tar is None or digest(tar) != sha:
-        artifacts.withdraw(place.store, made.folder, {unit.name})
-        raise BadData(f"{node.id} {unit.name}.tar is damaged and was withdrawn: the next run makes it again")
-    return unpack(unit.name, tar, made.manifest["channels"])
+def read_shard(place: Place, made: Made, name: str) -> Shard:
+    """A shard of a dataset of the store; a damaged one is withdrawn, so that the next run makes it again.
+
+    Raises:
+        BadData: it is damaged.
+    """
+    tar = artifacts.read_file(place.store, made, f"{name}.tar", take_back=True)
+    return unpack(name, tar, made.manifest["channels"], len(made.manifest["classes"]))
 
 
 def open_model(place: Place, made: Made) -> Any:
@@ -378,7 +376,7 @@ def open_model(place: Place, made: Made) -> Any:
     """
     from stages import model
 
-    return model.load(model.Design.from_json(made.manifest["design"]), weights_of(place, made), place.here)
+    return model.load(Design.from_json(made.manifest["design"]), weights_of(place, made), place.here)
 
 
 def weights_of(place: Place, made: Made) -> bytes:
@@ -387,11 +385,7 @@ def weights_of(place: Place, made: Made) -> bytes:
     Raises:
         BadData: they are not those that were published.
     """
-    weights = place.store.find(f"{made.folder}/weights.safetensors")
-    if weights is None or digest(weights) != made.content:
-        artifacts.withdraw(place.store, made.folder, set())
-        raise BadData(f"{made.folder}/weights.safetensors is damaged and was withdrawn: the next run makes it again")
-    return weights
+    return artifacts.read_file(place.store, made, "weights.safetensors", take_back=True)
 
 
 class ImagesJob(DatasetJob):
@@ -419,7 +413,7 @@ class ImagesJob(DatasetJob):
         return count
 
     def read(self, unit: Unit) -> Shard:
-        return _read_input(self.place, self.node.inputs["images"], self.inputs["images"], unit, unit.inputs["images"])
+        return read_shard(self.place, self.inputs["images"], unit.name)
 
     def model(self, role: str) -> Any:
         """A model that this is made with."""
@@ -494,7 +488,7 @@ class ScoreJob(ShardJob):
         ]
 
     def read(self, unit: Unit) -> Shard:
-        return _read_input(self.place, self.node.inputs["on"], self.inputs["on"], unit, unit.inputs["on"])
+        return read_shard(self.place, self.inputs["on"], unit.name)
 
     def models(self, role: str, opened: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The models of a role, opened, by name; those that are open already are not opened again."""
@@ -673,14 +667,9 @@ class ModelJob:
 
         names = on.shards(self.node.recipe.split)
         counts = {name: on.manifest["shards"][name] for name in names}
-
-        def read(name: str) -> Shard:
-            unit = Unit(name, counts[name], {})
-            return _read_input(self.place, self.node.inputs["on"], on, unit, on.files[f"{name}.tar"]["sha256"])
-
         size = sum(counts.values()) * int(np.prod(on.manifest["image_shape"]))
         origin = digest(canonical({role: made.content for role, made in self.inputs.items()}))
-        return Examples(names, counts, read, size, origin)
+        return Examples(names, counts, partial(read_shard, self.place, on), size, origin)
 
     def _watched(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Some test images of the source that the dataset goes back to, for the learning curve: pixels and labels."""
@@ -693,9 +682,7 @@ class ModelJob:
             return None
         shards: list[Shard] = []
         while sum(map(len, shards)) < count and len(shards) < len(names):
-            name = names[len(shards)]
-            unit = Unit(name, made.manifest["shards"][name], {})
-            shards.append(_read_input(self.place, source, made, unit, made.files[f"{name}.tar"]["sha256"]))
+            shards.append(read_shard(self.place, made, names[len(shards)]))
         pixels, labels = np.concatenate([s.images() for s in shards]), np.concatenate([s.label for s in shards])
         return pixels[:count], labels[:count]
 
@@ -731,8 +718,6 @@ def design_of(node: Node, on: Mapping[str, Any], probed: Mapping[str, Any] | Non
     Raises:
         BadInput: the images differ in size, or mean and std do not fit their channels.
     """
-    from stages.model import Design
-
     if probed is not None:
         return Design.from_json(probed["design"])
     recipe, channels = node.recipe, on["channels"]

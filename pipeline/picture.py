@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
+from pipeline import artifacts
 from pipeline.artifacts import Made
+from pipeline.documents import NodeName, Version, fits
 from pipeline.jobs import Place, open_model
 from pipeline.scores import NORMS
 from stages.errors import BadData, BadInput
@@ -60,13 +62,14 @@ class Picture:
         return {"target": target, "reached": reached, **said, "l2": self.l2, "linf": self.linf, "how": self.how}
 
 
-def find_model(place: Place, name: str) -> tuple["Classifier", list[str]]:
+def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Classifier", list[str]]:
     """A model by name, ready for use, and the names of its classes.
 
     Args:
         place: the store that is looked in first, for `standard`, `models/standard` or `models/standard/<version>`; and
             where the user's modules are.
         name: of a model in the store, or of a torchvision classifier, whose default weights are then fetched.
+        arch: the network of a model of the store, where that is code of the user's own.
 
     Raises:
         BadInput: there is none.
@@ -77,12 +80,13 @@ def find_model(place: Place, name: str) -> tuple["Classifier", list[str]]:
 
     name = name.removeprefix("models/")
     base, _, version = name.partition("/")
-    versions = [version] if version else place.store.folders(f"models/{base}")
-    found = [place.store.find_json(f"models/{base}/{one}/manifest.json") for one in versions]
-    made = max((m for m in found if isinstance(m, dict)), key=lambda m: m["made"], default=None)
-    if made is not None:
-        folder = f"models/{made['name']}/{made['version']}"
-        return open_model(place, Made(folder, made)), _class_names(place, made)
+    versions = place.store.folders(f"models/{base}") if fits(NodeName, base) else []
+    folders = [f"models/{base}/{one}" for one in versions if fits(Version, one) and version in ("", one)]
+    found = {folder: made for folder in folders if (made := artifacts.manifest_at(place.store, folder))}
+    if found:
+        folder, manifest = max(found.items(), key=lambda item: str(item[1]["made"]))
+        _refuse_code(name, str(manifest["design"]["arch"]), arch)
+        return open_model(place, Made(folder, manifest)), _class_names(place, manifest)
     if name not in models.list_models(module=models):
         known = ", ".join(place.store.folders("models")) or "none"
         raise BadInput(
@@ -96,12 +100,27 @@ def find_model(place: Place, name: str) -> tuple["Classifier", list[str]]:
     return model.load(design, content, place.here), list(weights.meta["categories"])
 
 
+def _refuse_code(name: str, asked: str, given: str | None) -> None:
+    """A store does not say which code is run: the user does.
+
+    Raises:
+        BadInput: the model's network is code, and the user did not name it, or named other code.
+    """
+    if given not in (asked, None):
+        raise BadInput(f"--arch {given}: the network of {name} is {asked}")
+    if given is None and ":" in asked:
+        raise BadInput(
+            f"--model {name}: its network is code of somebody's own, {asked}, which is not run because a store names "
+            f"it; if you know it, add --arch {asked}"
+        )
+
+
 def _class_names(place: Place, manifest: dict[str, Any]) -> list[str]:
     """Those of the dataset it was trained on; ImageNet's, of a network for a thousand classes; or numbers."""
     from torchvision.models._meta import _IMAGENET_CATEGORIES as IMAGENET
 
     on, design = manifest["parents"].get("on"), manifest["design"]
-    dataset = on and place.store.find_json(f"{on['node']}/{on['version']}/manifest.json")
+    dataset = on and artifacts.manifest_at(place.store, f"{on['node']}/{on['version']}")
     if dataset:
         return list(dataset["classes"])
     if design["classes"] == len(IMAGENET):

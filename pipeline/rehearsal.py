@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from pipeline import artifacts
 from pipeline.artifacts import Made
 from pipeline.graph import Node
 from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit
@@ -32,7 +33,7 @@ from stages.recipes import Attack, Evaluate, Invert, Recipe, Spatial, Train
 from stages.shard import Shard, pack, unpack
 
 if TYPE_CHECKING:
-    from stages.model import Design
+    from stages.design import Design
 
 SECONDS = 2.0
 """How long a rehearsal of many steps takes, about: the longer, the surer."""
@@ -302,9 +303,9 @@ class Rehearsal:
             if outlook.job is not None:
                 self.samples[source] = outlook.job.read(self._first(outlook.job))
             else:
-                name = min(outlook.facts["shards"])
-                tar = self.home.store.read(f"{outlook.node.folder}/{name}.tar")
-                self.samples[source] = unpack(name, tar, outlook.facts["channels"])
+                name, made = min(outlook.facts["shards"]), Made(outlook.node.folder, dict(outlook.facts))
+                tar = artifacts.read_file(self.home.store, made, f"{name}.tar")
+                self.samples[source] = unpack(name, tar, outlook.facts["channels"], len(outlook.facts["classes"]))
         return self.samples[source]
 
     def _dataset(self, source: str, count: int) -> Made:

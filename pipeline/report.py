@@ -1,8 +1,12 @@
 """What a run found, as rows and as text."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from pipeline import artifacts, documents
+from pipeline.documents import Amount, Count, Document, NodeName, Share, Word
 from pipeline.scores import (
     KINDS,
     NOISE,
@@ -24,6 +28,89 @@ from pipeline.scores import (
 from pipeline.store import Store
 
 
+class _Scored(Document):
+    """A share of some images, with its interval."""
+
+    accuracy: Share
+    low: Share
+    high: Share
+    n: Count
+
+
+class _Agreement(_Scored):
+    rule: Word
+
+
+class _OfClass(Document):
+    accuracy: Share | None
+    n: Count
+
+
+class _Attacked(_Scored):
+    average: Share
+    fooled: Share | None
+
+
+class _InBall(_Attacked):
+    attack: Literal["pgd", "apgd"]
+    norm: Literal["l2", "linf"]
+    eps: Amount
+    steps: Count
+    step_size: Amount | None = None
+    restarts: Count
+    source: NodeName | None
+    toward: Word | None
+    reached: Share | None = None
+
+
+class _Turned(_Attacked):
+    attack: Literal["spatial"]
+    rotation: Amount
+    translation: Amount
+    search: Literal["grid", "random"]
+    tries: Count
+
+
+class _Row(Document):
+    evaluation: NodeName
+    on: NodeName
+    split: Word
+    held_out: bool
+    model: NodeName
+    trained_on: NodeName | None
+
+
+class _Accuracy(_Row, _Scored):
+    kind: Literal["accuracy"]
+    chance: Share
+    majority: Share
+    per_class: dict[str, _OfClass]
+    under_attack: list[_InBall | _Turned]
+    agreement: _Agreement | None = None
+
+
+class _Usefulness(_Row):
+    kind: Literal["usefulness"]
+    n: Count
+    attacked: Count
+    norm: Literal["l2", "linf"]
+    eps: Amount
+    steps: Count
+    useful: Share
+    features: Count
+    classes: list[str]
+    useful_from: list[Share | None]
+    counts: dict[Word, Count]
+    features_by_best_class: dict[Word, Count]
+    points: list[tuple[Count, Count, float, float]]
+
+
+class Results(Document):
+    """``result.json``: a row per model."""
+
+    rows: list[Annotated[_Accuracy | _Usefulness, Field(discriminator="kind")]]
+
+
 def result_rows(store: Store, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per evaluation and model of a run that are there: what `notbugs show --json` gives.
 
@@ -32,12 +119,14 @@ def result_rows(store: Store, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     ``accuracy``, ``low``, ``high`` (a 95 % interval) and ``n``; besides ``target_reached`` of the dataset trained on,
     ``chance``, ``majority``, ``per_class``, ``under_attack`` and, where asked for, ``agreement``. Of kind usefulness:
     ``counts`` and ``points``.
+
+    Raises:
+        BadData: a result is damaged.
     """
     nodes, rows, reached = run["nodes"], [], dict[str | None, float | None]()
     for node, progress in nodes.items():
         if node.startswith("evaluations/") and progress["state"] in ("done", "cached"):
-            result = store.find_json(f"{node}/{progress['version']}/result.json")
-            for row in (result or {}).get("rows", []):
+            for row in documents.read(store, f"{node}/{progress['version']}/result.json", Results)["rows"]:
                 if (on := row["trained_on"]) not in reached:  # many rows of a sweep go back to one dataset
                     reached[on] = _dataset(store, nodes, on).get("reached")
                 rows.append({"kind": "accuracy", **row, "target_reached": reached[on]})
@@ -46,8 +135,7 @@ def result_rows(store: Store, run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _dataset(store: Store, nodes: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
     progress = nodes.get(f"datasets/{name}")
-    found = progress and store.find_json(f"datasets/{name}/{progress['version']}/manifest.json")
-    return found or {}
+    return (progress and artifacts.manifest_at(store, f"datasets/{name}/{progress['version']}")) or {}
 
 
 def result_text(rows: Sequence[Row]) -> str:

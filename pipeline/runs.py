@@ -8,16 +8,17 @@ from collections.abc import Callable, Container, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Event, RLock, Thread
 from typing import Any
 
-from pipeline import artifacts
+from pipeline import artifacts, documents
 from pipeline.artifacts import Made
+from pipeline.documents import Amount, Count, Document, Moment, NodeId, RunName, Version, Word
 from pipeline.engines import Engine, Lost, reason_of
 from pipeline.graph import Node, build
-from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit, design_of, per_split
+from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit, design_of
 from pipeline.spec import Experiment
 from pipeline.store import Store
 from pipeline.sweeps import split_name
@@ -34,6 +35,9 @@ EVENTS = 60.0
 
 LOST_AFTER = 60.0
 """Seconds without a sign of life after which a run counts as dead."""
+
+TOMORROW = 86_400.0
+"""Seconds by which a clock may be ahead before what it dated is not believed."""
 
 LEFTOVERS = 3600.0
 """Age in seconds of half-written files that a new run sweeps away."""
@@ -58,9 +62,9 @@ class Progress:
         last: what the last step measured.
     """
 
-    stage: str
-    version: str
-    state: str = "waiting"
+    stage: Word
+    version: Version
+    state: Word = "waiting"
     why: str | None = None
     total: int = 0
     done: int = 0
@@ -417,7 +421,7 @@ def _shards_of(dataset: Mapping[str, Any], splits: Container[str]) -> dict[str, 
 
 
 def _counted(shards: dict[str, int]) -> dict[str, Any]:
-    return {"shards": shards, "counts": per_split(shards.items())}
+    return {"shards": shards, "counts": artifacts.per_split(shards.items())}
 
 
 def _try_features(node: Node, place: Place, model: Mapping[str, Any]) -> None:
@@ -427,7 +431,7 @@ def _try_features(node: Node, place: Place, model: Mapping[str, Any]) -> None:
         BadInput: it has none.
     """
     from stages import features
-    from stages.model import Design
+    from stages.design import Design
 
     if "arch" in model["design"]:  # of a model to be fetched, only so much is known
         features.refuse_without(Design.from_json(model["design"]), node.recipe.layer, place.here)
@@ -549,25 +553,87 @@ def _refuse_rule(place: str, rule: Relabel, classes: list[str], model: str | Non
 # ------------------------------------------------------------------------------------- runs on record
 
 
-def latest(store: Store) -> str | None:
-    """The newest run of a store."""
-    return max(store.folders("runs"), default=None)
+class RunRecord(Document):
+    """``run.json``."""
+
+    run: RunName
+    experiment: dict[str, Any]
+    state: Word
+    started: Moment
+    only: list[str]
+    data: str
+    here: str
+    host: str
+    updated: Amount
+    store_retries: Count
+    nodes: dict[NodeId, Progress]
 
 
-def load_run(store: Store, run: str | None) -> dict[str, Any]:
-    """A run on record, its state judged by its signs of life.
+def _record(store: Store, run: str) -> dict[str, Any] | None:
+    """A run's record, its state judged by its signs of life; None where it is missing or cannot be trusted."""
+    found = documents.find(store, f"runs/{run}/run.json", RunRecord)
+    if found is None or found["run"] != run:
+        return None
+    silent = time.time() - found["updated"]
+    if found["state"] == "running" and not -TOMORROW < silent < LOST_AFTER:
+        found["state"], found["why"] = "lost", f"no sign of life for {max(silent, 0.0):.0f} s"
+    return found
+
+
+def names(store: Store) -> list[str]:
+    """The runs of a store, the newest first; those that a clock dated later than tomorrow come last."""
+    future = f"{datetime.now(UTC) + timedelta(seconds=TOMORROW):%Y%m%d-%H%M%S}"
+    return sorted(store.folders("runs"), key=lambda name: (name < future, name), reverse=True)
+
+
+def load_run(
+    store: Store,
+    run: str | None = None,
+    fits: Callable[[dict[str, Any]], bool] = lambda record: True,
+    pass_over: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """A run on record.
+
+    Args:
+        store: where.
+        run: its name; by default the newest that fits, or the newest where none does.
+        fits: what is asked of it, where no name is given.
+        pass_over: called with the name of each newer run whose record cannot be read.
 
     Raises:
         BadInput: there is no such run, or none at all.
+        BadData: the record of the run asked for cannot be read.
     """
-    name = run or latest(store)
-    if name is None:
+    if run is not None:
+        if run not in store.folders("runs"):
+            raise BadInput(f"there is no run {run} in {store.url}; `notbugs status` names the latest")
+        if (found := _record(store, run)) is None:
+            raise BadData(
+                f"the record of run {run} is missing or damaged; what the run made is there all the same: "
+                "`notbugs run FILE` goes on from it"
+            )
+        return found
+    newest = None
+    for name in names(store):
+        if (found := _record(store, name)) is None:
+            pass_over(name)
+        elif fits(found):
+            return found
+        else:
+            newest = newest or found
+    if newest is None:
         raise BadInput(f"there are no runs in {store.url}: `notbugs run FILE --store …` makes one")
-    found = store.find_json(f"runs/{name}/run.json")
-    if not isinstance(found, dict):
-        raise BadInput(f"there is no run {name} in {store.url}; `notbugs status` names the latest")
-    silent = time.time() - found["updated"]
-    if found["state"] == "running" and silent > LOST_AFTER:
-        found["state"] = "lost"
-        found["why"] = f"no sign of life for {silent:.0f} s"
-    return found
+    return newest
+
+
+def has_results(record: Mapping[str, Any]) -> bool:
+    """Whether there is a table to show of a run."""
+    nodes = record["nodes"].items()
+    return any(name.startswith("evaluations/") and p["state"] in ("done", "cached") for name, p in nodes)
+
+
+def verify(store: Store, run: str) -> list[artifacts.Damage]:
+    """What is wrong with the record of a run; without one, nothing stands there that could be."""
+    if _record(store, run) is not None or not store.exists(f"runs/{run}/run.json"):
+        return []
+    return [artifacts.Damage(f"runs/{run}", "run.json", artifacts.NOT_OURS)]

@@ -4,11 +4,14 @@ The only place that knows whether that is a local folder or an object store. Fil
 at all; which of them belong to a dataset is for commit marks and manifests to say (`artifacts`).
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
+import stat
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -23,6 +26,9 @@ from stages.recipes import refuse_secrets
 PARTIAL = ".partial"
 """Folder for files that are being written, on the same filesystem as their final place."""
 
+ASIDE = ".aside"
+"""Folder for what stood in the way: a folder where a file belongs, a record that cannot be read."""
+
 READERS = 16
 
 ONE_PUT = 10_000_000
@@ -30,6 +36,15 @@ ONE_PUT = 10_000_000
 
 REREADS = 5
 """How often a JSON file on an object store is read again when it comes cut."""
+
+SEAL = "seal"
+"""Key of a JSON document that holds the digest of all others."""
+
+LARGEST_JSON = 256 * 2**20
+"""Bytes of a JSON document that are read at most: a manifest of a hundred thousand shards has 30 million."""
+
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""What says that there is no such file."""
 
 T = TypeVar("T")
 
@@ -42,6 +57,22 @@ def digest(content: bytes) -> str:
 def canonical(value: Any) -> bytes:
     """JSON that is equal where the value is equal."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def seal(path: str, value: Mapping[str, Any]) -> str:
+    """Digest of a JSON document at its place: it breaks where a bit of it changes, or another document is put there."""
+    return digest(path.encode() + b"\n" + canonical(value))
+
+
+def unsealed(path: str, content: bytes) -> dict[str, Any] | None:
+    """The document that was written at a path; None where the bytes are not it."""
+    try:
+        value = json.loads(content) if len(content) <= LARGEST_JSON else None
+        if not isinstance(value, dict) or value.pop(SEAL, None) != seal(path, value):
+            return None
+    except (ValueError, RecursionError):
+        return None
+    return value
 
 
 class Store:
@@ -90,11 +121,15 @@ class Store:
 
         Raises:
             FileNotFoundError: it is not there.
+            IsADirectoryError: what is there is no file.
         """
 
         def read(filesystem: fs.FileSystem, root: str) -> bytes:
+            place = _below(root, path)
+            if self.local and not stat.S_ISREG(Path(place).stat().st_mode):  # a pipe would be read from for ever
+                raise IsADirectoryError(f"{place} is no file")
             # Not an input stream: that asks S3 for 256 KiB at a time.
-            with filesystem.open_input_file(_below(root, path)) as file:
+            with filesystem.open_input_file(place) as file:
                 size = file.size() if first is None else min(first, file.size())
                 content: bytes = file.read(size)
                 if len(content) != size:
@@ -103,25 +138,25 @@ class Store:
 
         return self._ask(f"reading {path}", read)
 
-    def find(self, path: str) -> bytes | None:
-        """A whole file, or None where there is none."""
+    def find(self, path: str, first: int | None = None) -> bytes | None:
+        """A whole file, or only its first bytes; None where there is none."""
         try:
-            return self.read(path)
-        except (FileNotFoundError, NotADirectoryError):
+            return self.read(path, first)
+        except ABSENT:
             return None
 
-    def find_json(self, path: str) -> Any:
-        """A JSON file, or None where there is none or it cannot be read as JSON.
+    def find_json(self, path: str) -> dict[str, Any] | None:
+        """A document that `put_json` wrote, or None where there is none or its seal is broken.
 
         pyarrow asks an object store for a file's size, then for that many bytes: a file that is replaced by a
-        longer one in between comes cut. So what is no JSON is read again.
+        longer one in between comes cut. So what is not whole is read again.
         """
         for _ in range(1 if self.local else REREADS):
-            content = self.find(path)
-            try:
-                return None if content is None else json.loads(content)
-            except ValueError:
-                continue
+            content = self.find(path, LARGEST_JSON + 1)
+            if content is None:
+                return None
+            if (value := unsealed(path, content)) is not None:
+                return value
         return None
 
     def find_all(self, paths: Iterable[str]) -> dict[str, bytes | None]:
@@ -137,6 +172,14 @@ class Store:
         """
         base, found = self._list(folder, recursive)
         return {info.path.removeprefix(base): info.size for info in found if info.type == fs.FileType.File}
+
+    def exists(self, path: str) -> bool:
+        """Whether anything is there, a file or not."""
+
+        def found(filesystem: fs.FileSystem, root: str) -> bool:
+            return bool(filesystem.get_file_info(_below(root, path)).type != fs.FileType.NotFound)
+
+        return self._ask(f"looking for {path}", found)
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders directly in a folder, sorted."""
@@ -169,7 +212,7 @@ class Store:
             self._ask(f"writing {path}", lambda _, root: _upload(self.url, _below(root, path), content))
 
     def _put_beside(self, filesystem: fs.FileSystem, root: str, path: str, content: bytes) -> None:
-        final, beside = _below(root, path), _below(root, f"{PARTIAL}/{uuid.uuid4().hex}")
+        final, beside = self._cleared(root, path), self._cleared(root, f"{PARTIAL}/{uuid.uuid4().hex}")
         for folder in {os.path.dirname(beside), os.path.dirname(final)}:  # noqa: PTH120
             filesystem.create_dir(folder)
         try:
@@ -182,17 +225,53 @@ class Store:
             Path(beside).unlink(missing_ok=True)  # on a full disk, half a shard is in the way of what comes next
             raise
 
-    def put_json(self, path: str, value: Any) -> bytes:
-        """Write a value as JSON that a person can read; what was written."""
-        content = json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+    def put_json(self, path: str, value: Mapping[str, Any]) -> bytes:
+        """Write a document as JSON that a person can read, with its `seal`; what was written."""
+        text = re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):04x}", json.dumps(value, ensure_ascii=False))
+        plain = json.loads(text)
+        content = json.dumps({**plain, SEAL: seal(path, plain)}, indent=1, ensure_ascii=False).encode() + b"\n"
         self.put(path, content)
         return content
 
+    def _cleared(self, root: str, path: str) -> str:
+        """The local path of a file that is to be written or removed, with nothing in its way.
+
+        A folder in the file's place, or a file in the place of one of its folders, is set aside.
+
+        Raises:
+            BadInput: a symbolic link leads out of the store.
+        """
+        final = Path(_below(root, path))
+        if not final.parent.resolve().is_relative_to(Path(root).resolve()):
+            raise BadInput(f"{final}: a symbolic link leads out of the store {self.url}; nothing is written through it")
+        between = list(final.relative_to(root).parents)[-2::-1]
+        in_the_way = [folder for name in between if (folder := root / name).exists() and not folder.is_dir()]
+        if final.is_dir() and not final.is_symlink():
+            in_the_way.append(final)
+        for found in in_the_way:
+            aside = Path(root, ASIDE, f"{uuid.uuid4().hex}-{found.name}")
+            aside.parent.mkdir(exist_ok=True)
+            found.rename(aside)
+        return str(final)
+
+    def set_aside(self, path: str) -> str:
+        """Move a file out of the way, to be looked at; its new path."""
+        aside = f"{ASIDE}/{uuid.uuid4().hex}-{path.replace('/', '-')}"
+        content = self.find(path)
+        if content is not None:
+            self.put(aside, content)
+        self.delete(path)
+        return aside
+
     def delete(self, path: str) -> None:
         """Remove a file, if it is there."""
+
+        def remove(filesystem: fs.FileSystem, root: str) -> None:
+            filesystem.delete_file(self._cleared(root, path) if self.local else _below(root, path))
+
         try:
-            self._ask(f"deleting {path}", lambda filesystem, root: filesystem.delete_file(_below(root, path)))
-        except FileNotFoundError:
+            self._ask(f"deleting {path}", remove)
+        except ABSENT:
             return
 
     def refuse_unless_writable(self) -> None:
@@ -210,9 +289,10 @@ class Store:
         """Remove what killed writers left half-made before a moment (seconds since 1970)."""
         if self.local:
             _, root = remote.connect(self.url)
-            for file in Path(_below(root, PARTIAL)).glob("*"):
+            partial = Path(_below(root, PARTIAL))
+            for file in [] if partial.is_symlink() else partial.glob("*"):
                 try:
-                    if file.stat().st_mtime < older_than:
+                    if file.is_file() and file.stat().st_mtime < older_than:
                         file.unlink()
                 except FileNotFoundError:
                     continue  # its writer, or another sweep, was first
@@ -225,9 +305,14 @@ class Store:
             self._meet()
         try:
             return self._persist(work, remote.PATIENCE)
-        except (FileNotFoundError, NotADirectoryError):
+        except ABSENT:
             raise
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise BadInput(
+                    f"the store {self.url}: {doing} is not permitted ({os.strerror(error.errno)}); check its owner and "
+                    "permissions"
+                ) from error
             if self.local:
                 raise
             raise ConnectionError(
@@ -295,4 +380,11 @@ def _upload(url: str, path: str, content: bytes) -> None:
 
 
 def _below(root: str, path: str) -> str:
+    """A path below the root, and nowhere else.
+
+    Raises:
+        BadData: the path leads out of it.
+    """
+    if path and any(part in ("", ".", "..") for part in path.split("/")):
+        raise BadData(f"{path!r} is no path in a store")
     return f"{root.rstrip('/')}/{path}" if path else root

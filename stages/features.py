@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from stages.design import Design
 from stages.errors import BadInput
-from stages.model import Classifier, Design
+from stages.model import Classifier
 
 FLAT = frozenset(
     [F.relu, F.relu6, F.hardtanh, F.hardtanh_, F.hardswish, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]

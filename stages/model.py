@@ -6,7 +6,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stages import nets
+from stages.design import Design
 from stages.errors import BadData, BadInput
 from stages.recipes import Bring, Precision
 
@@ -33,43 +34,6 @@ LEAST = 2.0**-100
 
 PACKAGE = "package://"
 """What weights that lie inside an installed Python package begin with: ``package://PACKAGE/FILE``."""
-
-
-@dataclass(frozen=True)
-class Design:
-    """All that is needed, besides weights, to build a classifier again.
-
-    Attributes:
-        arch: as `nets.build` takes it.
-        classes: number of classes that it tells apart.
-        shape: channels, height and width of its images.
-        mean: per channel; subtracted.
-        std: per channel; divided by.
-        outputs: where the network has more classes than it is asked about, those that are its answer, in
-            this order; `classes` of them.
-        of: and how many classes the network has.
-    """
-
-    arch: str
-    classes: int
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    outputs: tuple[int, ...] | None = None
-    of: int | None = None
-
-    @property
-    def network_classes(self) -> int:
-        """Outputs of the network itself."""
-        return self.classes if self.of is None else self.of
-
-    def as_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-    @classmethod
-    def from_json(cls, facts: dict[str, Any]) -> "Design":
-        said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
-        return cls(**said)
 
 
 class Classifier(nn.Module):

@@ -23,9 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from stages import nets
 from stages.ahead import ahead
 from stages.augment import augment
+from stages.design import Design
 from stages.errors import BadData, BadInput
 from stages.features import head
-from stages.model import Classifier, Design, in_batches, load, on_device, threads, to_unit
+from stages.model import Classifier, in_batches, load, on_device, threads, to_unit
 from stages.pgd import pgd
 from stages.prepare import folded, keep_memory
 from stages.recipes import Adversary, Train
@@ -372,13 +373,17 @@ def _checkpoint(
         if state.get("momentum_buffer") is not None:
             tensors[f"momentum.{number}"] = state["momentum_buffer"]
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    about = {"on": origin, "history": history, "sha256": _body_digest(safetensors.torch.save(tensors))}
-    return safetensors.torch.save(tensors, metadata={"about": json.dumps(about)})
+    about = {"on": origin, "history": json.loads(json.dumps(history))}
+    sha256 = _digest(safetensors.torch.save(tensors), about)
+    return safetensors.torch.save(tensors, metadata={"about": json.dumps({**about, "sha256": sha256})})
 
 
-def _body_digest(content: bytes) -> str:
-    """Of the tensors in a safetensors file, without its header."""
-    return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+def _digest(content: bytes, about: dict[str, Any]) -> str:
+    """Of a checkpoint: its tensors, their names, types and places, and what is said of them."""
+    size = int.from_bytes(content[:8], "little")
+    header = {name: place for name, place in json.loads(content[8 : 8 + size]).items() if name != "__metadata__"}
+    named = json.dumps([header, about], sort_keys=True).encode()
+    return hashlib.sha256(named + content[8 + size :]).hexdigest()
 
 
 def _about(checkpoint: bytes) -> dict[str, Any]:
@@ -390,12 +395,12 @@ def _about(checkpoint: bytes) -> dict[str, Any]:
 def came_from(checkpoint: bytes | None, origin: str) -> TypeGuard[bytes]:
     """Whether this is a whole checkpoint of a training on these examples."""
     try:
-        if checkpoint is None or _about(checkpoint)["on"] != origin:
+        if checkpoint is None or (about := _about(checkpoint))["on"] != origin:
             return False
-        if _about(checkpoint)["sha256"] != _body_digest(checkpoint):
+        if about.pop("sha256") != _digest(checkpoint, about):
             return False
         safetensors.torch.load(checkpoint)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError):
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
     return True
 

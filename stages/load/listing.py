@@ -16,6 +16,17 @@ TRIED = 16
 
 SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
 
+CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
+"""Names that operating systems and file servers put beside one's files, in small letters."""
+
+HIDDEN = "hidden files and folders"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name, or a folder in its path, is hidden (`._1.png`, `.ipynb_checkpoints`) or an operating system's."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    return any(part.startswith(".") or part.lower() in CLUTTER for part in parts)
+
 
 def printable(name: str) -> str:
     """A file's name as text that can be stored and shown: what of it is not UTF-8 is written as an escape."""
@@ -76,7 +87,7 @@ class Images(Sequence[Item]):
         return Item(index, None if self.refs is None else self.refs[index - self.first], label)
 
 
-def sample(images: Images) -> Images:
+def few(images: Images) -> Images:
     """The few images of a split that are looked at when a source is listed, the same ones each time."""
     chosen: Images = images[generator(0, "probe").permutation(len(images))[:TRIED]]
     return chosen

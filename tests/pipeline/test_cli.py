@@ -11,7 +11,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
-from support import TINY, contents, files
+from support import TINY, contents, files, reseal
 
 from pipeline import artifacts, runs, spec
 from pipeline.cli import main
@@ -660,11 +660,12 @@ def test_a_dataset_that_is_made_again_from_other_bytes_is_not_there_meanwhile(fi
     """Half old and half new shards under the old manifest: seen when a run was killed while it remade a dataset."""
     file, store = finished
     manifest = next(store.glob("datasets/other/*/manifest.json"))
-    facts = json.loads(manifest.read_text())
-    facts["parents"]["model"]["content"] = "0" * 64  # as if the model had been trained again elsewhere
-    manifest.write_text(json.dumps(facts))
-    for mark in (manifest.parent / "commits").glob("*.json"):
-        mark.write_text(mark.read_text().replace(contents(store)["models/standard"], "0" * 64))
+
+    def trained_elsewhere(value):
+        return json.loads(json.dumps(value).replace(contents(store)["models/standard"], "0" * 64))
+
+    for document in (manifest, *(manifest.parent / "commits").glob("*.json")):
+        reseal(store, document, trained_elsewhere)
     model = next(store.glob("models/standard/*/weights.safetensors"))
     good = model.read_bytes()
     model.write_bytes(bytes(len(good)))  # the same size: only reading it tells

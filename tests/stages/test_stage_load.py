@@ -27,7 +27,7 @@ import stages.shard
 from stages.errors import BadData, BadInput
 from stages.images import decode
 from stages.load import RESTRICTED_IMAGENET, Images, Item, Listing, list_source, read, spread
-from stages.load.listing import sample
+from stages.load.listing import few
 from stages.recipes import Digits, ImageFolder, Synthetic, Torchvision
 from stages.recipes import WebDataset as Shards
 from stages.shard import Shard, pack, rows, unpack
@@ -413,7 +413,7 @@ def test_images_that_a_resize_alone_leaves_of_differing_sizes_are_refused(tmp_pa
 
 def test_a_shard_has_a_limit_of_memory(tmp_path, monkeypatch):
     folder(tmp_path)
-    monkeypatch.setattr(stages.shard, "SHARD_BYTES", 12 * 240 - 1)  # of 12 images, 10 × 8 × 3 bytes each
+    monkeypatch.setattr(stages.shard, "MEMORY", 12 * 240 - 1)  # of 12 images, 10 × 8 × 3 bytes each
     with pytest.raises(BadData, match=r"test-000000 holds images of more than .* GiB: lower shard_size, or add resize"):
         everything(asked(), tmp_path)
     packed = pack(
@@ -472,13 +472,13 @@ def test_what_is_no_image_of_a_class_is_passed_over_and_counted(tmp_path):
     folder(tmp_path)
     train, ant = tmp_path / "train", tmp_path / "train" / "ant"
     before = list_source(asked(), tmp_path)
-    for place in (tmp_path / "train", tmp_path / "val", ant):  # of the system, and nobody's data
+    for place in (tmp_path / "train", tmp_path / "val", ant):  # what systems leave behind
         for name in (".ipynb_checkpoints", "__MACOSX"):
             (place / name).mkdir()
             picture(1).save(place / name / "a.png")
         for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0.png"):
             (place / name).write_text("no image")
-    assert list_source(asked(), tmp_path).skipped == {}
+    assert list_source(asked(), tmp_path).skipped == {"hidden files and folders": 3 * 6}
     for place in (train, ant):
         (place / ".hidden").mkdir()
         (place / ".hidden.png").write_bytes(b"")
@@ -497,12 +497,12 @@ def test_what_is_no_image_of_a_class_is_passed_over_and_counted(tmp_path):
     (ant / "sub" / "again").symlink_to("..")
     listing = list_source(asked(), tmp_path)
     assert listing.skipped == {
-        "hidden files and folders": 4,
+        "hidden files and folders": 3 * 6 + 4,
         "files in no class's folder": 1,
         "gif files": 2,
         "jfif files": 1,
         "txt files": 1,
-        "files without a suffix": 1,
+        "files without an extension": 1,
         "files of other kinds": 2,
         "links to nothing, pipes and the like": 4,
         "links to a folder that is listed already": 3,
@@ -891,7 +891,7 @@ def test_classes_are_counted_or_named(said, names, tmp_path):
 @pytest.mark.parametrize("said", [2, ["a", "b"]])
 def test_a_label_beyond_the_classes_is_refused(said, tmp_path):
     foreign(tmp_path / "a.tar")
-    with pytest.raises(BadInput, match="the shards have label 2, but there are only 2 classes"):
+    with pytest.raises(BadInput, match=r"a.tar: sample sample0002 has label 2, expected a whole number from 0 to 1"):
         list_source(shards_at("a.tar", classes=said), tmp_path)
 
 
@@ -929,7 +929,7 @@ def test_shards_are_grey_if_the_images_are_or_the_recipe_says_so(grey, asked, ch
 @pytest.mark.parametrize("size", [{}, {"resize": 6, "crop": 6}])
 def test_an_image_with_colours_among_grey_ones_is_never_made_grey_unasked(size, tmp_path):
     mixed(tmp_path / "a.tar", lambda number: False)
-    tried = {item.index for item in sample(list_source(shards_at("a.tar"), tmp_path).items["train"])}
+    tried = {item.index for item in few(list_source(shards_at("a.tar"), tmp_path).items["train"])}
     coloured = min(set(range(40)) - tried)
     mixed(tmp_path / "a.tar", lambda number: number != coloured)
     load = shards_at("a.tar", max_undecodable=0.1, **size)
@@ -953,17 +953,17 @@ PNG = as_bytes(picture(0))
 
 def test_a_negative_label_is_refused_by_its_value(tmp_path):
     write(tmp_path / "a.tar", ("1.png", PNG), ("1.cls", b"-1"), ("2.png", PNG), ("2.cls", b"1"))
-    with pytest.raises(BadInput, match="label -1"):
+    with pytest.raises(BadInput, match=r"a.tar: sample 1 has label -1, expected a whole number from 0"):
         list_source(shards_at("a.tar"), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ([("1.png", PNG)], "sample /1 has png, expected an image and cls"),
-        ([("1.cls", b"1")], "sample /1 has cls, expected an image and cls"),
-        ([("1.gif", PNG), ("1.cls", b"1")], "expected an image and cls"),
-        ([("1.png", PNG), ("1.cls", b"one")], "is not a WebDataset shard"),
+        ([("1.png", PNG)], r"sample 1 has png, expected an image \(png, .*\) and cls, one behind the other"),
+        ([("1.cls", b"1")], r"sample 1 has cls, expected an image"),
+        ([("1.mp4", PNG), ("1.cls", b"1")], "sample 1 has mp4, cls, expected an image"),
+        ([("1.png", PNG), ("1.cls", b"one")], "sample 1 has label 'one', expected a whole number"),
         ([], "the source is empty"),
     ],
     ids=["no label", "no image", "other kind", "no number", "empty"],
@@ -974,10 +974,10 @@ def test_a_shard_without_what_is_needed_is_refused(named, said, tmp_path):
         list_source(shards_at("a.tar"), tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no tar", b"x" * 2000])
-def test_a_file_that_is_no_tar_is_refused(content, tmp_path):
+@pytest.mark.parametrize(("content", "said"), [(b"", "empty"), (b"no tar", "no tar"), (b"x" * 2000, "no tar")])
+def test_a_file_that_is_no_tar_is_refused(content, said, tmp_path):
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(BadInput, match=r"a.tar is not a WebDataset shard"):
+    with pytest.raises(BadInput, match=rf"a.tar is {said}"):
         list_source(shards_at("a.tar"), tmp_path)
 
 
@@ -1016,12 +1016,12 @@ def test_a_shard_that_shrank_after_listing_gives_failures(tmp_path):
 
 def test_of_several_damaged_shards_the_first_is_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no tar")
-    with pytest.raises(BadInput, match=r"a.tar is not a WebDataset shard"):
+    with pytest.raises(BadInput, match=r"a.tar is no tar"):
         list_source(shards_at("{a,b}.tar"), tmp_path)
 
 
 def test_a_url_that_is_no_object_store_is_refused(tmp_path):
-    with pytest.raises(BadInput, match=r"http://host/a.tar is no place that can be read"):
+    with pytest.raises(BadInput, match=r"http://host/a.tar is no URL that is read \(s3://, .*\): fetch"):
         list_source(shards_at("http://host/a.tar"), tmp_path)
 
 
@@ -1173,6 +1173,23 @@ def test_a_far_tar_that_went_away_after_listing_gives_failures(far, tmp_path):
     assert {failure.index for failure in shard().failures} == lost
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tar: tar[:2000], "is cut"),
+        (lambda tar: tar[: tar.index(b"sample0035")], "is cut: it ends after"),
+        (lambda tar: b"<html>" + tar, "is an HTML page"),
+        (lambda tar: b"", "is empty"),
+    ],
+    ids=["inside", "between", "a page", "empty"],
+)
+def test_a_far_tar_that_is_not_whole_is_refused_as_one_on_disk(change, said, far, tmp_path):
+    tar = tmp_path / "1.tar"
+    tar.write_bytes(change(tar.read_bytes()))
+    with pytest.raises(BadInput, match=rf"s3://far/1.tar {said}"):
+        list_source(FAR, tmp_path)
+
+
 def test_shards_on_an_s3_server_are_those_on_disk_and_a_request_is_one(s3, s3_url, four, tmp_path):
     for file in four.glob("*.tar"):
         with s3.filesystem.open_output_stream(f"{s3_url.removeprefix('s3://')}/{file.name}") as out:
@@ -1182,6 +1199,10 @@ def test_shards_on_an_s3_server_are_those_on_disk_and_a_request_is_one(s3, s3_ur
     assert_as_on_disk(shards, four)
     assert s3.requests() - before == {"HEAD": 6 + 2 * 4, "GET": 5 + 2 * 4}
     with pytest.raises(BadInput, match=r"9.tar cannot be read: Path does not exist"):
+        list_source(shards_at(f"{s3_url}/9.tar"), tmp_path)
+    with s3.filesystem.open_output_stream(f"{s3_url.removeprefix('s3://')}/9.tar") as out:
+        out.write((four / "0.tar").read_bytes()[:5000])
+    with pytest.raises(BadInput, match=r"9.tar is cut"):
         list_source(shards_at(f"{s3_url}/9.tar"), tmp_path)
 
 

@@ -1,0 +1,57 @@
+"""What builds a classifier again, besides its weights. Free of torch, so that it can be checked fast."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from stages.errors import BadData
+
+Side = Annotated[int, Field(ge=1, le=2**14)]
+Output = Annotated[int, Field(ge=0, lt=2**20)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Design:
+    """All that is needed, besides weights, to build a classifier again.
+
+    Attributes:
+        arch: as `nets.build` takes it. It is the experiment's: that of a design out of a store is compared with it,
+            never imported.
+        classes: number of classes that it tells apart.
+        shape: channels, height and width of its images.
+        mean: per channel; subtracted.
+        std: per channel; divided by.
+        outputs: where the network has more classes than it is asked about, those that are its answer, in
+            this order; `classes` of them.
+        of: and how many classes the network has.
+    """
+
+    arch: Annotated[str, Field(max_length=512)]
+    classes: Annotated[int, Field(ge=1, lt=2**20)]
+    shape: tuple[Annotated[int, Field(ge=1, le=16)], Side, Side]
+    mean: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
+    outputs: tuple[Output, ...] | None = None
+    of: Annotated[int, Field(ge=1, lt=2**20)] | None = None
+
+    @property
+    def network_classes(self) -> int:
+        """Outputs of the network itself."""
+        return self.classes if self.of is None else self.of
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> "Design":
+        """The design out of a manifest.
+
+        Raises:
+            BadData: a field is missing, unknown or of another type.
+        """
+        try:
+            return cls(**facts)
+        except (ValidationError, TypeError) as error:
+            raise BadData("the design of a model is damaged") from error
