@@ -157,8 +157,8 @@ What is decoded from an image folder, from the shards of others, and by `notbugs
 
 - **Formats**: PNG, JPEG, WebP, GIF, BMP, PPM, and TIFF without compression, told by their content, whatever their
   names. No other is tried.
-- **Limits**: 89,478,485 pixels, by the file's header and before it is decoded, and as many after `resize`; 512 MiB
-  for a file; 4 GiB for the pixels of a shard, where its images have one size.
+- **Limits**: 89,478,485 pixels and 16,383 along a side, by the file's header and before it is decoded, and as many
+  after `resize`; 512 MiB for a file; 8 GiB for the pixels of a shard, where its images have one size.
 - **Pixels**: 8 bits per channel, grey or RGB. Palettes, CMYK and the like are converted, transparency is dropped:
   what lies under it shows, as with torchvision. 16-bit grey and float images are refused; of 16-bit colours the upper
   8 bits are taken. Colour profiles are passed over.
@@ -195,10 +195,9 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
         "datasets.NAME.load: image-folder",
         "Read is what torchvision's ImageFolder reads, in its order: files named jpg, jpeg, png, ppm, bmp, pgm, tif, "
         "tiff or webp, in a class's folder or deeper, links followed. Hidden files and folders, other files, pipes and "
-        "circles of links are passed over and counted; what systems leave behind (`._*`, `.DS_Store`, `__MACOSX`, "
-        "`Thumbs.db`, `desktop.ini`, `.ipynb_checkpoints`) is not counted. A class without an image in some split is "
-        "refused. See [Images](#images). "
-        "Images of differing sizes can be stored, but not attacked or trained on: give `resize` and `crop`.",
+        "circles of links are passed over and counted; so is what systems leave behind (`._*`, `.DS_Store`, "
+        "`__MACOSX`, `Thumbs.db`, `.ipynb_checkpoints`). A class without an image in some split is refused. "
+        "See [Images](#images). Images of differing sizes can be stored, but not attacked or trained on: give `resize` and `crop`.",
         recipes.ImageFolder,
     ),
     (

@@ -11,7 +11,7 @@ from stages.limits import CLASSES
 from stages.load.arrays import list_digits, list_torchvision
 from stages.load.files import Files, place_of
 from stages.load.folder import RESTRICTED_IMAGENET, list_folder
-from stages.load.listing import Images, Item, Listing, a_few, printable
+from stages.load.listing import Images, Item, Listing, few, printable
 from stages.load.synthetic import list_synthetic, synthetic
 from stages.load.webdataset import list_webdataset
 from stages.recipes import Digits, ImageFolder, Load, Synthetic, Torchvision, WebDataset
@@ -60,7 +60,7 @@ def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
 def _refuse_if_damaged(load: ImageFolder, listing: Listing, data: Path) -> None:
     """Try some images before anything is written; a folder in which most of them fail is not worth starting on."""
     for split, items in listing.items.items():
-        tried, failed = a_few(items), []
+        tried, failed = few(items), []
         with Files(()) as files:
             for item in tried:
                 try:
@@ -101,7 +101,7 @@ def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: st
         suffix: kind of the files, if they are to be kept as they are.
 
     Raises:
-        BadData: more than ``load.max_undecodable`` of the images failed, or they take more than `SHARD_BYTES`.
+        BadData: more than ``load.max_undecodable`` of the images failed, or they take more than `limits.MEMORY`.
         ConnectionError: an object store was away for about a minute; that is no fault of the images.
     """
     kept, pixels, files, failures = [], Pixels(name), [], []

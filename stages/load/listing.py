@@ -16,19 +16,16 @@ TRIED = 16
 
 SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
 
-SYSTEM = {
-    *("__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".ipynb_checkpoints"),
-    *("@eadir", "$recycle.bin", "lost+found"),
-}
-"""What systems and programs leave behind in folders, in lower case: nobody's data."""
+CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
+"""Names that operating systems and file servers put beside one's files, in small letters."""
 
 HIDDEN = "hidden files and folders"
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file, or a folder in its path, is hidden (`._1.png`, `.git`) or of `SYSTEM`."""
+    """Whether a file, or a folder in its path, is hidden (`._1.png`, `.git`) or of `CLUTTER`."""
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
-    return any(part.startswith(".") or part.lower() in SYSTEM for part in parts)
+    return any(part.startswith(".") or part.lower() in CLUTTER for part in parts)
 
 
 def printable(name: str) -> str:
@@ -90,7 +87,7 @@ class Images(Sequence[Item]):
         return Item(index, None if self.refs is None else self.refs[index - self.first], label)
 
 
-def a_few(images: Images) -> Images:
+def few(images: Images) -> Images:
     """The few images of a split that are looked at when a source is listed, the same ones each time."""
     chosen: Images = images[generator(0, "probe").permutation(len(images))[:TRIED]]
     return chosen
