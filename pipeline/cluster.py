@@ -19,6 +19,7 @@ import stages
 from pipeline.spec import Experiment, recipes
 from pipeline.store import Store, canonical, digest
 from stages.errors import BadInput
+from stages.recipes import is_own
 
 JOB_VARIABLE = "NOTBUGS_JOB"
 """Tells a run on the cluster which job it is."""
@@ -274,7 +275,7 @@ def runtime_env(request: Request, here: Path) -> dict[str, Any]:
             **(request.variables or {}),
         },
     }
-    if any(":" in getattr(recipe, "arch", "") for recipe in recipes(request.experiment).values()):
+    if any(is_own(getattr(recipe, "arch", None)) for recipe in recipes(request.experiment).values()):
         found["working_dir"] = str(here)
         found["excludes"] += _left_out(here, Path(request.store.url))
     if request.pip:

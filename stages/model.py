@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stages import nets
 from stages.errors import BadData, BadInput
-from stages.recipes import Bring, Precision
+from stages.recipes import Bring, Precision, is_own
 
 NORMALISE_AGAIN = ("googlenet", "inception_v3")
 """torchvision's networks that change ImageNet's normalisation into one of 0.5 themselves when they come with weights:
@@ -226,7 +226,7 @@ def bring(recipe: Bring, data: Path, here: Path) -> tuple[Design, bytes]:
         BadInput: the weights cannot be read, do not fit the arch, or the arch cannot be built.
     """
     shape = (recipe.shape[0], recipe.shape[1], recipe.shape[2])
-    if ":" not in recipe.arch and (found := _torchvision_weights(recipe)) is not None:
+    if not is_own(recipe.arch) and (found := _torchvision_weights(recipe)) is not None:
         state = found.get_state_dict(progress=False, check_hash=True)
         state = {k: v for k, v in state.items() if not k.startswith(("aux1.", "aux2.", "AuxLogits."))}
         mean, std = published_normalisation(recipe.arch, found)
@@ -265,7 +265,7 @@ def is_remote(recipe: Bring) -> bool:
     """Whether the weights have to be fetched from somewhere else."""
     if recipe.weights.startswith(PACKAGE):
         return False
-    return "://" in recipe.weights or (":" not in recipe.arch and _torchvision_weights(recipe) is not None)
+    return "://" in recipe.weights or (not is_own(recipe.arch) and _torchvision_weights(recipe) is not None)
 
 
 def _torchvision_weights(recipe: Bring) -> Any:

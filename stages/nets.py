@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.errors import BadInput
+from stages.recipes import is_own
 
 
 class ConvBlock(nn.Sequential):
@@ -134,7 +135,7 @@ def build(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
     """
     if arch in OURS:
         return OURS[arch](classes, channels)
-    if ":" in arch:
+    if is_own(arch):
         return _own(arch, classes, channels, here)
     from torchvision import models
 

@@ -396,6 +396,11 @@ RULES: tuple[str, ...] = get_args(Relabel.model_fields["rule"].annotation)
 # -------------------------------------------------------------------------------------- train, bring
 
 
+def is_own(arch: str | None) -> bool:
+    """Whether an arch names code of the user's, as ``package.module:name`` or ``./folder/file.py:name``."""
+    return arch is not None and ":" in arch
+
+
 class Train(Recipe):
     """SGD on one split of a dataset; the last epoch is the model."""
 
