@@ -16,6 +16,7 @@ import aiohttp
 
 import pipeline
 import stages
+from pipeline.parcel import SENT, staged
 from pipeline.spec import Experiment, recipes
 from pipeline.store import Store, canonical, digest
 from stages.errors import BadInput
@@ -85,8 +86,10 @@ class Request:
         """The command that the cluster runs; the experiment is its input."""
         options = ["--store", self.store.url, "--address", "auto", *self.options]
         options += [part for name in self.only for part in ("--only", name)]
-        command = shlex.join(["python", "-m", "pipeline", "run", "-", *options])
-        return f"exec {command} <<'EXPERIMENT'\n{json.dumps(self._said)}\nEXPERIMENT"
+        # -P: the folder that it starts in does not come before what is installed.
+        command = shlex.join(["python", "-P", "-m", "pipeline", "run", "-", *options])
+        enter = f"cd {SENT} && " if sends_folder(self.experiment) else ""
+        return f"{enter}exec {command} <<'EXPERIMENT'\n{json.dumps(self._said)}\nEXPERIMENT"
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,11 @@ class Cluster:
         Raises:
             BadInput: the folder is too large to send, or the cluster takes no jobs.
         """
-        environment, deadline = runtime_env(request, here), time.monotonic() + LISTENING
+        with staged(runtime_env(request, here)) as environment:
+            return self._submit(request, environment)
+
+    def _submit(self, request: Request, environment: dict[str, Any]) -> tuple[Job, bool]:
+        deadline = time.monotonic() + LISTENING
         while True:
             same = [job for job in self.jobs() if job.id.rpartition("-")[0] == request.id]
             if same and same[-1].live:
@@ -253,6 +260,11 @@ class Cluster:
             time.sleep(1.0)
 
 
+def sends_folder(experiment: Experiment) -> bool:
+    """Whether an experiment names code of the user's, so that their folder has to go along."""
+    return any(is_own(getattr(recipe, "arch", None)) for recipe in recipes(experiment).values())
+
+
 def runtime_env(request: Request, here: Path) -> dict[str, Any]:
     """What Ray sends along: this project, and the user's folder where the experiment names modules in it.
 
@@ -275,7 +287,7 @@ def runtime_env(request: Request, here: Path) -> dict[str, Any]:
             **(request.variables or {}),
         },
     }
-    if any(is_own(getattr(recipe, "arch", None)) for recipe in recipes(request.experiment).values()):
+    if sends_folder(request.experiment):
         found["working_dir"] = str(here)
         found["excludes"] += _left_out(here, Path(request.store.url))
     if request.pip:

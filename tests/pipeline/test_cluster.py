@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import json
 import re
 import socket
@@ -179,7 +180,7 @@ def test_what_is_in_the_store_already_is_not_made_again_by_a_further_job(cluster
 OWN = """
 import json, os
 from pathlib import Path
-from torch import nn
+from layers import Flatten, Linear, Sequential
 
 if "SAW" in os.environ:
     here = Path(__file__).parent
@@ -190,19 +191,34 @@ if "SAW" in os.environ:
     }))
 
 def net(classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+    return Sequential(Flatten(), Linear(64, classes))
 """
 
 OWN_EXPERIMENT = {
     "name": "own",
-    "datasets": {"clean": {"load": {"source": "sklearn-digits", "shard_size": 64, "limit": 64}}},
-    "models": {"mine": {"train": {"on": "clean", "arch": "mynets:net", "epochs": 1, "batch_size": 32}}},
+    "datasets": {
+        "clean": {"load": {"source": "sklearn-digits", "shard_size": 64, "limit": 64}},
+        "other": {
+            "attack": {"images": "clean", "model": "mine", "eps": 1.5, "steps": 2, "batch_size": 32},
+            "relabel": "other",
+        },
+    },
+    "models": {
+        "mine": {"train": {"on": "clean", "arch": "mynets:net", "epochs": 1, "batch_size": 32}},
+        "again": {"train": {"on": "other", "arch": "./mynets.py:net", "epochs": 1, "batch_size": 32}},
+    },
 }
+
+HIDING = ["numpy.py", "pipeline.py", "pyarrow.py", "random.py", "ray.py", "stages.py", "torch.py"]
+"""Files of the user's that bear the names of what is installed."""
 
 
 def litter(folder):
     """Fill a folder as a user's may be: a module, and much that is none of the cluster's business."""
     (folder / "mynets.py").write_text(OWN)
+    (folder / "layers.py").write_text("from torch.nn import Flatten, Linear, Sequential")
+    for name in HIDING:
+        (folder / name).write_text("raise RuntimeError(f'{__file__} is taken for what is installed')")
     (folder / "notes.txt").write_text("small")
     (folder / "movie.bin").write_bytes(bytes(LARGEST_FILE * 2**20 + 1))
     (folder / "weights.safetensors").write_bytes(b"x")
@@ -211,7 +227,7 @@ def litter(folder):
         (folder / name / "file").write_text("x")
 
 
-def test_ones_own_module_goes_along_and_what_is_large_or_no_code_stays(cluster, tmp_path):
+def test_ones_own_modules_go_along_behind_what_is_installed_and_what_is_large_or_no_code_stays(cluster, tmp_path):
     litter(tmp_path)
     done = cluster.notbugs(
         *("submit", save(OWN_EXPERIMENT, tmp_path), "--store", tmp_path / "s", "--follow"),
@@ -222,8 +238,19 @@ def test_ones_own_module_goes_along_and_what_is_large_or_no_code_stays(cluster, 
     assert done.returncode == 0, done.stdout
     saw = json.loads((tmp_path / "saw").read_text())
     assert saw["here"] != str(tmp_path)
-    assert saw["files"] == ["experiment.yaml", "mynets.py", "notes.txt"]
+    assert saw["files"] == sorted(["experiment.yaml", "layers.py", "mynets.py", "notes.txt", *HIDING])
     assert saw["greeting"] == "good morning"
+
+
+@pytest.mark.slow
+def test_a_run_that_joins_a_cluster_takes_ones_own_modules_along_also_to_a_group_of_workers(cluster, tmp_path):
+    litter(tmp_path)
+    experiment = copy.deepcopy(OWN_EXPERIMENT)
+    experiment["models"]["again"]["train"] |= {"workers": 2, "threads": 1}
+    saved = save(experiment, tmp_path)
+    done = cluster.notbugs("run", saved, "--store", tmp_path / "s", "--address", "auto", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(contents(tmp_path / "s")) == {"datasets/clean", "datasets/other", "models/again", "models/mine"}
 
 
 def request(experiment, store="s3://bucket/store", **more):
