@@ -28,4 +28,15 @@ def _step_back() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in entries if not is_here(entry))
 
 
+def _bind() -> None:
+    """Import the `stages` that lies beside this package, and no other of that name."""
+    if os.path.isdir(os.path.join(HOME, "stages")):  # noqa: PTH112, PTH118 - in a job, Ray unpacks it elsewhere
+        sys.path.insert(0, HOME)
+        try:
+            __import__("stages")
+        finally:
+            sys.path.remove(HOME)
+
+
 _step_back()
+_bind()

@@ -105,9 +105,13 @@ class OnRay:
             except Stopped:
                 raise
             except Exception as error:
+                died = isinstance(error, self.ray.exceptions.WorkerCrashedError)
+                reason = f"its process died: {_death(error)}" if died else reason_of(error)
+                if attempt == ATTEMPTS and died:
+                    raise BadData(f"{ATTEMPTS} processes died over it, the last one: {_death(error)}") from error
                 if attempt == ATTEMPTS or hopeless(error):
                     raise
-                report("retried", {"attempt": attempt, "reason": reason_of(error)})
+                report("retried", {"attempt": attempt, "reason": reason})
                 attempt += 1
 
     def _training(self, job: ModelJob) -> Any:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, TypeVar
 
@@ -21,8 +22,15 @@ from stages.own import is_theirs, placed
 PATIENCE = 120.0
 """Seconds that a trial may take: a large network on a busy machine takes tens."""
 
-BEGIN = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from stages.apart import _answer; _answer()"
-"""The other process finds modules where this one does, so it runs the same code."""
+BEGIN = """
+import pickle, sys
+sys.path.insert(0, sys.argv[1])
+import stages
+sys.path[:] = pickle.load(sys.stdin.buffer)
+from stages.apart import _answer
+_answer()
+"""
+"""The other process runs the same code: our own, and what else is where this one would find it."""
 
 T = TypeVar("T")
 
@@ -57,7 +65,7 @@ def _call(asked: bytes, arch: str) -> Any:
     with TemporaryFile() as given, TemporaryFile() as made, TemporaryFile() as said:
         given.write(asked)
         given.seek(0)
-        command = [sys.executable, "-P", "-c", BEGIN]
+        command = [sys.executable, "-P", "-c", BEGIN, str(Path(__file__).parent.parent)]
         process = subprocess.Popen(command, stdin=given, stdout=made, stderr=said, start_new_session=True)
         try:
             code = process.wait(1.5 * PATIENCE)  # it ends itself before, and says where it hangs

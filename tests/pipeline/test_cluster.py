@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import copy
 import json
+import os
 import re
 import socket
 import subprocess
@@ -12,8 +13,10 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import ClassVar
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -23,6 +26,7 @@ from support import TINY, command, contents
 
 from pipeline import spec
 from pipeline.cluster import LARGEST_FILE, LARGEST_FOLDER, Cluster, Job, Request, runtime_env
+from pipeline.parcel import staged
 from pipeline.store import Store
 from stages.errors import BadInput
 
@@ -280,7 +284,69 @@ def test_a_folder_that_is_too_large_to_send_is_refused(cluster, tmp_path):
         (tmp_path / f"{number}.bin").write_bytes(bytes(LARGEST_FILE * 2**20))
     refused = cluster.notbugs("submit", save(OWN_EXPERIMENT, tmp_path), "--store", tmp_path / "s", cwd=tmp_path)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-    assert re.match(rf"Error: {tmp_path} has 7\d MiB to send to the cluster, at most 64 are sent: ", refused.stderr)
+    assert refused.stderr.startswith(
+        f"Error: {tmp_path} has more than 64 MiB to send to the cluster: submit from a folder "
+    )
+
+
+def sent_of(folder, experiment=OWN_EXPERIMENT):
+    """The files that Ray would send of a folder, by Ray's own reckoning."""
+    from ray._private.runtime_env.packaging import _zip_files
+
+    with staged(runtime_env(request(experiment), folder)) as environment, TemporaryDirectory() as scratch:
+        _zip_files(environment["working_dir"], environment["excludes"], f"{scratch}/sent.zip", include_gitignore=True)
+        return sorted(ZipFile(f"{scratch}/sent.zip").namelist())
+
+
+def test_what_is_sent_lies_where_no_import_statement_finds_it(tmp_path):
+    litter(tmp_path)
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets/mine.py").write_text("")
+    (tmp_path / ".gitignore").write_text("secret.txt")
+    (tmp_path / "secret.txt").write_text("xyzzy")
+    (tmp_path / "wide[1] .bin").write_bytes(bytes(LARGEST_FILE * 2**20 + 1))
+    expected = [".gitignore", "layers.py", "mynets.py", "nets/mine.py", "notes.txt", *HIDING]
+    assert sent_of(tmp_path) == sorted(f"notbugs-here/{name}" for name in expected)
+
+
+@pytest.mark.timeout(60)
+def test_what_has_no_end_is_not_sent_and_what_links_lead_to_is(tmp_path, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "layers.py").write_text("")
+    (tmp_path / "mynets.py").write_text("")
+    (tmp_path / "shared").symlink_to(elsewhere)
+    (tmp_path / "up").symlink_to(tmp_path.parent)
+    (elsewhere / "down").symlink_to(tmp_path)
+    (tmp_path / "dangling").symlink_to("/nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    assert sent_of(tmp_path) == ["notbugs-here/mynets.py", "notbugs-here/shared/layers.py"]
+
+
+@pytest.mark.timeout(60)
+def test_a_link_to_a_large_folder_is_counted(tmp_path, tmp_path_factory):
+    large = tmp_path_factory.mktemp("large")
+    for number in range(LARGEST_FOLDER // LARGEST_FILE + 1):
+        (large / f"{number}.bin").write_bytes(bytes(LARGEST_FILE * 2**20))
+    (tmp_path / "mynets.py").write_text("")
+    (tmp_path / "link").symlink_to(large)
+    with pytest.raises(BadInput, match="has more than 64 MiB to send"):
+        runtime_env(request(OWN_EXPERIMENT), tmp_path)
+
+
+@pytest.mark.parametrize("where", ["../mynets.py", "/abs/mynets.py", "./nowhere.py", "data/mynets.py", "large.py"])
+def test_a_file_that_would_not_go_along_is_refused(where, tmp_path):
+    here = tmp_path / "here"
+    (here / "data").mkdir(parents=True)
+    for name in ("../mynets.py", "mynets.py", "data/mynets.py"):
+        (here / name).write_text("")
+    (here / "large.py").write_bytes(bytes(LARGEST_FILE * 2**20 + 1))
+    experiment = copy.deepcopy(OWN_EXPERIMENT)
+    assert runtime_env(request(experiment), here)["working_dir"] == str(here)
+    experiment["models"]["again"]["train"]["arch"] = f"{where}:net"
+    with pytest.raises(
+        BadInput, match=rf"^models.again: {re.escape(where)} is not among what is sent to the cluster: "
+    ):
+        runtime_env(request(experiment), here)
 
 
 def test_packages_asked_for_are_part_of_what_is_sent(tmp_path):
