@@ -408,8 +408,8 @@ class Train(Recipe):
     split: Split = Field("train", description="Its split.")
     arch: str | None = Field(
         None,
-        description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or an import path "
-        "`package.module:name`.",
+        description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or your own, as "
+        "`package.module:name` or `./folder/file.py:name`.",
     )
     probe: str | None = Field(
         None,
