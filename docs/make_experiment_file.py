@@ -136,7 +136,7 @@ Not part of a version: `--store`, `--data`, `--engine`, `--workers`, `--gpu`, `-
 torchvision sources; `watch` of a training; those parameters of an attack that its method does not use.
 
 A version names a request, not bytes. **Files of yours are named in it, not read into it**: the images of a
-folder, the shards of a `webdataset` source, a checkpoint, the code behind an import path. If you change
+folder, the shards of a `webdataset` source, a checkpoint, the code of an `arch` of your own. If you change
 such a file, give it another name (or a checkpoint its new `sha256`), or the node that was made from the old one
 counts as there.
 
@@ -147,8 +147,8 @@ counts as there.
   environment.
 - `weights: package://PACKAGE/FILE` is a file inside an installed Python package, none of whose code is run. `weights`
   may begin with `~`. What lies at an `http`, `https`, `s3` or `gs` URL is fetched into a temporary file.
-- An import path such as `mypackage.nets:resnet20` is looked for in the folder where the command runs, then in the
-  Python environment.
+- An `arch` of your own is looked for in the Python environment, then in the folder where the command runs;
+  `./nets/own.py:net` is a file, relative to that folder ([arch](#arch)).
 - Nothing is relative to the experiment file.
 
 ## Images
@@ -197,7 +197,8 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
         "tiff or webp, in a class's folder or deeper, links followed. Hidden files and folders, other files, pipes and "
         "circles of links are passed over and counted; so is what systems leave behind (`._*`, `.DS_Store`, "
         "`__MACOSX`, `Thumbs.db`, `.ipynb_checkpoints`). A class without an image in some split is refused. "
-        "See [Images](#images). Images of differing sizes can be stored, but not attacked or trained on: give `resize` and `crop`.",
+        "See [Images](#images). Images of differing sizes can be stored, but not attacked or trained on: give `resize` "
+        "and `crop`.",
         recipes.ImageFolder,
     ),
     (
@@ -266,7 +267,14 @@ NETWORKS = """\
 |---|---|
 {small}
 | torchvision's, such as `resnet18` | Any classifier of `torchvision.models`; grey is repeated to three channels. |
-| `package.module:name` | Your own: a class or function that gives a `torch.nn.Module`. |
+| `package.module:name` | Your own: a class or function that gives a `torch.nn.Module`, of a module that is installed, \
+or that lies in the folder where the command runs. |
+| `./nets/own.py:net` | The same, of a file: its path is relative to the folder where the command runs. |
+
+What is installed comes first: a `random.py` or a `stages/` of yours is not taken for Python's or for notbugs' own,
+here, in workers or in jobs. Where such a name hides the module that is meant, a sentence says so; the path of its
+file avoids the question. A file may import what lies beside it, by name and as `from .blocks import …`. Before
+anything is made, the network is built and tried once in a process of its own, for at most two minutes.
 
 Your own is called with the number of classes, as its parameter `classes` or `num_classes` if it has one, else as
 its first argument, and with the number of channels if it has a parameter `channels` or `in_channels`. The

@@ -28,8 +28,10 @@ from pipeline.on_ray import OnRay
 from pipeline.scores import percent
 from pipeline.spec import Experiment
 from pipeline.store import Store
+from stages import own
 from stages.errors import BadInput
 from stages.images import encode_png
+from stages.recipes import is_own
 
 INTERRUPTED = 130
 
@@ -263,8 +265,8 @@ def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
     Raises:
         BadInput: the record names other code.
     """
-    archs = {getattr(recipe, "arch", None) or "" for recipe in spec.recipes(experiment).values()}
-    others = sorted(arch for arch in archs if ":" in arch and not (here == Path.cwd() and _lies_in(here, arch)))
+    archs = sorted({node.arch or "" for node in build(experiment) if is_own(node.arch)})
+    others = [arch for arch in archs if not (here == Path.cwd() and _lies_in(here, arch))]
     if others:
         raise BadInput(
             f"the record of run {run} names code that does not lie in the current folder, {', '.join(others)}; it is "
@@ -274,8 +276,8 @@ def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
 
 def _lies_in(folder: Path, arch: str) -> bool:
     """Whether an arch is a module in a folder, and none that is installed."""
-    module = arch.partition(":")[0]
-    if "/" in module:
+    module = arch.rpartition(":")[0]
+    if own.is_file(module):
         return (folder / module).resolve().is_relative_to(folder.resolve())
     top = module.partition(".")[0]
     installed = top in sys.stdlib_module_names or top in importlib.metadata.packages_distributions()

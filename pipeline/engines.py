@@ -1,8 +1,10 @@
 """Where steps run: in this process, or on Ray (`on_ray`). Both give the same bytes."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,7 +68,10 @@ class Inline:
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
         done: Future[Any] = Future()
         try:
-            done.set_result(work())
+            with redirect_stdout(sys.stderr):  # what the user's network prints is no part of the command's answer
+                done.set_result(work())
+        except SystemExit as error:
+            done.set_exception(BadData(f"the user's network ended the program ({error})"))
         except Exception as error:  # noqa: BLE001 - handed to whoever asks for the result
             done.set_exception(error)
         return done

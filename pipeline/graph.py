@@ -53,14 +53,16 @@ class Node:
         return f"{self.group}/{self.name}"
 
     @property
+    def arch(self) -> str | None:
+        """What a model's network is built from, as the experiment says; a probe's is that of the model it probes."""
+        probed = self.inputs.get("probe")
+        said: str | None = probed.arch if probed else getattr(self.recipe, "arch", None)
+        return said
+
+    @property
     def generation(self) -> int:
         """How many models stand behind it, one made from the other: 0 for what no model has had a part in."""
         return _generation(self.inputs)
-
-    @property
-    def arch(self) -> str | None:
-        """Of a model: its network, as the experiment names it, or that of the model which it probes."""
-        return self.inputs["probe"].arch if "probe" in self.inputs else getattr(self.recipe, "arch", None)
 
     @property
     def folder(self) -> str:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from threading import Event
 from typing import Any
 
 from pipeline import ddp
 from pipeline.engines import ATTEMPTS, Given, Lost, Report, Stopped, commit, hopeless, make, read, reason_of, work_on
 from pipeline.jobs import ModelJob, ShardJob, Unit
+from pipeline.parcel import pack, search_path, staged, unpack
 from stages.errors import BadData, BadInput
 
 ACTOR_CPUS = 0.75
@@ -67,11 +68,12 @@ class OnRay:
         self.ray, self.workers, self.limit = ray, workers, limit
         self.stopping = Event()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns on machines without a GPU
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": runtime_env}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "job_config": _job_config()}
         if address is None:
             options["include_dashboard"] = False
         try:
-            ray.init(address=address or "local", **options)
+            with staged(runtime_env or {}) as sent:
+                ray.init(address=address or "local", runtime_env=sent or None, **options)
         except ConnectionError as error:
             raise BadInput(f"--address {address}: no Ray cluster answers there") from error
         self.gpu = gpu if gpu is not None else any(node.gpus for node in self.nodes())
@@ -103,19 +105,23 @@ class OnRay:
             except Stopped:
                 raise
             except Exception as error:
+                died = isinstance(error, self.ray.exceptions.WorkerCrashedError)
+                reason = f"its process died: {_death(error)}" if died else reason_of(error)
+                if attempt == ATTEMPTS and died:
+                    raise BadData(f"{ATTEMPTS} processes died over it, the last one: {_death(error)}") from error
                 if attempt == ATTEMPTS or hopeless(error):
                     raise
-                report("retried", {"attempt": attempt, "reason": reason_of(error)})
+                report("retried", {"attempt": attempt, "reason": reason})
                 attempt += 1
 
     def _training(self, job: ModelJob) -> Any:
         """A task that makes a model, or, for several workers, one that has a group of processes make it."""
         if job.workers > 1:
             task = self.ray.remote(ddp.steps).options(num_returns="streaming", max_retries=0, num_cpus=0)
-            return task.remote(job, self.gpu)
+            return task.remote(pack(job), self.gpu)
         largest = max((node.cpus for node in self.nodes()), default=1)
         needs = {"num_cpus": 1, "num_gpus": 1} if self.gpu else {"num_cpus": max(1, min(job.threads, largest))}
-        return self.ray.remote(_steps).options(num_returns="streaming", max_retries=0, **needs).remote(job)
+        return self.ray.remote(_steps).options(num_returns="streaming", max_retries=0, **needs).remote(pack(job))
 
     def _streamed(self, stream: Any) -> Iterator[Any]:
         while True:
@@ -143,6 +149,21 @@ class OnRay:
         self.stopping.set()
         self.ray.shutdown()
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _job_config() -> Any:
+    """Tells workers where to look for modules: where they are installed.
+
+    Ray would put the folder in which this process stands, and that of its script, in front of everything: also of Ray
+    itself. It does not where a folder is sent along, so we say that one is.
+    """
+    from ray.job_config import JobConfig
+
+    class Installed(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    return Installed(_py_driver_sys_path=search_path())
 
 
 @dataclass(frozen=True)
@@ -207,7 +228,7 @@ class _Crew:
 
     def __init__(self, engine: OnRay, job: ShardJob, units: Sequence[Unit], report: Report) -> None:
         self.engine, self.ray, self.job, self.report = engine, engine.ray, job, report
-        self.parcel = self.ray.put(self.ray.cloudpickle.dumps(job))
+        self.parcel = self.ray.put(pack(job))
         self.waiting = deque(_Turn(unit) for unit in units)
         self.running: dict[Any, tuple[_Turn, _Seat]] = {}
         self.worked: dict[Any, _Seat] = {}
@@ -428,15 +449,6 @@ def _death(error: BaseException) -> str:
 # ------------------------------------------------------------------------------------------ on workers
 
 
-@lru_cache(maxsize=4)
-def _job(parcel: bytes) -> ShardJob:
-    """A job as it was sent: unpacked once in a process, not for each shard."""
-    from ray import cloudpickle
-
-    job: ShardJob = cloudpickle.loads(parcel)
-    return job
-
-
 @contextmanager
 def _watched(limit: float | None) -> Iterator[None]:
     """End this process, with its traceback in its log, if what is begun here takes longer.
@@ -459,14 +471,15 @@ class _Worker:
         self.parcel = parcel
 
     def started(self) -> str:
-        """Answers once the actor has its place: the node's id."""
+        """Answers once the actor has its place, and runs the code that it should: the node's id."""
         import ray
 
+        unpack(self.parcel)
         return str(ray.get_runtime_context().get_node_id())
 
     @cached_property
     def open(self) -> Callable[[Any], Any]:
-        return _job(self.parcel).open()
+        return unpack(self.parcel).open()  # type: ignore[no-any-return]
 
     def work(self, given: Given, limit: float | None) -> tuple[Given, None]:
         """What it made, and a sign that it is done, which the driver can have without the data."""
@@ -476,19 +489,19 @@ class _Worker:
 
 def _read(parcel: bytes, unit: Unit, limit: float | None) -> Given:
     with _watched(limit):
-        return read(_job(parcel), unit)
+        return read(unpack(parcel), unit)
 
 
 def _commit(parcel: bytes, unit: Unit, given: Given, attempt: int, limit: float | None) -> dict[str, Any]:
     with _watched(limit):
-        return commit(_job(parcel), unit, given, attempt)
+        return commit(unpack(parcel), unit, given, attempt)
 
 
 def _all(parcel: bytes, unit: Unit, attempt: int, limit: float | None) -> dict[str, Any]:
     with _watched(limit):
-        job = _job(parcel)
+        job = unpack(parcel)
         return make(job, job.open(), unit, attempt)
 
 
-def _steps(job: ModelJob) -> Iterator[dict[str, Any]]:
-    yield from job.steps()
+def _steps(parcel: bytes) -> Iterator[dict[str, Any]]:
+    yield from unpack(parcel).steps()

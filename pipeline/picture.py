@@ -16,7 +16,7 @@ from pipeline.jobs import Place, open_model
 from pipeline.scores import NORMS
 from stages.errors import BadData, BadInput
 from stages.images import decode, read_file
-from stages.recipes import Attack, Bring
+from stages.recipes import Attack, Bring, is_own
 from stages.relabel import first_of
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _refuse_code(name: str, asked: str, given: str | None) -> None:
     """
     if given not in (asked, None):
         raise BadInput(f"--arch {given}: the network of {name} is {asked}")
-    if given is None and ":" in asked:
+    if given is None and is_own(asked):
         raise BadInput(
             f"--model {name}: its network is code of somebody's own, {asked}, which is not run because a store names "
             f"it; if you know it, add --arch {asked}"

@@ -444,6 +444,11 @@ RULES: tuple[str, ...] = get_args(Relabel.model_fields["rule"].annotation)
 # -------------------------------------------------------------------------------------- train, bring
 
 
+def is_own(arch: str | None) -> bool:
+    """Whether an arch names code of the user's, as ``package.module:name`` or ``./folder/file.py:name``."""
+    return arch is not None and ":" in arch
+
+
 class Train(Recipe):
     """SGD on one split of a dataset; the last epoch is the model."""
 
@@ -451,8 +456,8 @@ class Train(Recipe):
     split: Split = Field("train", description="Its split.")
     arch: str | None = Field(
         None,
-        description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or an import path "
-        "`package.module:name`.",
+        description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or your own, as "
+        "`package.module:name` or `./folder/file.py:name`.",
     )
     probe: str | None = Field(
         None,

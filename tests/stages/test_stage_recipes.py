@@ -282,3 +282,11 @@ def test_only_pgd_spares_other_models_and_never_the_one_it_attacks():
 def test_a_training_has_an_arch_or_probes_a_model(given_):
     with pytest.raises(ValidationError, match="either `arch` or `probe`"):
         Train(on="clean", **given_)
+
+
+@pytest.mark.parametrize(
+    ("arch", "own"),
+    [("small_cnn", False), ("resnet50", False), (None, False), ("", False), ("a.b:net", True), ("./a/b.py:net", True)],
+)
+def test_an_arch_is_the_users_own_where_it_names_a_module_or_a_file(arch, own):
+    assert recipes.is_own(arch) is own
