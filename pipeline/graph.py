@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.spec import Experiment, asked
 from pipeline.store import canonical, digest
 from pipeline.sweeps import in_order
-from stages.errors import BadInput
+from stages.errors import BadInput, shown, some
 from stages.recipes import STAGES, Recipe, Relabel
 
 REVISIONS = {
@@ -110,15 +110,15 @@ def _roles(part: Any) -> dict[str, tuple[str, str]]:
 def _refuse_dangling(place: str, key: str, target: str, wanted: dict[str, Any]) -> None:
     if target in wanted:
         return
-    group, name = target.split("/")
-    known = [place.split("/")[1] for place in wanted if place.startswith(group)]
+    group, _, name = target.partition("/")  # what a file names may hold more slashes
+    known = [place.partition("/")[2] for place in wanted if place.startswith(f"{group}/")]
     near = difflib.get_close_matches(name, known, 1, 0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
-    raise BadInput(f"{place.replace('/', '.')}.{key}: names {name!r}, which is none of the {group}; {hint}")
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {some(known) or 'none'}"
+    raise BadInput(f"{place.replace('/', '.')}.{key}: names {shown(name)}, which is none of the {group}; {hint}")
 
 
 def _node(place: str, part: Any, inputs: dict[str, Node]) -> Node:
-    group, name = place.split("/")
+    group, _, name = place.partition("/")
     stage, recipe = asked(part)
     relabel = part.relabel if stage == "attack" else None
     version = digest(canonical(_described(stage, recipe, relabel, inputs)))[:16]

@@ -12,10 +12,9 @@ from pydantic import ValidationError
 from pipeline.artifacts import Made
 from pipeline.jobs import Place, open_model
 from pipeline.scores import NORMS
-from stages.errors import BadData, BadInput
+from stages.errors import BadData, BadInput, some
 from stages.images import decode
 from stages.recipes import Attack, Bring
-from stages.relabel import first_of
 
 if TYPE_CHECKING:
     from stages.model import Classifier
@@ -125,7 +124,7 @@ def class_number(name: str, classes: Sequence[str]) -> int:
         return int(name)
     part = [c for c in classes if name.lower() in c.lower()]
     near = part or [classes[lower.index(c)] for c in difflib.get_close_matches(name.lower(), lower, 3, 0.5)]
-    hint = f"did you mean {' or '.join(map(repr, near[:3]))}?" if near else f"they are {first_of(classes)}"
+    hint = f"did you mean {' or '.join(map(repr, near[:3]))}?" if near else f"they are {some(classes)}"
     raise BadInput(f"--to {name}: is none of the model's {len(classes)} classes; {hint}")
 
 

@@ -1,5 +1,6 @@
 """One attempt to make what an experiment names: what it found, made and failed to make, on record."""
 
+import difflib
 import json
 import os
 import secrets
@@ -21,7 +22,7 @@ from pipeline.spec import Experiment
 from pipeline.store import Store
 from pipeline.sweeps import split_name
 from stages import load
-from stages.errors import BadData, BadInput
+from stages.errors import BadData, BadInput, short, some
 from stages.recipes import Relabel
 from stages.select import kept
 
@@ -302,7 +303,9 @@ def wanted(nodes: list[Node], only: tuple[str, ...]) -> list[Node]:
     names = {node.id: {node.id, node.name, *(split_name(name)[0] for name in (node.id, node.name))} for node in nodes}
     chosen = [node for name in only for node in nodes if name in names[node.id]]
     if missing := [name for name in only if not any(name in known for known in names.values())]:
-        raise BadInput(f"--only {missing[0]}: the experiment has no such node; it has {', '.join(names)}")
+        near = difflib.get_close_matches(missing[0], sorted(set().union(*names.values())), 1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {some(list(names))}"
+        raise BadInput(f"--only {short(missing[0])}: the experiment has no such node; {hint}")
     keep: set[str] = set()
     while chosen:
         node = chosen.pop()

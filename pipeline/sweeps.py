@@ -9,17 +9,19 @@ that a key takes.
 
 import graphlib
 import itertools
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
-from stages.errors import BadInput
+from stages.errors import BadInput, shown
+from stages.limits import POINTS
 from stages.recipes import SOURCES, STAGES, Evaluate, Recipe, Relabel
 
-SEED = "seed"
+SEED, SEEDS = "seed", "seeds"
 GROUPS = ("datasets", "models")
 Axes = dict[str, list[Any]]
 Node = TypeVar("Node", str, tuple[str, str])
@@ -45,11 +47,13 @@ def expand(found: dict[str, Any]) -> dict[str, Any]:
     """An experiment with lists, as one without.
 
     Raises:
-        BadInput: two nodes that meet have the same axis with other values.
+        BadInput: two nodes that meet have the same axis with other values, seeds are none or have nothing to repeat, or
+            the lists stand for more than `POINTS` nodes.
     """
     parts = {(group, name): part for group in GROUPS for name, part in entries(found, group)}
-    own = {place: _own_axes(place[0], part, found.get("seeds")) for place, part in parts.items()}
-    made = {key: value for key, value in found.items() if key != "seeds"}
+    _refuse_idle_seeds(found, parts)
+    own = {place: _own_axes(place, part, found.get(SEEDS)) for place, part in parts.items()}
+    made = {key: value for key, value in found.items() if key != SEEDS}
     scored = dict(entries(found, "evaluations"))
     asked = {name: _listed("evaluations", part) for name, part in scored.items()}
     if not any((*own.values(), *asked.values())):
@@ -58,11 +62,43 @@ def expand(found: dict[str, Any]) -> dict[str, Any]:
     axes: dict[tuple[str, str], Axes] = {}
     for place in in_order(named):
         axes[place] = _joined(place, [own[place], *(axes[n] for n in named[place])])
+    met = [(name, part, _meeting(name, part, asked[name], axes)) for name, part in scored.items()]
+    _refuse_too_many(axes, met)
     for group in GROUPS:
         made[group] = _all(group, found, [(n, p, axes[g, n]) for (g, n), p in parts.items() if g == group], axes)
-    met = [(name, part, _meeting(name, part, asked[name], axes)) for name, part in scored.items()]
     made["evaluations"] = _all("evaluations", found, met, axes)
     return made
+
+
+def _refuse_idle_seeds(found: Mapping[str, Any], parts: Mapping[tuple[str, str], dict[str, Any]]) -> None:
+    """Refuse seeds that are none, and seeds of what has none to be repeated with: they would change nothing."""
+    own = {(*place, SEEDS): part[SEEDS] for place, part in parts.items() if SEEDS in part}
+    for way, seeds in (own | ({(SEEDS,): found[SEEDS]} if SEEDS in found else {})).items():
+        whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+        if not whole or not seeds:
+            raise BadInput(f"{'.'.join(way)}: must be a list of whole numbers, such as [0, 1, 2], got {shown(seeds)}")
+    idle = [place for place, part in parts.items() if SEEDS in part and not _seeded(place[0], part, source=True)]
+    if idle:
+        raise BadInput(f"{'.'.join(idle[0])}.{SEEDS}: it has no `seed` of its own that they could be; leave them out")
+    if SEEDS in found and not any(_seeded(place[0], part) for place, part in parts.items()):
+        raise BadInput(f"{SEEDS}: there is no dataset or model that chance has a part in; leave them out")
+
+
+def _refuse_too_many(axes: Mapping[Any, Axes], met: Iterable[tuple[str, dict[str, Any], Axes]]) -> None:
+    """Refuse more than anybody would wait for, before it is written out."""
+
+    def size(of: Axes, beside: Axes | None = None) -> int:
+        return math.prod(len(values) for axis, values in of.items() if axis not in (beside or {}))
+
+    total = sum(map(size, axes.values()))
+    for _, part, own in met:
+        scored = _as_list(_scoring(part).get("models"))
+        total += size(own) * (1 + sum(size(axes.get(("models", name), {}), own) for name in scored))
+    if total > POINTS:
+        raise BadInput(
+            f"the lists of the experiment stand for {total:,} nodes and models to score, at most {POINTS:,} are made: "
+            "shorten them, or make several experiments"
+        )
 
 
 def _all(
@@ -136,13 +172,23 @@ def _listed(group: str, part: Mapping[str, Any]) -> Axes:
     return axes
 
 
-def _own_axes(group: str, part: Mapping[str, Any], seeds: Any) -> Axes:
-    axes = _listed(group, part)
+def _own_axes(place: tuple[str, str], part: Mapping[str, Any], seeds: Any) -> Axes:
+    axes = _listed(place[0], part)
     if isinstance(part.get("relabel"), list):
         axes["relabel"] = part["relabel"]
-    if "seeds" in part or (seeds is not None and _seeded(group, part)):
-        axes[SEED] = part.get("seeds", seeds)
+    if SEEDS in part or (seeds is not None and _seeded(place[0], part)):
+        axes[SEED] = part.get(SEEDS, seeds)
+    for axis, values in axes.items():
+        if twice := _twice(values):
+            raise BadInput(f"{'.'.join(place)}: {axis} takes the value {shown(twice[0])} twice")
     return axes
+
+
+def _twice(values: Sequence[Any]) -> list[Any]:
+    """Values that are equal to one before them; 1 and 1.0 are one."""
+    keys = [repr(value) if isinstance(value, list | dict) else value for value in values]
+    first = {key: at for at, key in reversed(list(enumerate(keys)))}
+    return [value for at, value in enumerate(values) if first[keys[at]] != at]
 
 
 def _lists(model: type[BaseModel], said: Mapping[str, Any]) -> Axes:
@@ -168,10 +214,15 @@ def _takes_list(annotation: Any) -> bool:
     return get_origin(annotation) is list or any(_takes_list(inner) for inner in get_args(annotation))
 
 
-def _seeded(group: str, part: Mapping[str, Any]) -> bool:
-    """Whether chance has a part in how it is made; how images are loaded and split does not change with the seeds."""
+def _seeded(group: str, part: Mapping[str, Any], source: bool = False) -> bool:
+    """Whether chance has a part in how it is made; how images are loaded and split does not change with the seeds.
+
+    Args:
+        group, part: the entry.
+        source: whether that counts nevertheless, as for an entry with seeds of its own.
+    """
     keys = {key: said for key, model, said in _recipes(group, part) if SEED in model.model_fields}
-    return bool(keys) and "load" not in keys and not any(SEED in said for said in keys.values())
+    return bool(keys) and (source or "load" not in keys) and not any(SEED in said for said in keys.values())
 
 
 def _named(group: str, part: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -192,12 +243,12 @@ def _joined(place: tuple[str, str], each: list[Axes]) -> Axes:
     joined: Axes = {}
     for axes in each:
         for axis, values in axes.items():
-            if not isinstance(values, list) or not values:
-                raise BadInput(f"{'.'.join(place)}: {axis} must be a list of values, got {values!r}")
+            if not values:
+                raise BadInput(f"{'.'.join(place)}: {axis} must be a list of values, got {shown(values)}")
             if joined.setdefault(axis, values) != values:
                 raise BadInput(
-                    f"{'.'.join(place)}: {axis} takes the values {joined[axis]} here and {values} in what it is made "
-                    "from; nodes that meet are paired along an axis, so its values must be the same"
+                    f"{'.'.join(place)}: {axis} takes the values {shown(joined[axis])} here and {shown(values)} in "
+                    "what it is made from; nodes that meet are paired along an axis, so its values must be the same"
                 )
     return joined
 
@@ -209,7 +260,7 @@ def _points(axes: Axes) -> Iterator[Point]:
 
 def _at(part: dict[str, Any], group: str, point: Point, axes: Mapping[tuple[str, str], Axes]) -> dict[str, Any]:
     """An entry at one point: its lists replaced by values, its names by those of the nodes at that point."""
-    made = deepcopy({key: value for key, value in part.items() if key != "seeds"})
+    made = deepcopy({key: value for key, value in part.items() if key != SEEDS})
     if "relabel" in point and isinstance(made.get("relabel"), list):
         made["relabel"] = point["relabel"]
     if SEED in point and isinstance(made.get("relabel"), str):
