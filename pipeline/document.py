@@ -7,7 +7,7 @@ follows aliases without end. ruamel.yaml, which is made for 1.2, raises and foll
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -30,7 +30,7 @@ WORDS = {word: value for value, words in {
     True: ("true", "True", "TRUE"),
     False: ("false", "False", "FALSE"),
 }.items() for word in words}  # fmt: skip
-NUMBERS = {
+NUMBERS: dict[re.Pattern[str], Callable[[str], float]] = {
     re.compile(r"[-+]?[0-9]+"): int,
     re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+"): lambda text: int(text, 0),
     re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"): float,
@@ -60,7 +60,7 @@ def load(content: bytes) -> Any:
         raise BadInput("is not YAML: a \\U in quotes, or a % directive, names what there is not") from error
 
 
-def _wrong(what: str, mark: yaml.Mark | None, so: str = "cannot be read") -> BadInput:
+def _wrong(what: str, mark: Any, so: str = "cannot be read") -> BadInput:
     place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
     return BadInput(f"{so}{place}: {what}")
 
@@ -127,7 +127,7 @@ class _Document:
 
     def _copy(self, event: yaml.AliasEvent) -> Any:
         if event.anchor not in self.anchors:
-            raise _wrong(f"*{short(event.anchor)} stands for nothing that ends before it", event.start_mark)
+            raise _wrong(f"*{short(str(event.anchor))} stands for nothing that ends before it", event.start_mark)
         value, size = self.anchors[event.anchor]
         self._count(size, event)
         return deepcopy(value)

@@ -173,6 +173,8 @@ def move(
         asked = Attack(images="", model="", batch_size=1, **recipe)
     except ValidationError as error:
         raise BadInput(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
+    if why := asked.misfit(model.design.shape, 1):
+        raise BadInput(why)
     after, how = (_turn if asked.method == "spatial" else _push)(pixels, model, target, asked)
     logits = torch.from_numpy(logits_of(model, np.stack([pixels, after]), 1)).double()
     moved = {name: float(value[0]) for name, value in distances(pixels[None], after[None]).items()}

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import os
 import secrets
 import time
@@ -23,6 +24,7 @@ from pipeline.store import Store
 from pipeline.sweeps import split_name
 from stages import load
 from stages.errors import BadData, BadInput, short, some
+from stages.limits import MEMORY
 from stages.recipes import Relabel
 from stages.select import kept
 
@@ -388,7 +390,9 @@ def _foresee(
             assert job is not None
             spread = load.spread(job.listing, node.recipe)  # not `job.units`: these are digests of every image
             shards = {name: len(items) for name, items in spread.items()}
-            return job.facts() | _counted(shards) | {"image_shape": _first_shape(job, spread)}
+            facts = job.facts() | _counted(shards) | {"image_shape": _first_shape(job, spread)}
+            _refuse_heavy(facts)
+            return facts
         case "attack" | "invert" | "select":
             images = inputs["images"]
             splits = getattr(node.recipe, "splits", images["counts"])
@@ -412,6 +416,15 @@ def _foresee(
                 _try_features(node, place, inputs[f"models.{name}"])
     splits = {getattr(node.recipe, key) for key, _, _ in _splits_asked(node)}
     return {"shards": _shards_of(inputs["on"], splits)}
+
+
+def _refuse_heavy(facts: Mapping[str, Any]) -> None:
+    """Refuse shards that no worker could hold, as far as the size of the images is known."""
+    if facts["image_shape"] and (size := _largest(facts) * math.prod(facts["image_shape"])) > MEMORY:
+        raise BadInput(
+            f"a shard of {_largest(facts)} images of {'×'.join(map(str, facts['image_shape']))} takes "
+            f"{size / 2**30:.1f} GiB, at most {MEMORY / 2**30:g} GiB are taken: lower shard_size"
+        )
 
 
 def _shards_of(dataset: Mapping[str, Any], splits: Container[str]) -> dict[str, int]:
@@ -475,6 +488,8 @@ def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None
         assert images is not None
         if split not in images["counts"]:
             raise BadInput(f"{place}.{key}: {name} has no split {split!r}, it has {', '.join(images['counts'])}")
+    if images is not None and images["image_shape"] and (why := recipe.misfit(images["image_shape"], _largest(images))):
+        raise BadInput(f"{place}: {why}")
     for role, parent in node.inputs.items():
         if parent.group == "models" and images is not None:
             _refuse_model(f"{place}.{role.partition('.')[0]}", parent.name, inputs[role], images)
@@ -493,6 +508,11 @@ def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None
         for key, rule in rules.items():
             if rule is not None:
                 _refuse_rule(f"{place}.{key}", rule, images["classes"], None)
+
+
+def _largest(dataset: Mapping[str, Any]) -> int:
+    """Images of its largest shard."""
+    return int(max(dataset["shards"].values()))
 
 
 def _refuse_spared_target(place: str, inputs: Mapping[str, Node]) -> None:
