@@ -13,7 +13,7 @@ TEXT = 4096
 """Characters of a text of an experiment: as long as a path may be."""
 
 WHOLE = 2**63
-"""Whole numbers lie below it, either way."""
+"""A whole number, either way; more than 63 bits are none."""
 
 POINTS = 10_000
 """Nodes that the sweeps of an experiment stand for, and models that its evaluations score, all together."""
