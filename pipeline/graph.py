@@ -2,12 +2,14 @@
 
 import difflib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pipeline.spec import Experiment, asked
 from pipeline.store import canonical, digest
 from pipeline.sweeps import in_order
 from stages.errors import BadInput, shown, some
+from stages.limits import DEPTH
 from stages.recipes import STAGES, Recipe, Relabel
 
 REVISIONS = {
@@ -52,7 +54,7 @@ class Node:
         """``datasets/rand``: unique in an experiment."""
         return f"{self.group}/{self.name}"
 
-    @property
+    @cached_property
     def generation(self) -> int:
         """How many models stand behind it, one made from the other: 0 for what no model has had a part in."""
         return _generation(self.inputs)
@@ -71,7 +73,7 @@ def build(experiment: Experiment) -> list[Node]:
     """All nodes of an experiment, each after those it is made from.
 
     Raises:
-        BadInput: a node names nothing, or is made from itself.
+        BadInput: a node names nothing, is made from itself, or from too many others in turn.
     """
     wanted = {f"{group}/{name}": part for group in GROUPS for name, part in getattr(experiment, group).items()}
     roles = {place: _roles(part) for place, part in wanted.items()}
@@ -79,8 +81,11 @@ def build(experiment: Experiment) -> list[Node]:
         for key, target in needed.values():
             _refuse_dangling(place, key, target, wanted)
     order = in_order({place: [target for _, target in needed.values()] for place, needed in roles.items()})
-    nodes: dict[str, Node] = {}
+    nodes, depth = dict[str, Node](), dict[str, int]()
     for place in order:
+        depth[place] = 1 + max((depth[target] for _, target in roles[place].values()), default=0)
+        if depth[place] > DEPTH:
+            raise BadInput(f"{place.replace('/', '.')}: more than {DEPTH} nodes are made from each other to make it")
         nodes[place] = _node(place, wanted[place], {role: nodes[target] for role, (_, target) in roles[place].items()})
     return [nodes[place] for place in order]
 

@@ -18,11 +18,15 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel
 
 from stages.errors import BadInput, shown
-from stages.limits import POINTS
-from stages.recipes import SOURCES, STAGES, Evaluate, Recipe, Relabel
+from stages.limits import POINTS, WRITTEN
+from stages.recipes import SOURCES, STAGES, Evaluate, Recipe, Relabel, Threat
+
+SHOWN = 8
+"""Nodes of a circle that are named."""
 
 SEED, SEEDS = "seed", "seeds"
 GROUPS = ("datasets", "models")
+FIELDS = len(Threat.model_fields)
 Axes = dict[str, list[Any]]
 Node = TypeVar("Node", str, tuple[str, str])
 Point = dict[str, Any]
@@ -48,7 +52,7 @@ def expand(found: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         BadInput: two nodes that meet have the same axis with other values, seeds are none or have nothing to repeat, or
-            the lists stand for more than `POINTS` nodes.
+            the lists stand for too much.
     """
     parts = {(group, name): part for group in GROUPS for name, part in entries(found, group)}
     _refuse_idle_seeds(found, parts)
@@ -63,7 +67,8 @@ def expand(found: dict[str, Any]) -> dict[str, Any]:
     for place in in_order(named):
         axes[place] = _joined(place, [own[place], *(axes[n] for n in named[place])])
     met = [(name, part, _meeting(name, part, asked[name], axes)) for name, part in scored.items()]
-    _refuse_too_many(axes, met)
+    made_of = [(place[0], part, axes[place]) for place, part in parts.items()]
+    _refuse_too_many([*made_of, *(("evaluations", part, own) for _, part, own in met)], axes)
     for group in GROUPS:
         made[group] = _all(group, found, [(n, p, axes[g, n]) for (g, n), p in parts.items() if g == group], axes)
     made["evaluations"] = _all("evaluations", found, met, axes)
@@ -84,21 +89,47 @@ def _refuse_idle_seeds(found: Mapping[str, Any], parts: Mapping[tuple[str, str],
         raise BadInput(f"{SEEDS}: there is no dataset or model that chance has a part in; leave them out")
 
 
-def _refuse_too_many(axes: Mapping[Any, Axes], met: Iterable[tuple[str, dict[str, Any], Axes]]) -> None:
-    """Refuse more than anybody would wait for, before it is written out."""
+def _refuse_too_many(every: Iterable[tuple[str, dict[str, Any], Axes]], axes: Mapping[Any, Axes]) -> None:
+    """Refuse more than anybody would wait for, before it is written out.
+
+    Args:
+        every: the entries: their group, what they say, and their axes.
+        axes: the axes of every dataset and model.
+    """
 
     def size(of: Axes, beside: Axes | None = None) -> int:
         return math.prod(len(values) for axis, values in of.items() if axis not in (beside or {}))
 
-    total = sum(map(size, axes.values()))
-    for _, part, own in met:
-        scored = _as_list(_scoring(part).get("models"))
-        total += size(own) * (1 + sum(size(axes.get(("models", name), {}), own) for name in scored))
-    if total > POINTS:
+    nodes = values = 0
+    for group, part, own in every:
+        scored = [size(axes.get(("models", name), {}), own) for name in _as_list(_scoring(part).get("models"))]
+        attacks = [math.prod(len(v) for v in a.values() if isinstance(v, list)) * FIELDS for a in _attacks(part)]
+        nodes += size(own)
+        values += size(own) * (_count(_shortened(group, part)) + sum(scored) + sum(attacks))
+    if nodes > POINTS or values > WRITTEN:
         raise BadInput(
-            f"the lists of the experiment stand for {total:,} nodes and models to score, at most {POINTS:,} are made: "
-            "shorten them, or make several experiments"
+            f"the lists of the experiment stand for {nodes:,} nodes and {values:,} values, at most {POINTS:,} and "
+            f"{WRITTEN:,} are written out: shorten them, or make several experiments"
         )
+
+
+def _count(value: Any) -> int:
+    """How many values something is."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_count, inner))
+
+
+def _shortened(group: str, part: dict[str, Any]) -> dict[str, Any]:
+    """An entry with one value in each list that is an axis: as much as is copied for each point."""
+    made = deepcopy(part)
+    if isinstance(made.get("relabel"), list):
+        made["relabel"] = made["relabel"][:1]
+    for _, model, said in _recipes(group, made):
+        for axis in _lists(model, said):
+            key, _, inner = axis.partition(".")
+            inside, last = (said[key], inner) if inner else (said, key)
+            inside[last] = inside[last][:1]
+    return made
 
 
 def _all(
@@ -109,7 +140,8 @@ def _all(
         return found.get(group, {})
     made = {name: part for name, part in found[group].items() if not isinstance(part, dict)}
     at = _evaluation_at if group == "evaluations" else _at
-    for name, part, own in parts:
+    for name, said, own in parts:
+        part = _shortened(group, said)
         for point in _points(own):
             if (variant := name_at(name, point)) in made:
                 raise BadInput(f"{group}.{name}: two values of {', '.join(point)} give one name, {variant}")
@@ -145,7 +177,8 @@ def in_order(needs: Mapping[Node, Iterable[Node]]) -> list[Node]:
     try:
         return list(graphlib.TopologicalSorter(needs).static_order())
     except graphlib.CycleError as error:
-        circle = " → ".join("/".join(node) if isinstance(node, tuple) else node for node in reversed(error.args[1]))
+        way = ["/".join(node) if isinstance(node, tuple) else node for node in reversed(error.args[1])]
+        circle = " → ".join(way if len(way) <= SHOWN else [*way[: SHOWN - 1], "…", way[-1]])
         raise BadInput(f"the experiment goes in a circle: {circle}; each needs the next to be made first") from error
 
 

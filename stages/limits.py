@@ -16,7 +16,13 @@ WHOLE = 2**63
 """A whole number, either way; more than 63 bits are none."""
 
 POINTS = 10_000
-"""Nodes that the sweeps of an experiment stand for, and models that its evaluations score, all together."""
+"""Nodes that the lists of an experiment stand for."""
+
+WRITTEN = 500_000
+"""Values of an experiment whose lists are written out, node by node."""
+
+DEPTH = 200
+"""Nodes that are made from each other, the one from the next."""
 
 ATTACKS = 1000
 """Attacks that the lists of one evaluation stand for."""

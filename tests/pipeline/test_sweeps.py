@@ -232,7 +232,7 @@ def test_a_value_that_stands_twice_in_a_list_is_refused(values):
 ])  # fmt: skip
 def test_lists_that_stand_for_too_many_nodes_are_refused_at_once(asked):
     began = time.monotonic()
-    with pytest.raises(BadInput, match=r"stand for [\d,]+ nodes and models to score, at most 10,000"):
+    with pytest.raises(BadInput, match=r"stand for [\d,]+ nodes and [\d,]+ values, at most 10,000 and 500,000"):
         spec.parse(asked)
     assert time.monotonic() - began < 1
 
