@@ -1,6 +1,7 @@
 """One picture, moved toward a class: before, what was changed, after, with what the model says of both."""
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,9 @@ def move(
     try:
         asked = Attack(images="", model="", batch_size=1, **recipe)
     except ValidationError as error:
-        raise BadInput(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
+        first = error.errors()[0]
+        place = f"--{first['loc'][0]}: must be " if first["loc"] else ""
+        raise BadInput(place + re.sub(r"^(Value error, |\w+ should be )", "", first["msg"])) from error
     if why := asked.misfit(model.design.shape, 1):
         raise BadInput(why)
     after, how = (_turn if asked.method == "spatial" else _push)(pixels, model, target, asked)

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from stages.errors import BadInput, shown
 from stages.limits import POINTS, WRITTEN
-from stages.recipes import SOURCES, STAGES, Evaluate, Recipe, Relabel, Threat
+from stages.recipes import SOURCES, STAGES, Evaluate, Recipe, Relabel, Threat, fraction
 
 SHOWN = 8
 """Nodes of a circle that are named."""
@@ -177,7 +177,7 @@ def in_order(needs: Mapping[Node, Iterable[Node]]) -> list[Node]:
     try:
         return list(graphlib.TopologicalSorter(needs).static_order())
     except graphlib.CycleError as error:
-        way = ["/".join(node) if isinstance(node, tuple) else node for node in reversed(error.args[1])]
+        way: list[str] = ["/".join(node) if isinstance(node, tuple) else node for node in reversed(error.args[1])]
         circle = " → ".join(way if len(way) <= SHOWN else [*way[: SHOWN - 1], "…", way[-1]])
         raise BadInput(f"the experiment goes in a circle: {circle}; each needs the next to be made first") from error
 
@@ -231,8 +231,8 @@ def _lists(model: type[BaseModel], said: Mapping[str, Any]) -> Axes:
         field = model.model_fields.get(key)
         if field is None:
             continue
-        if isinstance(value, list) and not _takes_list(field.annotation):
-            axes[key] = value
+        if isinstance(value, list) and not _takes(field.annotation, list):
+            axes[key] = list(map(fraction, value)) if _takes(field.annotation, float) else value
         inner = next((a for a in (field.annotation, *get_args(field.annotation)) if _is_model(a)), None)
         if isinstance(value, dict) and inner is not None:
             axes |= {f"{key}.{name}": values for name, values in _lists(inner, value).items()}
@@ -243,8 +243,8 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _takes_list(annotation: Any) -> bool:
-    return get_origin(annotation) is list or any(_takes_list(inner) for inner in get_args(annotation))
+def _takes(annotation: Any, kind: type) -> bool:
+    return kind in (annotation, get_origin(annotation)) or any(_takes(inner, kind) for inner in get_args(annotation))
 
 
 def _seeded(group: str, part: Mapping[str, Any], source: bool = False) -> bool:

@@ -51,13 +51,13 @@ InOrder = Annotated[dict[Split, T], AfterValidator(_in_order)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-def _fraction(value: Any) -> Any:
-    """8/255, as radii are written, as a number."""
+def fraction(value: Any) -> Any:
+    """8/255, as radii are written, as a number; what is no fraction as it is."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*", value) if isinstance(value, str) else None
     return float(found[1]) / float(found[2]) if found and float(found[2]) else value
 
 
-Length = Annotated[float, BeforeValidator(_fraction)]
+Length = Annotated[float, BeforeValidator(fraction)]
 """In pixel units of [0, 1]; also as a fraction, `8/255`."""
 
 ClassMap = dict[str, list[int | str]]

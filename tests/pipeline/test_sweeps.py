@@ -47,6 +47,19 @@ def test_a_list_makes_a_node_for_each_value_and_all_that_follows_from_it():
     assert found["evaluations/accuracy"].recipe.models == ["standard", "learner@steps=1", "learner@steps=10"]
 
 
+def test_a_fraction_in_a_list_is_the_number_that_it_is():
+    found = nodes(experiment(norm="linf", eps=["1/4", 0.5]))
+    assert found["datasets/rand@eps=0.25"].recipe.eps == 0.25
+    with pytest.raises(BadInput, match=r"datasets.rand: eps takes the value 0.5 twice"):
+        nodes(experiment(norm="linf", eps=["1/2", 0.5]))
+
+
+def test_what_looks_like_a_fraction_stays_text_where_text_belongs():
+    asked = experiment()
+    asked["datasets"]["clean"]["load"] = {"source": "image-folder", "root": ["2020/10", "2020/11"]}
+    assert nodes(asked)["datasets/clean@root=2020-10"].recipe.root == "2020/10"
+
+
 def test_two_lists_make_a_grid():
     found = nodes(experiment(steps=[1, 10], eps=[0.5, 1.0]))
     assert sum(name.startswith("models/learner@") for name in found) == 4
