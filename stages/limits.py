@@ -28,7 +28,7 @@ ATTACKS = 1000
 """Attacks that the lists of one evaluation stand for."""
 
 NAME = 64
-"""Characters of a name, with what `leakage` adds to it."""
+"""Characters of a name, with what `leakage` adds to it, and of a split's."""
 
 PLACE = 128
 """Characters of a node's place in a sweep, which stands after its name. Both make a folder's name, at most 255."""

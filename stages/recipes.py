@@ -22,13 +22,13 @@ from pydantic import (
     model_validator,
 )
 
-from stages.limits import ATTACKS, CLASSES, IMAGES, MEMORY, PADDING, SHARDS, SIDE, STEPS
+from stages.limits import ATTACKS, CLASSES, IMAGES, MEMORY, NAME, PADDING, SHARDS, SIDE, STEPS
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Norm = Literal["l2", "linf"]
 Augmentation = Literal["none", "flip", "crop-flip", "spatial"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=NAME)]
 
 
 def _distinct(values: list[Any]) -> list[Any]:
@@ -48,7 +48,9 @@ def _in_order(splits: dict[str, T]) -> dict[str, T]:
 InOrder = Annotated[dict[Split, T], AfterValidator(_in_order)]
 """Something of each split, in the order of their names: in this order images are numbered, whatever the file's is."""
 
-Positive = Annotated[float, Field(gt=0)]
+Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
+Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""Beyond any images, and well within float32."""
 
 
 def fraction(value: Any) -> Any:
@@ -267,11 +269,13 @@ def refuse_secrets(url: str) -> None:
     layers = [url]  # an escape may hide another
     while (inner := unquote(layers[-1])) != layers[-1]:
         layers.append(inner)
-    parts = urlsplit(url)
+    secret = "a URL with credentials would be stored and shown; put the keys in the environment instead"
+    if any(re.search(r"//[^/?#]*@", layer) for layer in layers):
+        raise ValueError(secret)
+    parts = urlsplit(url)  # after that: what it refuses, it repeats
     asked = parse_qsl(parts.query, keep_blank_values=True)
-    known = all(re.fullmatch(HARMLESS.get(key, "(?!)"), value, re.ASCII) for key, value in asked)
-    if not known or any(re.search(r"//[^/?#]*@", layer) for layer in layers):
-        raise ValueError("a URL with credentials would be stored and shown; put the keys in the environment instead")
+    if not all(re.fullmatch(HARMLESS.get(key, "(?!)"), value, re.ASCII) for key, value in asked):
+        raise ValueError(secret)
     if parts.fragment and parts.scheme:
         raise ValueError("a URL with a # is read up to it; if it is part of a name, write %23")
 
@@ -637,10 +641,10 @@ class Train(Recipe):
         "`spatial`: rotated by up to 30 degrees and shifted by up to a tenth of the width and height.",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
-    mean: list[float] | None = Field(
+    mean: list[Mean] | None = Field(
         None, min_length=1, description="Per-channel mean inside the model; by default the dataset's."
     )
-    std: list[Positive] | None = Field(
+    std: list[Deviation] | None = Field(
         None, min_length=1, description="Per-channel deviation inside the model; by default the dataset's."
     )
     precision: Literal["float32", "bfloat16"] = Field(
@@ -736,10 +740,10 @@ class Bring(Recipe):
     shape: list[Annotated[int, Field(ge=1, le=SIDE)]] = Field(
         [3, 224, 224], min_length=3, max_length=3, description="Channels, height and width it takes."
     )
-    mean: list[float] | None = Field(
+    mean: list[Mean] | None = Field(
         None, min_length=1, description="Per-channel mean that the network expects to be subtracted."
     )
-    std: list[Positive] | None = Field(
+    std: list[Deviation] | None = Field(
         None, min_length=1, description="Per-channel deviation that it expects to be divided by."
     )
 
