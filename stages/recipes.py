@@ -48,8 +48,8 @@ def _in_order(splits: dict[str, T]) -> dict[str, T]:
 InOrder = Annotated[dict[Split, T], AfterValidator(_in_order)]
 """Something of each split, in the order of their names: in this order images are numbered, whatever the file's is."""
 
-Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
-Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
+Mean = Annotated[float, Field(ge=-(10**6), le=10**6)]
+Deviation = Annotated[float, Field(ge=1e-6, le=10**6)]
 """Beyond any images, and well within float32."""
 
 

@@ -297,7 +297,8 @@ def test_a_space_that_holds_the_untouched_image_alone_is_refused(wrong):
     (Shards, {"source": "webdataset", "shards": {"a": "x"}, "classes": []}),
     (Shards, {"source": "webdataset", "shards": {"a": "x"}, "classes": ["a", "a"]}),
     (Train, {"on": "a", "arch": "n", "mean": [1e300]}), (Train, {"on": "a", "arch": "n", "std": [1e-320]}),
-    (Train, {"on": "a", "arch": "n", "split": "a" * 65}), (Train, {"on": "a", "arch": "n", "mean": []}), (Bring, {"arch": "n", "weights": "w", "std": []}),
+    (Train, {"on": "a", "arch": "n", "split": "a" * 65}),
+    (Train, {"on": "a", "arch": "n", "mean": []}), (Bring, {"arch": "n", "weights": "w", "std": []}),
     (Evaluate, {"models": ["m"], "on": "a", "attacks": [{"eps": [0.1] * 40, "steps": [1] * 40}]}),
 ])  # fmt: skip
 def test_what_has_no_end_or_no_entry_is_refused(kind, wrong):
