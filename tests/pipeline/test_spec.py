@@ -197,6 +197,12 @@ def test_what_is_small_or_beside_the_point_is_planned(change, tiny, write, tmp_p
     assert result.exit_code == 0, result.stderr
 
 
+def test_a_name_that_is_no_url_may_hold_what_a_url_may_not(tiny):
+    names = ["why?", "a=b", "#1", "me@home", "50%", "50%25"]
+    put(tiny, shards("me@home/x.tar", classes=names))
+    assert parse(tiny).datasets["clean"].load.classes == names
+
+
 def test_a_fraction_and_its_value_are_one_version(tiny):
     versions = []
     for said in ("8/255", 8 / 255):
