@@ -31,7 +31,7 @@ from pipeline.store import Store
 from stages import own
 from stages.errors import BadInput
 from stages.images import encode_png
-from stages.recipes import is_own
+from stages.recipes import fraction, is_own
 
 INTERRUPTED = 130
 
@@ -100,6 +100,13 @@ def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return functools.reduce(lambda wrapped, name: known[name](wrapped), reversed(names), command)
 
     return add
+
+
+class _Length(click.FloatRange):
+    """A number, also as a fraction."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(fraction(value), param, ctx)
 
 
 class _Group(click.Group):
@@ -422,8 +429,8 @@ def report_(run: str | None, store: str, out: Path | None) -> None:
 @click.option("--arch", metavar="MODULE:NAME", help="The model's network, where it is code of your own.")
 @click.option("--out", type=click.Path(path_type=Path), help="The picture to write [default: IMAGE-as-CLASS.png].")
 @click.option("--norm", type=click.Choice(["l2", "linf"]), default="l2", show_default=True, help="Norm of the ball.")
-@click.option("--eps", type=click.FloatRange(0, min_open=True), help="Radius in units of [0, 1] [default: L2 0.5 for "
-              "32 pixels, larger in proportion; L∞ 8/255].")  # fmt: skip
+@click.option("--eps", type=_Length(0, min_open=True), metavar="LENGTH", help="Radius in units of [0, 1], as 0.5 or "
+              "8/255 [default: L2 0.5 for 32 pixels, larger in proportion; L∞ 8/255].")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Steps of gradient descent.")
 @click.option("--rotate", is_flag=True, help="Search rotations and shifts instead.")
 @_options("store", "data", "json")

@@ -1,6 +1,8 @@
 """One attempt to make what an experiment names: what it found, made and failed to make, on record."""
 
+import difflib
 import json
+import math
 import os
 import secrets
 import time
@@ -25,7 +27,8 @@ from pipeline.store import Store
 from pipeline.sweeps import split_name
 from stages import load
 from stages.apart import apart, forget
-from stages.errors import BadData, BadInput
+from stages.errors import BadData, BadInput, short, some
+from stages.limits import MEMORY
 from stages.recipes import Bring, Relabel, is_own
 from stages.select import kept
 
@@ -314,7 +317,9 @@ def wanted(nodes: list[Node], only: tuple[str, ...]) -> list[Node]:
     names = {node.id: {node.id, node.name, *(split_name(name)[0] for name in (node.id, node.name))} for node in nodes}
     chosen = [node for name in only for node in nodes if name in names[node.id]]
     if missing := [name for name in only if not any(name in known for known in names.values())]:
-        raise BadInput(f"--only {missing[0]}: the experiment has no such node; it has {', '.join(names)}")
+        near = difflib.get_close_matches(missing[0], sorted(set().union(*names.values())), 1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {some(list(names))}"
+        raise BadInput(f"--only {short(missing[0])}: the experiment has no such node; {hint}")
     keep: set[str] = set()
     while chosen:
         node = chosen.pop()
@@ -400,7 +405,9 @@ def _foresee(
             assert job is not None
             spread = load.spread(job.listing, node.recipe)  # not `job.units`: these are digests of every image
             shards = {name: len(items) for name, items in spread.items()}
-            return job.facts() | _counted(shards) | {"image_shape": _first_shape(job, spread)}
+            facts = job.facts() | _counted(shards) | {"image_shape": _first_shape(job, spread)}
+            _refuse_heavy(facts)
+            return facts
         case "attack" | "invert" | "select":
             images = inputs["images"]
             splits = getattr(node.recipe, "splits", images["counts"])
@@ -424,6 +431,15 @@ def _foresee(
                 _try_features(node, place, f"models.{name}", inputs)
     splits = {getattr(node.recipe, key) for key, _, _ in _splits_asked(node)}
     return {"shards": _shards_of(inputs["on"], splits)}
+
+
+def _refuse_heavy(facts: Mapping[str, Any]) -> None:
+    """Refuse shards that no worker could hold, as far as the size of the images is known."""
+    if facts["image_shape"] and (size := _largest(facts) * math.prod(facts["image_shape"])) > MEMORY:
+        raise BadInput(
+            f"a shard of {_largest(facts)} images of {'×'.join(map(str, facts['image_shape']))} takes "
+            f"{size / 2**30:.1f} GiB, at most {MEMORY / 2**30:g} GiB are taken: lower shard_size"
+        )
 
 
 def _shards_of(dataset: Mapping[str, Any], splits: Container[str]) -> dict[str, int]:
@@ -523,6 +539,8 @@ def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None
         assert images is not None
         if split not in images["counts"]:
             raise BadInput(f"{place}.{key}: {name} has no split {split!r}, it has {', '.join(images['counts'])}")
+    if images is not None and images["image_shape"] and (why := recipe.misfit(images["image_shape"], _largest(images))):
+        raise BadInput(f"{place}: {why}")
     for role, parent in node.inputs.items():
         if parent.group == "models" and images is not None:
             _refuse_model(f"{place}.{role.partition('.')[0]}", parent.name, inputs[role], images)
@@ -541,6 +559,11 @@ def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None
         for key, rule in rules.items():
             if rule is not None:
                 _refuse_rule(f"{place}.{key}", rule, images["classes"], None)
+
+
+def _largest(dataset: Mapping[str, Any]) -> int:
+    """Images of its largest shard."""
+    return int(max(dataset["shards"].values()))
 
 
 def _refuse_spared_target(place: str, inputs: Mapping[str, Node]) -> None:

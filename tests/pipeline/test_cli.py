@@ -567,7 +567,7 @@ BAD = {
     "group without a class": (bad_folder(empty_group), "classes.b: names no class"),
     "braces open": (load(source="webdataset", shards={"train": "a-{000.."}), "braces that do not close"),
     "scheme unknown": (load(source="webdataset", shards={"train": "foo://a/b.tar"}), "no place that can be read"),
-    "key is a list": (lambda tiny, tmp_path: "name: t\n? [a, b]\n: 1\n", "is not YAML (line"),
+    "key is a list": (lambda tiny, tmp_path: "name: t\n? [a, b]\n: 1\n", "(line 2, column 3): a key must be text"),
     "unknown section": (change("modells", to={}), "modells: unknown key, did you mean 'models'?"),
     "wrong type": (change(*ATTACK, "steps", to="many"), "datasets.other.attack.steps: must be a valid integer"),
     "eps zero": (change(*ATTACK, "eps", to=0), "datasets.other.attack.eps: must be greater than 0, got 0"),
