@@ -196,7 +196,8 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
         "tiff or webp, in a class's folder or deeper, links followed. Hidden files and folders, other files, pipes and "
         "circles of links are passed over and counted; so is what systems leave behind (`._*`, `.DS_Store`, "
         "`__MACOSX`, `Thumbs.db`, `.ipynb_checkpoints`). A class without an image in some split is refused. "
-        "See [Images](#images). Images of differing sizes can be stored, but not attacked or trained on: give `resize` and `crop`.",
+        "See [Images](#images). Images of differing sizes can be stored, but not attacked or trained on: give `resize` "
+        "and `crop`.",
         recipes.ImageFolder,
     ),
     (
