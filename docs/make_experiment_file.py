@@ -145,7 +145,8 @@ counts as there.
 - `root`, `shards` and `weights` are relative to the folder given by `--data` (default: `data`). Absolute paths
   and, for `shards` and `weights`, URLs are taken as they are. A URL must not hold credentials; put them in the
   environment.
-- `weights: package://PACKAGE/FILE` is a file inside an installed Python package.
+- `weights: package://PACKAGE/FILE` is a file inside an installed Python package, none of whose code is run. `weights`
+  may begin with `~`. What lies at an `http`, `https`, `s3` or `gs` URL is fetched into a temporary file.
 - An import path such as `mypackage.nets:resnet20` is looked for in the folder where the command runs, then in the
   Python environment.
 - Nothing is relative to the experiment file.
@@ -210,8 +211,7 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
         " (if nothing is missing otherwise, `head -c 1024 /dev/zero >> FILE` ends it). Links, folders, devices, "
         "hidden files and files of the system (`._000.png`, `__MACOSX`, `Thumbs.db`) are passed over and counted. "
         "An image's file has at most 512 MiB, a label's 1 MiB; there are at most 100,000 classes. "
-        "See [Images](#images). Sixteen images of each split are tried: if all are grey, the dataset is, and another "
-        "that has colours is left out rather than made grey; with `channels`, the recipe decides.",
+        "See [Images](#images). If all images are grey, the dataset is; `channels` decides otherwise.",
         recipes.WebDataset,
     ),
     ("datasets.NAME.load: synthetic", "", recipes.Synthetic),
@@ -238,8 +238,14 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("models.NAME.train.adversarial", "", recipes.Adversary),
     (
         "models.NAME.load",
-        "`mean` and `std` default to ImageNet's for torchvision's weights, else to 0 and 1: no normalisation. A state "
-        "dict may lie under `state_dict` or `model`, its names may begin with `module.`; it must fit the arch exactly.",
+        "What torch.save or safetensors wrote is told by its content, whatever it is called, and nothing in it is "
+        "run. The weights may lie under any key and behind any prefix (`model`, `module.`, `_orig_mod.`), beside an "
+        "optimizer, arguments or a copy of themselves; a whole network that was saved is read like its state dict. "
+        "Where several differ, `key` chooses. They must be all of the network's, and no others: what PyTorch before "
+        "0.4.1 did not count may be missing. Floats become the network's own, as a rule float32; what is quantised, "
+        "sparse, NaN or infinite is refused. `mean` and `std` default to those that torchvision's weights were "
+        "trained with, or that lie beside the weights as a layer's (`normalizer.new_mean`, `normalizer.new_std`), "
+        "against which they are checked if given; else to 0 and 1: no normalisation. A file has at most 16 GiB.",
         recipes.Bring,
     ),
     (

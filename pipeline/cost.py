@@ -514,13 +514,13 @@ def _tried(parts: Sequence[Work], rates: Mapping[bytes, Rate]) -> float:
 
 def _brought(node: Node, place: Place) -> Cost:
     """A model that is read from here, which is done on the spot; one that is to be fetched is not."""
-    from stages import model
+    from stages import checkpoint
 
     nothing = Cost(0, 0, 0, 0, (), (), (), workers=1, known=False)
-    if model.is_remote(node.recipe):
+    if checkpoint.is_remote(node.recipe):
         return nothing
     started = time.perf_counter()
-    _, weights = model.bring(node.recipe, place.data, place.here)
+    _, weights = checkpoint.bring(node.recipe, place.data, place.here)
     took = time.perf_counter() - started
     return replace(nothing, stored=len(weights), read=(0.0,), work=(took,), commit=(0.0,), known=True)
 

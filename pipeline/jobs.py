@@ -621,9 +621,9 @@ class ModelJob:
             yield from self.train()
 
     def _bring(self) -> Iterator[dict[str, Any]]:
-        from stages import model
+        from stages import checkpoint
 
-        design, weights = model.bring(self.node.recipe, self.place.data, self.place.here)
+        design, weights = checkpoint.bring(self.node.recipe, self.place.data, self.place.here)
         yield {"epoch": 1}
         yield {"manifest": self._publish(design.as_json(), weights, []).manifest}
 

@@ -76,7 +76,7 @@ def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Class
     """
     from torchvision import models
 
-    from stages import model
+    from stages import checkpoint, model
 
     name = name.removeprefix("models/")
     base, _, version = name.partition("/")
@@ -94,9 +94,9 @@ def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Class
         )
     weights = models.get_model_weights(name).DEFAULT
     try:
-        design, content = model.bring(Bring(arch=name, weights=weights.name), place.data, place.here)
-    except OSError as error:
-        raise BadInput(f"--model {name}: torchvision's weights cannot be fetched: {error}") from error
+        design, content = checkpoint.bring(Bring(arch=name, weights=weights.name), place.data, place.here)
+    except BadInput as error:
+        raise BadInput(f"--model {name}: {error}") from error
     return model.load(design, content, place.here), list(weights.meta["categories"])
 
 

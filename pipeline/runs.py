@@ -403,12 +403,12 @@ def _foresee(
         case "train":
             return {"design": _try_training(node, place, inputs)}
         case "bring":
-            from stages import model
+            from stages import checkpoint
 
-            if not fetch and model.is_remote(node.recipe):
+            if not fetch and checkpoint.is_remote(node.recipe):
                 classes = len(node.recipe.outputs) if node.recipe.outputs else node.recipe.classes
                 return {"design": {"classes": classes, "shape": node.recipe.shape}}
-            return {"design": model.bring(node.recipe, place.data, place.here)[0].as_json()}
+            return {"design": checkpoint.bring(node.recipe, place.data, place.here)[0].as_json()}
         case "usefulness":
             for name in node.recipe.models:
                 _try_features(node, place, inputs[f"models.{name}"])

@@ -120,6 +120,16 @@ def decode(encoded: bytes, channels: int, resize: int | None = None, crop: int |
     return open_image(encoded, channels).pixels(resize, crop)
 
 
+def is_grey(encoded: bytes) -> bool:
+    """Whether the header of a file says that its image has no colours.
+
+    Raises:
+        BadData: the bytes are no image that is decoded.
+    """
+    with _blaming_the_file():
+        return Image.open(io.BytesIO(encoded), formats=FORMATS).mode in GREY
+
+
 def open_image(encoded: bytes, channels: int) -> Decoded:
     """Decode one image, and say what its file is.
 

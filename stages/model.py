@@ -1,13 +1,8 @@
 """A classifier of images in [0, 1]: a network with its normalisation inside, on disk and in memory."""
 
-import hashlib
-import importlib.resources
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +15,13 @@ from torch import Tensor, nn
 from stages import nets
 from stages.design import Design
 from stages.errors import BadData, BadInput
-from stages.recipes import Bring, Precision
-
-NORMALISE_AGAIN = ("googlenet", "inception_v3")
-"""torchvision's networks that change ImageNet's normalisation into one of 0.5 themselves when they come with weights:
-((x − m) / s) · (s / .5) + (m − .5) / .5 = (x − .5) / .5. Ours do not, so they get the latter."""
+from stages.recipes import Precision
 
 LOW: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """What the network computes in, at the precisions below float32."""
 
 LEAST = 2.0**-100
 """Stands for a gradient of zero where one is divided by its size."""
-
-PACKAGE = "package://"
-"""What weights that lie inside an installed Python package begin with: ``package://PACKAGE/FILE``."""
 
 
 class Classifier(nn.Module):
@@ -181,119 +169,6 @@ def load(design: Design, weights: bytes, here: Path, precision: Precision = "flo
         raise BadData(f"weights of {design.arch} are not safetensors: {error}") from error
     _fit(model.network, state, design.arch)
     return on_device(model).eval().requires_grad_(False)
-
-
-def bring(recipe: Bring, data: Path, here: Path) -> tuple[Design, bytes]:
-    """Read a model that was made elsewhere.
-
-    Raises:
-        BadInput: the weights cannot be read, do not fit the arch, or the arch cannot be built.
-    """
-    shape = (recipe.shape[0], recipe.shape[1], recipe.shape[2])
-    if ":" not in recipe.arch and (found := _torchvision_weights(recipe)) is not None:
-        state = found.get_state_dict(progress=False, check_hash=True)
-        state = {k: v for k, v in state.items() if not k.startswith(("aux1.", "aux2.", "AuxLogits."))}
-        mean, std = published_normalisation(recipe.arch, found)
-        mean, std = recipe.mean or mean, recipe.std or std
-    else:
-        state = _read_state(recipe, data)
-        mean, std = recipe.mean or [0.0] * shape[0], recipe.std or [1.0] * shape[0]
-    if not len(mean) == len(std) == shape[0]:
-        raise BadInput(f"mean and std have {len(mean)} and {len(std)} entries, the images {shape[0]} channels")
-    classes = recipe.classes or _classes_of(state, recipe, here)
-    design = Design(recipe.arch, classes, shape, tuple(mean), tuple(std))
-    if recipe.outputs is not None:
-        design = _only(design, recipe.outputs)
-    model = Classifier(design, here)
-    _fit(model.network, state, recipe.arch)
-    nets.probe(model, shape, design.classes, recipe.arch)
-    return design, save(model.network)
-
-
-def _only(design: Design, outputs: Sequence[int]) -> Design:
-    """The design that answers with some of the network's classes alone."""
-    if (last := max(outputs)) >= design.classes:
-        raise BadInput(f"outputs names {last}, but the network has {design.classes} classes, 0 to {design.classes - 1}")
-    return replace(design, classes=len(outputs), outputs=tuple(outputs), of=design.classes)
-
-
-def published_normalisation(arch: str, found: Any) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel that torchvision's weights were trained with, as their own preset says."""
-    if arch in NORMALISE_AGAIN:
-        return [0.5] * 3, [0.5] * 3
-    preset = found.transforms()
-    return list(preset.mean), list(preset.std)
-
-
-def is_remote(recipe: Bring) -> bool:
-    """Whether the weights have to be fetched from somewhere else."""
-    if recipe.weights.startswith(PACKAGE):
-        return False
-    return "://" in recipe.weights or (":" not in recipe.arch and _torchvision_weights(recipe) is not None)
-
-
-def _torchvision_weights(recipe: Bring) -> Any:
-    from torchvision import models
-
-    if recipe.arch not in models.list_models(module=models):
-        return None
-    known = models.get_model_weights(recipe.arch)
-    return known[recipe.weights] if recipe.weights in known.__members__ else None
-
-
-def _read_state(recipe: Bring, data: Path) -> dict[str, Tensor]:
-    name = recipe.weights
-    try:
-        content = _read_bytes(name, data)
-        if recipe.sha256 not in (None, found := hashlib.sha256(content).hexdigest()):
-            raise BadInput(f"checkpoint {name} has sha256 {found}, expected {recipe.sha256}")
-        if name.endswith(".safetensors"):
-            return _unwrap(safetensors.torch.load(content), name)
-        return _unwrap(torch.load(BytesIO(content), map_location="cpu", weights_only=True), name)
-    except (OSError, ModuleNotFoundError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise BadInput(f"checkpoint {name} cannot be read: {reason}") from error
-    except BadInput:
-        raise
-    except Exception as error:  # torch.load raises whatever a broken file makes it stumble on
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(f"checkpoint {name} is no state dict that loads with weights_only: {reason}") from error
-
-
-def _read_bytes(weights: str, data: Path) -> bytes:
-    if "://" not in weights:
-        return (data / weights).read_bytes()
-    if weights.startswith(PACKAGE):
-        package, _, file = weights.removeprefix(PACKAGE).partition("/")
-        return importlib.resources.files(package).joinpath(file).read_bytes()
-    if weights.startswith(("http://", "https://")):
-        with urllib.request.urlopen(weights) as answer:
-            return bytes(answer.read())
-    from pyarrow import fs
-
-    filesystem, path = fs.FileSystem.from_uri(weights)
-    with filesystem.open_input_file(path) as file:
-        return bytes(file.read())
-
-
-def _unwrap(found: Any, weights: str) -> dict[str, Tensor]:
-    """The state dict itself: checkpoints often hold it under `state_dict` or `model`, or prefix it `module.`."""
-    for inner in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(inner), dict):
-            found = found[inner]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise BadInput(f"checkpoint {weights} holds no state dict")
-    return {str(name).removeprefix("module."): value for name, value in found.items()}
-
-
-def _classes_of(state: dict[str, Tensor], recipe: Bring, here: Path) -> int:
-    """Rows of the last linear layer: last in the arch, for safetensors sorts its entries by name."""
-    names = nets.build(recipe.arch, 2, recipe.shape[0], here).state_dict()
-    shared = [name for name in names if name in state] or list(state)
-    matrices = [state[name] for name in shared if name.endswith("weight") and state[name].ndim == 2]
-    if not matrices:
-        raise BadInput(f"checkpoint {recipe.weights} has no linear layer to count classes by: add `classes: N`")
-    return len(matrices[-1])
 
 
 def _fit(network: nn.Module, state: dict[str, Tensor], arch: str) -> None:

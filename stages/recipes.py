@@ -111,7 +111,7 @@ class _Geometry(_Source):
     channels: Literal[1, 3] | None = Field(
         None,
         description="`1`: grey, `3`: RGB; images are converted. By default RGB; or grey for WebDataset shards, if all "
-        "images that are tried are grey.",
+        "images are.",
     )
     keep_files: bool = Field(
         True,
@@ -553,8 +553,12 @@ class Bring(Recipe):
     arch: str = Field(description="As in `train`.")
     weights: str = Field(
         description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`), or path (below `--data`), URL or "
-        "`package://PACKAGE/FILE` (a file of an installed Python package) of a state dict: safetensors, or a file that "
-        "`torch.load(weights_only=True)` reads."
+        "`package://PACKAGE/FILE` (a file of an installed Python package) of what torch.save or safetensors wrote."
+    )
+    key: str | None = Field(
+        None,
+        description="Where the file has several weights that fit, or others beside them, those to take: "
+        "`state_dict_ema`, `teacher.backbone`.",
     )
     sha256: str | None = Field(
         None,
@@ -571,11 +575,23 @@ class Bring(Recipe):
         description="Of all the network's classes only these, in this order: a network for ImageNet's thousand serves "
         "a dataset of some of them.",
     )
-    shape: list[Annotated[int, Field(ge=1)]] = Field(
+    shape: list[Annotated[int, Field(ge=1, le=2**14)]] = Field(
         [3, 224, 224], min_length=3, max_length=3, description="Channels, height and width it takes."
     )
     mean: list[float] | None = Field(None, description="Per-channel mean that the network expects to be subtracted.")
     std: list[Positive] | None = Field(None, description="Per-channel deviation that it expects to be divided by.")
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """What is not said: it makes no other version of the model."""
+        return frozenset({"key"} if self.key is None else {})
+
+    @field_validator("shape")
+    @classmethod
+    def _channels_first(cls, shape: list[int]) -> list[int]:
+        if shape[0] not in (1, 3):
+            raise ValueError(f"the first number is that of the channels, 1 or 3, got {shape[0]}")
+        return shape
 
     @field_validator("weights")
     @classmethod

@@ -105,7 +105,7 @@ def _endpoint() -> str | None:
 # and https://cloud.google.com/apis/design/errors. What is not here and no 3xx or 4xx may pass.
 
 REFUSALS = {
-    "there is no bucket {bucket}{host}; create it or correct --store": {"nosuchbucket", "notfound"},
+    "there is no bucket {bucket}{host}; {correct}": {"nosuchbucket", "notfound"},
     "it refuses the keys ({name}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY": {
         "invalidaccesskeyid",
         "invalidclienttokenid",
@@ -116,7 +116,7 @@ REFUSALS = {
         "signaturedoesnotmatch",
         "unrecognizedclient",
     },
-    "it denies access ({name}); {keys} must be allowed to list, read, write and delete there": {
+    "it denies access ({name}); {keys} must be allowed to {rights} there": {
         "accessdenied",
         "accountproblem",
         "allaccessdisabled",
@@ -143,9 +143,18 @@ AGAIN_STATUS = {"408", "409", "425", "429"}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def refusal(url: str, error: Exception) -> str | None:
-    """Why asking again would not help, as a sentence; None where it might."""
-    text = str(error)
+STORE = {
+    "subject": "the store {url}",
+    "correct": "create it or correct --store",
+    "rights": "list, read, write and delete",
+}
+FILE = {"subject": "{url} cannot be read", "correct": "correct the URL", "rights": "read"}
+"""What a sentence about a store says, and one about a file that is read."""
+
+
+def refusal(url: str, error: Exception, about: Mapping[str, str] = STORE) -> str | None:
+    """Why asking again would not help, as a sentence about a `STORE` or a `FILE`; None where it might."""
+    text, subject = str(error), about["subject"].format(url=url)
     if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk of the store {url} is full ({os.strerror(error.errno)}); free some space and resume"
     patterns = (r"ExceptionName: (\w+)", r"(?:AWS Error |Status\()(\w+)", r"Bucket '.*' (not found)")
@@ -156,10 +165,10 @@ def refusal(url: str, error: Exception) -> str | None:
     for sentence, names in REFUSALS.items():
         if name in names:
             known = {"name": named[1], "bucket": urlsplit(url).netloc, "host": host(url), "keys": _keys(url)}
-            return f"the store {url}: {sentence.format(**known)}"
+            return f"{subject}: {sentence.format(**about, **known)}"
     if status is None or status[1] in AGAIN_STATUS or name in AGAIN:
         return None
-    return f"the store {url} refuses a request ({named[1]}, {status[0]}): {said(error)}"
+    return f"{subject}: it refuses a request ({named[1]}, {status[0]}): {said(error)}"
 
 
 def said(error: Exception) -> str:

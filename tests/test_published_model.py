@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from sklearn.svm import SVC
 from torchvision.transforms import v2
 
 from pipeline.cli import main
+from stages import nets
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +32,58 @@ def scored(experiment, folder):
     (result,) = (folder / "store/evaluations/accuracy").glob("*/result.json")
     (row,) = json.loads(result.read_text())["rows"]
     return row
+
+
+# --------------------------------------------------------------------------- as others save their networks
+
+
+def on_digits(weights, **said):
+    loaded = {"arch": "small_cnn", "weights": weights, "shape": [1, 8, 8]} | said
+    return {
+        "name": "brought",
+        "datasets": {"clean": {"load": {"source": "sklearn-digits", "shard_size": 200, "limit": 200}}},
+        "models": {"theirs": {"load": loaded}},
+        "evaluations": {"accuracy": {"models": ["theirs"], "on": "clean"}},
+    }
+
+
+def test_a_network_as_madrylab_robustness_saves_it_scores_as_its_plain_weights(tmp_path):
+    torch.manual_seed(0)
+    state = nets.build("small_cnn", 10, 1, tmp_path).state_dict()
+    normaliser = {"new_mean": torch.full((1, 1, 1), 0.3), "new_std": torch.full((1, 1, 1), 0.4)}
+    parts = {"model.": state, "attacker.model.": state, "normalizer.": normaliser, "attacker.normalize.": normaliser}
+    wrapped = {f"module.{start}{name}": value for start, part in parts.items() for name, value in part.items()}
+    torch.save({"model": wrapped, "epoch": 90, "nat_prec1": np.float64(90.1)}, tmp_path / "robust.pt.latest")
+    torch.save(state, tmp_path / "plain.pt")
+    theirs = scored(on_digits("robust.pt.latest"), tmp_path)
+    shutil.rmtree(tmp_path / "store")
+    assert theirs == scored(on_digits("plain.pt", mean=[0.3], std=[0.4]), tmp_path)
+
+
+class Calls:
+    """What a pickle can do to who opens it."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.place),)
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_checkpoint_that_would_run_code_is_refused_by_every_command(command, tmp_path):
+    state = nets.build("small_cnn", 10, 1, tmp_path).state_dict()
+    torch.save({"state_dict": state, "args": Calls(tmp_path / "canary")}, tmp_path / "w.pt")
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(on_digits("w.pt")))
+    asked = [command, file, "--data", tmp_path, "--store", tmp_path / "store"]
+    done = CliRunner().invoke(main, [str(part) for part in asked] + ["--engine", "inline"] * (command == "run"))
+    assert done.exit_code == 2
+    assert re.fullmatch(
+        r"Error: models\.theirs\.load: checkpoint w\.pt would run code: .*posix\.mkdir.*\n", done.stderr
+    )
+    assert "weights_only" not in done.stderr
+    assert not (tmp_path / "canary").exists() and not (tmp_path / "store").exists()
 
 
 # ------------------------------------------------------------------------ handwritten digits, always

@@ -162,8 +162,6 @@ def _read_one(
         return item.ref, None
     file = opened.fetch(item.ref)
     image = open_image(file, channels)
-    if channels == 1 and load.channels is None and not image.grey:
-        raise BadData("has colours, unlike the images that were tried: say `channels: 3`, or `channels: 1` for grey")
     pixels = image.pixels(load.resize, load.crop)
     if not load.keeps_sizes:
         return pixels, None

@@ -165,7 +165,7 @@ class _Remote(RawIOBase):
             raise ConnectionError(f"{self.url} cannot be read: {remote.said(error)}") from error
 
     def _refuse(self, error: Exception) -> None:
-        if sentence := remote.refusal(self.url, error):
+        if sentence := remote.refusal(self.url, error, remote.FILE):
             raise BadInput(sentence) from error
 
     def readable(self) -> bool:

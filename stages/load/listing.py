@@ -23,7 +23,7 @@ HIDDEN = "hidden files and folders"
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name, or a folder in its path, is hidden (`._1.png`, `.ipynb_checkpoints`) or an operating system's."""
+    """Whether a file, or a folder in its path, is hidden (`._1.png`, `.git`) or of `CLUTTER`."""
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     return any(part.startswith(".") or part.lower() in CLUTTER for part in parts)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, takewhile
+from itertools import groupby, islice, takewhile
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO
@@ -14,12 +14,15 @@ from typing import BinaryIO
 import numpy as np
 
 from stages.errors import BadData, BadInput
-from stages.images import open_image
+from stages.images import is_grey
 from stages.load.files import READERS, Files, open_file
-from stages.load.listing import HIDDEN, Images, Listing, Span, few, is_hidden
+from stages.load.listing import HIDDEN, Images, Listing, Span, is_hidden
 from stages.load.sample import KEY_ENDS, LARGEST_LABEL, MOST_FILES, Reading, key_of, kind_of
 from stages.recipes import WebDataset
 from stages.tar import FILE, LINK, Member, shortened, walk
+
+LOOKED_AT = 256
+"""Images that are fetched together to see whether they are grey."""
 
 LINKED = f" ({LINK} are passed over: write the tar with --dereference --hard-dereference)"
 
@@ -150,19 +153,27 @@ def _blaming(url: str) -> Iterator[None]:
 
 
 def _channels(items: dict[str, Images], load: WebDataset) -> int:
-    """What the recipe says; else 1, if all images that are tried are grey, or 3.
+    """What the recipe says; else 1, if all images are grey by their headers, or 3.
 
-    Where another has colours all the same, `read` refuses it rather than making it grey.
+    The first that has colours ends the search: only of a grey source is every image looked at.
     """
     if load.channels is not None:
         return load.channels
-    grey = False
-    for item in (item for images in items.values() for item in few(images)):
-        try:
-            with _blaming(item.ref[0]), Files([item.ref]) as opened:
-                grey = open_image(opened.fetch(item.ref), 1).grey
-        except BadData:  # not an image: `read` says so, with its place
-            continue
-        if not grey:
-            break
-    return 1 if grey else 3
+    some = False
+    for refs in _groups(item.ref for images in items.values() for item in images):
+        with _blaming(refs[0][0]), Files(refs) as opened:
+            for ref in refs:
+                try:
+                    if not is_grey(opened.fetch(ref)):
+                        return 3
+                    some = True
+                except BadData:  # not an image: `read` says so, with its place
+                    continue
+    return 1 if some else 3
+
+
+def _groups(refs: Iterator[Span]) -> Iterator[list[Span]]:
+    """The first reference, which for most sources says enough; then many together, as they are fetched."""
+    yield from ([ref] for ref in islice(refs, 1))
+    while group := list(islice(refs, LOOKED_AT)):
+        yield group

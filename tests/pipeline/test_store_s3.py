@@ -265,7 +265,7 @@ def test_what_may_pass_is_asked_again(status, code, s3, monkeypatch, unknown):
         (403, "RequestTimeTooSkewed", "it finds this machine's clock wrong (REQUEST_TIME_TOO_SKEWED); set it right"),
         (301, "PermanentRedirect", "the bucket bucket is in another region (PermanentRedirect); set AWS_REGION"),
         (507, "XMinioStorageFull", "it is full (XMinioStorageFull); free some space and resume"),
-        (400, "InvalidArgument", "refuses a request (InvalidArgument, HTTP status 400): said $AWS_SECRET_ACCESS_KEY"),
+        (400, "InvalidArgument", "it refuses a request (InvalidArgument, HTTP status 400): said $AWS_SECRET_ACCESS"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_not_asked_again(status, code, sentence, s3, monkeypatch, unknown):
