@@ -236,9 +236,9 @@ def test_what_is_left_out_of_a_folder_is_told_by_reason_wherever_it_is_shown(tmp
     (tmp_path / "data/pictures/val/.ipynb_checkpoints").mkdir()
     load = {"source": "image-folder", "root": "pictures", "resize": 12, "crop": 8, "max_undecodable": 0.5}
     file = write({"name": "f", "datasets": {"pictures": {"load": load}}})
-    passed = "passed over: 1 gif files, 1 links to nothing, pipes and the like"
+    passed = "passed over: 1 gif files, 1 hidden files and folders, 1 links to nothing, pipes and the like"
     assert f"datasets/pictures: {passed}" in invoke("plan", file, "--store", "s").stdout
-    skipped = {"gif files": 1, "links to nothing, pipes and the like": 1}
+    skipped = {"gif files": 1, "hidden files and folders": 1, "links to nothing, pipes and the like": 1}
     assert json.loads(invoke("plan", file, "--store", "s", "--json").stdout)["nodes"][0]["skipped"] == skipped
     printed = make(file, "s").stderr
     shown = invoke("show", "pictures", "--store", "s").stdout
