@@ -20,6 +20,7 @@ from typing import Any
 
 import pipeline
 import stages
+from pipeline import artifacts
 from pipeline.jobs import ModelJob, ShardJob
 from stages.errors import BadInput
 
@@ -67,7 +68,7 @@ def unpack(parcel: bytes) -> Any:
 
 
 def _other_code(home: str) -> str:
-    host = os.uname().nodename
+    host = artifacts.host()
     if home == pipeline.HOME:
         return (
             f"the code in {home} is not what it was when the run began, as a worker on {host} finds it: "

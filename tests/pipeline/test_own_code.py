@@ -15,6 +15,7 @@ from support import command, contents
 
 import pipeline
 import stages
+from pipeline import artifacts
 from pipeline.cli import main
 from stages import apart
 
@@ -243,6 +244,6 @@ def test_a_worker_that_runs_other_code_refuses_the_job(training, elsewhere, tmp_
     done = notbugs("run", "experiment.yaml", "--store", "s")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert (
-        f"models/mine: failed, a worker on {os.uname().nodename} runs other code, of {copy}, than this command, of "
+        f"models/mine: failed, a worker on {artifacts.host()} runs other code, of {copy}, than this command, of "
         in (done.stderr)
     )
