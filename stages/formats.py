@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
+from io import BytesIO, FileIO
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -262,9 +262,18 @@ def _ordered(pairs: Sequence[Any] = ()) -> dict[Any, Any]:
     return as_dict([part for pair in pairs for part in pair])
 
 
+class _Bounded(FileIO):
+    """A zip archive, whose table of contents is read at once, and takes seven times its size."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > SIZE:
+            raise BadData(f"has a table of contents of {size:,} bytes, more than {SIZE:,}")
+        return super().read(-1 if size is None else size)
+
+
 def _zip(path: Path, content: mmap.mmap) -> Any:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Bounded(path) as file, zipfile.ZipFile(file) as archive:
             parts = {info.filename: info for info in archive.infolist()}
             root = next((name[: -len("data.pkl")] for name in parts if f"/{name}".endswith("/data.pkl")), None)
             if root is None or f"{root}constants.pkl" in parts:
@@ -364,7 +373,7 @@ def _text(head: bytes) -> str | None:
     if text.startswith("{") and "weight_map" in text:
         return "is the index of weights that lie in several files: join them into one state dict"
     kind = "JSON" if text.startswith(("{", "[")) else "XML" if text.startswith("<?xml") else "a text"
-    return f"is {kind}, not a file of weights: {AGAIN}"
+    return f"is {kind}, not a file of weights: name the file that torch.save or safetensors wrote"
 
 
 def _zip_of(parts: Sequence[str] | dict[str, Any]) -> str:

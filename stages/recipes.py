@@ -5,6 +5,7 @@ of the node's version; the fields named in ``where`` only say where data lies, a
 `docs/experiment-file.md` is generated from this file.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
@@ -548,7 +549,9 @@ class Bring(Recipe):
     @field_validator("weights")
     @classmethod
     def _no_secrets(cls, weights: str) -> str:
-        refuse_secrets(weights)
+        refuse_secrets(
+            re.sub(r"\?(download|dl|raw)=(1|true)$", "", weights)
+        )  # as Zenodo, Hugging Face and Dropbox say it
         return weights
 
 

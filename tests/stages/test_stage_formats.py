@@ -231,6 +231,13 @@ def bomb():
     return out.getvalue()
 
 
+def crowd():
+    """A zip whose end says that its table of contents has 40 MB."""
+    whole = archive(a="") + bytes(40_000_000)
+    at = whole.rindex(b"PK\5\6")
+    return whole + whole[at : at + 12] + struct.pack("<LLH", 40_000_000, at + 22, 0)
+
+
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpu"
 HOSTILE = {
     "a header of terabytes": (struct.pack("<Q", 2**39) + b'{"a":', "claims a safetensors header of 549,755,813,888"),
@@ -244,6 +251,7 @@ HOSTILE = {
     ),
     "a header that is no JSON": (claiming(b"{{{{"), "is cut short or damaged"),
     "a header of many dicts": (claiming(b'{"a":' * 10**6), "is cut short or damaged"),
+    "a zip of very many files": (crowd(), "has a table of contents of 40,000,000 bytes"),
     "a zip bomb": (bomb(), "is a torch file that was compressed afterwards"),
     "a place in memory far away": (pickled(b"]r\xff\xff\xff\xff"), "holds no state dict"),
     "a number of a gigabyte": (pickled(b"\x8b\0\0\0\x40abc"), "is damaged"),
@@ -278,6 +286,13 @@ def test_what_claims_much_takes_little(kind, tmp_path):
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert after.ru_maxrss - before.ru_maxrss < 500 * 2**10  # KiB
     assert after.ru_utime - before.ru_utime < 15
+
+
+def test_an_ordered_dict_of_python_2_is_read(tmp_path):
+    pairs = b"ccollections\nOrderedDict\n](]" + b"(U\1aK\1e](U\1bK\2e" + b"e\x85R"
+    (tmp_path / "w.pt").write_bytes(pickled(pairs))
+    with opened(tmp_path / "w.pt") as found:
+        assert found == {"a": 1, "b": 2}
 
 
 def test_what_was_saved_on_another_device_is_read(tmp_path):
