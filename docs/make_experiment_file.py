@@ -151,6 +151,30 @@ counts as there.
   Python environment.
 - Nothing is relative to the experiment file.
 
+## Images
+
+What is decoded from an image folder, from the shards of others, and by `notbugs attack`:
+
+- **Formats**: PNG, JPEG, WebP, GIF, BMP, PPM, and TIFF without compression, told by their content, whatever their
+  names. No other is tried.
+- **Limits**: 89,478,485 pixels, by the file's header and before it is decoded, and as many after `resize`; 512 MiB
+  for a file; 4 GiB for the pixels of a shard, where its images have one size.
+- **Pixels**: 8 bits per channel, grey or RGB. Palettes, CMYK and the like are converted, transparency is dropped:
+  what lies under it shows, as with torchvision. 16-bit grey and float images are refused; of 16-bit colours the upper
+  8 bits are taken. Colour profiles are passed over.
+- **Frames**: of an animation, or a file of several pages, the first.
+- **EXIF**: an image is turned as its orientation says, as people see it. torchvision's ImageFolder leaves it as it
+  stands on the sensor.
+
+An image that does not decode, or breaks a limit, is left out, up to the share `max_undecodable` of a shard; how many
+were left out, and why, `notbugs run` and `notbugs show` tell, and `samples.parquet` has a row for each. What is no
+image at all is counted by kind in the same places, and by `notbugs plan`.
+
+**Kept files.** Without `resize` and `crop`, files that are all png, all jpg or all webp by their names are stored as
+they are. One that is not 8 bits, grey or RGB, upright, opaque, of one frame and of the format that its name says is
+encoded anew, as png; in a dataset of jpg or webp, where that is not possible without loss, it is left out.
+`keep_files: false` stores every image as png, and leaves none of these out.
+
 ## YAML as it is read
 
 - `on`, `off`, `yes` and `no` are words, as in YAML 1.2: `on: clean` needs no quotes. Only `true` and `false` are
@@ -169,13 +193,25 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("datasets.NAME.load: torchvision", "", recipes.Torchvision),
     (
         "datasets.NAME.load: image-folder",
-        "Without `resize` and `crop` the files are kept byte for byte, where all are of one kind (png, jpg or webp). "
+        "Read is what torchvision's ImageFolder reads, in its order: files named jpg, jpeg, png, ppm, bmp, pgm, tif, "
+        "tiff or webp, in a class's folder or deeper, links followed. Hidden files and folders, other files, pipes and "
+        "circles of links are passed over and counted; what systems leave behind (`._*`, `.DS_Store`, `__MACOSX`, "
+        "`Thumbs.db`, `desktop.ini`, `.ipynb_checkpoints`) is not counted. A class without an image in some split is "
+        "refused. See [Images](#images). "
         "Images of differing sizes can be stored, but not attacked or trained on: give `resize` and `crop`.",
         recipes.ImageFolder,
     ),
     (
         "datasets.NAME.load: webdataset",
-        "Tars that are not compressed. Local path, or a URL that `pyarrow.fs` opens (`s3://`, `gs://`).",
+        "Tars that are not compressed, at a path or at a URL (`s3://`, `gs://`, `abfs://`, `hdfs://`). A sample is"
+        " the files that stand one behind the other under one key, the path up to the first dot of the name. Its "
+        "image is the file whose whole extension is png, jpg, jpeg or webp: `000.png`, not `000.seg.png`. What can"
+        " be read in two ways is refused by the name of its sample: two images, a file twice, a label that is no "
+        "class. So is a tar that is damaged, or that lacks the zeros at its end because it was cut or never closed"
+        " (if nothing is missing otherwise, `head -c 1024 /dev/zero >> FILE` ends it). Links, folders, devices, "
+        "hidden files and files of the system (`._000.png`, `__MACOSX`, `Thumbs.db`) are passed over and counted. "
+        "An image's file has at most 512 MiB, a label's 1 MiB; there are at most 100,000 classes. "
+        "See [Images](#images). If all images are grey, the dataset is; `channels` decides otherwise.",
         recipes.WebDataset,
     ),
     ("datasets.NAME.load: synthetic", "", recipes.Synthetic),

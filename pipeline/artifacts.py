@@ -40,6 +40,9 @@ from stages.errors import BadData, BadInput
 
 FORMAT = 2
 
+NOT_OURS, LOST = "is damaged, or of another version of this program", "is missing, although all else is there"
+"""What may be wrong with a document that says what a folder holds."""
+
 LAST_BUT_ONE = "recipe.json"
 """The file that is written before the manifest: where it stands without one, the manifest was lost."""
 
@@ -386,24 +389,20 @@ def verify(store: Store, folder: str) -> list[Damage]:
     is damaged; the others are read all the same.
     """
     found: list[Damage] = []
+    there, manifest = dict[str, int](), None
+    with _reported(store, found, Damage(folder, "", "cannot be listed")):
+        there = store.files(folder, recursive=True)
     with _reported(store, found, Damage(folder, "manifest.json", "cannot be read")):
-        group, there, manifest = (
-            folder.partition("/")[0],
-            store.files(folder, recursive=True),
-            manifest_at(store, folder),
-        )
-        if manifest is None:
-            if "manifest.json" in there:
-                found.append(Damage(folder, "manifest.json", "is damaged, or of another version of this program"))
-            elif LAST_BUT_ONE in there:
-                found.append(Damage(folder, "manifest.json", "is missing, although all else is there"))
-            marks = {name.removeprefix("commits/").removesuffix(".json") for name in there if _is_mark(name)}
-            manifest = {"shards": {name: 0 for name in marks if fits(ShardName, name)}, "files": []}
-        listed = {file["name"]: file for file in manifest["files"]}
-        for shard in sorted(manifest.get("shards", {})):
-            found += _verify_shard(store, folder, shard, MARKS[group], listed.pop(f"{shard}.tar", None))
-        for name, file in listed.items():
-            found += _compare(store, folder, name, file)
+        if (manifest := manifest_at(store, folder)) is None and {"manifest.json", LAST_BUT_ONE} & set(there):
+            why = NOT_OURS if "manifest.json" in there else LOST
+            found.append(Damage(folder, "manifest.json", why))
+    marks = {name.removeprefix("commits/").removesuffix(".json") for name in there if _is_mark(name)}
+    shards = manifest.get("shards", {}) if manifest else {name for name in marks if fits(ShardName, name)}
+    listed = {file["name"]: file for file in manifest["files"]} if manifest else {}
+    for shard in [] if folder.startswith("models/") else sorted(shards):
+        found += _verify_shard(store, folder, shard, listed.pop(f"{shard}.tar", None))
+    for name, file in listed.items():
+        found += _compare(store, folder, name, file)
     return found
 
 
@@ -423,11 +422,9 @@ def _is_mark(name: str) -> bool:
     return name.startswith("commits/") and name.endswith(".json")
 
 
-def _verify_shard(
-    store: Store, folder: str, shard: str, kind: type[Mark], listed: Mapping[str, Any] | None
-) -> list[Damage]:
+def _verify_shard(store: Store, folder: str, shard: str, listed: Mapping[str, Any] | None) -> list[Damage]:
     found: list[Damage] = []
-    path, mark = mark_path(shard), None
+    path, mark, kind = mark_path(shard), None, MARKS[folder.partition("/")[0]]
     with _reported(store, found, Damage(folder, path, "cannot be read", shard)):
         mark = documents.find(store, f"{folder}/{path}", kind)
         if mark is None or mark["name"] != shard:

@@ -1,6 +1,7 @@
 """The command line."""
 
 import functools
+import importlib.metadata
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,8 @@ def plan(
     click.echo(f"store {place.store.url}\n")
     click.echo(report.table(["node", "stage", "version", "images", "state", "from"], lines))
     for outlook in outlooks:
+        for line in report.left_out_lines(outlook.facts):
+            click.echo(f"{outlook.node.id}: {line}")
         for split, share in outlook.facts.get("majority", {}).items():
             click.echo(f"{outlook.node.id} {split}: a constant answer scores {percent(share)}")
     if prices is not None:
@@ -214,6 +218,7 @@ def _planned(outlook: runs.Outlook) -> dict[str, Any]:
         "shards_there": outlook.partial,
         "images": outlook.facts.get("counts"),
         "majority": outlook.facts.get("majority"),
+        "skipped": outlook.facts.get("skipped", {}),
         "inputs": {role: parent.id for role, parent in node.inputs.items()},
     }
 
@@ -247,15 +252,34 @@ def resume(run: str | None, store: str, data: Path | None, modules: Path | None,
     found = _recorded(Store(store), run)
     only = options.pop("only") or tuple(found["only"])
     experiment = spec.parse(found["experiment"])
-    own = sorted(
-        {arch for model in spec.recipes(experiment).values() if ":" in (arch := getattr(model, "arch", None) or "")}
-    )
-    if own and modules is None:
-        raise BadInput(
-            f"the record of run {found['run']} names code of somebody's own, {', '.join(own)}, which is not run "
-            "because a store names it: `notbugs run FILE` goes on too, or name the folder of that code: --modules ."
-        )
+    if modules is None:
+        _refuse_code(experiment, found["run"], Path(found["here"]))
     _run(experiment, store=store, data=data or Path(found["data"]), only=only, here=modules, **options)
+
+
+def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
+    """Take no code from a record but modules in the current folder, if the run was begun in it.
+
+    Raises:
+        BadInput: the record names other code.
+    """
+    archs = {getattr(recipe, "arch", None) or "" for recipe in spec.recipes(experiment).values()}
+    others = sorted(arch for arch in archs if ":" in arch and not (here == Path.cwd() and _lies_in(here, arch)))
+    if others:
+        raise BadInput(
+            f"the record of run {run} names code that does not lie in the current folder, {', '.join(others)}; it is "
+            "not run because a store names it: `notbugs run FILE` goes on too, or name its folder with --modules"
+        )
+
+
+def _lies_in(folder: Path, arch: str) -> bool:
+    """Whether an arch is a module in a folder, and none that is installed."""
+    module = arch.partition(":")[0]
+    if "/" in module:
+        return (folder / module).resolve().is_relative_to(folder.resolve())
+    top = module.partition(".")[0]
+    installed = top in sys.stdlib_module_names or top in importlib.metadata.packages_distributions()
+    return not installed and PathFinder.find_spec(top, [str(folder)]) is not None
 
 
 def _run(
@@ -671,6 +695,8 @@ def _print_results(store: Store, run: dict[str, Any]) -> None:
     rows = report.result_rows(store, run)
     if rows:
         click.echo("\n" + report.result_text(rows))
+    for line in report.left_out_of(store, run):
+        click.echo(line, err=True)
 
 
 def _print_json(value: Any) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,13 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.documents import Amount, Count, Document, Share, fits
 from pipeline.gather import Gathered
 from pipeline.graph import Node
 from pipeline.store import ABSENT
 from stages.errors import BadData
 from stages.images import decode
-from stages.shard import members
+from stages.shard import Sample, samples
 
 SHOWN = 10
 """Samples of a dataset that are shown."""
@@ -52,20 +50,18 @@ class Gallery:
     size: int
 
 
-Sample = Mapping[str, bytes]
-
-
 def gallery(found: Gathered, dataset: Node) -> Gallery | None:
-    """The first sample of each class in the first shard; None where the originals are no longer there."""
+    """The first sample of each class in the first shard; None where the originals are not there, or damaged."""
     manifest, parent = found.manifests[dataset.id], dataset.inputs["images"].id
     if parent not in found.manifests or not manifest["shards"]:
         return None
-    shard, classes = min(manifest["shards"]), len(manifest["classes"])
-    clean, saved = (_head(found, node, shard, classes) for node in (parent, dataset.id))
-    keys = _one_per_class([(key, _facts(saved[key])["source_label"]) for key in saved if key in clean])
+    shard = min(manifest["shards"])
+    clean, saved = (_head(found, node, shard) for node in (parent, dataset.id))
+    keys = _one_per_class([(key, sample.facts.source_label) for key, sample in saved.items() if key in clean])
+    channels = manifest["channels"]
     try:
-        pairs = [tuple(_pixels(one[key], manifest["channels"]) for one in (clean, saved)) for key in keys]
-    except BadData:  # for `verify` to report
+        pairs = [(_pixels(clean[key], channels), _pixels(saved[key], channels)) for key in keys]
+    except BadData:  # damage is for `verify` to report
         return None
     pairs = [(before, after) for before, after in pairs if before.shape == after.shape]
     if not pairs or len(pairs) < len(keys):
@@ -79,40 +75,17 @@ def gallery(found: Gathered, dataset: Node) -> Gallery | None:
     return Gallery(dataset.name, _text(dataset, shard, scale), cards, size)
 
 
-class Facts(Document):
-    """The JSON of a sample, as far as it is shown."""
-
-    source_label: Count
-    reached: bool | None = None
-    confidence: Share | None = None
-    distance: Amount | None = None
-
-
-def _head(found: Gathered, node: str, shard: str, classes: int) -> dict[str, Sample]:
-    """The samples that lie whole in the first bytes of a shard, without those that are none of ours."""
-    samples: dict[str, Sample] = {}
-    with suppress(BadData, *ABSENT):  # what is left is cut, or damaged, which is for `verify` to report
-        for key, sample in members(found.store.read(f"{found.folder(node)}/{shard}.tar", first=HEAD)):
-            if "json" in sample and _shows(sample, classes):  # its last member
-                samples[key] = sample
-    return samples
+def _head(found: Gathered, node: str, shard: str) -> dict[int, Sample]:
+    """Index → sample, of those that lie whole in the first bytes of a shard."""
+    there: dict[int, Sample] = {}
+    with suppress(BadData, *ABSENT):  # what is left is cut, or damaged
+        tar = found.store.read(f"{found.folder(node)}/{shard}.tar", first=HEAD)
+        for sample in samples(shard, tar, len(found.manifests[node]["classes"])):
+            there[sample.facts.index] = sample
+    return there
 
 
-def _shows(sample: Sample, classes: int) -> bool:
-    """Whether a sample has an image, labels of some of the classes, and the facts that are shown."""
-    with suppress(ValueError, RecursionError):
-        facts = json.loads(sample["json"])
-        whole = fits(Facts, facts) and len(sample) == 3 and sample.get("cls", b"").isdigit()
-        return whole and max(facts["source_label"], int(sample["cls"])) < classes
-    return False
-
-
-def _facts(sample: Sample) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(sample["json"])
-    return facts
-
-
-def _one_per_class(samples: list[tuple[str, int]]) -> list[str]:
+def _one_per_class(samples: list[tuple[int, int]]) -> list[int]:
     """The first sample of each class, then the others, in the order of classes: as many as are shown."""
     first = list({truth: (key, truth) for key, truth in reversed(samples)}.values())
     rest = [sample for sample in samples if sample not in first]
@@ -121,8 +94,7 @@ def _one_per_class(samples: list[tuple[str, int]]) -> list[str]:
 
 def _pixels(sample: Sample, channels: int) -> np.ndarray:
     """Pixels in [0, 1], H × W × C."""
-    image = next(content for suffix, content in sample.items() if suffix not in ("cls", "json"))
-    return decode(image, channels).astype(np.float32) / 255
+    return decode(sample.file, channels).astype(np.float32) / 255
 
 
 def _magnification(largest: float) -> int:
@@ -135,21 +107,20 @@ def _magnification(largest: float) -> int:
 
 
 def _card(sample: Sample, before: np.ndarray, after: np.ndarray, scale: int, classes: list[str]) -> Card:
-    facts = _facts(sample)
     return Card(
         original=url(before),
         change=url(np.clip(0.5 + scale * (after - before), 0, 1)),
         saved=url(after),
-        truth=classes[facts["source_label"]],
-        label=classes[int(sample["cls"])],
-        said=_measured(facts),
+        truth=classes[sample.facts.source_label],
+        label=classes[sample.label],
+        said=_measured(sample.facts.attack),
     )
 
 
-def _measured(facts: Mapping[str, Any]) -> str:
-    if facts.get("confidence") is not None:
-        return f"{'reached' if facts['reached'] else 'not reached'}, {100 * facts['confidence']:.0f} %"
-    return f"distance {facts['distance']:.2g}" if facts.get("distance") is not None else ""
+def _measured(attack: Mapping[str, Any]) -> str:
+    if {"reached", "confidence"} <= set(attack):
+        return f"{'reached' if attack['reached'] else 'not reached'}, {100 * attack['confidence']:.0f} %"
+    return f"distance {attack['distance']:.2g}" if "distance" in attack else ""
 
 
 def url(pixels: np.ndarray) -> str:

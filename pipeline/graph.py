@@ -11,7 +11,7 @@ from stages.errors import BadInput
 from stages.recipes import STAGES, Recipe, Relabel
 
 REVISIONS = {
-    "load": 2,
+    "load": 3,
     "attack": 3,
     "invert": 2,
     "select": 1,

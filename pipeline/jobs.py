@@ -7,8 +7,10 @@ A dataset or an evaluation is a `ShardJob`: shard by shard, read → work → co
 import io
 import json
 import math
+import re
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -28,13 +30,16 @@ from stages import load
 from stages.design import Design
 from stages.errors import BadData, BadInput
 from stages.images import histogram
-from stages.load import Item, Listing
+from stages.load import Item, Listing, printable
 from stages.seeds import torch_seed
 from stages.select import kept, select
 from stages.shard import Shard, pack, rows, unpack
 
 if TYPE_CHECKING:
     from stages.train import Group
+
+REASONS = 10
+"""Reasons why something was left out that a manifest has at most, each with its number."""
 
 ROWS = 2**18
 """Rows of a row group of ``samples.parquet``, about: fewer make the file larger and slower to read."""
@@ -141,7 +146,7 @@ class DatasetJob(ShardJob):
         store, folder = self.place.store, self.node.folder
         started = time.perf_counter()
         tar, table = pack(result), _parquet(rows(result))
-        back = unpack(unit.name, tar, self.facts()["channels"])
+        back = unpack(unit.name, tar, self.facts()["channels"], len(self.facts()["classes"]))
         if not (np.array_equal(back.index, result.index) and np.array_equal(back.label, result.label)):
             raise BadData(f"{unit.name} reads back with other samples than were packed")
         if result.pixels is not None and not np.array_equal(back.images(), result.pixels):
@@ -185,7 +190,7 @@ class DatasetJob(ShardJob):
             files,
             artifacts.content_digest(shas),
             self.inputs,
-            self.facts() | _totals(marks, getattr(self.node.recipe, "steps", 0)),
+            self.facts() | _totals(marks, getattr(self.node.recipe, "steps", 0)) | left_out(table),
         )
 
     def _samples(self, marks: Mapping[str, dict[str, Any]]) -> bytes:
@@ -289,8 +294,7 @@ class LoadJob(DatasetJob):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the images: a unit carries its own."""
-        listing = Listing(self.listing.classes, {}, self.listing.channels, self.listing.suffix)
-        return self.__dict__ | {"listing": listing, "majority": self.majority}
+        return self.__dict__ | {"listing": replace(self.listing, items={}), "majority": self.majority}
 
     @cached_property
     def majority(self) -> dict[str, float]:
@@ -301,17 +305,41 @@ class LoadJob(DatasetJob):
             "classes": list(self.listing.classes),
             "channels": self.listing.channels,
             "majority": self.majority,
+            **({"skipped": _most(self.listing.skipped)} if self.listing.skipped else {}),
         }
 
     def units(self) -> list[Unit]:
-        spread = load.spread(self.listing, self.node.recipe)
-        return [Unit(name, len(items), {"source": _listed(items)}, items) for name, items in spread.items()]
+        spread, data = load.spread(self.listing, self.node.recipe), self.place.data
+        return [Unit(name, len(items), {"source": _listed(items, data)}, items) for name, items in spread.items()]
 
     def read(self, unit: Unit) -> Shard:
         return load.read(self.node.recipe, unit.name, unit.items, self.listing.channels, self.listing.suffix)
 
 
-def _listed(items: Sequence[Item]) -> str:
+def _most(counts: Mapping[str, int]) -> dict[str, int]:
+    """The largest of some counts, and the others as one."""
+    order = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    return dict(order[:REASONS]) | ({"others": sum(n for _, n in order[REASONS:])} if order[REASONS:] else {})
+
+
+def left_out(table: bytes) -> dict[str, Any]:
+    """Why images were left out, if any were, the commonest reason first: ``samples.parquet`` in a few lines.
+
+    Reasons that differ in their numbers alone count as one. The first image of each stands for all.
+    """
+    said = pq.read_table(io.BytesIO(table), columns=["error"])["error"].drop_null().to_pylist()
+    first, count = dict[str, dict[str, Any]](), Counter[str]()
+    for place, _, reason in (one.partition(": ") for one in said):
+        kind = re.sub(r"[\d.,]+", "", reason)
+        first.setdefault(kind, {"reason": reason, "first": place})
+        count[kind] += 1
+    listed = [{**first[kind], "images": images} for kind, images in count.most_common(REASONS)]
+    if rest := len(said) - sum(count[kind] for kind, _ in count.most_common(REASONS)):
+        listed.append({"reason": "other reasons", "images": rest})
+    return {"left_out": listed} if listed else {}
+
+
+def _listed(items: Sequence[Item], data: Path) -> str:
     """Digest of what a shard is loaded from: pixels in memory, or names and places of files; or which are made."""
     if items[0].ref is None:
         return digest(canonical([[i.index, i.label] for i in items]))
@@ -320,11 +348,14 @@ def _listed(items: Sequence[Item]) -> str:
             b"".join(np.ascontiguousarray(i.ref).tobytes() for i in items)
             + canonical([[i.index, i.label] for i in items])
         )
-    return digest(canonical([[i.index, i.label, _named(i.ref)] for i in items]))
+    return digest(canonical([[i.index, i.label, _named(i.ref, data)] for i in items]))
 
 
-def _named(ref: Any) -> Any:
-    return [*ref[1:], ref[0].rpartition("/")[2]] if isinstance(ref, tuple) else list(ref.parts[-2:])
+def _named(ref: Any, data: Path) -> Any:
+    """A file's name and place, wherever the folder of local sources lies."""
+    if isinstance(ref, tuple):
+        return [*ref[1:], ref[0].rpartition("/")[2]]
+    return printable(str(ref).removeprefix(str(data)))
 
 
 def read_shard(place: Place, made: Made, name: str) -> Shard:
@@ -334,7 +365,7 @@ def read_shard(place: Place, made: Made, name: str) -> Shard:
         BadData: it is damaged.
     """
     tar = artifacts.read_file(place.store, made, f"{name}.tar", take_back=True)
-    return unpack(name, tar, made.manifest["channels"])
+    return unpack(name, tar, made.manifest["channels"], len(made.manifest["classes"]))
 
 
 def open_model(place: Place, made: Made) -> Any:

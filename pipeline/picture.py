@@ -15,7 +15,7 @@ from pipeline.documents import NodeName, Version, fits
 from pipeline.jobs import Place, open_model
 from pipeline.scores import NORMS
 from stages.errors import BadData, BadInput
-from stages.images import decode
+from stages.images import decode, read_file
 from stages.recipes import Attack, Bring
 from stages.relabel import first_of
 
@@ -156,7 +156,7 @@ def read(path: Path, shape: Sequence[int]) -> np.ndarray:
     """
     channels, height, width = shape
     try:
-        pixels = decode(path.read_bytes(), channels, resize=max(height, width), crop=max(height, width))
+        pixels = decode(read_file(path), channels, resize=max(height, width), crop=max(height, width))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
     except BadData as error:

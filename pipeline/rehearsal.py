@@ -305,7 +305,7 @@ class Rehearsal:
             else:
                 name, made = min(outlook.facts["shards"]), Made(outlook.node.folder, dict(outlook.facts))
                 tar = artifacts.read_file(self.home.store, made, f"{name}.tar")
-                self.samples[source] = unpack(name, tar, outlook.facts["channels"])
+                self.samples[source] = unpack(name, tar, outlook.facts["channels"], len(outlook.facts["classes"]))
         return self.samples[source]
 
     def _dataset(self, source: str, count: int) -> Made:

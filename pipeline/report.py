@@ -228,6 +228,7 @@ def manifest_lines(manifest: Mapping[str, Any]) -> list[str]:
         counts = ", ".join(f"{count} {split}" for split, count in manifest["counts"].items())
         shape = "×".join(map(str, manifest["image_shape"] or [])) or "of differing sizes"
         lines.append(f"  {counts} images {shape}, {len(manifest['classes'])} classes, {manifest['failures']} left out")
+    lines += [f"  {line}" for line in left_out_lines(manifest)]
     for split, share in manifest.get("majority", {}).items():
         lines.append(f"  majority class of {split}: {percent(share)}")
     if "l2_mean" in manifest:
@@ -238,4 +239,22 @@ def manifest_lines(manifest: Mapping[str, Any]) -> list[str]:
     if "design" in manifest:
         design = manifest["design"]
         lines.append(f"  {design['arch']}, {'×'.join(map(str, design['shape']))} → {design['classes']} classes")
+    return lines
+
+
+def left_out_of(store: Store, run: Mapping[str, Any]) -> list[str]:
+    """What the datasets that a run loaded lack of their sources: a line for each reason."""
+    loaded = [node.partition("/")[2] for node, progress in run["nodes"].items() if progress["stage"] == "load"]
+    found = {name: _dataset(store, run["nodes"], name) for name in loaded}
+    return [f"datasets/{name}: {line}" for name, dataset in found.items() for line in left_out_lines(dataset)]
+
+
+def left_out_lines(dataset: Mapping[str, Any]) -> list[str]:
+    """What a dataset, or what is foreseen of it, lacks of its source: a line for each reason."""
+    lines = [
+        f"{one['images']:,} left out: {one['reason']}{'; the first: ' + one['first'] if 'first' in one else ''}"
+        for one in dataset.get("left_out", [])
+    ]
+    if skipped := dataset.get("skipped"):
+        lines.append(f"passed over: {', '.join(f'{count:,} {what}' for what, count in skipped.items())}")
     return lines

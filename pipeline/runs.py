@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Container, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -438,12 +439,14 @@ def _try_features(node: Node, place: Place, model: Mapping[str, Any]) -> None:
 
 def _first_shape(job: LoadJob, spread: Mapping[str, load.Images]) -> list[int] | None:
     """Channels, height and width, from the first image that decodes; None where sizes may differ."""
-    if job.listing.suffix is not None and not getattr(job.node.recipe, "crop", None):
+    if getattr(job.node.recipe, "keeps_sizes", False):
         return None
-    recipe = job.node.recipe.model_copy(update={"max_undecodable": 1.0})
     name, items = next(iter(spread.items()))
-    first = load.read(recipe, name, items[:1], job.listing.channels, None)
-    return [first.pixels.shape[3], *first.pixels.shape[1:3]] if first.pixels is not None else None
+    for at in range(len(items)):
+        with suppress(BadData):
+            first = load.read(job.node.recipe, name, items[at : at + 1], job.listing.channels, None).images()
+            return [first.shape[3], *first.shape[1:3]]
+    return None
 
 
 def _try_training(node: Node, place: Place, inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -631,7 +634,6 @@ def has_results(record: Mapping[str, Any]) -> bool:
 
 def verify(store: Store, run: str) -> list[artifacts.Damage]:
     """What is wrong with the record of a run; without one, nothing stands there that could be."""
-    there = store.files(f"runs/{run}")
-    if "run.json" not in there or _record(store, run) is not None:
+    if _record(store, run) is not None or not store.exists(f"runs/{run}/run.json"):
         return []
-    return [artifacts.Damage(f"runs/{run}", "run.json", "is damaged, or of another version of this program")]
+    return [artifacts.Damage(f"runs/{run}", "run.json", artifacts.NOT_OURS)]

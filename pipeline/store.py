@@ -173,6 +173,14 @@ class Store:
         base, found = self._list(folder, recursive)
         return {info.path.removeprefix(base): info.size for info in found if info.type == fs.FileType.File}
 
+    def exists(self, path: str) -> bool:
+        """Whether anything is there, a file or not."""
+
+        def found(filesystem: fs.FileSystem, root: str) -> bool:
+            return bool(filesystem.get_file_info(_below(root, path)).type != fs.FileType.NotFound)
+
+        return self._ask(f"looking for {path}", found)
+
     def folders(self, folder: str) -> list[str]:
         """Names of the folders directly in a folder, sorted."""
         _, found = self._list(folder)

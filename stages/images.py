@@ -1,47 +1,219 @@
 """Bytes to pixels and back."""
 
 import io
+import logging
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from stages.errors import BadData
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of damaged files, `BadData` says
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What is decoded, told by its content, whatever its name. Pillow has more formats: some start programs."""
+
+PIXELS = 2**28 // 3
+"""Most pixels of an image, 89 million: a quarter of a GiB as RGB."""
+
+FILE_BYTES = 2**29
+"""Most bytes of an image's file: twice an image of the most pixels without any compression."""
 
 PNG_LEVEL = 1  # Adversarial images hardly compress: level 6 takes three times as long for 2 % fewer bytes.
 
 MODES = {1: "L", 3: "RGB"}
+
+KEPT = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
+"""What a file can be kept as: suffix in a shard → Pillow's name of the format."""
+
+GREY = ("1", "L", "LA", "La")
+"""Modes of Pillow without colours."""
+
+ODD = {"1": "one bit per pixel", "P": "a palette", "PA": "a palette", "LA": "transparency", "RGBA": "transparency"}
+"""What a mode of Pillow's has that grey and RGB of 8 bits have not."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientation → what sets an image upright. `ImageOps.exif_transpose` writes the EXIF data anew besides, which
+fails where they are damaged."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image out of a file: the first, where it holds several, turned as its EXIF data say.
+
+    Attributes:
+        image: grey or RGB, 8 bits per channel.
+        format: Pillow's name of what the file is.
+        mode: Pillow's name of how the file has its pixels.
+        odd: what the file has that an image of a dataset has not, None where there is nothing of the kind.
+    """
+
+    image: Image.Image
+    format: str
+    mode: str
+    odd: str | None
+
+    @property
+    def grey(self) -> bool:
+        """Whether the file has no colours."""
+        return self.mode in GREY
+
+    def why_not_kept(self, suffix: str) -> str | None:
+        """What hinders the file from standing in a shard as it is; None where nothing does.
+
+        Args:
+            suffix: of the dataset's images: png, jpg or webp.
+        """
+        if self.format != KEPT[suffix]:
+            return f"is a {self.format} by its content"
+        if self.odd is not None:
+            return f"has {self.odd}"
+        return "has colours" if self.image.mode == "L" and not self.grey else None
+
+    def pixels(self, resize: int | None = None, crop: int | None = None) -> np.ndarray:
+        """The pixels, uint8, H × W × C; for the arguments and what is raised see `decode`."""
+        image = self.image
+        if resize is not None and min(image.size) != resize:
+            short = min(image.size)  # multiplied before it is divided by: torchvision's rounding
+            width, height = (int(resize * side / short) for side in image.size)
+            _refuse_size(width, height, " when resized")
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        if crop is not None:
+            width, height = image.size
+            if min(width, height) < crop:
+                raise BadData(f"is {width} × {height} pixels, smaller than the crop of {crop}")
+            left, top = round((width - crop) / 2), round((height - crop) / 2)
+            image = image.crop((left, top, left + crop, top + crop))
+        return pixels_of(image)
 
 
 def decode(encoded: bytes, channels: int, resize: int | None = None, crop: int | None = None) -> np.ndarray:
     """Decode one image to uint8, H × W × C.
 
     Args:
-        encoded: a file in any format that Pillow reads.
-        channels: 1 (grey) or 3 (RGB); other modes are converted.
+        encoded: a file in one of `FORMATS`.
+        channels: 1 (grey) or 3 (RGB); other modes are converted, transparency is dropped.
         resize: shorter side in pixels after an antialiased bilinear resize, as torchvision's ``Resize``.
         crop: side in pixels of a centre crop after that, as torchvision's ``CenterCrop``.
 
     Raises:
-        BadData: the bytes cannot be decoded, or the image is smaller than the crop.
+        BadData: the bytes cannot be decoded, the image has more than `PIXELS` pixels, or is smaller than the crop.
     """
+    return open_image(encoded, channels).pixels(resize, crop)
+
+
+def is_grey(encoded: bytes) -> bool:
+    """Whether the header of a file says that its image has no colours.
+
+    Raises:
+        BadData: the bytes are no image that is decoded.
+    """
+    with _blaming_the_file():
+        return Image.open(io.BytesIO(encoded), formats=FORMATS).mode in GREY
+
+
+def open_image(encoded: bytes, channels: int) -> Decoded:
+    """Decode one image, and say what its file is.
+
+    Raises:
+        BadData: the bytes cannot be decoded, or the image has more than `PIXELS` pixels.
+    """
+    with _blaming_the_file():
+        opened = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        _refuse_size(*opened.size)
+        if any(codec == "libtiff" for codec, *_ in opened.tile):  # it takes gigabytes for a tile of a small image
+            raise BadData("is a compressed TIFF: save it as png")
+        if opened.mode.startswith(("I", "F")):  # Pillow would clip such values to 255, not scale them
+            raise BadData(f"has more than 8 bits per channel (mode {opened.mode}; 16-bit or float images)")
+        format, mode, odd = str(opened.format), opened.mode, _odd(opened)
+        opened.load()
+        if (turn := _turn(opened)) is not None:
+            odd = "a turn in its EXIF data"
+        upright = opened if turn is None else opened.transpose(turn)
+        return Decoded(_converted(upright, MODES[channels]), format, mode, odd)
+
+
+@contextmanager
+def _blaming_the_file() -> Iterator[None]:
+    """Whatever Pillow raises on damaged data, as a sentence about the file; its warnings reach no terminal."""
     try:
-        with Image.open(io.BytesIO(encoded)) as opened:
-            if opened.mode.startswith(("I", "F")):  # Pillow would clip such values to 255, not scale them
-                raise BadData(f"has more than 8 bits per channel (mode {opened.mode}; 16-bit or float images)")
-            image = opened.convert(MODES[channels])
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadData(f"cannot be decoded: {str(error).split(' <')[0]}") from error
-    if resize is not None and min(image.size) != resize:
-        short = min(image.size)  # multiplied before it is divided by: torchvision's rounding
-        width, height = (int(resize * side / short) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    if crop is not None:
-        width, height = image.size
-        if min(width, height) < crop:
-            raise BadData(f"is {width} × {height} pixels, smaller than the crop of {crop}")
-        left, top = round((width - crop) / 2), round((height - crop) / 2)
-        image = image.crop((left, top, left + crop, top + crop))
-    return pixels_of(image)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    except BadData:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadData(f"cannot be decoded: is none of {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise BadData(f"has more than {PIXELS:,} pixels: make it smaller") from error
+    except Exception as error:  # a decoder fails in whatever way the damage takes it
+        told = isinstance(error, OSError | ValueError | SyntaxError) and not isinstance(error, UnicodeError)
+        said = " ".join(str(error).split())[:200] if told else ""  # others speak of Python, not of the file
+        raise BadData(f"cannot be decoded: {said or 'it is damaged'}") from error
+
+
+def _refuse_size(width: int, height: int, when: str = "") -> None:
+    if width * height > PIXELS:
+        raise BadData(f"has more than {PIXELS:,} pixels{when}: make it smaller")
+    if width * height < 1:
+        raise BadData("has no pixels")
+
+
+def _odd(opened: ImageFile.ImageFile) -> str | None:
+    """What a file has, by its header, that an image of a dataset has not."""
+    if opened.mode not in MODES.values():
+        return ODD.get(opened.mode, f"the colours {opened.mode}")
+    if "transparency" in opened.info:
+        return "transparency"
+    if opened.format in KEPT.values() and getattr(opened, "n_frames", 1) > 1:  # a TIFF would go to its last one
+        return "several frames"
+    raw = {args if isinstance(args, str) else (args or (None,))[0] for *_, args in opened.tile}
+    return None if raw <= {opened.mode} else "more or less than 8 bits per channel"
+
+
+def _turn(loaded: Image.Image) -> Image.Transpose | None:
+    """What sets an image upright, by its EXIF data; damaged ones say nothing."""
+    try:
+        return TURNS.get(loaded.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - as for the image itself
+        return None
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode in ("La", "LAB"):  # Pillow converts these to one mode alone
+        image = image.convert({"La": "LA", "LAB": "RGB"}[image.mode])
+    return image if image.mode == mode else image.convert(mode)
+
+
+def read_file(path: Path) -> bytes:
+    """A file, which may have been put there by anybody: nothing is waited for, as a pipe would have it.
+
+    Raises:
+        BadData: it is no regular file, or has more than `FILE_BYTES`.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise BadData("is no regular file")
+        if about.st_size > FILE_BYTES:
+            raise BadData(f"has {about.st_size:,} bytes, more than the {FILE_BYTES:,} of an image")
+        return file.read(about.st_size)
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:

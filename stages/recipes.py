@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from stages.limits import CLASSES
+
 Precision = Literal["float32", "bfloat16", "float16"]
 Norm = Literal["l2", "linf"]
 Augmentation = Literal["none", "flip", "crop-flip", "spatial"]
@@ -107,6 +109,16 @@ class _Geometry(_Source):
         None, ge=1, description="Shorter side after resizing (bilinear, antialiased), in pixels."
     )
     crop: int | None = Field(None, ge=1, description="Side of the centre crop, in pixels.")
+    channels: Literal[1, 3] | None = Field(
+        None,
+        description="`1`: grey, `3`: RGB; images are converted. By default RGB; or grey for WebDataset shards, if all "
+        "images are.",
+    )
+    keep_files: bool = Field(
+        True,
+        description="Without `resize` and `crop`: store files as they are, where all are png, jpg or webp; `false` "
+        "stores every image as png.",
+    )
 
     @model_validator(mode="after")
     def _crop_fits(self) -> "_Geometry":
@@ -115,9 +127,20 @@ class _Geometry(_Source):
         return self
 
     @property
-    def keeps_bytes(self) -> bool:
-        """Whether the files are stored as they are, without decoding and encoding again."""
+    def unused(self) -> frozenset[str]:
+        """Keys that came later, where they change nothing: recipes without them keep their versions."""
+        as_before = {"channels": self.channels is None, "keep_files": self.keep_files or not self.keeps_sizes}
+        return frozenset(key for key, same in as_before.items() if same)
+
+    @property
+    def keeps_sizes(self) -> bool:
+        """Whether images are stored in the size that they have, be it each in its own."""
         return self.resize is None and self.crop is None
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether files are stored as they are, without decoding and encoding again, where they can be."""
+        return self.keeps_sizes and self.keep_files
 
 
 class ImageFolder(_Geometry):
@@ -138,15 +161,40 @@ class ImageFolder(_Geometry):
 
 
 class WebDataset(_Geometry):
-    """WebDataset shards at a path, brace URL or object-store URL; images png, jpg, jpeg or webp, labels cls."""
+    """WebDataset shards at a path, brace URL or object-store URL; images png, jpg, jpeg or webp."""
 
     source: Literal["webdataset"]
     shards: InOrder[str] = Field(
         min_length=1, description="Split name → path or URL, braces allowed: `train-{000000..000146}.tar`."
     )
-    classes: list[str] | int | None = Field(
+    image: str | None = Field(
+        None,
+        description="Extension of the image, all that follows the first dot of its name; needed where a sample has "
+        "several images, or one such as `rgb.png`.",
+    )
+    label: str = Field(
+        "cls",
+        description="Extension of the file that holds the label, or `json.KEY`, its place in the sample's JSON; "
+        "`json.meta.label` if it is nested. A label is a whole number from 0, or a name that `classes` lists.",
+    )
+    classes: Annotated[Distinct[str], Field(min_length=1)] | Annotated[int, Field(ge=1, le=CLASSES)] | None = Field(
         None, description="Class names, or their number; by default one more than the largest label."
     )
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Where samples are plain, what could be said of others: it makes no other version."""
+        plain = {"image": None, "label": "cls"}
+        return super().unused | {key for key, value in plain.items() if getattr(self, key) == value}
+
+    @field_validator("image", "label")
+    @classmethod
+    def _is_extension(cls, said: str | None) -> str | None:
+        if said is not None and ("" in said.split(".") or "/" in said):
+            raise ValueError(f"must be an extension, without the first dot, such as `jpg` or `rgb.png`, got {said!r}")
+        if said == "json":
+            raise ValueError("must say which key of the JSON, for example `json.label`")
+        return said
 
     @field_validator("shards")
     @classmethod
@@ -164,7 +212,7 @@ class Synthetic(_Source):
     images: InOrder[Annotated[int, Field(ge=1)]] = Field(
         {"test": 50_000, "train": 1_300_000}, min_length=1, description="Split name → number of its images."
     )
-    classes: int = Field(1000, ge=1, description="Number of classes, equally frequent.")
+    classes: int = Field(1000, ge=1, le=CLASSES, description="Number of classes, equally frequent.")
     size: int = Field(224, ge=1, description="Side of the images, in pixels.")
     seed: Seed = Field(0, description="Seed of the images, and of the permutation that spreads them over the shards.")
 
@@ -520,7 +568,7 @@ class Bring(Recipe):
         "the same place, name their digest.",
     )
     classes: int | None = Field(
-        None, ge=2, description="Number of classes; by default what the checkpoint's last layer says."
+        None, ge=2, le=CLASSES, description="Number of classes; by default what the checkpoint's last layer says."
     )
     outputs: Distinct[Annotated[int, Field(ge=0)]] | None = Field(
         None,

@@ -7,16 +7,27 @@ shards have equal bytes: members have a fixed order, mtime 0, uid 0.
 
 import io
 import json
+import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.errors import BadData
 from stages.images import decode, encode_png
+from stages.limits import CLASSES
+from stages.tar import FILE, shortened, walk
+
+SUFFIXES = ("png", "jpg", "webp")
+"""What the images of a shard may be."""
+
+SHARD_BYTES = 2**32
+"""Most bytes of the pixels of a shard, which is in memory several times while it is made."""
 
 COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
@@ -45,6 +56,42 @@ class Failure:
     index: int
     source_label: int | None
     error: str
+
+
+class Pixels:
+    """Images of a shard as they come: held as long as all have one shape, for only then an array is made of them.
+
+    Args:
+        name: the shard's name.
+
+    Attributes:
+        uniform: whether all so far have one shape.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.uniform, self.size = name, True, 0
+        self.held: list[np.ndarray] = []
+
+    def add(self, image: np.ndarray) -> None:
+        """Another image, H × W × C, uint8.
+
+        Raises:
+            BadData: together they take more than `SHARD_BYTES`.
+        """
+        self.uniform = self.uniform and (not self.held or image.shape == self.held[0].shape)
+        if not self.uniform:
+            self.held.clear()
+            return
+        self.held.append(image)
+        self.size += image.nbytes
+        if self.size > SHARD_BYTES:
+            raise BadData(
+                f"{self.name} holds images of more than {SHARD_BYTES / 2**30:g} GiB: lower shard_size, or add resize"
+            )
+
+    def array(self) -> np.ndarray | None:
+        """N × H × W × C; None where they differ in shape, or there are none."""
+        return np.stack(self.held) if self.held else None
 
 
 @dataclass(frozen=True)
@@ -164,63 +211,120 @@ def _short(value: Any) -> Any:
     return round(value, 7) if isinstance(value, float) else value
 
 
-def members(tar: bytes) -> Iterable[tuple[str, dict[str, bytes]]]:
+class Facts(BaseModel):
+    """The json of a sample; of what an attack did to it, as much as is said."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    index: int = Field(ge=0, lt=2**63)
+    split: str
+    source_label: int = Field(ge=0)
+    target: int = Field(0, ge=0)
+    reached: bool = False
+    reached_step: int = Field(-1, ge=-1, le=10**6)
+    margin: float = 0.0
+    confidence: float = 0.0
+    l2: float = 0.0
+    linf: float = 0.0
+    distance: float = 0.0
+
+    @property
+    def attack(self) -> dict[str, Any]:
+        """What is said of an attack: columns of ``samples.parquet``, in order."""
+        said = self.model_fields_set - {"index", "split", "source_label"}
+        return {column: getattr(self, column) for column in COLUMNS if column in said}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample as its members say: its image's file, what kind that is, its label, the rest."""
+
+    file: bytes
+    suffix: str
+    label: int
+    facts: Facts
+
+
+def samples(name: str, tar: bytes, classes: int = CLASSES) -> Iterator[Sample]:
+    """The samples of a shard, each held against what `pack` writes: a store may be damaged, or somebody else's.
+
+    Args:
+        name: the shard's.
+        tar: its bytes, or the first of them.
+        classes: number of classes; labels are smaller.
+
+    Raises:
+        BadData: the tar or a sample is not as `pack` writes it; the message names shard and sample.
+    """
+    try:
+        for sample, content in members(tar):
+            yield _sample(shortened(sample), content, name.rpartition("-")[0], classes)
+    except BadData as error:
+        raise BadData(f"{name} {error}") from error
+
+
+def _sample(sample: str, content: dict[str, bytes], split: str, classes: int) -> Sample:
+    suffix = next(iter(content))
+    if list(content) != [suffix, "cls", "json"] or suffix not in SUFFIXES:
+        raise BadData(f"holds sample {sample} with members {', '.join(content)}, expected an image, cls and json")
+    try:
+        facts = Facts.model_validate_json(content["json"])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(f" of {part}" for part in first["loc"])
+        raise BadData(f"holds sample {sample} with a damaged json{place}: {first['msg']}") from error
+    label = int(content["cls"]) if re.fullmatch(rb"[0-9]{1,9}", content["cls"]) else classes
+    if max(label, facts.source_label, facts.target) >= classes:
+        raise BadData(f"holds sample {sample} with a label that is no number below {classes}")
+    if (key(facts.index), facts.split) != (sample, split):
+        raise BadData(f"holds sample {sample}, which its json calls {key(facts.index)} of {facts.split}")
+    return Sample(content[suffix], suffix, label, facts)
+
+
+def members(tar: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The samples of a tar in order: key, and content by suffix.
 
     Raises:
-        BadData: the tar is cut short or is none.
+        BadData: it is no tar, or cut, or damaged, or has a member twice or one that is no file.
     """
-    current, content = None, dict[str, bytes]()
-    try:
-        with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as opened:
-            for member in opened:
-                name, _, suffix = member.name.partition(".")
-                if name != current and current is not None:
-                    yield current, content
-                    content = {}
-                current = name
-                content[suffix] = tar[member.offset_data : member.offset_data + member.size]
-                if len(content[suffix]) != member.size:
-                    raise BadData(f"{member.name} is cut short")
-    except tarfile.TarError as error:
-        raise BadData(f"is not a whole tar: {error}") from error
-    if current is not None:
-        yield current, content
+    for sample, group in groupby(walk(io.BytesIO(tar)), key=lambda member: member.name.partition(".")[0]):
+        content = dict[str, bytes]()
+        for member in group:
+            suffix = member.name.partition(".")[2]
+            if member.kind != FILE or suffix in content:
+                raise BadData(f"holds {shortened(member.name)} twice, or not as a file")
+            content[suffix] = tar[member.offset : member.offset + member.size]
+        yield sample, content
 
 
-def unpack(name: str, tar: bytes, channels: int) -> Shard:
+def unpack(name: str, tar: bytes, channels: int, classes: int = CLASSES) -> Shard:
     """Read a shard that `pack` wrote, its pixels decoded.
 
+    Args:
+        name, tar, classes: as `samples` takes them.
+        channels: 1 or 3.
+
     Raises:
-        BadData: the tar or an image in it is damaged.
+        BadData: as of `samples`; or an image is damaged; or samples differ in what they have.
     """
-    labels, facts, files, suffix = [], [], [], "png"
-    for sample, content in members(tar):
-        suffix = next((s for s in content if s not in ("cls", "json")), "")
-        if not {"cls", "json", suffix} <= set(content) or not suffix:
-            raise BadData(f"{name}: sample {sample} has members {sorted(content)}, expected an image, cls and json")
-        labels.append(content["cls"])
-        facts.append(content["json"])
-        files.append(content[suffix])
-    images = [decode(file, channels) for file in files]
-    uniform = len({image.shape for image in images}) == 1
-    try:
-        return Shard(
-            name=name,
-            label=np.array([int(label) for label in labels], dtype=np.int64),
-            pixels=np.stack(images) if uniform else None,
-            files=files,
-            suffix=suffix,
-            **_columns([json.loads(fact) for fact in facts]),
-        )
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise BadData(f"{name}: a label (cls) or the facts (json) of a sample are damaged: {error}") from error
-
-
-def _columns(facts: list[dict[str, Any]]) -> dict[str, Any]:
-    known = [c for c in COLUMNS if facts and c in facts[0] and c not in ("index", "split", "source_label")]
-    return {
-        "index": np.array([f["index"] for f in facts], dtype=np.int64),
-        "source_label": np.array([f["source_label"] for f in facts], dtype=np.int64),
-        "attack": {c: np.array([f[c] for f in facts]) for c in known},
-    }
+    found, pixels = list(samples(name, tar, classes)), Pixels(name)
+    for sample in found:
+        try:
+            pixels.add(decode(sample.file, channels))
+        except BadData as error:
+            raise BadData(f"{name} holds sample {key(sample.facts.index)}, whose image {error}") from error
+    facts = [sample.facts for sample in found]
+    if len({(sample.suffix, *sample.facts.attack) for sample in found}) != 1:
+        raise BadData(f"{name} holds {'samples with other members or facts than the first' if found else 'no sample'}")
+    if len({each.index for each in facts}) < len(facts):
+        raise BadData(f"{name} holds two samples of one index")
+    return Shard(
+        name=name,
+        index=np.array([each.index for each in facts], dtype=np.int64),
+        label=np.array([sample.label for sample in found], dtype=np.int64),
+        source_label=np.array([each.source_label for each in facts], dtype=np.int64),
+        pixels=pixels.array(),
+        files=[sample.file for sample in found],
+        suffix=found[0].suffix,
+        attack={column: np.array([getattr(each, column) for each in facts]) for column in facts[0].attack},
+    )

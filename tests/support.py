@@ -2,8 +2,11 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pipeline.store import Store
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -41,3 +44,12 @@ def contents(store: Path) -> dict[str, str]:
 def files(folder: Path) -> set[str]:
     """Every file below a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def reseal(store: Path, path: Path, change: Callable[[Any], Any]) -> None:
+    """Change a document of a local store as somebody would who knows how to seal one."""
+    name = path.relative_to(store).as_posix()
+    value = Store(str(store)).find_json(name)
+    assert value is not None
+    changed = change(value)
+    Store(str(store)).put_json(name, value if changed is None else changed)

@@ -6,18 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from stages.errors import BadData, BadInput
-from stages.images import decode
+from stages.images import encode_png, open_image
+from stages.limits import CLASSES
 from stages.load.arrays import list_digits, list_torchvision
 from stages.load.files import Files, place_of
 from stages.load.folder import RESTRICTED_IMAGENET, list_folder
-from stages.load.listing import Images, Item, Listing
+from stages.load.listing import Images, Item, Listing, a_few, printable
 from stages.load.synthetic import list_synthetic, synthetic
 from stages.load.webdataset import list_webdataset
 from stages.recipes import Digits, ImageFolder, Load, Synthetic, Torchvision, WebDataset
 from stages.seeds import generator
-from stages.shard import Failure, Shard
+from stages.shard import Failure, Pixels, Shard
 
-__all__ = ["RESTRICTED_IMAGENET", "Images", "Item", "Listing", "list_source", "read", "spread"]
+__all__ = ["RESTRICTED_IMAGENET", "Images", "Item", "Listing", "list_source", "printable", "read", "spread"]
 
 
 def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
@@ -38,17 +39,39 @@ def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
             listing = list_torchvision(load, data, fetch)
         case ImageFolder():
             listing = list_folder(load, data)
+            _refuse_if_damaged(load, listing, data)
         case WebDataset():
             listing = list_webdataset(load, data)
         case Synthetic():
             listing = list_synthetic(load)
+    if len(listing.classes) > CLASSES:
+        raise BadInput(f"the source has {len(listing.classes):,} classes, at most {CLASSES:,} can be told apart")
     for split, items in listing.items.items():
         if not items:
-            raise BadInput(f"the source is empty: split {split} of {load.source} has no images")
+            passed = ", ".join(f"{count} {reason}" for reason, count in listing.skipped.items())
+            over = f"; passed over: {passed}" if passed else ""
+            raise BadInput(f"the source is empty: split {split} of {load.source} has no images{over}")
         if load.limit is not None and load.limit < len(items):
             kept = generator(load.seed, f"limit/{split}").permutation(len(items))[: load.limit]
             listing.items[split] = items[np.sort(kept)]
     return listing
+
+
+def _refuse_if_damaged(load: ImageFolder, listing: Listing, data: Path) -> None:
+    """Try some images before anything is written; a folder in which most of them fail is not worth starting on."""
+    for split, items in listing.items.items():
+        tried, failed = a_few(items), []
+        with Files(()) as files:
+            for item in tried:
+                try:
+                    _read_one(load, item, files, listing.channels, listing.suffix)
+                except (BadData, OSError) as error:
+                    failed.append(f"{place_of(item.ref)}: {_said(error)}")
+        if 2 * len(failed) > len(tried):
+            raise BadInput(
+                f"image folder {data / load.root / load.splits[split]}: {len(failed)} of {len(tried)} images tried "
+                f"fail; the first: {failed[0]}"
+            )
 
 
 def spread(listing: Listing, load: Load) -> dict[str, Images]:
@@ -78,45 +101,71 @@ def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: st
         suffix: kind of the files, if they are to be kept as they are.
 
     Raises:
-        BadData: more than ``load.max_undecodable`` of the images failed.
+        BadData: more than ``load.max_undecodable`` of the images failed, or they take more than `SHARD_BYTES`.
         ConnectionError: an object store was away for about a minute; that is no fault of the images.
     """
-    resize, crop = getattr(load, "resize", None), getattr(load, "crop", None)
-    kept, pixels, files, failures = [], [], [], []
+    kept, pixels, files, failures = [], Pixels(name), [], []
     with Files([item.ref for item in items]) as opened:
         for item in items:
             try:
-                if isinstance(load, Synthetic):
-                    pixels.append(synthetic(load, item))
-                elif isinstance(item.ref, np.ndarray):
-                    pixels.append(item.ref)
-                else:
-                    file = opened.fetch(item.ref)
-                    pixels.append(decode(file, channels, resize, crop))
-                    files.append(file)
-                kept.append(item)
+                image, file = _read_one(load, item, opened, channels, suffix)
             except ConnectionError:
                 raise
             except (BadData, OSError) as error:
-                failures.append(Failure(item.index, item.label, f"{place_of(item.ref)}: {error}"))
-    if len(failures) > load.max_undecodable * len(items):
-        raise BadData(
-            f"{len(failures)} of {len(items)} images failed, more than max_undecodable "
-            f"{load.max_undecodable:g} allows; the first: {failures[0].error}"
-        )
-    if not kept:
-        raise BadData(f"none of {len(items)} images decodes; the first: {failures[0].error}")
-    uniform = len({image.shape for image in pixels}) == 1
-    if suffix is None and not uniform:
-        raise BadData("images of differing sizes and kinds: add resize and crop")
+                failures.append(Failure(item.index, item.label, f"{place_of(item.ref)}: {_said(error)}"))
+                continue
+            kept.append(item)
+            pixels.add(image)
+            files.append(file)
+    _refuse_failures(failures, len(items), load.max_undecodable)
+    whole = [file for file in files if file is not None]
+    if not (pixels.uniform or whole):
+        raise BadData("images of differing sizes: add crop")
     labels = np.array([item.label for item in kept], dtype=np.int64)
     return Shard(
         name=name,
         index=np.array([item.index for item in kept], dtype=np.int64),
         label=labels,
         source_label=labels.copy(),
-        pixels=np.stack(pixels) if uniform else None,
-        files=files if suffix is not None else None,
+        pixels=pixels.array(),
+        files=whole or None,
         suffix=suffix or "png",
         failures=failures,
     )
+
+
+def _said(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _refuse_failures(failures: Sequence[Failure], count: int, allowed: float) -> None:
+    if len(failures) > allowed * count:
+        raise BadData(
+            f"{len(failures)} of {count} images failed, more than max_undecodable {allowed:g} allows; "
+            f"the first: {failures[0].error}"
+        )
+    if len(failures) == count:
+        raise BadData(f"none of {count} images decodes; the first: {failures[0].error}")
+
+
+def _read_one(
+    load: Load, item: Item, opened: Files, channels: int, suffix: str | None
+) -> tuple[np.ndarray, bytes | None]:
+    """The pixels of an image, and what stands for them in a shard, where it may have a size of its own.
+
+    Raises:
+        BadData: it cannot be decoded, or can neither be kept as it is nor encoded without loss.
+    """
+    if isinstance(load, Synthetic):
+        return synthetic(load, item), None
+    if not isinstance(load, ImageFolder | WebDataset):
+        return item.ref, None
+    file = opened.fetch(item.ref)
+    image = open_image(file, channels)
+    pixels = image.pixels(load.resize, load.crop)
+    if not load.keeps_sizes:
+        return pixels, None
+    odd = image.why_not_kept(suffix) if suffix else None
+    if odd is not None and suffix != "png":
+        raise BadData(f"{odd}, and cannot be kept as it is: say `keep_files: false`, and all are stored as png")
+    return pixels, encode_png(pixels) if suffix is None or odd else file

@@ -1,5 +1,7 @@
 """Files of images, on disk and on object stores; what lies in tars is fetched in as few requests as pay."""
 
+import errno
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import SEEK_SET, BufferedReader, RawIOBase
@@ -9,7 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 from stages import remote
 from stages.errors import BadData, BadInput
-from stages.load.listing import Span
+from stages.images import read_file
+from stages.load.listing import Span, printable
 
 T = TypeVar("T")
 
@@ -18,6 +21,9 @@ READERS = 16
 
 CHUNK = 8 * 2**20
 """Bytes asked of an object store at once; a listing holds `READERS` times as much."""
+
+STORES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+"""Schemes of URLs that are read; pyarrow opens others too, each with faults of its own."""
 
 GAP = 64 * 2**10
 """Bytes between two images that are rather fetched for nothing than asked around: a request takes as long as a few
@@ -53,11 +59,17 @@ class Files:
         return {span: content[span[1] - first : span[1] - first + span[2]] for span in spans}
 
     def fetch(self, ref: Any) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            BadData: of a tar, there is no longer as much as was listed.
+            OSError: it cannot be read.
+        """
         if isinstance(ref, Path):
-            return ref.read_bytes()
+            return read_file(ref)
         content = self.coming[ref].result()[ref]
         if len(content) != ref[2]:
-            raise BadData(f"{ref[0]} ends inside the image")
+            raise BadData("ends inside the image")
         return content
 
 
@@ -76,7 +88,7 @@ def _joined(spans: Iterable[Span]) -> Iterator[list[Span]]:
 
 
 def place_of(ref: Any) -> str:
-    return ref[0] if isinstance(ref, tuple) else str(ref.name)
+    return ref[0] if isinstance(ref, tuple) else printable("/".join(ref.parts[-2:]))
 
 
 def _on_disk(url: str) -> Path | None:
@@ -84,13 +96,24 @@ def _on_disk(url: str) -> Path | None:
     if "://" not in url:
         return Path(url)
     parts = urlsplit(url)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+    return Path(unquote(parts.path)) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
 
 
 def open_file(url: str, patient: bool = True) -> BinaryIO:
     """A file to be read from its start to its end, on disk passing over what is not wanted."""
     path = _on_disk(url)
-    return path.open("rb") if path else BufferedReader(_Remote(url, patient), CHUNK)
+    return _open(path) if path else BufferedReader(_Remote(url, patient), CHUNK)
+
+
+def _open(path: Path) -> BinaryIO:
+    """A file on disk; a pipe, whose opening might wait for ever, or a device, which may never end, is none.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if stat.S_ISREG(path.stat().st_mode) or path.is_dir():  # opening a folder says what is wrong
+        return path.open("rb")
+    raise OSError(errno.EINVAL, "it is no file", str(path))
 
 
 def _reader(url: str) -> Callable[[int, int], bytes]:
@@ -125,6 +148,9 @@ class _Remote(RawIOBase):
         self.file = self._persist(self._opened, patient)
 
     def _opened(self) -> Any:
+        if urlsplit(self.url).scheme not in STORES:
+            known = ", ".join(f"{scheme}://" for scheme in STORES)
+            raise BadInput(f"{self.url} is no URL that is read ({known}): fetch the file, and name its path")
         place, mark, query = self.url.partition("?")
         folder, _, name = place.rpartition("/")
         filesystem, root = remote.connect(f"{folder}/{mark}{query}")

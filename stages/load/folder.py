@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -10,10 +10,11 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
-from stages.errors import BadData, BadInput
-from stages.images import decode
-from stages.load.listing import SUFFIXES, Images, Item, Listing
+from stages.errors import BadInput
+from stages.images import KEPT
+from stages.load.listing import SUFFIXES, Images, Listing, printable
 from stages.recipes import ClassMap, ImageFolder
+from stages.relabel import first_of
 from stages.seeds import generator
 
 RESTRICTED_IMAGENET: ClassMap = {
@@ -30,74 +31,139 @@ RESTRICTED_IMAGENET: ClassMap = {
 }
 
 
+KINDS = {**SUFFIXES, "bmp": "bmp", "pgm": "ppm", "ppm": "ppm", "tif": "tiff", "tiff": "tiff"}
+"""Suffixes of the files that are read, those of torchvision's ImageFolder, and the kind of each."""
+
+SYSTEM = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini", ".ipynb_checkpoints")
+"""What programs leave behind in folders, in lower case: nobody's data."""
+
+
 @dataclass(frozen=True)
 class _Paths:
-    """Files below a folder, as one column of text: objects take ten times as much."""
+    """Files below a folder, as one column: objects take ten times as much. As bytes: not every name is text."""
 
     root: Path
-    names: pa.StringArray
+    names: pa.Array
+
+    @classmethod
+    def of(cls, root: Path, names: Iterable[str]) -> "_Paths":
+        return cls(root, pa.array([name.encode("utf-8", "surrogateescape") for name in names], pa.large_binary()))
 
     def __getitem__(self, at: int) -> Path:
-        return self.root / str(self.names[at])
+        name: bytes = self.names[at].as_py()
+        return self.root / name.decode("utf-8", "surrogateescape")
 
 
 def list_folder(load: ImageFolder, data: Path) -> Listing:
-    root = data / load.root
+    try:
+        return _list(load, data / load.root)
+    except OSError as error:
+        raise BadInput(f"image folder {printable(str(error.filename))} cannot be listed: {error.strerror}") from error
+
+
+def _list(load: ImageFolder, root: Path) -> Listing:
     if not root.is_dir():
         raise BadInput(f"image folder {root} does not exist")
-    folders = {split: _class_folders(root / sub) for split, sub in load.splits.items()}
+    skipped = Counter[str]()
+    folders = {split: _class_folders(root / sub, skipped) for split, sub in load.splits.items()}
     names = sorted({name for found in folders.values() for name in found})
-    for split, found in folders.items():
-        if missing := [name for name in names if name not in found]:
-            raise BadInput(
-                f"image folder {root / load.splits[split]} lacks {', '.join(missing[:5])}, which another split has"
-            )
     classes, number = _group(load.classes, names)
     items, first, kinds = dict[str, Images](), 0, set[str | None]()
     for split, found in folders.items():
-        files = {name: _image_names(found[name]) for name in names if name in number}
+        place = root / load.splits[split]
+        if missing := [name for name in names if name not in found]:
+            raise BadInput(f"image folder {place} lacks {first_of(missing)}, which another split has")
+        files = {name: _files(found[name], skipped) for name in names if name in number}
         label = np.repeat([number[name] for name in files], [len(inside) for inside in files.values()])
-        paths = pa.array([f"{name}/{file}" for name, inside in files.items() for file in inside], pa.string())
-        images = Images.whole(label, _Paths(root / load.splits[split], paths), first)
-        _refuse_if_damaged(images, root / load.splits[split])
+        counts = np.bincount(label, minlength=len(classes)).tolist()
+        if without := [name for name, count in zip(classes, counts, strict=True) if any(counts) and not count]:
+            raise BadInput(f"image folder {place} has no image of {first_of(without)}: add some, or remove the class")
+        paths = [f"{found[name].name}/{file}" for name, inside in files.items() for file in inside]
+        images = Images.whole(label, _Paths.of(place, paths), first)
         if load.balance:
             images = _balanced(images, load, split, len(classes))
-        kinds |= {_kind(name) for name in paths.take(images.indices - first).to_pylist()}
+        if load.keeps_bytes:
+            kinds |= {_kind(paths[i]) for i in (images.indices - first).tolist()}
         items[split], first = images, first + len(label)
-    return Listing(classes, items, channels=3, suffix=kinds.pop() if len(kinds) == 1 and load.keeps_bytes else None)
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return Listing(classes, items, load.channels or 3, kind if kind in KEPT else None, dict(+skipped))
 
 
-def _class_folders(folder: Path) -> dict[str, Path]:
+def _class_folders(folder: Path, skipped: Counter[str]) -> dict[str, Path]:
+    """Name of each class, as it can be shown → its folder."""
     if not folder.is_dir():
         raise BadInput(f"image folder {folder} does not exist: `splits` names the sub-folder of each split")
-    found = {path.name: path for path in folder.iterdir() if path.is_dir()}
+    inside = {entry.name: _what(entry) for entry in _entries(folder, skipped)}
+    skipped["files in no class's folder"] += sum(what != "folder" for what in inside.values())
+    found = {printable(name): folder / name for name, what in inside.items() if what == "folder"}
     if not found:
         raise BadInput(f"image folder {folder} holds no class folders: expected {folder}/<class>/<image>")
     return found
 
 
-def _image_names(folder: Path) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if _kind(name))  # noqa: PTH208 - names, not a million paths
+def _entries(folder: Path, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:
+    """What lies in a folder, in the order of names, without what is nobody's data or hidden."""
+    with os.scandir(folder) as found:
+        for entry in sorted(found, key=lambda entry: entry.name):
+            if entry.name.startswith("._") or entry.name.lower() in SYSTEM:
+                continue
+            if entry.name.startswith("."):
+                skipped["hidden files and folders"] += 1
+            else:
+                yield entry
+
+
+def _what(entry: os.DirEntry[str]) -> str:
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else "neither"
+    except OSError:  # a link that cannot be followed
+        return "neither"
+
+
+def _files(folder: Path, skipped: Counter[str]) -> list[str]:
+    """Images below a class's folder, in the order in which torchvision's ImageFolder has them.
+
+    Links are followed, but no folder is gone into twice, nor any that holds this one: a circle would have no end.
+    """
+    seen = {_identity(place) for one in (folder.absolute(), folder.resolve()) for place in (one, *one.parents)}
+    found, todo = list[str](), [""]
+    while todo:
+        place = todo.pop()
+        for entry in _entries(folder / place, skipped):
+            name, what = f"{place}{entry.name}", _what(entry)
+            if what == "folder":
+                if (one := _identity(entry)) in seen:
+                    skipped["links to a folder that is listed already"] += 1
+                else:
+                    seen.add(one)
+                    todo.append(f"{name}/")
+            elif what == "neither":
+                skipped["links to nothing, pipes and the like"] += 1
+            elif _kind(entry.name) is None:
+                skipped[_unread(entry.name)] += 1
+            else:
+                found.append(name)
+    return sorted(found, key=lambda name: name.rpartition("/")[::2])
+
+
+def _identity(place: Path | os.DirEntry[str]) -> tuple[int, int]:
+    about = place.stat()
+    return about.st_dev, about.st_ino
 
 
 def _kind(name: str) -> str | None:
-    """png, jpg or webp; None for what is no image."""
-    return SUFFIXES.get(os.path.splitext(name)[1][1:].lower())  # noqa: PTH122
+    """png, jpg, webp, …; None for what is no image."""
+    _, dot, suffix = name.rpartition(".")
+    return KINDS.get(suffix.lower()) if dot else None
 
 
-def _refuse_if_damaged(items: Sequence[Item], folder: Path) -> None:
-    """Try some images before anything is written; a folder in which most of them fail is not worth starting on."""
-    tried = [items[i] for i in generator(0, "probe").permutation(len(items))[:16]]
-    failed = []
-    for item in tried:
-        try:
-            decode(item.ref.read_bytes(), 3)
-        except (BadData, OSError) as error:
-            failed.append(f"{item.ref} {error}")
-    if 2 * len(failed) > len(tried):
-        raise BadInput(
-            f"image folder {folder} is damaged: {len(failed)} of {len(tried)} images tried fail, {failed[0]}"
-        )
+def _unread(name: str) -> str:
+    """What is said of a file that is no image by its name."""
+    _, dot, suffix = name.rpartition(".")
+    if not dot:
+        return "files without a suffix"
+    ordinary = suffix.isalnum() and suffix.isascii() and len(suffix) < 6
+    return f"{suffix.lower()} files" if ordinary else "files of other kinds"
 
 
 def _balanced(images: Images, load: ImageFolder, split: str, classes: int) -> Images:

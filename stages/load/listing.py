@@ -1,15 +1,39 @@
 """What a source holds, before any image is decoded: its classes, and where each image lies."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from stages.seeds import generator
+
 Span = tuple[str, int, int]
 """A tar, an offset in it, and a number of bytes."""
 
+TRIED = 16
+"""Images of a split that are looked at when a source is listed."""
+
 SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
+
+LARGEST_FILE = 2**29
+"""Bytes of one image's file; it is read whole."""
+
+CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
+"""Names that operating systems and file servers put beside one's files, in small letters."""
+
+HIDDEN = "hidden files and folders"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name, or a folder in its path, is hidden (`._1.png`, `.ipynb_checkpoints`) or an operating system's."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    return any(part.startswith(".") or part.lower() in CLUTTER for part in parts)
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be stored and shown: what of it is not UTF-8 is written as an escape."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +90,12 @@ class Images(Sequence[Item]):
         return Item(index, None if self.refs is None else self.refs[index - self.first], label)
 
 
+def a_few(images: Images) -> Images:
+    """The few images of a split that are looked at when a source is listed, the same ones each time."""
+    chosen: Images = images[generator(0, "probe").permutation(len(images))[:TRIED]]
+    return chosen
+
+
 @dataclass(frozen=True)
 class Listing:
     """All that is known of a source without decoding an image."""
@@ -76,6 +106,8 @@ class Listing:
     channels: int
     suffix: str | None = None
     """What the files are, where all are of one kind that can be kept."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """What is no data and was passed over: a reason, as a plural noun, → how many."""
 
     def majority(self, split: str) -> float:
         """Share of the most frequent class: what a constant answer scores."""

@@ -1,27 +1,30 @@
 """WebDataset shards: where each image lies in its tar, its label and its kind."""
 
-import tarfile
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
-from itertools import groupby, takewhile
+from itertools import groupby, islice, takewhile
 from pathlib import Path
 from threading import Event
+from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
-from PIL import Image
 
-from stages.errors import BadInput
-from stages.load.files import Files, open_file
-from stages.load.listing import SUFFIXES, Images, Listing, Span
+from stages.errors import BadData, BadInput
+from stages.images import is_grey
+from stages.load.files import READERS, Files, open_file
+from stages.load.listing import HIDDEN, Images, Listing, Span, is_hidden
+from stages.load.sample import KEY_ENDS, LARGEST_LABEL, MOST_FILES, Reading, key_of, kind_of
 from stages.recipes import WebDataset
+from stages.tar import FILE, LINK, Member, shortened, walk
 
-READERS = 16
-"""Tars that are listed side by side, and spans of tars that are fetched side by side."""
+LOOKED_AT = 256
+"""Images that are fetched together to see whether they are grey."""
+
+LINKED = f" ({LINK} are passed over: write the tar with --dereference --hard-dereference)"
 
 
 def _expand(pattern: str) -> list[str]:
@@ -46,68 +49,92 @@ class _Spans:
 
 
 def list_webdataset(load: WebDataset, data: Path) -> Listing:
-    found, kinds = dict[str, tuple[list[int], _Spans]](), set[str]()
+    reading, found, kinds, passed = Reading(load), dict[str, tuple[list[int], _Spans]](), set[str](), Counter[str]()
     for split, pattern in load.shards.items():
         tars, places, label = dict[str, int](), array("q"), list[int]()
-        for (tar, *span), one, kind in _index([url if "://" in url else str(data / url) for url in _expand(pattern)]):
+        urls = [url if "://" in url else str(data / url) for url in _expand(pattern)]
+        for (tar, *span), one, kind in _index(urls, reading, passed):
             places.extend((tars.setdefault(tar, len(tars)), *span))
             label.append(one)
             kinds.add(kind)
         found[split] = label, _Spans(list(tars), np.array(places, dtype=np.int64).reshape(-1, 3))
-    labels = {one for label, _ in found.values() for one in label}
-    classes = load.classes if load.classes is not None else max(labels, default=0) + 1
-    names = tuple(classes) if isinstance(classes, list) else tuple(str(i) for i in range(classes))
-    if labels and not 0 <= min(labels) <= max(labels) < len(names):
-        wrong = min(labels) if min(labels) < 0 else max(labels)
-        raise BadInput(f"classes: the shards have label {wrong}, but there are only {len(names)} classes")
+    classes = load.classes or max(max(label, default=0) for label, _ in found.values()) + 1
     items, first = dict[str, Images](), 0
     for split, (label, spans) in found.items():
         items[split], first = Images.whole(label, spans, first), first + len(label)
     return Listing(
-        names,
+        tuple(classes) if isinstance(classes, list) else tuple(str(i) for i in range(classes)),
         items,
-        channels=_channels(items),
+        channels=_channels(items, load),
         suffix=kinds.pop() if len(kinds) == 1 and load.keeps_bytes else None,
+        skipped=dict(sorted(passed.items())),
     )
 
 
-def _index(urls: Sequence[str]) -> Iterator[tuple[Span, int, str]]:
+def _index(urls: Sequence[str], reading: Reading, passed: Counter[str]) -> Iterator[tuple[Span, int, str]]:
     """Where each image of some tars lies, its label and its kind; several tars at a time, in the order given."""
     for url in urls[:1]:
         with _blaming(url), open_file(url, patient=False):  # who mistyped should hear of it now
             pass
     stopped = Event()
 
-    def index(url: str) -> list[tuple[Span, int, str]]:
-        with _blaming(url):
-            return list(takewhile(lambda _: not stopped.is_set(), _index_tar(url)))
+    def index(url: str) -> tuple[list[tuple[Span, int, str]], Counter[str]]:
+        skipped = Counter[str]()
+        with _blaming(url), open_file(url) as file:
+            return list(takewhile(lambda _: not stopped.is_set(), _index_tar(file, url, reading, skipped))), skipped
 
     with ThreadPoolExecutor(READERS) as pool:
         try:
-            for found in pool.map(index, urls):
+            for found, skipped in pool.map(index, urls):
+                passed.update(skipped)
                 yield from found
         finally:
             stopped.set()  # after an error or Ctrl-C, tars of gigabytes are not read to their end
 
 
-def _index_tar(url: str) -> Iterator[tuple[Span, int, str]]:
-    """The same of one tar, from its start to its end without going back.
+def _index_tar(file: BinaryIO, url: str, reading: Reading, skipped: Counter[str]) -> Iterator[tuple[Span, int, str]]:
+    """The same of one tar, from its start to its end without going back; what is no data is counted.
 
     Of a file on disk only headers and labels are read. An object store would have to be asked for each of them, five
     times per image; so all of the tar is fetched, in large chunks, and the images are passed over.
     """
-    with open_file(url) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for sample, group in groupby((m for m in tar if m.isfile()), key=lambda member: _stem(member.name)):
-            parts, label = dict[str, tarfile.TarInfo](), None
-            for member in group:
-                suffix = member.name.rpartition(".")[2].lower()
-                parts[suffix] = member
-                if suffix == "cls" and (content := tar.extractfile(member)):
-                    label = content.read()
-            image = next((suffix for suffix in parts if suffix in SUFFIXES), None)
-            if image is None or label is None:
-                raise BadInput(f"{url}: sample {sample} has {', '.join(parts)}, expected an image and cls")
-            yield (url, parts[image].offset_data, parts[image].size), int(label), SUFFIXES[image]
+    for sample, group in groupby(_data(file, url, skipped), key=lambda member: key_of(member.name)[0]):
+        parts, label, place = dict[str, Member](), None, f"{url}: sample {shortened(sample)}"
+        for member in group:
+            extension = key_of(member.name)[1]
+            if extension in parts:
+                raise BadInput(f"{place} has {extension} twice: two files of a name, or two samples")
+            if len(parts) == MOST_FILES:
+                raise BadInput(f"{place} has more than {MOST_FILES:,} files; {KEY_ENDS}")
+            parts[extension] = member
+            if extension == reading.holder:
+                file.seek(member.offset)
+                label = file.read(min(member.size, LARGEST_LABEL + 1))
+        try:
+            image, number = reading.sample(parts, label, LINKED if skipped[LINK] else "")
+        except BadData as error:
+            raise BadInput(f"{place} {error}") from error
+        yield (url, parts[image].offset, parts[image].size), number, kind_of(image)
+
+
+def _data(file: BinaryIO, url: str, skipped: Counter[str]) -> Iterator[Member]:
+    """Those members of a tar that belong to samples; the others are counted."""
+    count = 0
+    try:
+        for member in walk(file):
+            count += 1
+            if member.kind != FILE:
+                skipped[member.kind] += 1
+            elif is_hidden(member.name):
+                skipped[HIDDEN] += 1
+            elif "." not in member.name.rpartition("/")[2]:
+                skipped["files without an extension"] += 1
+            else:
+                yield member
+    except BadData as error:
+        raise BadInput(f"{url} {error}") from error
+    if not count:
+        skipped["empty tars"] += 1
 
 
 @contextmanager
@@ -119,29 +146,34 @@ def _blaming(url: str) -> Iterator[None]:
         raise
     except ConnectionError as error:
         raise BadInput(str(error)) from error
-    except pa.ArrowInvalid as error:
-        raise BadInput(f"{url} is no place that can be read: {str(error).splitlines()[0]}") from error
-    except (tarfile.TarError, ValueError) as error:
-        raise BadInput(f"{url} is not a WebDataset shard: {error}") from error
     except OSError as error:
         raise BadInput(f"{url} cannot be read: {error.strerror or str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise BadInput(f"{url} is no place that can be read: {str(error).splitlines()[0]}") from error
 
 
-def _stem(name: str) -> str:
-    """WebDataset's key: the path up to the first dot of the last part."""
-    folder, _, base = name.rpartition("/")
-    return f"{folder}/{base.partition('.')[0]}"
+def _channels(items: dict[str, Images], load: WebDataset) -> int:
+    """What the recipe says; else 1, if all images are grey by their headers, or 3.
+
+    The first that has colours ends the search: only of a grey source is every image looked at.
+    """
+    if load.channels is not None:
+        return load.channels
+    some = False
+    for refs in _groups(item.ref for images in items.values() for item in images):
+        with _blaming(refs[0][0]), Files(refs) as opened:
+            for ref in refs:
+                try:
+                    if not is_grey(opened.fetch(ref)):
+                        return 3
+                    some = True
+                except BadData:  # not an image: `read` says so, with its place
+                    continue
+    return 1 if some else 3
 
 
-def _channels(items: dict[str, Images]) -> int:
-    """1 if the first image is grey, else 3: shards hold images of one kind."""
-    ref = next((item.ref for chosen in items.values() for item in chosen), None)
-    if ref is None:
-        return 3
-    with _blaming(ref[0]), Files([ref]) as opened:
-        content = opened.fetch(ref)
-    try:
-        with Image.open(BytesIO(content)) as image:
-            return 1 if image.mode in ("L", "1", "I;16") else 3
-    except OSError:  # not an image: `read` says so, with its place
-        return 3
+def _groups(refs: Iterator[Span]) -> Iterator[list[Span]]:
+    """The first reference, which for most sources says enough; then many together, as they are fetched."""
+    yield from ([ref] for ref in islice(refs, 1))
+    while group := list(islice(refs, LOOKED_AT)):
+        yield group

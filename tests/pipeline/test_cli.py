@@ -1,6 +1,7 @@
 """The command line as a person uses it: results, resume, repair, and one sentence for every bad request."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
-from support import TINY, contents, files
+from support import TINY, contents, files, reseal
 
-from pipeline import artifacts, spec
+from pipeline import artifacts, runs, spec
 from pipeline.cli import main
 from pipeline.graph import build
 from pipeline.jobs import ModelJob, Place
 from pipeline.store import Store
+from stages.load import list_source, spread
+from stages.recipes import ImageFolder
 
 
 def invoke(*args, code=0):
@@ -207,12 +210,60 @@ def test_an_image_folder_becomes_a_dataset_with_failures_on_record(tmp_path, wri
     folder(tmp_path / "data/pictures", per_class=30)
     (tmp_path / "data/pictures/train/a/07.png").write_bytes(b"no picture")
     load = {"source": "image-folder", "root": "pictures", "resize": 12, "crop": 8, "max_undecodable": 0.1}
-    make(write({"name": "f", "datasets": {"pictures": {"load": load}}}), "s")
+    printed = make(write({"name": "f", "datasets": {"pictures": {"load": load}}}), "s").stderr
     said = json.loads(invoke("show", "pictures", "--json", "--store", "s").stdout)["found"][0]
     assert said["counts"] == {"train": 59, "test": 60}
     assert said["failures"] == 1
     assert said["image_shape"] == [3, 8, 8]
-    assert "majority class of train: 50.0 %" in invoke("show", "pictures", "--store", "s").stdout
+    shown = invoke("show", "pictures", "--store", "s").stdout
+    assert "majority class of train: 50.0 %" in shown
+    reason = "1 left out: cannot be decoded: is none of PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM; the first: a/07.png"
+    assert f"\n  {reason}\n" in shown
+    assert f"\ndatasets/pictures: {reason}\n" in printed
+    assert f"datasets/pictures: {reason}\n" in invoke("show", "--store", "s").stderr
+
+
+def test_what_is_left_out_of_a_folder_is_told_by_reason_wherever_it_is_shown(tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = tmp_path / "data/pictures/train/a"
+    folder(tmp_path / "data/pictures", per_class=30)
+    for number in range(12):
+        (train / f"bad{number}.png").write_bytes((train / "00.png").read_bytes()[: -21 - number % 3])
+    (train / "eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    Image.new("1", (13_000, 13_000)).save(train / "huge.png")
+    (train / "film.gif").write_bytes(b"GIF89a")
+    os.mkfifo(train / "pipe.png")
+    (tmp_path / "data/pictures/val/.ipynb_checkpoints").mkdir()
+    load = {"source": "image-folder", "root": "pictures", "resize": 12, "crop": 8, "max_undecodable": 0.5}
+    file = write({"name": "f", "datasets": {"pictures": {"load": load}}})
+    passed = "passed over: 1 gif files, 1 links to nothing, pipes and the like"
+    assert f"datasets/pictures: {passed}" in invoke("plan", file, "--store", "s").stdout
+    skipped = {"gif files": 1, "links to nothing, pipes and the like": 1}
+    assert json.loads(invoke("plan", file, "--store", "s", "--json").stdout)["nodes"][0]["skipped"] == skipped
+    printed = make(file, "s").stderr
+    shown = invoke("show", "pictures", "--store", "s").stdout
+    assert "14 left out\n" in shown and "2 classes" in shown
+    for line in (passed, "12 left out: cannot be decoded: ", "1 left out: has more than 89,478,485 pixels: make it"):
+        assert line in shown and f"datasets/pictures: {line}" in printed
+    assert f"datasets/pictures: {passed}" in invoke("plan", file, "--store", "s").stdout
+    said = json.loads(invoke("show", "pictures", "--json", "--store", "s").stdout)["found"][0]
+    assert said["skipped"] == skipped
+    assert [one["images"] for one in said["left_out"]] == [12, 1, 1]
+    assert sum(one["images"] for one in said["left_out"]) == said["failures"]
+    assert all(one["first"].startswith("a/") for one in said["left_out"])
+    invoke("verify", "--store", "s")
+
+
+def test_a_plan_passes_over_a_first_image_that_does_not_decode(tmp_path, write, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "data/pictures", per_class=30)
+    load = {"source": "image-folder", "root": "pictures", "resize": 12, "crop": 8}
+    first, *_ = spread(list_source(ImageFolder(**load), Path("data")), ImageFolder(**load)).values()
+    first[0].ref.write_bytes(b"no picture")
+    file = write({"name": "f", "datasets": {"pictures": {"load": load}}})
+    invoke("plan", file)
+    (outlook,) = runs.preflight(build(spec.read(file)), Place(Store("s"), Path("data"), Path()))
+    assert outlook.facts["image_shape"] == [3, 8, 8]
 
 
 def test_too_many_undecodable_images_fail_the_shard_and_the_run(tmp_path, write, monkeypatch):
@@ -556,7 +607,7 @@ BAD = {
     ),
     "folder missing": (load(source="image-folder", root="nowhere"), "nowhere does not exist"),
     "folder lacks a split": (bad_folder(one_split), "val does not exist"),
-    "folder is broken": (bad_folder(all_broken), "is damaged: 8 of 8 images tried fail"),
+    "folder is broken": (bad_folder(all_broken), "8 of 8 images tried fail; the first: "),
     "source is empty": (bad_folder(no_images), "the source is empty"),
     "webdataset missing": (load(source="webdataset", shards={"train": "no-{0..1}.tar"}), "no-0.tar cannot be read"),
     "cifar not there": (load(source="cifar10", download=False), "name its folder with --data"),
@@ -609,11 +660,12 @@ def test_a_dataset_that_is_made_again_from_other_bytes_is_not_there_meanwhile(fi
     """Half old and half new shards under the old manifest: seen when a run was killed while it remade a dataset."""
     file, store = finished
     manifest = next(store.glob("datasets/other/*/manifest.json"))
-    facts = json.loads(manifest.read_text())
-    facts["parents"]["model"]["content"] = "0" * 64  # as if the model had been trained again elsewhere
-    manifest.write_text(json.dumps(facts))
-    for mark in (manifest.parent / "commits").glob("*.json"):
-        mark.write_text(mark.read_text().replace(contents(store)["models/standard"], "0" * 64))
+
+    def trained_elsewhere(value):
+        return json.loads(json.dumps(value).replace(contents(store)["models/standard"], "0" * 64))
+
+    for document in (manifest, *(manifest.parent / "commits").glob("*.json")):
+        reseal(store, document, trained_elsewhere)
     model = next(store.glob("models/standard/*/weights.safetensors"))
     good = model.read_bytes()
     model.write_bytes(bytes(len(good)))  # the same size: only reading it tells

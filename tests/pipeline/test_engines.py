@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 from safetensors.torch import load_file
-from support import TINY, command, contents
+from support import TINY, command, contents, reseal
 
 LONG = {"steps": 60, "batch_size": 32}
 """An attack that takes long enough to be interrupted."""
@@ -129,8 +129,7 @@ def test_a_killed_driver_is_seen_as_lost_and_the_next_run_goes_on(reference, tin
     process.wait()
     log.close()
     run = next((tmp_path / "s/runs").glob("*/run.json"))
-    facts = json.loads(run.read_text())
-    run.write_text(json.dumps(facts | {"updated": time.time() - 100}))
+    reseal(tmp_path / "s", run, lambda record: record | {"updated": time.time() - 100})
     assert json.loads(notbugs("status", "--json", "--store", "s").stdout)["state"] == "lost"
     assert notbugs("resume", "--store", "s", "--engine", "inline").returncode == 0
     assert contents(tmp_path / "s") == reference

@@ -1,14 +1,18 @@
 """How a dataset is loaded and finished: its units, its rows, and what travels."""
 
+import io
 import json
+import pickle
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from pipeline import jobs
 from pipeline.cli import main
@@ -94,3 +98,40 @@ def test_rows_are_in_the_order_of_the_shards_however_many_are_held_at_once(made,
         assert at_once.read().equals(in_groups.read())
         shards = in_groups.read()["shard"].to_pylist()
         assert shards == sorted(shards)
+
+
+def table_of(errors):
+    out = io.BytesIO()
+    pq.write_table(pa.table({"error": pa.array(errors, pa.string())}), out)
+    return out.getvalue()
+
+
+def test_reasons_that_differ_in_numbers_alone_are_one_and_the_rarest_are_put_together():
+    assert jobs.left_out(table_of([None, None])) == {}
+    sizes = [f"c/{i}.png: is {i + 1} × {2 * i} pixels, smaller than the crop of 800" for i in range(50)]
+    letters = [f"c/{letter}.png: is {letter * 3}" for letter in "abcdefghijkl"]
+    (found,) = jobs.left_out(table_of([None, *letters, *sizes, "https://a/b.tar: is gone: for 3 days"] * 2)).values()
+    assert found[0] == {"reason": sizes[0].removeprefix("c/0.png: "), "first": "c/0.png", "images": 100}
+    assert [one["images"] for one in found] == [100, *[2] * 9, 2 * 4]
+    assert found[-1] == {"reason": "other reasons", "images": 8}
+    (found,) = jobs.left_out(table_of(["https://a/b.tar: is gone: for 3 days"])).values()
+    assert found == [{"reason": "is gone: for 3 days", "first": "https://a/b.tar", "images": 1}]
+
+
+def folder_job(root, data):
+    said = {"source": "image-folder", "root": root, "splits": {"train": "train"}}
+    (node,) = build(parse({"name": "made", "datasets": {"clean": {"load": said}}}))
+    return LoadJob(node, Place(Store("nowhere"), data, data), {})
+
+
+def test_the_digest_of_a_listing_holds_whole_paths_wherever_the_data_lie(tmp_path):
+    def listed(data, place):
+        file = data / "photos/train/ant" / place
+        file.parent.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(file)
+        (unit,) = folder_job("photos", data).units()
+        assert pickle.loads(pickle.dumps(folder_job("photos", data))).facts() == folder_job("photos", data).facts()
+        return unit.inputs["source"]
+
+    here, moved = listed(tmp_path / "here", "x/same/0.png"), listed(tmp_path / "moved", "x/same/0.png")
+    assert here == moved != listed(tmp_path / "other", "y/same/0.png")

@@ -18,12 +18,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from pipeline import gallery, page, sections
+from pipeline import artifacts, gallery, page, sections
 from pipeline.gather import Gathered
 from pipeline.graph import Node, build
 from pipeline.runs import Progress
 from pipeline.spec import parse, read
-from pipeline.store import Store
+from pipeline.store import Store, digest
+from stages.design import Design
 from stages.shard import Shard, pack, unpack
 
 # ------------------------------------------------------------------------------------ a made-up run
@@ -97,10 +98,15 @@ def under_attack(accuracy: float) -> list[dict[str, Any]]:
 
 
 def scored(model: Node, accuracy: float) -> dict[str, Any]:
-    rate = {"accuracy": accuracy, "low": accuracy - 0.02, "high": accuracy + 0.02, "n": 400}
+    rate = {"accuracy": accuracy, "low": max(0.0, accuracy - 0.02), "high": min(1.0, accuracy + 0.02), "n": 400}
     on = model.inputs["on"].name
-    base = {"kind": "accuracy", "model": model.name, "trained_on": on, "chance": 0.1, "majority": 0.12, "per_class": []}
-    return {**base, **rate, "under_attack": under_attack(accuracy), "agreement": {"rule": "next", "accuracy": 0.25}}
+    base = {"kind": "accuracy", "model": model.name, "trained_on": on, "chance": 0.1, "majority": 0.12, "per_class": {}}
+    return {
+        **base,
+        **rate,
+        "under_attack": under_attack(accuracy),
+        "agreement": {**rate, "rule": "next", "accuracy": 0.25},
+    }
 
 
 def useful(model: Node) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def useful(model: Node) -> dict[str, Any]:
         "n": 200,
         "attacked": 60,
     }
-    facts |= {"useful_from": [0.06] * 10}
+    facts |= {"useful_from": [0.06] * 10, "features_by_best_class": {"robust": 50, "non_robust": 130, "useless": 20}}
     return {
         "kind": "usefulness",
         "model": model.name,
@@ -161,12 +167,29 @@ def shard_of(node: Node) -> bytes:
 
 
 def manifest(node: Node, files: dict[str, bytes]) -> dict[str, Any]:
-    base = {
+    shas = {name: digest(content) for name, content in files.items()}
+    base: dict[str, Any] = {
+        "format": artifacts.FORMAT,
+        "group": node.group,
+        "name": node.name,
+        "version": node.version,
+        "content": shas.get("weights.safetensors", "0" * 64),
+        "parents": {},
+        "environment": {},
         "made": "2026-01-01T00:00:00+00:00",
-        "files": [{"name": name, "bytes": len(content)} for name, content in files.items()],
+        "files": [{"name": name, "bytes": len(content), "sha256": shas[name]} for name, content in files.items()],
     }
     if node.group == "datasets":
-        base |= {"classes": CLASSES, "channels": 3, "shards": {"train-000000": 20}}
+        tars = {name: sha for name, sha in shas.items() if name.endswith(".tar")}
+        shards = {name.removesuffix(".tar"): 20 for name in tars}
+        base |= {"classes": CLASSES, "channels": 3, "shards": shards, "image_shape": [3, 32, 32], "failures": 0}
+        base |= {"content": artifacts.content_digest(tars), "members": ["png", "cls", "json"]}
+        base |= {"counts": artifacts.per_split(shards.items())}
+    if node.group == "models":
+        design = Design(str(node.arch), 10, (3, 32, 32), (0.5,) * 3, (0.5,) * 3)
+        base |= {"design": design.as_json(), "trained_on": "clean"}
+    if node.group == "evaluations":
+        base |= {"shards": {"test-000000": 20}}
     if node.stage == "attack" and node.recipe.method == "pgd":
         base |= {"reached": 0.98, "reached_by_step": [0.1 + 0.088 * step for step in range(9)] + [0.804] * 2}
     return base
@@ -183,11 +206,11 @@ def leave(store: Store, node: Node, accuracy: Mapping[str, float] = ACCURACY) ->
     if node.stage in ("load", "attack", "invert"):
         files["train-000000.tar"] = shard_of(node)
     if node.stage == "train":
-        files["metrics.jsonl"] = epochs()
-    if node.group == "evaluations":
-        files["result.json"] = json.dumps({"rows": rows(node, accuracy)}).encode()
+        files |= {"metrics.jsonl": epochs(), "weights.safetensors": b"weights"}
     for name, content in files.items():
         store.put(f"{node.folder}/{name}", content)
+    if node.group == "evaluations":
+        files["result.json"] = store.put_json(f"{node.folder}/result.json", {"rows": rows(node, accuracy)})
     store.put_json(f"{node.folder}/manifest.json", manifest(node, files))
 
 
@@ -449,7 +472,7 @@ def test_answers_under_a_rule_are_told_whichever_evaluation_asked_for_them(tmp_p
         made = as_it_was(node, accuracy)
         for row in made:
             rule = node.recipe.agreement
-            row |= {"agreement": {"rule": rule.rule, "accuracy": 0.25}} if rule else {}
+            row |= {"agreement": {**row["agreement"], "rule": rule.rule, "accuracy": 0.25}} if rule else {}
             if rule is None:
                 del row["agreement"]
         return made

@@ -1,7 +1,9 @@
 """`notbugs attack`: one picture moved toward a class."""
 
 import json
+import os
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,36 @@ def test_a_file_that_is_no_picture_is_one_sentence(store, tmp_path):
     assert "cannot be read" in attack(file, "--model", "standard", "--to", 1, "--store", store, code=2).stderr
     file.write_text("no picture")
     assert "cannot be decoded" in attack(file, "--model", "standard", "--to", 1, "--store", store, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda file: file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "is none of PNG, JPEG"),
+        (lambda file: Image.new("1", (13_000, 13_000)).save(file), "has more than 89,478,485 pixels: make it smaller"),
+        (os.mkfifo, "is no regular file"),
+        (Path.mkdir, "cannot be read: Is a directory"),
+        (lambda file: file.symlink_to(file), "cannot be read: Too many levels of symbolic links"),
+    ],
+    ids=["PostScript", "13,000 × 13,000", "a pipe", "a folder", "a circle"],
+)
+def test_a_picture_of_a_stranger_is_one_sentence(make, sentence, store, tmp_path):
+    make(tmp_path / "picture.png")
+    asked = ("--model", "standard", "--to", 1, "--store", store)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        stderr = attack(tmp_path / "picture.png", *asked, code=2).stderr
+    assert sentence in stderr and stderr.count("\n") == 1
+    assert not said
+
+
+def test_a_photograph_is_moved_as_people_see_it(store, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    flat, upright = np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8)
+    flat[:, 0] = upright[0] = 255
+    Image.fromarray(flat).save(tmp_path / "phone.png", exif=exif)
+    assert np.array_equal(picture.read(tmp_path / "phone.png", (1, 8, 8))[:, :, 0], upright)
 
 
 def test_a_class_is_found_by_name_in_any_case_or_by_number():

@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import os
 import pickle
 import resource
+import socket
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -13,19 +15,21 @@ import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from pyarrow import fs
 from sklearn.datasets import load_digits
 from sklearn.linear_model import RidgeClassifier
-from torchvision import transforms
+from torchvision import datasets, transforms
 
 import stages.load.files
 import stages.remote
+import stages.shard
 from stages.errors import BadData, BadInput
+from stages.images import decode
 from stages.load import RESTRICTED_IMAGENET, Images, Item, Listing, list_source, read, spread
 from stages.recipes import Digits, ImageFolder, Synthetic, Torchvision
 from stages.recipes import WebDataset as Shards
-from stages.shard import Shard, pack, unpack
+from stages.shard import Shard, pack, rows, unpack
 
 
 def picture(seed, size=(10, 8)):
@@ -274,12 +278,121 @@ def test_files_keep_their_bytes_where_nothing_is_resized(suffix, tmp_path):
         assert np.array_equal(back.images(), shard.images())
 
 
-def test_files_of_differing_kinds_are_encoded_again_without_loss(tmp_path):
+def assert_promised(shard, listing):
+    """Every member of a shard is what docs/data-format.md says, with the pixels that were decoded."""
+    back = unpack(shard.name, pack(shard), listing.channels)
+    assert np.array_equal(back.index, shard.index)
+    for file in back.files:
+        with Image.open(io.BytesIO(file)) as image:
+            assert image.format == {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[shard.suffix]
+            assert image.mode in (("L", "RGB") if listing.channels == 3 else ("L",))
+            assert getattr(image, "n_frames", 1) == 1
+            assert image.getexif().get(0x0112, 1) == 1
+    if shard.pixels is not None:
+        assert np.array_equal(back.images(), shard.images())
+
+
+def test_files_of_differing_kinds_and_sizes_are_encoded_again_without_loss(tmp_path):
     folder(tmp_path)
-    picture(5).save(tmp_path / "train" / "ant" / "x.jpg")
-    shards = everything(asked(), tmp_path)
-    assert all(shard.files is None for shard in shards.values())
+    picture(5, (20, 20)).save(tmp_path / "train" / "ant" / "x.bmp")
+    listing, shards = list_source(asked(), tmp_path), everything(asked(), tmp_path)
     assert sum(len(shard) for shard in shards.values()) == 25
+    path = {item.index: item.ref for items in listing.items.values() for item in items}
+    for shard in shards.values():
+        assert_promised(shard, listing)
+        for index, file in zip(shard.index, shard.files, strict=True):
+            with Image.open(path[index]) as image:
+                assert np.array_equal(decode(file, 3), np.asarray(image))
+
+
+STRANGE = {
+    "transparent": lambda image: (image.convert("RGBA"), {}),
+    "grey with transparency": lambda image: (image.convert("LA"), {}),
+    "palette": lambda image: (image.quantize(16), {}),
+    "one bit": lambda image: (image.convert("1"), {}),
+    "animated": lambda image: (image, {"save_all": True, "append_images": [image.rotate(180)]}),
+    "turned": lambda image: (image, {"exif": turn(6)}),
+    "a JPEG by its content": lambda image: (image, {"format": "JPEG"}),
+    "CMYK": lambda image: (image.convert("CMYK"), {"format": "JPEG"}),
+}
+
+
+def turn(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_png_that_is_not_as_promised_is_encoded_anew_and_the_others_are_kept(kind, tmp_path):
+    folder(tmp_path)
+    strange = tmp_path / "train" / "ant" / "strange.png"
+    image, options = STRANGE[kind](picture(77, (10, 10)))
+    image.save(strange, **{"format": "PNG"} | options)
+    listing, shard = list_source(asked(), tmp_path), everything(asked(), tmp_path)["train-000000"]
+    assert_promised(shard, listing)
+    path = {item.index: item.ref for item in listing.items["train"]}
+    for index, file in zip(shard.index, shard.files, strict=True):
+        if path[index] == strange:
+            with Image.open(strange) as image:
+                assert np.array_equal(decode(file, 3), np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+        else:
+            assert file == path[index].read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["CMYK", "turned", "a PNG"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_jpeg_that_is_not_as_promised_is_left_out_or_all_are_stored_as_png(kind, keep, tmp_path):
+    folder(tmp_path, suffix="jpg")
+    image, options = STRANGE["CMYK" if kind == "a PNG" else kind](picture(77, (20, 30)))
+    image, options = (picture(77, (20, 30)), {"format": "PNG"}) if kind == "a PNG" else (image, options)
+    image.save(tmp_path / "train" / "ant" / "strange.jpg", **{"format": "JPEG"} | options)
+    load = asked(keep_files=keep, max_undecodable=0.1)  # 1 of 13
+    listing, shard = list_source(load, tmp_path), everything(load, tmp_path)["train-000000"]
+    assert_promised(shard, listing)
+    assert shard.suffix == ("jpg" if keep else "png")
+    if keep:
+        (failure,) = shard.failures
+        assert failure.error.startswith("ant/strange.jpg: ")
+        assert failure.error.endswith("and cannot be kept as it is: say `keep_files: false`, and all are stored as png")
+    else:
+        assert len(shard) == 13 and not shard.failures
+        assert shard.pixels is None  # of two sizes
+
+
+def test_a_folder_of_jpegs_none_of_which_can_be_kept_is_refused_when_it_is_listed(tmp_path):
+    folder(tmp_path)
+    for path in tmp_path.glob("*/*/*.png"):
+        picture(1).convert("CMYK").save(path.with_suffix(".jpg"))
+        path.unlink()
+    with pytest.raises(
+        BadInput, match=r"val: 12 of 12 images tried fail; .* has the colours CMYK, .*keep_files: false"
+    ):
+        list_source(asked(), tmp_path)
+    assert list_source(asked(keep_files=False), tmp_path).suffix is None
+
+
+def test_neither_new_key_changes_the_parameters_of_a_recipe_that_does_not_use_it():
+    for load in (asked(), shards_at("a.tar")):
+        before = load.parameters()
+        assert not {"channels", "keep_files"} & set(before)
+        said = type(load).model_validate(load.model_dump() | {"channels": None, "keep_files": True})
+        assert said.parameters() == before
+        resized = {**load.model_dump(), "resize": 8}
+        recipes = [type(load).model_validate(resized | {"keep_files": keep}) for keep in (True, False)]
+        assert recipes[0].parameters() == recipes[1].parameters()
+    assert asked(keep_files=False).parameters() != asked().parameters() != asked(channels=1).parameters()
+
+
+@pytest.mark.parametrize("said", [{}, {"resize": 6, "crop": 6}])
+def test_a_folder_is_grey_if_the_recipe_says_so(said, tmp_path):
+    folder(tmp_path)
+    listing, shard = (
+        list_source(asked(channels=1, **said), tmp_path),
+        everything(asked(channels=1, **said), tmp_path)["train-000000"],
+    )
+    assert listing.channels == 1 and shard.images().shape[3] == 1
+    assert_promised(shard, listing)
 
 
 def test_images_of_differing_sizes_are_kept_as_files(tmp_path):
@@ -290,11 +403,179 @@ def test_images_of_differing_sizes_are_kept_as_files(tmp_path):
     assert len(shard.files) == len(shard) == 13
 
 
-def test_images_of_differing_sizes_and_kinds_are_refused(tmp_path):
+def test_images_that_a_resize_alone_leaves_of_differing_sizes_are_refused(tmp_path):
     folder(tmp_path)
-    picture(5, (20, 20)).save(tmp_path / "train" / "ant" / "large.jpg")
-    with pytest.raises(BadData, match="add resize and crop"):
+    picture(5, (20, 10)).save(tmp_path / "train" / "ant" / "wide.png")
+    with pytest.raises(BadData, match="images of differing sizes: add crop"):
+        everything(asked(resize=8), tmp_path)
+
+
+def test_a_shard_has_a_limit_of_memory(tmp_path, monkeypatch):
+    folder(tmp_path)
+    monkeypatch.setattr(stages.shard, "SHARD_BYTES", 12 * 240 - 1)  # of 12 images, 10 × 8 × 3 bytes each
+    with pytest.raises(BadData, match=r"test-000000 holds images of more than .* GiB: lower shard_size, or add resize"):
         everything(asked(), tmp_path)
+    packed = pack(
+        Shard("train-000000", np.arange(12), np.zeros(12, int), np.zeros(12, int), np.zeros((12, 10, 8, 3), np.uint8))
+    )
+    with pytest.raises(BadData, match="lower shard_size"):
+        unpack("train-000000", packed, 3)
+    assert len(everything(asked(shard_size=6), tmp_path)) == 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_stored_as_people_see_it_resized_or_not(orientation, tmp_path):
+    folder(tmp_path, each=1)
+    place = tmp_path / "train" / "ant" / "phone.png"
+    picture(9, (12, 8)).save(place, exif=turn(orientation))
+    with Image.open(place) as image:
+        upright = ImageOps.exif_transpose(image)
+    for said, wanted in (
+        ({}, upright),
+        ({"resize": 4, "crop": 4}, transforms.CenterCrop(4)(transforms.Resize(4)(upright))),
+    ):
+        listing, shard = list_source(asked(**said), tmp_path), everything(asked(**said), tmp_path)["train-000000"]
+        assert_promised(shard, listing)
+        (index,) = (item.index for item in listing.items["train"] if item.ref == place)
+        back = unpack(shard.name, pack(shard), 3)
+        assert np.array_equal(decode(back.files[back.index.tolist().index(index)], 3), np.asarray(wanted))
+
+
+# ---- what lies in folders
+
+
+def test_a_folder_is_listed_as_torchvision_lists_it(tmp_path):
+    folder(tmp_path, each=3)
+    ant = tmp_path / "train" / "ant"
+    for name in ("x.jpg", "x.jpeg", "x.ppm", "x.bmp", "x.pgm", "x.tif", "x.tiff", "x.webp", "X.PNG"):
+        picture(7).convert("L" if name.endswith("pgm") else "RGB").save(ant / name)
+    for name in ("b", "a-b", "a/b", "a"):
+        (ant / name).mkdir(parents=True, exist_ok=True)
+        picture(8).save(ant / name / "deep.png")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    picture(9).save(elsewhere / "far.png")
+    (ant / "linked").symlink_to(elsewhere)
+    (ant / "linked.png").symlink_to(elsewhere / "far.png")
+    (tmp_path / "train" / "emu").symlink_to(elsewhere)
+    (tmp_path / "val" / "emu").symlink_to(elsewhere)
+    theirs = datasets.ImageFolder(tmp_path / "train")
+    listing = list_source(asked(), tmp_path)
+    assert [(str(item.ref), item.label) for item in listing.items["train"]] == theirs.samples
+    assert list(listing.classes) == theirs.classes
+    assert listing.skipped == {}
+    assert len(everything(asked(), tmp_path)["train-000000"]) == len(theirs)
+
+
+def test_what_is_no_image_of_a_class_is_passed_over_and_counted(tmp_path):
+    folder(tmp_path)
+    train, ant = tmp_path / "train", tmp_path / "train" / "ant"
+    before = list_source(asked(), tmp_path)
+    for place in (tmp_path / "train", tmp_path / "val", ant):  # of the system, and nobody's data
+        for name in (".ipynb_checkpoints", "__MACOSX"):
+            (place / name).mkdir()
+            picture(1).save(place / name / "a.png")
+        for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0.png"):
+            (place / name).write_text("no image")
+    assert list_source(asked(), tmp_path).skipped == {}
+    for place in (train, ant):
+        (place / ".hidden").mkdir()
+        (place / ".hidden.png").write_bytes(b"")
+    (train / "stray.png").write_bytes(b"")
+    for name in ("a.gif", "b.GIF", "c.jfif", "d", "e.txt", "f.averylongsuffix", "g.\x1b[1m"):
+        (ant / name).write_bytes(b"")
+    os.mkfifo(ant / "pipe.png")
+    (ant / "nothing.png").symlink_to("nowhere")
+    (ant / "circle.png").symlink_to("circle.png")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(ant / "s.png"))
+    listening.close()
+    (ant / "up").symlink_to("..")
+    (ant / "all").symlink_to("/")
+    (ant / "sub").mkdir()
+    (ant / "sub" / "again").symlink_to("..")
+    listing = list_source(asked(), tmp_path)
+    assert listing.skipped == {
+        "hidden files and folders": 4,
+        "files in no class's folder": 1,
+        "gif files": 2,
+        "jfif files": 1,
+        "txt files": 1,
+        "files without a suffix": 1,
+        "files of other kinds": 2,
+        "links to nothing, pipes and the like": 4,
+        "links to a folder that is listed already": 3,
+    }
+    assert listing.classes == before.classes
+    assert {split: list(items) for split, items in listing.items.items()} == {
+        split: list(items) for split, items in before.items.items()
+    }
+
+
+def test_a_file_whose_name_is_not_text_is_read_and_its_name_can_be_stored(tmp_path):
+    folder(tmp_path)
+    good, bad = (os.fsencode(tmp_path / "train" / "ant") + name for name in (b"/caf\xe9.png", b"/na\xefve.png"))
+    picture(7).save(good)
+    Path(os.fsdecode(bad)).write_bytes(b"no image")
+    load = asked(max_undecodable=0.1)
+    shard = everything(load, tmp_path)["train-000000"]
+    (failure,) = shard.failures
+    assert failure.error.startswith("ant/na\\udcefve.png: cannot be decoded")
+    assert len(shard) == 13
+    assert rows(shard)["error"].drop_null().to_pylist() == [failure.error]
+    for split in ("train", "val"):
+        (tmp_path / split / "bee").rename(tmp_path / split / os.fsdecode(b"b\xe9e"))
+    assert list_source(load, tmp_path).classes == ("ant", "b\\udce9e", "cow")
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
+    folder(tmp_path)
+    scandir = os.scandir
+
+    def refuse(place):
+        if str(place).endswith("bee"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(BadInput, match=r"^image folder .*/bee cannot be listed: Permission denied$"):
+        list_source(asked(), tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_a_failure_with_its_reason(tmp_path, monkeypatch):
+    folder(tmp_path)
+    read_file = stages.load.files.read_file
+
+    def refuse(path):
+        if path.name == "2.png" and path.parts[-3:-1] == ("train", "bee"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_file(path)
+
+    monkeypatch.setattr(stages.load.files, "read_file", refuse)
+    (failure,) = everything(asked(max_undecodable=0.1), tmp_path)["train-000000"].failures
+    assert failure.error == "bee/2.png: Permission denied"
+
+
+def test_a_pipe_that_takes_the_place_of_an_image_after_listing_is_a_failure(tmp_path):
+    load = asked(max_undecodable=0.1)
+    listing = list_source(load, folder(tmp_path))
+    ((name, items), *_) = (one for one in spread(listing, load).items() if one[0].startswith("train"))
+    items[0].ref.unlink()
+    os.mkfifo(items[0].ref)
+    (failure,) = read(load, name, items, listing.channels, listing.suffix).failures
+    assert failure.error.endswith("is no regular file")
+
+
+@pytest.mark.parametrize("splits", [("train",), ("val",), ("train", "val")])
+def test_a_class_without_an_image_is_named(splits, tmp_path):
+    folder(tmp_path)
+    for split in splits:
+        for path in (tmp_path / split / "bee").iterdir():
+            path.rename(path.with_suffix(".gif"))
+    with pytest.raises(BadInput, match=rf"{splits[-1]} has no image of bee: add some, or remove the class"):
+        list_source(asked(), tmp_path)
+    grouped = list_source(asked(classes={"x": ["ant", "bee"], "y": ["cow"]}), tmp_path)
+    assert grouped.classes == ("x", "y")
 
 
 # ---- what cannot be decoded
@@ -313,7 +594,7 @@ def test_an_image_that_cannot_be_decoded_becomes_a_failure_and_the_rest_goes_on(
     load = asked(max_undecodable=0.1)  # 1 of 12
     shard = everything(load, tmp_path)["train-000000"]
     (failure,) = shard.failures
-    assert failure.error.startswith(f"{path.name}: cannot be decoded")
+    assert failure.error.startswith(f"ant/{path.name}: cannot be decoded")
     assert failure.source_label == 0
     assert len(shard) == 11
     assert failure.index not in shard.index
@@ -338,7 +619,9 @@ def test_a_file_that_went_away_after_listing_is_a_failure_too(tmp_path):
 def test_a_folder_of_which_most_images_fail_is_refused_at_once(tmp_path):
     folder(tmp_path)
     spoil(tmp_path, 8)
-    with pytest.raises(BadInput, match=r"is damaged: 8 of 12 images tried fail"):
+    with pytest.raises(
+        BadInput, match=rf"image folder {tmp_path}/train: 8 of 12 images tried fail; the first: .*\.png: cannot"
+    ):
         list_source(asked(), tmp_path)
 
 
@@ -607,8 +890,49 @@ def test_classes_are_counted_or_named(said, names, tmp_path):
 @pytest.mark.parametrize("said", [2, ["a", "b"]])
 def test_a_label_beyond_the_classes_is_refused(said, tmp_path):
     foreign(tmp_path / "a.tar")
-    with pytest.raises(BadInput, match="the shards have label 2, but there are only 2 classes"):
+    with pytest.raises(BadInput, match=r"a.tar: sample sample0002 has label 2, expected a whole number from 0 to 1"):
         list_source(shards_at("a.tar", classes=said), tmp_path)
+
+
+def mixed(path, grey, count=40):
+    """A shard of images without a colour, or with, as `grey` says of each number."""
+    with webdataset.TarWriter(str(path), encoder=False) as writer:
+        for number in range(count):
+            image = picture(number).convert("L") if grey(number) else picture(number)
+            writer.write({"__key__": f"{number:04d}", "png": as_bytes(image), "cls": str(number % 3).encode()})
+
+
+@pytest.mark.parametrize(
+    ("grey", "asked", "channels"),
+    [
+        (lambda number: True, None, 1),
+        (lambda number: False, None, 3),
+        (lambda number: number == 0, None, 3),
+        (lambda number: number < 20, None, 3),
+        (lambda number: number != 37, None, 3),
+        (lambda number: True, 3, 3),
+        (lambda number: False, 1, 1),
+        (lambda number: number > 0, 1, 1),
+    ],
+    ids=[
+        "all grey",
+        "none",
+        "the first",
+        "half",
+        "all but one",
+        "asked for colour",
+        "asked for grey",
+        "one with colours",
+    ],
+)
+@pytest.mark.parametrize("size", [{}, {"resize": 6, "crop": 6}])
+def test_shards_are_grey_if_the_images_are_or_the_recipe_says_so(grey, asked, channels, size, tmp_path):
+    mixed(tmp_path / "a.tar", grey)
+    load = shards_at("a.tar", channels=asked, **size)
+    listing, shard = list_source(load, tmp_path), everything(load, tmp_path)["train-000000"]
+    assert listing.channels == shard.images().shape[3] == channels
+    assert len(shard) == 40
+    assert_promised(shard, listing)
 
 
 def write(path, *named):
@@ -624,17 +948,17 @@ PNG = as_bytes(picture(0))
 
 def test_a_negative_label_is_refused_by_its_value(tmp_path):
     write(tmp_path / "a.tar", ("1.png", PNG), ("1.cls", b"-1"), ("2.png", PNG), ("2.cls", b"1"))
-    with pytest.raises(BadInput, match="label -1"):
+    with pytest.raises(BadInput, match=r"a.tar: sample 1 has label -1, expected a whole number from 0"):
         list_source(shards_at("a.tar"), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ([("1.png", PNG)], "sample /1 has png, expected an image and cls"),
-        ([("1.cls", b"1")], "sample /1 has cls, expected an image and cls"),
-        ([("1.gif", PNG), ("1.cls", b"1")], "expected an image and cls"),
-        ([("1.png", PNG), ("1.cls", b"one")], "is not a WebDataset shard"),
+        ([("1.png", PNG)], r"sample 1 has png, expected an image \(png, .*\) and cls, one behind the other"),
+        ([("1.cls", b"1")], r"sample 1 has cls, expected an image"),
+        ([("1.mp4", PNG), ("1.cls", b"1")], "sample 1 has mp4, cls, expected an image"),
+        ([("1.png", PNG), ("1.cls", b"one")], "sample 1 has label 'one', expected a whole number"),
         ([], "the source is empty"),
     ],
     ids=["no label", "no image", "other kind", "no number", "empty"],
@@ -645,10 +969,10 @@ def test_a_shard_without_what_is_needed_is_refused(named, said, tmp_path):
         list_source(shards_at("a.tar"), tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no tar", b"x" * 2000])
-def test_a_file_that_is_no_tar_is_refused(content, tmp_path):
+@pytest.mark.parametrize(("content", "said"), [(b"", "empty"), (b"no tar", "no tar"), (b"x" * 2000, "no tar")])
+def test_a_file_that_is_no_tar_is_refused(content, said, tmp_path):
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(BadInput, match=r"a.tar is not a WebDataset shard"):
+    with pytest.raises(BadInput, match=rf"a.tar is {said}"):
         list_source(shards_at("a.tar"), tmp_path)
 
 
@@ -687,12 +1011,12 @@ def test_a_shard_that_shrank_after_listing_gives_failures(tmp_path):
 
 def test_of_several_damaged_shards_the_first_is_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no tar")
-    with pytest.raises(BadInput, match=r"a.tar is not a WebDataset shard"):
+    with pytest.raises(BadInput, match=r"a.tar is no tar"):
         list_source(shards_at("{a,b}.tar"), tmp_path)
 
 
 def test_a_url_that_is_no_object_store_is_refused(tmp_path):
-    with pytest.raises(BadInput, match=r"http://host/a.tar is no place that can be read"):
+    with pytest.raises(BadInput, match=r"http://host/a.tar is no URL that is read \(s3://, .*\): fetch"):
         list_source(shards_at("http://host/a.tar"), tmp_path)
 
 
@@ -844,6 +1168,23 @@ def test_a_far_tar_that_went_away_after_listing_gives_failures(far, tmp_path):
     assert {failure.index for failure in shard().failures} == lost
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tar: tar[:2000], "is cut"),
+        (lambda tar: tar[: tar.index(b"sample0035")], "is cut: it ends after"),
+        (lambda tar: b"<html>" + tar, "is an HTML page"),
+        (lambda tar: b"", "is empty"),
+    ],
+    ids=["inside", "between", "a page", "empty"],
+)
+def test_a_far_tar_that_is_not_whole_is_refused_as_one_on_disk(change, said, far, tmp_path):
+    tar = tmp_path / "1.tar"
+    tar.write_bytes(change(tar.read_bytes()))
+    with pytest.raises(BadInput, match=rf"s3://far/1.tar {said}"):
+        list_source(FAR, tmp_path)
+
+
 def test_shards_on_an_s3_server_are_those_on_disk_and_a_request_is_one(s3, s3_url, four, tmp_path):
     for file in four.glob("*.tar"):
         with s3.filesystem.open_output_stream(f"{s3_url.removeprefix('s3://')}/{file.name}") as out:
@@ -853,6 +1194,10 @@ def test_shards_on_an_s3_server_are_those_on_disk_and_a_request_is_one(s3, s3_ur
     assert_as_on_disk(shards, four)
     assert s3.requests() - before == {"HEAD": 6 + 2 * 4, "GET": 5 + 2 * 4}
     with pytest.raises(BadInput, match=r"9.tar cannot be read: Path does not exist"):
+        list_source(shards_at(f"{s3_url}/9.tar"), tmp_path)
+    with s3.filesystem.open_output_stream(f"{s3_url.removeprefix('s3://')}/9.tar") as out:
+        out.write((four / "0.tar").read_bytes()[:5000])
+    with pytest.raises(BadInput, match=r"9.tar is cut"):
         list_source(shards_at(f"{s3_url}/9.tar"), tmp_path)
 
 

@@ -1,0 +1,117 @@
+"""One sample of a WebDataset: which of its files is the image, and what its label says."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from stages.errors import BadData, BadInput, shown, some
+from stages.limits import CLASSES
+from stages.load.listing import LARGEST_FILE, SUFFIXES
+from stages.recipes import WebDataset
+from stages.tar import Member
+
+LARGEST_LABEL = 2**20
+"""Bytes of the file that holds a label, which is read whole: a few digits, or a sample's JSON."""
+
+MOST_FILES = 10_000
+"""Files of one sample."""
+
+KEY_ENDS = "the key ends at the first dot of a name"
+
+WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+
+
+def key_of(name: str) -> tuple[str, str]:
+    """Key and extension of a file: what stands before and after the first dot of the last part of its path."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+class Reading:
+    """How the samples of a source are read, by its recipe.
+
+    Attributes:
+        holder: extension of the file that holds the label.
+        keys: where the label stands in its JSON; empty where it is all that the file holds.
+        count: labels are smaller than this.
+
+    Raises:
+        BadInput: `image` is none.
+    """
+
+    def __init__(self, load: WebDataset) -> None:
+        if load.image is not None and load.image.lower().rpartition(".")[2] not in SUFFIXES:
+            raise BadInput(f"image: {load.image!r} is no extension of an image, expected one of {', '.join(SUFFIXES)}")
+        self.wanted = load.image.lower() if load.image else None
+        self.holder, *self.keys = load.label.split(".") if load.label.startswith("json.") else [load.label.lower()]
+        names = load.classes if isinstance(load.classes, list) else []
+        self.number = {name: i for i, name in enumerate(names)}
+        self.count = len(names) or (load.classes if isinstance(load.classes, int) else CLASSES)
+
+    def sample(self, files: Mapping[str, Member], label: bytes | None, hint: str = "") -> tuple[str, int]:
+        """Extension of the image, and the label.
+
+        Args:
+            files: the sample's, by extension.
+            label: what the holder of the label begins with, at least `LARGEST_LABEL` bytes if there are so many.
+            hint: how something may have been lost.
+
+        Raises:
+            BadData: they cannot be told; the message goes on after the sample's key: "has …".
+        """
+        images = self._images(files)
+        if len(images) > 1:
+            raise BadData(f"has several images ({some(images)}): choose one, for example `image: {images[0]}`")
+        if not images or label is None:
+            near = [one for one in files if one.rpartition(".")[2] in SUFFIXES]
+            if near and not images:
+                hint = f"; {KEY_ENDS}, perhaps `image: {near[0]}` is meant"
+            elif images and "json" in files and not self.keys:
+                hint = "; `label: json.KEY` takes the label from the JSON"
+            expected = f"expected an image ({self.wanted or ', '.join(SUFFIXES)}) and {self.holder}"
+            raise BadData(f"has {some(list(files))}, {expected}, one behind the other{hint}")
+        if files[images[0]].size > LARGEST_FILE:
+            raise BadData(f"has an image of {files[images[0]].size:,} bytes, at most {LARGEST_FILE:,}")
+        if len(label) > LARGEST_LABEL:
+            raise BadData(f"has a {self.holder} of more than {LARGEST_LABEL:,} bytes")
+        return images[0], self._label(label)
+
+    def _images(self, extensions: Collection[str]) -> list[str]:
+        if self.wanted is None:
+            return [one for one in extensions if one in SUFFIXES]
+        return [one for one in extensions if one == self.wanted] or [
+            one for one in extensions if _plain(one) == _plain(self.wanted)
+        ]
+
+    def _label(self, content: bytes) -> int:
+        said: Any = self._inside(content) if self.keys else content.decode("utf-8", "backslashreplace").strip()
+        if isinstance(said, str):
+            said = int(said) if WHOLE.fullmatch(said) else self.number.get(said, said)
+        if type(said) is not int or not 0 <= said < self.count:
+            names = ", or a name that `classes` lists" if self.number or isinstance(said, str) else ""
+            raise BadData(f"has label {shown(said)}, expected a whole number from 0 to {self.count - 1}{names}")
+        return said
+
+    def _inside(self, content: bytes) -> Any:
+        """What stands in some JSON under the keys."""
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise BadData("has a json that cannot be read") from error
+        for key in self.keys:
+            if not isinstance(found, dict) or key not in found:
+                there = some(list(found)) if isinstance(found, dict) else shown(found)
+                raise BadData(f"has a json without {key!r}, which `label` names: there is {there}")
+            found = found[key]
+        return found
+
+
+def kind_of(extension: str) -> str:
+    """png, jpg or webp."""
+    return SUFFIXES[extension.rpartition(".")[2]]
+
+
+def _plain(extension: str) -> str:
+    return re.sub(r"(^|\.)jpeg$", r"\1jpg", extension)
