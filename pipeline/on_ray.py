@@ -2,6 +2,9 @@
 
 import faulthandler
 import os
+import re
+import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -70,10 +73,7 @@ class OnRay:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": runtime_env}
         if address is None:
             options["include_dashboard"] = False
-        try:
-            ray.init(address=address or "local", **options)
-        except ConnectionError as error:
-            raise BadInput(f"--address {address}: no Ray cluster answers there") from error
+        _begin(ray, address, options)
         self.gpu = gpu if gpu is not None else any(node.gpus for node in self.nodes())
         self.pool = ThreadPoolExecutor(64, thread_name_prefix="node")
 
@@ -143,6 +143,42 @@ class OnRay:
         self.stopping.set()
         self.ray.shutdown()
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
+    """Begin a local Ray, or join a cluster.
+
+    Ray's own answer to SIGTERM, which it sets as it begins, ends the process at once: ours stays.
+
+    Raises:
+        BadInput: that is not possible here.
+    """
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address or "local", **options)
+    except SystemExit:  # SIGTERM, while Ray began
+        if callable(ours):
+            ours(signal.SIGTERM, None)
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        ray.shutdown()
+        raise BadInput(_why_not(str(error), address)) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
+
+
+def _why_not(said: str, address: str | None) -> str:
+    """Why there is no Ray, from what it says of that."""
+    if address is not None:
+        return f"--address {address}: no Ray cluster answers there"
+    inline = "; or do without Ray: --engine inline"
+    if "AF_UNIX" in said:
+        long = said.rpartition(": ")[2].partition("/ray/session")[0]
+        return f"Ray cannot begin: {long} is too long a folder for its sockets; name a shorter in RAY_TMPDIR{inline}"
+    if port := re.search(r"specified port is (\d+)", said):
+        return f"Ray cannot begin: port {port[1]} is taken; end what listens there, or name another{inline}"
+    return f"Ray cannot begin: {said.splitlines()[0]}{inline}"
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Progress:
     """How far a node is.
 
     Attributes:
-        state: waiting, running, done, cached or failed.
+        state: waiting, running, done, cached, failed, or interrupted: at work when the run ended.
         why: one sentence, where it failed or cannot start.
         total, done: shards, or epochs of a training.
         found: of those done, how many were there before this run.
@@ -139,6 +139,9 @@ class Record:
     def end(self, state: str) -> None:
         """Write the record for the last time."""
         self.ended.set()
+        for progress in self.nodes.values():
+            if progress.state == "running":
+                progress.state = "interrupted"
         self.about |= {"state": state, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
         self.write(turn=True)
 
