@@ -26,7 +26,7 @@ from pipeline.scores import percent
 from pipeline.spec import Experiment
 from pipeline.store import Store
 from pipeline.terminal import Unheard, echo, relay, visible
-from stages.errors import BadInput
+from stages.errors import BadInput, did_you_mean
 from stages.images import encode_png
 
 INTERRUPTED = 130
@@ -446,11 +446,27 @@ def report_(run: str | None, store: str, out: Path | None) -> None:
     """Write the page of RUN (default: the latest of the store) anew: report.html, one file that needs no network."""
     from pipeline import page
 
+    _refuse_no_place(out)
     place = Store(store)
     path = page.write(place, runs.load_run(place, run))
     if out is not None:
-        out.write_bytes(place.read(path))
+        _write(out, place.read(path))
     echo(out or place.at(path))
+
+
+def _refuse_no_place(out: Path | None) -> None:
+    """Before any work is done for it."""
+    if out is not None and not out.parent.is_dir():
+        raise BadInput(f"--out {out}: there is no folder {out.parent}")
+    if out is not None and out.is_dir():
+        raise BadInput(f"--out {out}: is a folder; name a file in it")
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise BadInput(f"--out {path}: cannot be written: {error.strerror}") from error
 
 
 @main.command()
@@ -479,6 +495,7 @@ def attack(image: Path, model: str, target: str, out: Path | None, store: str, d
     idle = [f"--{name}" for name in ("norm", "eps", "steps") if source(name) is not ParameterSource.DEFAULT]
     if rotate and idle:
         raise BadInput(f"--rotate: has no use for {' and '.join(idle)}; leave out the one or the other")
+    _refuse_no_place(out)
     place = _place(store, data)
     attacked, classes = picture.find_model(place, model)
     pixels = picture.read(image, attacked.design.shape)
@@ -488,11 +505,8 @@ def attack(image: Path, model: str, target: str, out: Path | None, store: str, d
     made = picture.move(pixels, attacked, classes, number, recipe)
     drawn = out or image.with_name(f"{image.stem}-as-{re.sub(r'[^A-Za-z0-9]+', '-', classes[number])}.png")
     moved = drawn.with_name(f"{drawn.stem}-image.png")
-    try:
-        drawn.write_bytes(picture.draw(made))
-        moved.write_bytes(encode_png(made.after))
-    except OSError as error:
-        raise BadInput(f"--out {drawn}: cannot be written: {error.strerror}") from error
+    _write(drawn, picture.draw(made))
+    _write(moved, encode_png(made.after))
     if as_json:
         _print_json({**made.as_json(), "picture": str(drawn), "image": str(moved)})
         return
@@ -514,6 +528,9 @@ def show(name: str | None, store: str, as_json: bool) -> None:
     """
     place = Store(store)
     manifests = _named(place, name) if name else []
+    if name and not manifests and name not in (past := place.folders("runs")):
+        near = did_you_mean(name, [*_names(place), *past]) or "; `notbugs status` names the latest run and its nodes"
+        raise BadInput(f"{place.url} has neither a node nor a run of the name {name}{near}")
     if manifests:
         if as_json:
             _print_json({"found": manifests})
@@ -526,6 +543,11 @@ def show(name: str | None, store: str, as_json: bool) -> None:
     else:
         echo(f"run {found['run']}: {found['state']}\nstore {place.url}")
         _print_results(place, found)
+
+
+def _names(store: Store) -> list[str]:
+    """What a node of a store may be called: ``rand`` and ``datasets/rand``."""
+    return [name for group in GROUPS for base in store.folders(group) for name in (base, f"{group}/{base}")]
 
 
 def _named(store: Store, name: str) -> list[dict[str, Any]]:
@@ -550,8 +572,10 @@ def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> Non
     """
     place = Store(store)
     folders = [f for f in artifacts.folders(place) if not names or {f.split("/")[1], f.rpartition("/")[0]} & set(names)]
+    if missing := [name for name in names if not any(name in (f.split("/")[1], f.rpartition("/")[0]) for f in folders)]:
+        raise BadInput(f"{place.url} has no node {missing[0]} to verify{did_you_mean(missing[0], _names(place))}")
     if not folders:
-        raise BadInput(f"there is nothing {'named ' + ', '.join(names) + ' ' if names else ''}in {place.url} to verify")
+        raise BadInput(f"there is nothing in {place.url} to verify")
     damages: list[artifacts.Damage] = []
     for folder in folders:
         found = artifacts.verify(place, folder)

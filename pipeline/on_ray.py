@@ -4,6 +4,7 @@ import faulthandler
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections import Counter, deque
@@ -41,6 +42,13 @@ STAFFING = 3.0
 
 PATIENCE = (10, 600.0)
 """A step may take so many times as long as the slowest of its split so far, and at least so many seconds."""
+
+
+KNOCK = 10.0
+"""Seconds in which a cluster has to open its door."""
+
+SAID = 400
+"""Characters of what Ray says that are told: the rest is for its developers."""
 
 
 class OnRay:
@@ -154,6 +162,8 @@ def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
         BadInput: that is not possible here.
     """
     ours = signal.getsignal(signal.SIGTERM)
+    if address not in (None, "auto", "local"):
+        _refuse_silent(str(address))
     try:
         ray.init(address=address or "local", **options)
     except SystemExit:  # SIGTERM, while Ray began
@@ -162,23 +172,46 @@ def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
         raise
     except (OSError, RuntimeError, ValueError) as error:
         ray.shutdown()
-        raise BadInput(_why_not(str(error), address)) from error
+        raise BadInput(_why_not(error, address)) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)
 
 
-def _why_not(said: str, address: str | None) -> str:
-    """Why there is no Ray, from what it says of that."""
+def _refuse_silent(address: str) -> None:
+    """Ray would ask for a quarter of an hour.
+
+    Raises:
+        BadInput: nobody listens at ``host:port``.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise BadInput(f"--address {address}: must be auto or host:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK).close()
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "that is no name of a host"
+        raise BadInput(f"--address {address}: no Ray cluster answers there ({why})") from error
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # attempts, of 40 s each, if it is another's port
+
+
+def _why_not(error: Exception, address: str | None) -> str:
+    """Why there is no Ray, from what it says of that in many lines."""
+    said = " ".join(str(error).split())
     if address is not None:
-        return f"--address {address}: no Ray cluster answers there"
-    inline = "; or do without Ray: --engine inline"
+        gone = isinstance(error, ConnectionError)
+        return f"--address {address}: {'no Ray cluster answers there' if gone else said[:SAID]}"
     if "AF_UNIX" in said:
-        long = said.rpartition(": ")[2].partition("/ray/session")[0]
-        return f"Ray cannot begin: {long} is too long a folder for its sockets; name a shorter in RAY_TMPDIR{inline}"
-    if port := re.search(r"specified port is (\d+)", said):
-        return f"Ray cannot begin: port {port[1]} is taken; end what listens there, or name another{inline}"
-    return f"Ray cannot begin: {said.splitlines()[0]}{inline}"
+        folder = said.rpartition(": ")[2].partition("/ray/session")[0]
+        why = f"the path of its folder is too long for sockets, {folder}; name a shorter one in RAY_TMPDIR"
+    elif port := re.search(r"specified port is (\d+)", said):
+        set_ = " (of RAY_GCS_SERVER_PORT)" if os.environ.get("RAY_GCS_SERVER_PORT") == port[1] else ""
+        why = f"port {port[1]}{set_} is taken; end what listens there, or name another"
+    elif isinstance(error, OSError):
+        why = f"{reason_of(error)}; if that is its folder, name another in RAY_TMPDIR"
+    else:
+        why = said[:SAID]
+    return f"Ray cannot begin: {why}; or do without it: --engine inline"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pipeline.spec import Experiment
 from pipeline.store import Store
 from pipeline.sweeps import split_name
 from stages import load
-from stages.errors import BadData, BadInput
+from stages.errors import BadData, BadInput, did_you_mean
 from stages.recipes import Relabel
 from stages.select import kept
 
@@ -305,7 +305,9 @@ def wanted(nodes: list[Node], only: tuple[str, ...]) -> list[Node]:
     names = {node.id: {node.id, node.name, *(split_name(name)[0] for name in (node.id, node.name))} for node in nodes}
     chosen = [node for name in only for node in nodes if name in names[node.id]]
     if missing := [name for name in only if not any(name in known for known in names.values())]:
-        raise BadInput(f"--only {missing[0]}: the experiment has no such node; it has {', '.join(names)}")
+        known = {name for several in names.values() for name in several}
+        near = did_you_mean(missing[0], known) or f"; it has {', '.join(names)}"
+        raise BadInput(f"--only {missing[0]}: the experiment has no such node{near}")
     keep: set[str] = set()
     while chosen:
         node = chosen.pop()
