@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -456,15 +457,25 @@ def report_(run: str | None, store: str, out: Path | None) -> None:
 
 def _refuse_no_place(out: Path | None) -> None:
     """Before any work is done for it."""
-    if out is not None and not out.parent.is_dir():
-        raise BadInput(f"--out {out}: there is no folder {out.parent}")
-    if out is not None and out.is_dir():
-        raise BadInput(f"--out {out}: is a folder; name a file in it")
+    with _written(out):
+        if out is not None and not out.parent.is_dir():
+            raise BadInput(f"--out {out}: there is no folder {out.parent}")
+        if out is not None and out.is_dir():
+            raise BadInput(f"--out {out}: is a folder; name a file in it")
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
+    with _written(path):
         path.write_bytes(content)
+
+
+@contextmanager
+def _written(path: Path | None) -> Iterator[None]:
+    """Raises:
+    BadInput: a file that was asked for cannot be written.
+    """
+    try:
+        yield
     except OSError as error:
         raise BadInput(f"--out {path}: cannot be written: {error.strerror}") from error
 
