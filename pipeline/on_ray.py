@@ -2,6 +2,10 @@
 
 import faulthandler
 import os
+import re
+import signal
+import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +45,13 @@ PATIENCE = (10, 600.0)
 """A step may take so many times as long as the slowest of its split so far, and at least so many seconds."""
 
 
+KNOCK = 10.0
+"""Seconds in which a cluster has to open its door."""
+
+SAID = 400
+"""Characters of what Ray says that are told: the rest is for its developers."""
+
+
 class OnRay:
     """Shards on all nodes of a cluster; work that loads models runs on actors, one per GPU or processor.
 
@@ -71,11 +82,8 @@ class OnRay:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "job_config": _job_config()}
         if address is None:
             options["include_dashboard"] = False
-        try:
-            with staged(runtime_env or {}) as sent:
-                ray.init(address=address or "local", runtime_env=sent or None, **options)
-        except ConnectionError as error:
-            raise BadInput(f"--address {address}: no Ray cluster answers there") from error
+        with staged(runtime_env or {}) as sent:
+            _begin(ray, address, options | {"runtime_env": sent or None})
         self.gpu = gpu if gpu is not None else any(node.gpus for node in self.nodes())
         self.pool = ThreadPoolExecutor(64, thread_name_prefix="node")
 
@@ -164,6 +172,67 @@ def _job_config() -> Any:
             return True
 
     return Installed(_py_driver_sys_path=search_path())
+
+
+def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
+    """Begin a local Ray, or join a cluster.
+
+    Ray's own answer to SIGTERM, which it sets as it begins, ends the process at once: ours stays.
+
+    Raises:
+        BadInput: that is not possible here.
+    """
+    ours = signal.getsignal(signal.SIGTERM)
+    if address not in (None, "auto", "local"):
+        _refuse_silent(str(address))
+    try:
+        ray.init(address=address or "local", **options)
+    except SystemExit:  # SIGTERM, while Ray began
+        if callable(ours):
+            ours(signal.SIGTERM, None)
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        ray.shutdown()
+        raise BadInput(_why_not(error, address)) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray would ask for a quarter of an hour.
+
+    Raises:
+        BadInput: nobody listens at ``host:port``.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise BadInput(f"--address {address}: must be auto or host:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK).close()
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "that is no name of a host"
+        raise BadInput(f"--address {address}: no Ray cluster answers there ({why})") from error
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # attempts, of 40 s each, if it is another's port
+
+
+def _why_not(error: Exception, address: str | None) -> str:
+    """Why there is no Ray, from what it says of that in many lines."""
+    said = " ".join(str(error).split())
+    if address is not None:
+        gone = isinstance(error, ConnectionError)
+        return f"--address {address}: {'no Ray cluster answers there' if gone else said[:SAID]}"
+    if "AF_UNIX" in said:
+        folder = said.rpartition(": ")[2].partition("/ray/session")[0]
+        why = f"the path of its folder is too long for sockets, {folder}; name a shorter one in RAY_TMPDIR"
+    elif port := re.search(r"specified port is (\d+)", said):
+        set_ = " (of RAY_GCS_SERVER_PORT)" if os.environ.get("RAY_GCS_SERVER_PORT") == port[1] else ""
+        why = f"port {port[1]}{set_} is taken; end what listens there, or name another"
+    elif isinstance(error, OSError):
+        why = f"{reason_of(error)}; if that is its folder, name another in RAY_TMPDIR"
+    else:
+        why = said[:SAID]
+    return f"Ray cannot begin: {why}; or do without it: --engine inline"
 
 
 @dataclass(frozen=True)

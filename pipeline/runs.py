@@ -1,6 +1,5 @@
 """One attempt to make what an experiment names: what it found, made and failed to make, on record."""
 
-import difflib
 import json
 import math
 import os
@@ -27,7 +26,7 @@ from pipeline.store import Store
 from pipeline.sweeps import split_name
 from stages import load
 from stages.apart import apart, forget
-from stages.errors import BadData, BadInput, short, some
+from stages.errors import BadData, BadInput, did_you_mean, short, some
 from stages.limits import MEMORY
 from stages.recipes import Bring, Relabel, is_own
 from stages.select import kept
@@ -58,7 +57,7 @@ class Progress:
     """How far a node is.
 
     Attributes:
-        state: waiting, running, done, cached or failed.
+        state: waiting, running, done, cached, failed, or interrupted: at work when the run ended.
         why: one sentence, where it failed or cannot start.
         total, done: shards, or epochs of a training.
         found: of those done, how many were there before this run.
@@ -154,6 +153,9 @@ class Record:
     def end(self, state: str) -> None:
         """Write the record for the last time."""
         self.ended.set()
+        for progress in self.nodes.values():
+            if progress.state == "running":
+                progress.state = "interrupted"
         self.about |= {"state": state, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
         self.write(turn=True)
 
@@ -317,9 +319,9 @@ def wanted(nodes: list[Node], only: tuple[str, ...]) -> list[Node]:
     names = {node.id: {node.id, node.name, *(split_name(name)[0] for name in (node.id, node.name))} for node in nodes}
     chosen = [node for name in only for node in nodes if name in names[node.id]]
     if missing := [name for name in only if not any(name in known for known in names.values())]:
-        near = difflib.get_close_matches(missing[0], sorted(set().union(*names.values())), 1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {some(list(names))}"
-        raise BadInput(f"--only {short(missing[0])}: the experiment has no such node; {hint}")
+        known = {name for several in names.values() for name in several}
+        near = did_you_mean(missing[0], known) or f"; it has {some(list(names))}"
+        raise BadInput(f"--only {short(missing[0])}: the experiment has no such node{near}")
     keep: set[str] = set()
     while chosen:
         node = chosen.pop()

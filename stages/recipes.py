@@ -575,7 +575,7 @@ class Attack(Perturbation):
             "leakage": idle,
             "none": ball | idle | {"seed"},
         }
-        return frozenset(by_method[self.method])
+        return frozenset(by_method.get(self.method, set()))
 
 
 class Invert(Compute):
