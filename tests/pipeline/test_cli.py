@@ -474,7 +474,7 @@ def test_plan_reads_no_checkpoint_from_elsewhere(tiny, write, tmp_path):
     }
     tiny["evaluations"]["accuracy"]["models"].append("brought")
     assert "brought" in invoke("plan", write(tiny), "--store", tmp_path / "s").stdout
-    assert "cannot be read" in invoke("run", write(tiny), "--store", tmp_path / "s", code=2).stderr
+    assert "cannot be fetched" in invoke("run", write(tiny), "--store", tmp_path / "s", code=2).stderr
 
 
 # --------------------------------------------------------------------------------------- bad input
@@ -554,7 +554,10 @@ BAD = {
     "source alone": (change("datasets", "clean", "load", to="digits"), "datasets.clean.load: must be a mapping"),
     "eps below a level": (change(*ATTACK, "eps", to=0.001), "less than one 8-bit level"),
     "model twice": (change("evaluations", "accuracy", "models", to=["standard"] * 2), "names 'standard' twice"),
-    "std zero": (change("models", "standard", "train", "std", to=[0]), "must be greater than 0, got 0"),
+    "std zero": (
+        change("models", "standard", "train", "std", to=[0]),
+        "must be greater than or equal to 0.000001, got 0",
+    ),
     "drop after the end": (
         change(
             "models",
@@ -566,7 +569,7 @@ BAD = {
     ),
     "group without a class": (bad_folder(empty_group), "classes.b: names no class"),
     "braces open": (load(source="webdataset", shards={"train": "a-{000.."}), "braces that do not close"),
-    "scheme unknown": (load(source="webdataset", shards={"train": "foo://a/b.tar"}), "no place that can be read"),
+    "scheme unknown": (load(source="webdataset", shards={"train": "foo://a/b.tar"}), "no URL that is read"),
     "key is a list": (lambda tiny, tmp_path: "name: t\n? [a, b]\n: 1\n", "(line 2, column 3): a key must be text"),
     "unknown section": (change("modells", to={}), "modells: unknown key, did you mean 'models'?"),
     "wrong type": (change(*ATTACK, "steps", to="many"), "datasets.other.attack.steps: must be a valid integer"),

@@ -125,11 +125,11 @@ def test_a_picture_of_any_size_is_brought_to_the_models(store, tmp_path):
             "eps 9 is more than 8.0, the diagonal of all images of 1×8",
         ),
         (("--model", "standard", "--to", "1", "--eps", "1e30"), "eps 1e+30 is more than 8.0, the diagonal"),
-        (("--model", "standard", "--to", "1", "--eps", "nan"), "--eps: must be a finite number"),
+        (("--model", "standard", "--to", "1", "--eps", "nan"), "nan is not a finite number"),
         (("--model", "standard", "--to", "1", "--steps", "1000000"), "--steps: must be less than or equal to 100000"),
         (
             ("--model", "standard", "--to", "1", "--steps", "1", "--out", "no/where.png"),
-            "--out no/where.png: cannot be written",
+            "--out no/where.png: there is no folder no",
         ),
     ],
 )
