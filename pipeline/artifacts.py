@@ -82,6 +82,14 @@ class Manifest(Document):
         return next((file.sha256 for file in self.files if file.name == name), "")
 
 
+class LeftOut(Document):
+    """Why some images were left out, and the first of them."""
+
+    reason: str
+    images: Count
+    first: str = ""
+
+
 class DatasetManifest(Manifest):
     """A dataset: its shards are the files that it lists, and its splits hold what its shards hold."""
 
@@ -92,6 +100,8 @@ class DatasetManifest(Manifest):
     counts: dict[Word, Count]
     shards: dict[ShardName, Count]
     failures: Count
+    left_out: list[LeftOut] | None = None
+    skipped: dict[str, Count] | None = None
     mean: list[float] | None = None
     std: list[Annotated[float, Field(gt=0)]] | None = None
     majority: dict[Word, Share] | None = None

@@ -23,6 +23,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 PIXELS = 2**28 // 3
 """Most pixels of an image, 89 million: a quarter of a GiB as RGB."""
 
+LONGEST = 2**14 - 1
+"""Most pixels along a side of an image."""
+
 FILE_BYTES = 2**29
 """Most bytes of an image's file: twice an image of the most pixels without any compression."""
 
@@ -170,6 +173,8 @@ def _blaming_the_file() -> Iterator[None]:
 def _refuse_size(width: int, height: int, when: str = "") -> None:
     if width * height > PIXELS:
         raise BadData(f"has more than {PIXELS:,} pixels{when}: make it smaller")
+    if max(width, height) > LONGEST:
+        raise BadData(f"has more than {LONGEST:,} pixels along a side{when}: make it smaller")
     if width * height < 1:
         raise BadData("has no pixels")
 

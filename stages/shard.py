@@ -20,14 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.errors import BadData
 from stages.images import decode, encode_png
-from stages.limits import CLASSES
+from stages.limits import CLASSES, MEMORY
 from stages.tar import FILE, shortened, walk
 
 SUFFIXES = ("png", "jpg", "webp")
 """What the images of a shard may be."""
-
-SHARD_BYTES = 2**32
-"""Most bytes of the pixels of a shard, which is in memory several times while it is made."""
 
 COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
@@ -76,7 +73,7 @@ class Pixels:
         """Another image, H × W × C, uint8.
 
         Raises:
-            BadData: together they take more than `SHARD_BYTES`.
+            BadData: together they take more than `MEMORY`.
         """
         self.uniform = self.uniform and (not self.held or image.shape == self.held[0].shape)
         if not self.uniform:
@@ -84,9 +81,9 @@ class Pixels:
             return
         self.held.append(image)
         self.size += image.nbytes
-        if self.size > SHARD_BYTES:
+        if self.size > MEMORY:
             raise BadData(
-                f"{self.name} holds images of more than {SHARD_BYTES / 2**30:g} GiB: lower shard_size, or add resize"
+                f"{self.name} holds images of more than {MEMORY / 2**30:g} GiB: lower shard_size, or add resize"
             )
 
     def array(self) -> np.ndarray | None:
@@ -310,9 +307,10 @@ def unpack(name: str, tar: bytes, channels: int, classes: int = CLASSES) -> Shar
     found, pixels = list(samples(name, tar, classes)), Pixels(name)
     for sample in found:
         try:
-            pixels.add(decode(sample.file, channels))
+            image = decode(sample.file, channels)
         except BadData as error:
             raise BadData(f"{name} holds sample {key(sample.facts.index)}, whose image {error}") from error
+        pixels.add(image)
     facts = [sample.facts for sample in found]
     if len({(sample.suffix, *sample.facts.attack) for sample in found}) != 1:
         raise BadData(f"{name} holds {'samples with other members or facts than the first' if found else 'no sample'}")

@@ -7,11 +7,11 @@ import numpy as np
 
 from stages.errors import BadData, BadInput
 from stages.images import encode_png, open_image
-from stages.limits import CLASSES
+from stages.limits import CLASSES, SHARDS
 from stages.load.arrays import list_digits, list_torchvision
 from stages.load.files import Files, place_of
 from stages.load.folder import RESTRICTED_IMAGENET, list_folder
-from stages.load.listing import Images, Item, Listing, a_few, printable
+from stages.load.listing import Images, Item, Listing, few, printable
 from stages.load.synthetic import list_synthetic, synthetic
 from stages.load.webdataset import list_webdataset
 from stages.recipes import Digits, ImageFolder, Load, Synthetic, Torchvision, WebDataset
@@ -60,7 +60,7 @@ def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
 def _refuse_if_damaged(load: ImageFolder, listing: Listing, data: Path) -> None:
     """Try some images before anything is written; a folder in which most of them fail is not worth starting on."""
     for split, items in listing.items.items():
-        tried, failed = a_few(items), []
+        tried, failed = few(items), []
         with Files(()) as files:
             for item in tried:
                 try:
@@ -79,7 +79,12 @@ def spread(listing: Listing, load: Load) -> dict[str, Images]:
 
     Returns:
         Shard name → its images.
+
+    Raises:
+        BadInput: there would be too many.
     """
+    if (count := sum(-(-len(items) // load.shard_size) for items in listing.items.values())) > SHARDS:
+        raise BadInput(f"shard_size {load.shard_size} makes {count:,} shards, at most {SHARDS:,} are made: raise it")
     shards = {}
     for split, items in listing.items.items():
         order = generator(load.seed, f"order/{split}").permutation(len(items))
@@ -101,7 +106,7 @@ def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: st
         suffix: kind of the files, if they are to be kept as they are.
 
     Raises:
-        BadData: more than ``load.max_undecodable`` of the images failed, or they take more than `SHARD_BYTES`.
+        BadData: more than ``load.max_undecodable`` of the images failed, or they take more than `limits.MEMORY`.
         ConnectionError: an object store was away for about a minute; that is no fault of the images.
     """
     kept, pixels, files, failures = [], Pixels(name), [], []

@@ -10,11 +10,10 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
-from stages.errors import BadInput
+from stages.errors import BadInput, some
 from stages.images import KEPT
-from stages.load.listing import SUFFIXES, Images, Listing, printable
+from stages.load.listing import HIDDEN, SUFFIXES, Images, Listing, is_hidden, printable
 from stages.recipes import ClassMap, ImageFolder
-from stages.relabel import first_of
 from stages.seeds import generator
 
 RESTRICTED_IMAGENET: ClassMap = {
@@ -33,9 +32,6 @@ RESTRICTED_IMAGENET: ClassMap = {
 
 KINDS = {**SUFFIXES, "bmp": "bmp", "pgm": "ppm", "ppm": "ppm", "tif": "tiff", "tiff": "tiff"}
 """Suffixes of the files that are read, those of torchvision's ImageFolder, and the kind of each."""
-
-SYSTEM = ("__macosx", ".ds_store", "thumbs.db", "desktop.ini", ".ipynb_checkpoints")
-"""What programs leave behind in folders, in lower case: nobody's data."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +68,12 @@ def _list(load: ImageFolder, root: Path) -> Listing:
     for split, found in folders.items():
         place = root / load.splits[split]
         if missing := [name for name in names if name not in found]:
-            raise BadInput(f"image folder {place} lacks {first_of(missing)}, which another split has")
+            raise BadInput(f"image folder {place} lacks {some(missing)}, which another split has")
         files = {name: _files(found[name], skipped) for name in names if name in number}
         label = np.repeat([number[name] for name in files], [len(inside) for inside in files.values()])
         counts = np.bincount(label, minlength=len(classes)).tolist()
         if without := [name for name, count in zip(classes, counts, strict=True) if any(counts) and not count]:
-            raise BadInput(f"image folder {place} has no image of {first_of(without)}: add some, or remove the class")
+            raise BadInput(f"image folder {place} has no image of {some(without)}: add some, or remove the class")
         paths = [f"{found[name].name}/{file}" for name, inside in files.items() for file in inside]
         images = Images.whole(label, _Paths.of(place, paths), first)
         if load.balance:
@@ -102,13 +98,11 @@ def _class_folders(folder: Path, skipped: Counter[str]) -> dict[str, Path]:
 
 
 def _entries(folder: Path, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:
-    """What lies in a folder, in the order of names, without what is nobody's data or hidden."""
+    """What lies in a folder, in the order of names, without what is hidden."""
     with os.scandir(folder) as found:
         for entry in sorted(found, key=lambda entry: entry.name):
-            if entry.name.startswith("._") or entry.name.lower() in SYSTEM:
-                continue
-            if entry.name.startswith("."):
-                skipped["hidden files and folders"] += 1
+            if is_hidden(entry.name):
+                skipped[HIDDEN] += 1
             else:
                 yield entry
 
@@ -161,7 +155,7 @@ def _unread(name: str) -> str:
     """What is said of a file that is no image by its name."""
     _, dot, suffix = name.rpartition(".")
     if not dot:
-        return "files without a suffix"
+        return "files without an extension"
     ordinary = suffix.isalnum() and suffix.isascii() and len(suffix) < 6
     return f"{suffix.lower()} files" if ordinary else "files of other kinds"
 

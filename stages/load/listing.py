@@ -16,9 +16,6 @@ TRIED = 16
 
 SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
 
-LARGEST_FILE = 2**29
-"""Bytes of one image's file; it is read whole."""
-
 CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
 """Names that operating systems and file servers put beside one's files, in small letters."""
 
@@ -26,7 +23,7 @@ HIDDEN = "hidden files and folders"
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name, or a folder in its path, is hidden (`._1.png`, `.ipynb_checkpoints`) or an operating system's."""
+    """Whether a file, or a folder in its path, is hidden (`._1.png`, `.git`) or of `CLUTTER`."""
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     return any(part.startswith(".") or part.lower() in CLUTTER for part in parts)
 
@@ -90,7 +87,7 @@ class Images(Sequence[Item]):
         return Item(index, None if self.refs is None else self.refs[index - self.first], label)
 
 
-def a_few(images: Images) -> Images:
+def few(images: Images) -> Images:
     """The few images of a split that are looked at when a source is listed, the same ones each time."""
     chosen: Images = images[generator(0, "probe").permutation(len(images))[:TRIED]]
     return chosen

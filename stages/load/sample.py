@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from stages.errors import BadData, BadInput, shown, some
+from stages.images import FILE_BYTES
 from stages.limits import CLASSES
-from stages.load.listing import LARGEST_FILE, SUFFIXES
+from stages.load.listing import SUFFIXES
 from stages.recipes import WebDataset
 from stages.tar import Member
 
@@ -72,8 +73,8 @@ class Reading:
                 hint = "; `label: json.KEY` takes the label from the JSON"
             expected = f"expected an image ({self.wanted or ', '.join(SUFFIXES)}) and {self.holder}"
             raise BadData(f"has {some(list(files))}, {expected}, one behind the other{hint}")
-        if files[images[0]].size > LARGEST_FILE:
-            raise BadData(f"has an image of {files[images[0]].size:,} bytes, at most {LARGEST_FILE:,}")
+        if files[images[0]].size > FILE_BYTES:
+            raise BadData(f"has an image of {files[images[0]].size:,} bytes, at most {FILE_BYTES:,}")
         if len(label) > LARGEST_LABEL:
             raise BadData(f"has a {self.holder} of more than {LARGEST_LABEL:,} bytes")
         return images[0], self._label(label)

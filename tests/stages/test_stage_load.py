@@ -412,7 +412,7 @@ def test_images_that_a_resize_alone_leaves_of_differing_sizes_are_refused(tmp_pa
 
 def test_a_shard_has_a_limit_of_memory(tmp_path, monkeypatch):
     folder(tmp_path)
-    monkeypatch.setattr(stages.shard, "SHARD_BYTES", 12 * 240 - 1)  # of 12 images, 10 × 8 × 3 bytes each
+    monkeypatch.setattr(stages.shard, "MEMORY", 12 * 240 - 1)  # of 12 images, 10 × 8 × 3 bytes each
     with pytest.raises(BadData, match=r"test-000000 holds images of more than .* GiB: lower shard_size, or add resize"):
         everything(asked(), tmp_path)
     packed = pack(
@@ -471,13 +471,13 @@ def test_what_is_no_image_of_a_class_is_passed_over_and_counted(tmp_path):
     folder(tmp_path)
     train, ant = tmp_path / "train", tmp_path / "train" / "ant"
     before = list_source(asked(), tmp_path)
-    for place in (tmp_path / "train", tmp_path / "val", ant):  # of the system, and nobody's data
+    for place in (tmp_path / "train", tmp_path / "val", ant):  # what systems leave behind
         for name in (".ipynb_checkpoints", "__MACOSX"):
             (place / name).mkdir()
             picture(1).save(place / name / "a.png")
         for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0.png"):
             (place / name).write_text("no image")
-    assert list_source(asked(), tmp_path).skipped == {}
+    assert list_source(asked(), tmp_path).skipped == {"hidden files and folders": 3 * 6}
     for place in (train, ant):
         (place / ".hidden").mkdir()
         (place / ".hidden.png").write_bytes(b"")
@@ -496,12 +496,12 @@ def test_what_is_no_image_of_a_class_is_passed_over_and_counted(tmp_path):
     (ant / "sub" / "again").symlink_to("..")
     listing = list_source(asked(), tmp_path)
     assert listing.skipped == {
-        "hidden files and folders": 4,
+        "hidden files and folders": 3 * 6 + 4,
         "files in no class's folder": 1,
         "gif files": 2,
         "jfif files": 1,
         "txt files": 1,
-        "files without a suffix": 1,
+        "files without an extension": 1,
         "files of other kinds": 2,
         "links to nothing, pipes and the like": 4,
         "links to a folder that is listed already": 3,

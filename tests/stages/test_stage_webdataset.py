@@ -19,7 +19,7 @@ from pipeline.cli import main
 from stages.errors import BadInput
 from stages.limits import CLASSES
 from stages.load import list_source, read, spread
-from stages.recipes import Synthetic, WebDataset
+from stages.recipes import Digits, Synthetic, WebDataset
 
 
 def png(shade):
@@ -330,6 +330,12 @@ def test_a_number_of_classes_has_a_limit_wherever_it_is_said():
     with pytest.raises(ValidationError, match="less than or equal to 100000"):
         Synthetic(source="synthetic", classes=CLASSES + 1)
     assert asked(classes=CLASSES).classes == CLASSES
+
+
+def test_a_source_of_more_classes_than_there_may_be_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.load.CLASSES", 9)
+    with pytest.raises(BadInput, match="the source has 10 classes, at most 9 can be told apart"):
+        list_source(Digits(source="sklearn-digits"), tmp_path)
 
 
 def test_the_largest_label_makes_as_many_classes_as_there_may_be(tmp_path):
