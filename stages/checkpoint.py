@@ -53,11 +53,12 @@ def bring(recipe: Bring, data: Path, here: Path) -> tuple[Design, bytes]:
         BadInput: the weights cannot be read, do not fit the arch, or the arch cannot be built.
     """
     published = _known(recipe.arch).get(recipe.weights)
+    network = nets.build(recipe.arch, recipe.classes or 2, recipe.shape[0], here)  # before anything is fetched for it
     with _about(recipe.weights), _file(recipe, published, data) as path:
         if recipe.sha256 is not None and recipe.sha256 != (digest := _sha256(path)):
             raise BadData(f"has sha256 {digest}, expected {recipe.sha256}")
         with opened(path) as held:
-            return _fitted(recipe, entries_of(held), published, here)
+            return _fitted(recipe, entries_of(held), network, published, here)
 
 
 def is_remote(recipe: Bring) -> bool:
@@ -74,9 +75,10 @@ def _about(weights: str) -> Iterator[None]:
         raise BadInput(f"checkpoint {weights} {error}") from error
 
 
-def _fitted(recipe: Bring, entries: list[Entry], published: Any, here: Path) -> tuple[Design, bytes]:
+def _fitted(
+    recipe: Bring, entries: list[Entry], network: nn.Module, published: Any, here: Path
+) -> tuple[Design, bytes]:
     shape = (recipe.shape[0], recipe.shape[1], recipe.shape[2])
-    network = nets.build(recipe.arch, recipe.classes or 2, shape[0], here)
     found = find(entries, network.state_dict(), recipe)
     classes = recipe.classes or _count_classes(found, network)
     mean, std = _normalisation(recipe, published, found.normalisers)

@@ -101,9 +101,7 @@ def _safetensors(path: Path, head: bytes) -> Iterator[dict[str, Stored]]:
 
     (length,) = struct.unpack("<Q", head[:8])
     if length > HEADER:
-        raise BadData(
-            f"claims a safetensors header of {length:,} bytes, more than {HEADER:,}: it is damaged, or no such"
-        )
+        raise BadData(f"claims a safetensors header of {length:,} bytes, more than {HEADER:,}: {AGAIN}")
     try:
         opening = safetensors.safe_open(path, framework="pt")
     except (safetensors.SafetensorError, UnicodeError) as error:
@@ -194,7 +192,7 @@ class _Torch:
         self, storage: Any, offset: Any, shape: Any, stride: Any, *more: Any, dtype: str | None = None
     ) -> Stored:
         """A tensor as torch writes it: gradient and hooks say nothing of its numbers, a mark of conjugation does."""
-        shape, stride, dtype = _whole(shape), _whole(stride), dtype or storage.dtype
+        shape, stride, (offset,), dtype = _whole(shape), _whole(stride), _whole([offset]), dtype or storage.dtype
         odd = storage.odd or ("conjugate or negative" if len(more) > 2 and more[2] else "")
         if prod(shape) > max(storage.count, REPEATED):
             odd = "larger than what is stored of it"

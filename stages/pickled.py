@@ -8,6 +8,7 @@ which `torch.load(weights_only=True)` refuses to read past.
 
 import pickletools
 import sys
+import warnings
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,17 +86,22 @@ class Pickle:
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         try:
-            for count, (step, given, _) in enumerate(pickletools.genops(self.stream)):
-                if count == STEPS:
-                    raise BadData(f"has a pickle of more than {STEPS:,} steps: save its state dict alone")
-                if step.name == "STOP":
-                    return self.stack.pop()
-                self._take(step, given)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of pickletools, where a name has a backslash
+                return self._run()
         except BadData:
             raise
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise BadData("is damaged: its pickle cannot be read; fetch it again") from error
-        raise BadData("is damaged: its pickle has no end; fetch it again")
+
+    def _run(self) -> Any:
+        for count, (step, given, _) in enumerate(pickletools.genops(self.stream)):
+            if count == STEPS:
+                raise BadData(f"has a pickle of more than {STEPS:,} steps: save its state dict alone")
+            if step.name == "STOP":
+                break
+            self._take(step, given)
+        return self.stack.pop()
 
     def _take(self, step: pickletools.OpcodeInfo, given: Any) -> None:
         stack = self.stack

@@ -248,6 +248,16 @@ def test_heads_that_a_network_has_in_training_alone_are_left_out(tmp_path):
     assert same({name: value for name, value in own.state_dict().items() if not name.startswith("aux")}, weights)
 
 
+def test_a_checkpoint_is_brought_from_a_web_server(serving, network, tmp_path):
+    saved = io.BytesIO()
+    torch.save(network.state_dict(), saved)
+    with serving({"/w": saved.getvalue(), "/login": b"<!DOCTYPE html><title>Log in</title>"}.__getitem__) as url:
+        digest = hashlib.sha256(saved.getvalue()).hexdigest()
+        assert same(network.state_dict(), bring(asked(weights=f"{url}/w", sha256=digest), tmp_path, tmp_path)[1])
+        with pytest.raises(BadInput, match=f"checkpoint {url}/login is an HTML page in place of the file"):
+            bring(asked(weights=f"{url}/login"), tmp_path, tmp_path)
+
+
 # ---------------------------------------------------------------------------------------- what is asked for
 
 

@@ -274,6 +274,9 @@ HOSTILE = {
         pickled(b"}(X\1\0\0\0a" + TENSOR + b"J\xff\xff\xff\x7ftQK\0J\xff\xff\xff\x7f\x85K\1\x85\x89NtRu"),
         "does not fit arch small_cnn",
     ),
+    "a tensor that begins nowhere": (
+        pickled(b"}(X\1\0\0\0a" + TENSOR + b"K\1tQ}K\1\x85K\1\x85\x89NtRu"), "is damaged: its pickle cannot be read",
+    ),
     "a tensor of another world": (pickled(b"}(X\1\0\0\0a" + TENSOR + b"K\1tQK\0]K\1\x85\x89NtRu"), "does not fit"),
 }  # fmt: skip
 
