@@ -747,6 +747,13 @@ class Bring(Recipe):
         None, min_length=1, description="Per-channel deviation that it expects to be divided by."
     )
 
+    @field_validator("shape")
+    @classmethod
+    def _grey_or_colours(cls, shape: list[int]) -> list[int]:
+        if shape[0] not in (1, 3):
+            raise ValueError(f"images have 1 or 3 channels, got {shape[0]}: channels come first, as in [3, 224, 224]")
+        return shape
+
     @field_validator("weights")
     @classmethod
     def _no_secrets(cls, weights: str) -> str:
