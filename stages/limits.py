@@ -42,8 +42,8 @@ IMAGES = 2**24
 SHARDS = 100_000
 """Shards of a dataset, and tars that a pattern with braces stands for."""
 
-SIDE = 4096
-"""Pixels along a side of an image that is made, resized or cropped."""
+SIDE = 1024
+"""Pixels along a side of an image that is made, resized or cropped: a network is tried on two, which takes a GiB."""
 
 STEPS = 100_000
 """Steps of a search, tries of it, points of its grid, epochs of a training."""

@@ -809,9 +809,9 @@ class Bring(Recipe):
 
     @field_validator("shape")
     @classmethod
-    def _channels_first(cls, shape: list[int]) -> list[int]:
+    def _grey_or_colours(cls, shape: list[int]) -> list[int]:
         if shape[0] not in (1, 3):
-            raise ValueError(f"the first number is that of the channels, 1 or 3, got {shape[0]}")
+            raise ValueError(f"images have 1 or 3 channels, got {shape[0]}: channels come first, as in [3, 224, 224]")
         return shape
 
     @field_validator("weights")

@@ -127,9 +127,9 @@ REFUSED = {
     # Beyond all limits: at once, whatever it would take.
     "a billion images": (source("synthetic", images={"train": 10**9}), "load.images.train: must be less than or equal"),
     "a billion classes": (source("synthetic", classes=10**9), "load.classes: must be less than or equal to 100000"),
-    "a million pixels a side": (source("synthetic", size=10**6), "load.size: must be less than or equal to 4096"),
+    "a million pixels a side": (source("synthetic", size=10**6), "load.size: must be less than or equal to 1024"),
     "an image a shard": (source("synthetic", shard_size=1), "clean.load: shard_size 1 makes 1,350,000 shards, at most"),
-    "shards beyond memory": (source("synthetic", size=4000), "takes 44.7 GiB, at most 8 GiB are taken: lower shard"),
+    "shards beyond memory": (source("synthetic", size=1024, shard_size=9000), "takes 26.4 GiB, at most 8 GiB are ta"),
     "a billion tars": (shards("x-{0..999999999}.tar"), "load.shards: the braces stand for 1,000,000,000 tars"),
     "2^40 tars": (shards("{a,b}" * 40), "load.shards: the braces stand for 1,099,511,627,776 tars, at most 100,000"),
     "braces that do not close": (shards("{0..9"), "{0..9 has braces that do not close"),

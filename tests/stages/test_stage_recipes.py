@@ -290,6 +290,7 @@ def test_a_space_that_holds_the_untouched_image_alone_is_refused(wrong):
     (Bring, {"arch": "n", "weights": "w", "classes": 10**6}),
     (Bring, {"arch": "n", "weights": "w", "outputs": [0, 10**6]}),
     (Bring, {"arch": "n", "weights": "w", "shape": [3, 10**6, 10**6]}),
+    (Bring, {"arch": "n", "weights": "w", "shape": [224, 224, 3]}),
     (ImageFolder, {"source": "image-folder", "root": "x", "resize": 10**6}),
     (ImageFolder, {"source": "image-folder", "root": "x", "crop": 10**6}),
     (Shards, {"source": "webdataset", "shards": {"a": "x"}, "classes": 10**9}),
