@@ -39,8 +39,9 @@ from pipeline import spec
 from stages import model as models
 from stages import train
 from stages.attack import perturb
+from stages.device import device, threads
 from stages.images import encode_png
-from stages.model import Classifier, Design, device, threads, to_pixels, to_unit
+from stages.model import Classifier, Design, to_pixels, to_unit
 from stages.prepare import prepared
 from stages.recipes import Perturbation, Train
 from stages.search import margins, targeted

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.device import computing
 from stages.errors import BadData, BadInput
-from stages.model import Classifier, batches, in_batches, threads, to_pixels, to_unit
+from stages.model import Classifier, batches, in_batches, to_pixels, to_unit
 from stages.pgd import direction, grid, pgd, project
 from stages.prepare import prepared
 from stages.recipes import Attack, Perturbation, Relabel
@@ -79,14 +80,14 @@ class Attacker:
         if rule.rule == "least_likely" and model is None:
             raise BadInput("relabel least_likely needs the attack to name a model")
         self.recipe, self.rule, self.classes, self.model = recipe, rule, classes, model
-        self.spared = [prepared(other, recipe) for other in spared]
-        if recipe.method == "universal":
-            with threads(1):
+        with computing(recipe):
+            self.spared = [prepared(other, recipe) for other in spared]
+            if recipe.method == "universal":
                 self.universal, self.found = self._universal(fit)
 
     def __call__(self, shard: Shard) -> Shard:
         """The shard with its images perturbed and its labels replaced by the targets."""
-        with threads(1):
+        with computing(self.recipe):
             clean = shard.images()
             wanted = self._targets(shard)
             moved, said = self._move(shard, clean, wanted)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from stages.attack import logits_of
-from stages.model import Classifier, threads
+from stages.device import computing
+from stages.model import Classifier
 from stages.recipes import Evaluate, Spatial, Threat
 from stages.relabel import targets
 from stages.shard import Shard
@@ -33,7 +34,7 @@ def score(
         sources: those that attacks are made on, by name: all of `recipe.sources`.
         shard: the images, with the labels that are scored.
     """
-    with threads(1):
+    with computing(recipe):
         answers = {
             name: logits_of(model, shard.images(), recipe.batch_size).argmax(1) for name, model in models.items()
         }

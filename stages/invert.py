@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from stages.attack import distances
+from stages.device import computing
 from stages.errors import BadData
 from stages.features import Penultimate
-from stages.model import Classifier, in_batches, threads, to_pixels, to_unit
+from stages.model import Classifier, in_batches, to_pixels, to_unit
 from stages.pgd import pgd
 from stages.prepare import prepared
 from stages.recipes import Invert
@@ -25,8 +26,9 @@ class Inverter:
 
     def __init__(self, recipe: Invert, model: Classifier) -> None:
         self.recipe, self.where = recipe, model.mean.device
-        self.features = Penultimate(prepared(model, recipe, recipe.layer), recipe.layer)
-        self.plain = Penultimate(model.using("float32"), recipe.layer)
+        with computing(recipe):
+            self.features = Penultimate(prepared(model, recipe, recipe.layer), recipe.layer)
+            self.plain = Penultimate(model.using("float32"), recipe.layer)
 
     def __call__(self, shard: Shard) -> Shard:
         """The shard with z in the place of x under the labels of x, and how far apart their features are.
@@ -35,7 +37,7 @@ class Inverter:
             BadData: an image that is alone in its shard has no other to start at.
         """
         clean, size = shard.images(), self.recipe.batch_size
-        with threads(1):
+        with computing(self.recipe):
             others = clean[derangement(self.recipe.seed, shard)] if self.recipe.start == "other" else clean
             found = in_batches(self._search, size, clean, others, shard.index)
             effect = {**distances(clean, found), "distance": in_batches(self._distance, size, clean, found)}

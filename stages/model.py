@@ -4,7 +4,6 @@ import hashlib
 import importlib.resources
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stages import nets
+from stages.device import device, numbers
 from stages.errors import BadData, BadInput
 from stages.recipes import Bring, Precision
 
@@ -113,7 +113,7 @@ class Classifier(nn.Module):
             x = x.repeat(1, self.repeat, 1, 1)
         x = x.contiguous(memory_format=torch.channels_last)
         low = LOW.get(self.precision)
-        with torch.autocast(x.device.type, low, enabled=low is not None):
+        with numbers(self.precision), torch.autocast(x.device.type, low, enabled=low is not None):
             logits: Tensor = self.network(x)
         if self.outputs is not None:
             logits = logits.index_select(1, self.outputs)
@@ -143,11 +143,6 @@ def _scale_gradients(x_NCHW: Tensor, logits_NC: Tensor) -> None:
 
 def _first_conv_channels(network: nn.Module) -> int | None:
     return next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-
-
-def device() -> torch.device:
-    """The GPU that this process was given, if any, else the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def on_device(model: "Classifier") -> "Classifier":
@@ -184,17 +179,6 @@ def in_batches(compute: Callable[..., np.ndarray], size: int, *columns: np.ndarr
     """Apply a function to `batches` and join what it returns."""
     made = [compute(*padded)[:count] for count, padded in batches(size, *columns)]
     return np.concatenate(made) if made else columns[0]
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with this many CPU threads: another number rounds differently, so it is never left to chance."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def save(network: nn.Module) -> bytes:

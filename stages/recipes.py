@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Norm = Literal["l2", "linf"]
 Augmentation = Literal["none", "flip", "crop-flip", "spatial"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -216,13 +216,29 @@ class Adversary(Ball):
     fold: bool = Field(True, description="Put batch norm into the weights of the convolution before it, for the steps.")
 
 
+Deterministic = Annotated[
+    bool,
+    Field(
+        description="Kernels that give the same bits every time. Turn it off for a network that has a layer without "
+        "such a kernel on a GPU; its bytes then differ from run to run."
+    ),
+]
+
+
+def _unless(used: bool, name: str) -> frozenset[str]:
+    """A field that is not used: it makes no other version, whatever it says."""
+    return frozenset() if used else frozenset({name})
+
+
 class Compute(Recipe):
     """How the gradients of a search are computed: each choice rounds in its own way, so it is part of the version."""
 
     precision: Precision = Field(
         "float32",
         description="Precision of the network's forward and backward pass; normalisation, loss, steps and projection "
-        "are float32. On a GPU `float16` is as fast as `bfloat16` and closer to float32; on a processor it is slow.",
+        "are float32. On a GPU `tf32` rounds what goes into the products of float32 to ten bits, which is faster, and "
+        "`float16` is as fast as `bfloat16` and closer to float32; on a processor `tf32` is float32, and `float16` "
+        "slow.",
     )
     fold: bool = Field(True, description="Put batch norm into the weights of the convolution before it.")
     compile: bool = Field(
@@ -231,6 +247,12 @@ class Compute(Recipe):
         "compiler, or a GPU's; `notbugs plan --cost` says whether it pays.",
     )
     batch_size: int = Field(128, ge=1, description="Images searched together; the last batch is padded to it.")
+    deterministic: Deterministic = True
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Deterministic kernels are what a version stands for, unless it says otherwise."""
+        return _unless(not self.deterministic, "deterministic")
 
 
 class Perturbation(Ball, Compute):
@@ -317,14 +339,14 @@ class Attack(Perturbation):
         ball, moves = {"norm", "eps"}, {"steps", "step_size"}
         idle = moves | {"precision", "fold", "compile", "spatial", "fit_shards", "freeze"}
         by_method = {
-            "pgd": {"spatial", "fit_shards", "seed"} | ({"freeze"} if self.freeze is None else set()),
+            "pgd": {"spatial", "fit_shards", "seed"} | _unless(self.freeze is not None, "freeze"),
             "universal": {"spatial", "freeze", "seed"},
             "spatial": ball | moves | {"fit_shards", "freeze", "seed"},
             "noise": idle,
             "leakage": idle,
             "none": ball | idle | {"seed"},
         }
-        return frozenset(by_method[self.method])
+        return super().unused | by_method[self.method]
 
 
 class Invert(Compute):
@@ -437,9 +459,10 @@ class Train(Recipe):
     std: list[Positive] | None = Field(
         None, description="Per-channel deviation inside the model; by default the dataset's."
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Precision of the forward and backward pass."
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32", description="Precision of the forward and backward pass; `tf32` as in an attack."
     )
+    deterministic: Deterministic = True
     seed: Seed = Field(
         0,
         description="Seed of initial weights, order, augmentation and dropout. Models that stand behind the dataset "
@@ -471,7 +494,7 @@ class Train(Recipe):
     @property
     def unused(self) -> frozenset[str]:
         """Parameters that are not used: they make no other version of the model."""
-        return frozenset({"adversarial"} if self.adversarial is None else {})
+        return _unless(self.adversarial is not None, "adversarial") | _unless(not self.deterministic, "deterministic")
 
     @model_validator(mode="after")
     def _arch_or_probe(self) -> "Train":
@@ -561,7 +584,7 @@ class Threat(Perturbation):
     @property
     def unused(self) -> frozenset[str]:
         """APGD chooses its step size."""
-        return frozenset({"step_size"} if self.method == "apgd" else {})
+        return super().unused | _unless(self.method != "apgd", "step_size")
 
     @field_validator("toward")
     @classmethod
@@ -599,6 +622,7 @@ class Evaluate(Recipe):
         description="Another labelling to score against as well: `next` counts answers that equal y + 1.",
     )
     batch_size: int = Field(250, ge=1, description="Images per forward pass.")
+    deterministic: Deterministic = True
 
     inputs = {"on": "datasets", "models": "models", "sources": "models"}
 
@@ -615,6 +639,11 @@ class Evaluate(Recipe):
     @classmethod
     def _no_model_needed(cls, rule: Relabel | None) -> Relabel | None:
         return _refuse_least_likely(rule)
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """As for an attack."""
+        return _unless(not self.deterministic, "deterministic")
 
     @property
     def sources(self) -> list[str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stages.apgd import apgd, losses
 from stages.attack import noisy
+from stages.device import computing
 from stages.model import Classifier, in_batches, to_unit
 from stages.pgd import direction, pgd
 from stages.prepare import prepared
@@ -71,18 +72,20 @@ def _answers(
     threat: Threat, attacked: Classifier, scored: Sequence[Classifier], shard: Shard, target_N: np.ndarray
 ) -> np.ndarray:
     """What each model answers of each image, N × models × (1 + tries): first under noise, then under each try."""
-    attacked, plain = prepared(attacked, threat), [model.using("float32") for model in scored]
+    plain = [model.using("float32") for model in scored]
     where = attacked.mean.device
 
     def one(pixels: np.ndarray, label: np.ndarray, target: np.ndarray, index: np.ndarray) -> np.ndarray:
         x = to_unit(pixels, where)
         goals = torch.from_numpy(label).to(where), torch.from_numpy(target).to(where)
-        views = [noisy(x, threat, threat.seed, index), *_tries(threat, attacked, x, *goals, index)]
+        views = [noisy(x, threat, threat.seed, index), *_tries(threat, made, x, *goals, index)]
         with torch.no_grad():
             said = [torch.stack([model(view).argmax(1) for model in plain], 1) for view in views]
         return np.asarray(torch.stack(said, 2).cpu())
 
-    return in_batches(one, threat.batch_size, shard.images(), shard.label, target_N, shard.index)
+    with computing(threat):
+        made = prepared(attacked, threat)
+        return in_batches(one, threat.batch_size, shard.images(), shard.label, target_N, shard.index)
 
 
 def _tries(

@@ -23,9 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from stages import nets
 from stages.ahead import ahead
 from stages.augment import augment
+from stages.device import computing
 from stages.errors import BadData, BadInput
 from stages.features import head
-from stages.model import Classifier, Design, in_batches, load, on_device, threads, to_unit
+from stages.model import Classifier, Design, in_batches, load, on_device, to_unit
 from stages.pgd import pgd
 from stages.prepare import folded, keep_memory
 from stages.recipes import Adversary, Train
@@ -182,7 +183,7 @@ def fit(
     if len(examples) < recipe.batch_size:
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {len(examples)} examples to train on")
     keep_memory()
-    with threads(recipe.threads):
+    with computing(recipe):
         # From another stream for a probe: of the same seed, its new layer would be the one that the model began with.
         torch.manual_seed(torch_seed(recipe.seed, "weights" if start is None else "probe"))
         model = on_device(Classifier(design, here, recipe.precision))

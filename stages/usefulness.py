@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.device import computing
 from stages.errors import BadData
 from stages.evaluate import Sums
 from stages.features import Penultimate
-from stages.model import Classifier, in_batches, threads, to_unit
+from stages.model import Classifier, in_batches, to_unit
 from stages.pgd import pgd
 from stages.prepare import prepared
 from stages.recipes import Usefulness
@@ -53,7 +54,7 @@ def measure(
         BadInput: a model has no such features.
         BadData: a feature is not a number.
     """
-    with threads(1):
+    with computing(recipe):
         return {name: _measure(recipe, len(classes), model, shard, limit) for name, model in models.items()}
 
 
