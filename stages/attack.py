@@ -13,6 +13,7 @@ from stages.model import Classifier, batches, in_batches, to_pixels, to_unit
 from stages.pgd import direction, grid, pgd, project
 from stages.prepare import prepared
 from stages.recipes import Attack, Perturbation, Relabel
+from stages.refused import explained
 from stages.relabel import targets
 from stages.search import margins, targeted, toward
 from stages.seeds import torch_seed
@@ -80,14 +81,15 @@ class Attacker:
         if rule.rule == "least_likely" and model is None:
             raise BadInput("relabel least_likely needs the attack to name a model")
         self.recipe, self.rule, self.classes, self.model = recipe, rule, classes, model
-        with computing(recipe):
+        self._models = [one for one in (model, *spared) if one is not None]
+        with computing(recipe), explained(recipe, *self._models):
             self.spared = [prepared(other, recipe) for other in spared]
             if recipe.method == "universal":
                 self.universal, self.found = self._universal(fit)
 
     def __call__(self, shard: Shard) -> Shard:
         """The shard with its images perturbed and its labels replaced by the targets."""
-        with computing(self.recipe):
+        with computing(self.recipe), explained(self.recipe, *self._models):
             clean = shard.images()
             wanted = self._targets(shard)
             moved, said = self._move(shard, clean, wanted)

@@ -13,6 +13,7 @@ from stages.model import Classifier, in_batches, to_pixels, to_unit
 from stages.pgd import pgd
 from stages.prepare import prepared
 from stages.recipes import Invert
+from stages.refused import explained
 from stages.seeds import generator
 from stages.shard import Shard
 
@@ -25,8 +26,8 @@ class Inverter:
     """
 
     def __init__(self, recipe: Invert, model: Classifier) -> None:
-        self.recipe, self.where = recipe, model.mean.device
-        with computing(recipe):
+        self.recipe, self.model, self.where = recipe, model, model.mean.device
+        with computing(recipe), explained(recipe, model):
             self.features = Penultimate(prepared(model, recipe, recipe.layer), recipe.layer)
             self.plain = Penultimate(model.using("float32"), recipe.layer)
 
@@ -37,7 +38,7 @@ class Inverter:
             BadData: an image that is alone in its shard has no other to start at.
         """
         clean, size = shard.images(), self.recipe.batch_size
-        with computing(self.recipe):
+        with computing(self.recipe), explained(self.recipe, self.model):
             others = clean[derangement(self.recipe.seed, shard)] if self.recipe.start == "other" else clean
             found = in_batches(self._search, size, clean, others, shard.index)
             effect = {**distances(clean, found), "distance": in_batches(self._distance, size, clean, found)}

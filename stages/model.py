@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stages import nets
 from stages.device import device, numbers
 from stages.errors import BadData, BadInput
+from stages.pools import steady
 from stages.recipes import Bring, Precision
 
 NORMALISE_AGAIN = ("googlenet", "inception_v3")
@@ -146,7 +147,12 @@ def _first_conv_channels(network: nn.Module) -> int | None:
 
 
 def on_device(model: "Classifier") -> "Classifier":
-    """The model on `device`, its weights laid out channels last, which convolutions like best."""
+    """The model on `device`, its weights laid out channels last, which convolutions like best.
+
+    On a GPU its pooling is `steady`; on a processor PyTorch's own is, and is what versions were made with.
+    """
+    if device().type == "cuda":
+        steady(model.network)
     moved: Classifier = model.to(device()).to(memory_format=torch.channels_last)
     return moved
 

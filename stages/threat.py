@@ -14,6 +14,7 @@ from stages.model import Classifier, in_batches, to_unit
 from stages.pgd import direction, pgd
 from stages.prepare import prepared
 from stages.recipes import Ball, Spatial, Threat
+from stages.refused import explained
 from stages.relabel import targets
 from stages.search import targeted, untargeted
 from stages.seeds import generator
@@ -83,7 +84,7 @@ def _answers(
             said = [torch.stack([model(view).argmax(1) for model in plain], 1) for view in views]
         return np.asarray(torch.stack(said, 2).cpu())
 
-    with computing(threat):
+    with computing(threat), explained(threat, attacked, *scored):
         made = prepared(attacked, threat)
         return in_batches(one, threat.batch_size, shard.images(), shard.label, target_N, shard.index)
 

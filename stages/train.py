@@ -30,6 +30,7 @@ from stages.model import Classifier, Design, in_batches, load, on_device, to_uni
 from stages.pgd import pgd
 from stages.prepare import folded, keep_memory
 from stages.recipes import Adversary, Train
+from stages.refused import explained
 from stages.search import untargeted
 from stages.seeds import generator, torch_seed
 from stages.shard import Shard
@@ -202,7 +203,8 @@ def fit(
         batches = _in_memory(recipe, examples, group) if fits else _streamed(recipe, examples, group)
         joined = group.joined(model)
         for epoch in range(len(history), recipe.epochs):
-            history.append(_epoch(recipe, model, joined, optimizer, batches(epoch), epoch, len(examples), group))
+            with explained(recipe, model):
+                history.append(_epoch(recipe, model, joined, optimizer, batches(epoch), epoch, len(examples), group))
             if group.rank == 0:
                 if watch is not None:
                     history[-1]["test_accuracy"] = _score(model, *watch, recipe.batch_size)

@@ -29,6 +29,7 @@ from stages.model import Classifier, in_batches, to_unit
 from stages.pgd import pgd
 from stages.prepare import prepared
 from stages.recipes import Usefulness
+from stages.refused import explained
 from stages.shard import Shard
 
 CONSTANT = 1e-10  # a variance, as a share of the mean square, that float32 gives a constant feature by rounding
@@ -54,7 +55,7 @@ def measure(
         BadInput: a model has no such features.
         BadData: a feature is not a number.
     """
-    with computing(recipe):
+    with computing(recipe), explained(recipe, *models.values()):
         return {name: _measure(recipe, len(classes), model, shard, limit) for name, model in models.items()}
 
 
