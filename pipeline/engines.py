@@ -1,5 +1,6 @@
 """Where steps run: in this process, or on Ray (`on_ray`). Both give the same bytes."""
 
+import platform
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -105,16 +106,20 @@ class Inline:
 
 @dataclass(frozen=True)
 class Given:
-    """What passes from step to step: a value, the seconds that each step took, what the store made it repeat."""
+    """What passes from step to step: a value, the seconds that each step took, what the store made it repeat.
+
+    And the kind of device that it was worked on.
+    """
 
     value: Any
     seconds: dict[str, float]
     retries: int
+    device: str = ""
 
 
 def make(job: ShardJob, work: Callable[[Any], Any], unit: Unit, attempt: int) -> dict[str, Any]:
     """All steps of a shard; its commit mark."""
-    return commit(job, unit, work_on(work, read(job, unit)), attempt)
+    return commit(job, unit, work_on(work, read(job, unit), job.heavy), attempt)
 
 
 def read(job: ShardJob, unit: Unit) -> Given:
@@ -124,15 +129,23 @@ def read(job: ShardJob, unit: Unit) -> Given:
     return Given(value, {"read": round(time.perf_counter() - started, 3)}, job.place.store.retries - before)
 
 
-def work_on(work: Callable[[Any], Any], given: Given) -> Given:
-    """The second step."""
+def work_on(work: Callable[[Any], Any], given: Given, heavy: bool) -> Given:
+    """The second step; work that is not heavy has no device but the processor."""
     started = time.perf_counter()
     value = work(given.value)
-    return Given(value, given.seconds | {"work": round(time.perf_counter() - started, 3)}, given.retries)
+    seconds = given.seconds | {"work": round(time.perf_counter() - started, 3)}
+    return Given(value, seconds, given.retries, _device() if heavy else platform.machine())
+
+
+def _device() -> str:
+    from stages.device import kind
+
+    return kind()
 
 
 def commit(job: ShardJob, unit: Unit, given: Given, attempt: int) -> dict[str, Any]:
     """The last step; the commit mark, and how often the store had to be asked again (``store_retries``)."""
     before = job.place.store.retries
-    mark = job.commit(unit, given.value, {"attempt": attempt, "seconds": given.seconds})
+    facts = {"attempt": attempt, "seconds": given.seconds, "device": given.device}
+    mark = job.commit(unit, given.value, facts)
     return mark | {"store_retries": given.retries + job.place.store.retries - before}

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stages import nets
 from stages.ahead import ahead
 from stages.augment import augment
-from stages.device import computing
+from stages.device import computing, kind
 from stages.errors import BadData, BadInput
 from stages.features import head
 from stages.model import Classifier, Design, in_batches, load, on_device, to_unit
@@ -174,7 +174,8 @@ def fit(
         The checkpoint (see `weights_of`) and the metrics: per epoch its number, learning rate, mean
         loss, accuracy on the labels trained on (of the images as they were trained on: under attack, in
         adversarial training), images per second, all of all processes together; where there is something to
-        watch, the ``test_accuracy``; and, where the recipe asks for several, the number of ``workers``.
+        watch, the ``test_accuracy``; the kind of ``device``; and, where the recipe asks for several, the number of
+        ``workers``.
         Only the first process yields.
 
     Raises:
@@ -277,6 +278,7 @@ def _epoch(
         "loss": loss_mean,
         "accuracy": accuracy,
         "images_per_second": round(steps * recipe.batch_size / seconds, 1),
+        "device": kind(),
         **workers,
     }
 
