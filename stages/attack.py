@@ -1,7 +1,8 @@
 """Move the images of a shard toward their target classes, round them to 8 bits, and measure what came of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,32 +16,10 @@ from stages.prepare import prepared
 from stages.recipes import Attack, Perturbation, Relabel
 from stages.refused import explained
 from stages.relabel import targets
-from stages.search import margins, targeted, toward
+from stages.search import Toward, margins, targeted
 from stages.seeds import torch_seed
 from stages.shard import Shard
 from stages.spatial import search
-
-
-def perturb(
-    pixels_NHWC: np.ndarray,
-    ball: Perturbation,
-    loss: Callable[[Tensor], Tensor],
-    where: torch.device | None = None,
-) -> np.ndarray:
-    """Minimise a loss inside a ball round some 8-bit images; the result is 8-bit and inside the ball.
-
-    Args:
-        pixels_NHWC: uint8; one batch.
-        ball: norm, radius, steps and step size.
-        loss: images in [0, 1], N × C × H × W → a loss per sample.
-        where: the device that the loss computes on.
-
-    Returns:
-        uint8, N × H × W × C.
-    """
-    clean = to_unit(pixels_NHWC, where)
-    moved = pgd(loss, clean, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps)
-    return grid(moved, pixels_NHWC, ball.norm, ball.eps)
 
 
 def noise(pixels_NHWC: np.ndarray, ball: Perturbation, seed: int, index: np.ndarray) -> np.ndarray:
@@ -99,6 +78,11 @@ class Attacker:
                 effect["reached_step"] = np.where(late, self.recipe.steps, effect["reached_step"])
         return replace(shard, label=wanted, pixels=moved, files=None, suffix="png", attack=effect, failures=[])
 
+    @cached_property
+    def toward(self) -> Toward:
+        """The search of `pgd`."""
+        return Toward(self.recipe, self.attacked, self.spared)
+
     @property
     def attacked(self) -> Classifier:
         """The model, as it is searched with."""
@@ -119,7 +103,7 @@ class Attacker:
             case "leakage":
                 return self._leakage(shard, clean, wanted), {}
             case "pgd":
-                moved, reached = toward(self.recipe, self.attacked, self.spared, clean, wanted, shard.source_label)
+                moved, reached = self.toward(clean, wanted, shard.source_label)
                 return moved, {"reached_step": reached}
             case "universal":
                 self._refuse_not_found(wanted)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from stages.recipes import Compute, Evaluate, Precision, Train
@@ -101,6 +102,14 @@ def _kernels(deterministic: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         cudnn.deterministic, cudnn.benchmark, filled.fill_uninitialized_memory = flags
+
+
+def sent(values: np.ndarray, where: torch.device | None = None) -> torch.Tensor:
+    """An array on a device; to a GPU it is copied by the way, out of memory that the copy may take its time with."""
+    tensor = torch.from_numpy(np.require(values, requirements=["C", "W"]))
+    if where is None or where.type != "cuda":
+        return tensor.to(where)
+    return tensor.pin_memory().to(where, non_blocking=True)
 
 
 def settings() -> dict[str, bool]:

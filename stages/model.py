@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stages import nets
-from stages.device import device, numbers
+from stages.device import device, numbers, sent
 from stages.errors import BadData, BadInput
 from stages.pools import steady
 from stages.recipes import Bring, Precision
@@ -84,7 +84,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.design = design
         self.precision = precision
-        self.views: dict[Any, Classifier] = {}  # of the same weights, prepared for a search
+        self.views: dict[Any, Any] = {}  # of the same weights, prepared for a search; and searches
         channels = len(design.mean)
         self.network = nets.build(design.arch, design.network_classes, channels, here)
         self.repeat = 3 if channels == 1 and _first_conv_channels(self.network) == 3 else 1
@@ -159,9 +159,7 @@ def on_device(model: "Classifier") -> "Classifier":
 
 def to_unit(pixels_NHWC: np.ndarray, where: torch.device | None = None) -> Tensor:
     """uint8, N × H × W × C, to float32 in [0, 1], N × C × H × W, each level exactly k / 255."""
-    return (
-        torch.from_numpy(np.require(pixels_NHWC, requirements=["C", "W"])).to(where).permute(0, 3, 1, 2).float() / 255
-    )
+    return sent(pixels_NHWC, where).permute(0, 3, 1, 2).float() / 255
 
 
 def to_pixels(x_NCHW: Tensor) -> np.ndarray:

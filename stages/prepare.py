@@ -32,7 +32,8 @@ def prepared(model: Classifier, compute: Compute, keep: str | None = None) -> Cl
     key = (compute.precision, compute.fold, compute.compile, keep)
     if key not in model.views:
         model.views[key] = _prepare(model, compute, keep)
-    return model.views[key]
+    made: Classifier = model.views[key]
+    return made
 
 
 def _prepare(model: Classifier, compute: Compute, keep: str | None) -> Classifier:
@@ -42,7 +43,7 @@ def _prepare(model: Classifier, compute: Compute, keep: str | None) -> Classifie
         made = made.through(_cast(made.network, LOW[compute.precision]))
     if compute.compile:
         made = made.through(copy.copy(made.network))
-        made.network.compile(dynamic=False)
+        made.network.compile(dynamic=False, mode=None if compute.compile is True else compute.compile)
     return made
 
 

@@ -241,10 +241,11 @@ class Compute(Recipe):
         "slow.",
     )
     fold: bool = Field(True, description="Put batch norm into the weights of the convolution before it.")
-    compile: bool = Field(
+    compile: Literal["reduce-overhead"] | bool = Field(
         False,
         description="Compile the network with `torch.compile`: takes each worker about half a minute and needs a C++ "
-        "compiler, or a GPU's; `notbugs plan --cost` says whether it pays.",
+        "compiler, or a GPU's; `notbugs plan --cost` says whether it pays. `reduce-overhead` has it make the CUDA "
+        "graphs, which else hold a whole step.",
     )
     batch_size: int = Field(128, ge=1, description="Images searched together; the last batch is padded to it.")
     deterministic: Deterministic = True

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from stages.apgd import apgd, losses
 from stages.attack import noisy
-from stages.device import computing
+from stages.device import computing, sent
 from stages.model import Classifier, in_batches, to_unit
-from stages.pgd import direction, pgd
+from stages.pgd import Descent, direction, graphs
 from stages.prepare import prepared
 from stages.recipes import Ball, Spatial, Threat
 from stages.refused import explained
@@ -78,7 +78,7 @@ def _answers(
 
     def one(pixels: np.ndarray, label: np.ndarray, target: np.ndarray, index: np.ndarray) -> np.ndarray:
         x = to_unit(pixels, where)
-        goals = torch.from_numpy(label).to(where), torch.from_numpy(target).to(where)
+        goals = sent(label, where), sent(target, where)
         views = [noisy(x, threat, threat.seed, index), *_tries(threat, made, x, *goals, index)]
         with torch.no_grad():
             said = [torch.stack([model(view).argmax(1) for model in plain], 1) for view in views]
@@ -102,9 +102,22 @@ def _tries(
             yield from _apgd(threat, model, x_NCHW, label_N, aim, start)
 
 
-def _pgd(ball: Ball, model: Classifier, x_NCHW: Tensor, label_N: Tensor, aim_N: Tensor | None, start: Tensor) -> Tensor:
-    loss = untargeted(model, label_N) if aim_N is None else targeted(model, aim_N)
-    return pgd(loss, x_NCHW, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps, start=start)
+def _pgd(
+    threat: Threat, model: Classifier, x_NCHW: Tensor, label_N: Tensor, aim_N: Tensor | None, start: Tensor
+) -> Tensor:
+    """One search; what its steps are is made once for a model and a ball."""
+    goal, wanted = (untargeted, label_N) if aim_N is None else (targeted, aim_N)
+    key = ("pgd", goal, threat.norm, threat.eps, threat.step, threat.deterministic)
+    if key not in model.views:
+        model.views[key] = Descent(
+            lambda x, wanted: goal(model, wanted)(x),
+            norm=threat.norm,
+            eps=threat.eps,
+            step_size=threat.step,
+            capture=graphs(threat),
+        )
+    found: Tensor = model.views[key](x_NCHW, wanted, steps=threat.steps, start=start)
+    return found
 
 
 def _apgd(

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import train
-from stages.attack import perturb
 from stages.errors import BadData, BadInput
 from stages.model import Classifier, Design, load, save, to_unit
-from stages.recipes import Adversary, Ball, Train
+from stages.pgd import pgd
+from stages.recipes import Adversary, Train
 from stages.search import untargeted
 from stages.seeds import torch_seed
 from stages.shard import Shard
@@ -177,8 +177,9 @@ def test_adversarial_training_makes_a_more_robust_model(precision, digits, make_
         asked = recipe(arch=arch, epochs=6, lr=0.1, precision=precision, adversarial=ball)
         model = load(small, train.weights_of(run(asked, small, examples_of(digits["train"]), tmp_path)[-1]), tmp_path)
         away = untargeted(model, torch.from_numpy(label))
-        attacked = perturb(pixels, Ball(eps=1.0, steps=10), away)
-        right[ball is not None] = [(model(to_unit(x)).argmax(1).numpy() == label).mean() for x in (pixels, attacked)]
+        clean = to_unit(pixels)
+        attacked = pgd(away, clean, norm="l2", eps=1.0, step_size=0.2, steps=10)
+        right[ball is not None] = [(model(x).argmax(1).numpy() == label).mean() for x in (clean, attacked)]
     assert right[True][1] > right[False][1] + 0.1
     assert right[True][0] > 0.8
 
