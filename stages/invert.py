@@ -30,7 +30,9 @@ class Inverter:
         self.recipe, self.model, self.where = recipe, model, model.mean.device
         with computing(recipe), explained(recipe, model):
             self.features = Penultimate(prepared(model, recipe, recipe.layer), recipe.layer)
-            self.descent = Descent(self._loss, norm="l2", eps=None, step_size=recipe.step_size, capture=graphs(recipe))
+            self.descent = Descent(
+                self._loss, norm="l2", eps=None, step_size=recipe.step_size, capture=graphs(recipe, self.where)
+            )
             self.plain = Penultimate(model.using("float32"), recipe.layer)
 
     def __call__(self, shard: Shard) -> Shard:

@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +100,7 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
     """A step as one CUDA graph, or, where it cannot be captured, as it is."""
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=_keeper().pool(), capture_error_mode="thread_local"):
             step()
     except torch.OutOfMemoryError:
         raise
@@ -112,15 +111,18 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def graphs(compute: Compute) -> Capture | None:
+def graphs(compute: Compute, where: torch.device) -> Capture | None:
     """How the steps of a search are captured: not on a processor, nor where `torch.compile` makes graphs of its own."""
-    return None if compute.compile == "reduce-overhead" or not torch.cuda.is_available() else captured
+    return None if compute.compile == "reduce-overhead" or where.type != "cuda" else captured
 
 
 @cache
-def _pool() -> Any:
-    """The memory of all graphs of a process: no two run at once, and what one leaves there nobody reads."""
-    return torch.cuda.graph_pool_handle()
+def _keeper() -> torch.cuda.CUDAGraph:
+    """A graph that is never let go of: its memory serves all others of the process, of which no two run at once."""
+    graph, x = torch.cuda.CUDAGraph(), torch.zeros(1, device="cuda")
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        x.add_(1)
+    return graph
 
 
 def pgd(

@@ -20,8 +20,11 @@ class Maxima(nn.AdaptiveMaxPool2d):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         blocks = _blocks(x_NCHW, _sizes(self.output_size, x_NCHW))
-        found: Tensor = super().forward(x_NCHW) if blocks is None else blocks.max(-1).values
-        return found
+        if blocks is None:
+            return super().forward(x_NCHW)  # type: ignore[no-any-return]
+        # Not the maximum itself: its backward pass scatters, which sorts where it has to be deterministic.
+        first = torch.arange(blocks.shape[-1], device=blocks.device) == blocks.detach().argmax(-1, keepdim=True)
+        return torch.where(first, blocks, 0).sum(-1)
 
 
 def steady(network: nn.Module) -> nn.Module:

@@ -38,7 +38,11 @@ class Toward:
     def __init__(self, recipe: Attack, model: Classifier, spared: Sequence[Classifier] = ()) -> None:
         self.recipe, self.model, self.spared = recipe, model, spared
         self.descent = Descent(
-            self._loss, norm=recipe.norm, eps=recipe.eps, step_size=recipe.step, capture=graphs(recipe)
+            self._loss,
+            norm=recipe.norm,
+            eps=recipe.eps,
+            step_size=recipe.step,
+            capture=graphs(recipe, model.mean.device),
         )
 
     def _loss(self, x: Tensor, target_N: Tensor, label_N: Tensor, *notes: Tensor) -> Tensor:

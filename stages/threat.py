@@ -114,7 +114,7 @@ def _pgd(
             norm=threat.norm,
             eps=threat.eps,
             step_size=threat.step,
-            capture=graphs(threat),
+            capture=graphs(threat, x_NCHW.device),
         )
     found: Tensor = model.views[key](x_NCHW, wanted, steps=threat.steps, start=start)
     return found

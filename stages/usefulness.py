@@ -113,7 +113,7 @@ def _extremes(
         norm=recipe.norm,
         eps=recipe.eps,
         step_size=recipe.step,
-        capture=graphs(recipe),
+        capture=graphs(recipe, where),
     )
 
     def one(image: np.ndarray, feature: np.ndarray, sign: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The steps of a search as one piece that is run again: the same bytes as step by step, and nobody waits inside."""
 
 import contextlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def replayed(monkeypatch):
         return again
 
     for module in (search, invert, threat, usefulness):
-        monkeypatch.setattr(module, "graphs", lambda recipe: capture)
+        monkeypatch.setattr(module, "graphs", lambda recipe, where: capture)
     return counts
 
 
@@ -102,7 +103,7 @@ def test_a_whole_attack_is_captured_once(trained, digits, part, replayed):
 
 
 def test_another_shape_is_captured_anew(replayed):
-    descent = Descent(lambda x: x.flatten(1).sum(1), norm="l2", eps=1, step_size=0.1, capture=search.graphs(None))
+    descent = Descent(lambda x: x.flatten(1).sum(1), norm="l2", eps=1, step_size=0.1, capture=search.graphs(None, None))
     for shape in ((2, 1, 4, 4), (2, 1, 4, 4), (3, 1, 4, 4)):
         x = torch.rand(shape)
         once = pgd.pgd(lambda x: x.flatten(1).sum(1), x, norm="l2", eps=1, step_size=0.1, steps=5)
@@ -174,7 +175,7 @@ def test_a_step_that_cannot_be_captured_is_run_as_it_is_and_says_so(monkeypatch)
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(pgd, "_pool", lambda: None)
+    monkeypatch.setattr(pgd, "_keeper", mock.Mock())
     ran = []
     with pytest.warns(UserWarning, match=r"kernel by kernel: operation not permitted when stream is capturing$"):
         repeat = captured(lambda: ran.append(1))
@@ -182,12 +183,12 @@ def test_a_step_that_cannot_be_captured_is_run_as_it_is_and_says_so(monkeypatch)
     assert ran == [1, 1]
 
 
-def test_graphs_are_for_gpus_and_not_where_the_compiler_makes_its_own(monkeypatch):
-    assert graphs(Compute()) is None
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert graphs(Compute()) is captured
-    assert graphs(Compute(compile=True)) is captured
-    assert graphs(Compute(compile="reduce-overhead")) is None
+def test_graphs_are_for_gpus_and_not_where_the_compiler_makes_its_own():
+    gpu, processor = torch.device("cuda"), torch.device("cpu")
+    assert graphs(Compute(), processor) is None
+    assert graphs(Compute(), gpu) is captured
+    assert graphs(Compute(compile=True), gpu) is captured
+    assert graphs(Compute(compile="reduce-overhead"), gpu) is None
 
 
 def test_the_search_is_made_once_for_all_shards(trained, digits, part):
