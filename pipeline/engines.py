@@ -2,9 +2,12 @@
 
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
 from typing import Any, Protocol
 
 from pipeline.jobs import ModelJob, ShardJob, Unit
@@ -62,7 +65,10 @@ def hopeless(error: BaseException) -> bool:
 
 
 class Inline:
-    """Everything in the calling process, one shard after the other."""
+    """Everything in the calling process, one shard after the other.
+
+    Where models are at work on one shard, the next is read and the last one committed in threads beside that.
+    """
 
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
         done: Future[Any] = Future()
@@ -73,18 +79,44 @@ class Inline:
         return done
 
     def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[Lost]:
-        work, lost = job.open(), []
-        for unit in units:
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    report("committed", make(job, work, unit, attempt))
-                    break
-                except Exception as error:  # noqa: BLE001 - a failed shard does not stop the others
-                    if attempt == ATTEMPTS or hopeless(error):
-                        lost.append(Lost(unit.name, reason_of(error)))
-                        break
-                    report("retried", {"unit": unit.name, "attempt": attempt, "reason": reason_of(error)})
+        work, lost = job.open(), list[Lost]()
+        if not job.heavy:
+            for unit in units:
+                self._attempt(unit, report, lost, partial(make, job, work, unit))
+            return lost
+        store, counted, begun = job.place.store, job.place.store.retries, deque[tuple[Unit, Future[dict[str, Any]]]]()
+
+        def settle(most: int) -> None:
+            while len(begun) > most:
+                unit, first = begun.popleft()
+                self._attempt(unit, report, lost, partial(again, unit, first))
+
+        def again(unit: Unit, first: "Future[dict[str, Any]]", attempt: int) -> dict[str, Any]:
+            nonlocal counted  # of all steps: those that go on side by side cannot tell whose request was sent again
+            mark = first.result() if attempt == 1 else make(job, work, unit, attempt)
+            before, counted = counted, store.retries
+            return mark | {"store_retries": counted - before}
+
+        with ThreadPoolExecutor(2, thread_name_prefix="shard") as pool:
+            read_next = [pool.submit(read, job, unit) for unit in units[:1]]
+            for unit, following in zip_longest(units, units[1:]):
+                given, read_next = read_next[0], [pool.submit(read, job, following)] if following else []
+                begun.append((unit, _first(pool, job, work, unit, given)))
+                settle(1)
+            settle(0)
         return lost
+
+    def _attempt(self, unit: Unit, report: Report, lost: list[Lost], make: Callable[[int], dict[str, Any]]) -> None:
+        """Make a shard, in as many attempts as it takes or may."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                report("committed", make(attempt))
+                return
+            except Exception as error:  # noqa: BLE001 - a failed shard does not stop the others
+                if attempt == ATTEMPTS or hopeless(error):
+                    lost.append(Lost(unit.name, reason_of(error)))
+                    return
+                report("retried", {"unit": unit.name, "attempt": attempt, "reason": reason_of(error)})
 
     def model(self, job: ModelJob, report: Report) -> None:
         for attempt in range(1, ATTEMPTS + 1):
@@ -99,6 +131,18 @@ class Inline:
 
     def close(self) -> None:
         """Nothing was started."""
+
+
+def _first(
+    pool: ThreadPoolExecutor, job: ShardJob, work: Callable[[Any], Any], unit: Unit, given: "Future[Given]"
+) -> "Future[dict[str, Any]]":
+    """The first attempt at a shard that is being read: the work here and now, the commit in the pool."""
+    try:
+        return pool.submit(commit, job, unit, work_on(work, given.result(), job.heavy), 1)
+    except Exception as error:  # noqa: BLE001 - handed to whoever asks for the mark
+        failed: Future[dict[str, Any]] = Future()
+        failed.set_exception(error)
+        return failed
 
 
 # ------------------------------------------------------------------------------------------- steps
