@@ -106,10 +106,14 @@ def _kernels(deterministic: bool) -> Iterator[None]:
 
 def sent(values: np.ndarray, where: torch.device | None = None) -> torch.Tensor:
     """An array on a device; to a GPU it is copied by the way, out of memory that the copy may take its time with."""
-    tensor = torch.from_numpy(np.require(values, requirements=["C", "W"]))
-    if where is None or where.type != "cuda":
-        return tensor.to(where)
-    return tensor.pin_memory().to(where, non_blocking=True)
+    return on(torch.from_numpy(np.require(values, requirements=["C", "W"])), where)
+
+
+def on(values: torch.Tensor, where: torch.device | None) -> torch.Tensor:
+    """The same of a tensor."""
+    if where is None or where.type != "cuda" or values.is_cuda:
+        return values.to(where)
+    return values.pin_memory().to(where, non_blocking=True)
 
 
 def settings() -> dict[str, bool]:

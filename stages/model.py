@@ -159,7 +159,12 @@ def on_device(model: "Classifier") -> "Classifier":
 
 def to_unit(pixels_NHWC: np.ndarray, where: torch.device | None = None) -> Tensor:
     """uint8, N × H × W × C, to float32 in [0, 1], N × C × H × W, each level exactly k / 255."""
-    return sent(pixels_NHWC, where).permute(0, 3, 1, 2).float() / 255
+    return unit(sent(pixels_NHWC, where))
+
+
+def unit(pixels_NHWC: Tensor) -> Tensor:
+    """The same of pixels that are there already."""
+    return pixels_NHWC.permute(0, 3, 1, 2).float() / 255
 
 
 def to_pixels(x_NCHW: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Norm = Literal["l2", "linf"]
-Augmentation = Literal["none", "flip", "crop-flip", "spatial"]
+Augmentation = Literal["none", "flip", "crop-flip", "spatial", "resized-crop", "imagenet"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -453,7 +453,9 @@ class Train(Recipe):
     augment: Augmentation = Field(
         "none",
         description="`flip`: left–right at random; `crop-flip`: also shifted by up to an eighth of the width; "
-        "`spatial`: rotated by up to 30 degrees and shifted by up to a tenth of the width and height.",
+        "`spatial`: rotated by up to 30 degrees and shifted by up to a tenth of the width and height; `resized-crop`: "
+        "torchvision's `RandomResizedCrop` and `flip`; `imagenet`: these, brightness, contrast and saturation changed "
+        "by up to a tenth, and the lighting noise of AlexNet, as the paper's networks were trained.",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
     mean: list[float] | None = Field(None, description="Per-channel mean inside the model; by default the dataset's.")
@@ -462,6 +464,11 @@ class Train(Recipe):
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="Precision of the forward and backward pass; `tf32` as in an attack."
+    )
+    compile: Literal["reduce-overhead"] | bool = Field(
+        False,
+        description="Compile the network with `torch.compile`, as in an attack; `reduce-overhead` is for small images "
+        "on a GPU.",
     )
     deterministic: Deterministic = True
     seed: Seed = Field(
@@ -495,7 +502,12 @@ class Train(Recipe):
     @property
     def unused(self) -> frozenset[str]:
         """Parameters that are not used: they make no other version of the model."""
-        return _unless(self.adversarial is not None, "adversarial") | _unless(not self.deterministic, "deterministic")
+        idle = {
+            "adversarial": self.adversarial is None,
+            "compile": not self.compile,
+            "deterministic": self.deterministic,
+        }
+        return frozenset(name for name, unused in idle.items() if unused)
 
     @model_validator(mode="after")
     def _arch_or_probe(self) -> "Train":

@@ -721,3 +721,26 @@ def test_a_batch_smaller_than_two_images_for_each_worker_is_refused():
     with pytest.raises(ValueError, match="batch_size 7 is of all 4 workers together: it must be at least 8"):
         recipe(batch_size=7, workers=4)
     recipe(batch_size=8, workers=4)
+
+
+@pytest.mark.parametrize("augment", ["crop-flip", "resized-crop"])
+def test_where_a_split_is_held_changes_not_a_bit(augment, some, design, monkeypatch):
+    asked = recipe(epochs=2, augment=augment)
+    held = run(asked, design, some)[-1]
+    monkeypatch.setattr(train, "room", lambda where: 0)  # a device that has no room for it
+    assert train.weights_of(run(asked, design, some)[-1]) == train.weights_of(held)
+
+
+@pytest.mark.parametrize("how", [True, "reduce-overhead"])
+def test_a_training_is_compiled_if_asked_and_its_weights_keep_their_names(how, some, design, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **keys: asked.append(keys))
+    plain, compiled = (run(recipe(epochs=1, compile=how), design, some)[-1] for how in (False, how))
+    assert asked == [{"dynamic": False, "mode": None if how is True else how}]
+    assert train.weights_of(compiled) == train.weights_of(plain)  # what is run here is the network as it is
+
+
+@pytest.mark.slow  # the compiler
+def test_a_compiled_training_learns_what_a_plain_one_does(some, design):
+    plain, compiled = (train.history_of(run(recipe(epochs=2, compile=how), design, some)[-1]) for how in (False, True))
+    assert [row["loss"] for row in compiled] == pytest.approx([row["loss"] for row in plain], rel=1e-3)
