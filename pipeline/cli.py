@@ -121,7 +121,7 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="notbugs")
+@click.version_option(artifacts.version("notbugs"), prog_name="notbugs")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def main(debug: bool) -> None:
     """Datasets that separate robust from non-robust features.
