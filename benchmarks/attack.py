@@ -38,12 +38,13 @@ from benchmarks.side_by_side import cifar10, images, in_turns, machine, over, se
 from pipeline import spec
 from stages import model as models
 from stages import train
-from stages.attack import perturb
+from stages.device import computing, device, threads
 from stages.images import encode_png
-from stages.model import Classifier, Design, device, threads, to_pixels, to_unit
+from stages.model import Classifier, Design, to_pixels, to_unit
+from stages.pgd import UNCAPTURED
 from stages.prepare import prepared
-from stages.recipes import Perturbation, Train
-from stages.search import margins, targeted
+from stages.recipes import Attack, Perturbation, Train
+from stages.search import Toward, margins, targeted
 
 Loop = Callable[[np.ndarray, Tensor, Perturbation], Tensor]
 """Pixels, uint8, N × H × W × C; a target for each; ball and steps → images in [0, 1], N × C × H × W."""
@@ -59,11 +60,14 @@ INSTALL = {
 # ---------------------------------------------------------------------------------------------------- ours
 
 
-def ours(model: Classifier) -> Loop:
+def ours(model: Classifier, ball: Perturbation) -> Loop:
     """The loop that makes datasets, with a network that is prepared."""
+    toward = Toward(Attack(images="", model="", **ball.model_dump()), model)
 
     def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
-        return to_unit(perturb(pixels, ball, targeted(model, target), target.device), target.device)
+        toward.recipe = toward.recipe.model_copy(update={"steps": ball.steps})
+        wanted = target.cpu().numpy()
+        return to_unit(toward(pixels, wanted, wanted)[0], target.device)
 
     return loop
 
@@ -80,7 +84,7 @@ def bare(model: Classifier) -> Loop:
     return loop
 
 
-SWITCHES = [name for name, field in Perturbation.model_fields.items() if field.annotation is bool]
+SWITCHES = ("fold", "compile")
 """What a recipe can turn on besides a precision."""
 
 
@@ -336,7 +340,7 @@ def main(
     pixels = images(data, rounds * batch, side)
     target = torch.arange(batch, device=device()) % model.design.classes
     ready = {choice: prepared(model, recipe) for choice, recipe in recipes.items()}
-    loops = {choice: ours(each) for choice, each in ready.items()}
+    loops = {choice: ours(each, recipes[choice]) for choice, each in ready.items()}
     loops |= {f"{choice}: bare": bare(each) for choice, each in ready.items()}
     apart = Apart(model, cores) if peers else None
     rest = apart.names if apart else []
@@ -347,7 +351,8 @@ def main(
         asked = recipes.get(name.removesuffix(": bare"), ball).model_copy(update=update)
         if apart and name in rest:
             return apart.loop(name, some, target.cpu().numpy(), asked)
-        seconds, found = _timed(loops[name], some, target, asked)
+        with computing(asked), threads(cores):
+            seconds, found = _timed(loops[name], some, target, asked)
         return seconds, torch.from_numpy(found).to(device())
 
     def turn(name: str, number: int) -> float:
@@ -357,6 +362,8 @@ def main(
 
     with threads(cores):
         first = {name: run(name, pixels[:batch], steps=1)[0] for name in names}
+        for name in loops:  # on a GPU a step is captured after some others
+            run(name, pixels[:batch], steps=UNCAPTURED + 1)
         seconds = in_turns({name: lambda number, name=name: turn(name, number) for name in names}, rounds)
         work, rates = (
             operations(model, pixels[:batch], target),

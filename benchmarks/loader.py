@@ -24,7 +24,8 @@ from benchmarks.shards import CLASSES, shards_of
 from benchmarks.side_by_side import attacked, images, in_turns, machine, on_shards, over, seconds_of, show, spread
 from stages import evaluate, train
 from stages.ahead import ahead
-from stages.model import Classifier, Design, device, on_device, threads, to_unit
+from stages.device import device, threads
+from stages.model import Classifier, Design, on_device, to_unit
 from stages.recipes import Evaluate, Train
 from stages.shard import pack, unpack
 

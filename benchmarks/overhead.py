@@ -31,7 +31,8 @@ from pipeline.runs import Run
 from pipeline.spec import parse
 from pipeline.store import Store
 from stages.attack import distances, logits_of
-from stages.model import threads, to_unit
+from stages.device import threads
+from stages.model import to_unit
 from stages.pgd import to_grid
 from stages.prepare import prepared
 from stages.recipes import Attack

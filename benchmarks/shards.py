@@ -32,8 +32,8 @@ from pipeline.graph import build
 from pipeline.jobs import AttackJob, Place, Unit
 from pipeline.spec import parse
 from pipeline.store import Store, digest
+from stages.device import threads
 from stages.images import PNG_LEVEL, decode, encode_png
-from stages.model import threads
 from stages.shard import Shard, key, unpack
 
 CLASSES = 10

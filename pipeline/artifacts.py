@@ -347,13 +347,16 @@ def content_digest(files: Mapping[str, str]) -> str:
 
 def environment() -> dict[str, str]:
     """Versions of what computed it."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+    versions = {name: version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
+
+
+def version(name: str) -> str:
+    """Of an installed package; a copy of the source that is run where it lies is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def host() -> str:

@@ -210,7 +210,7 @@ def _refuse_lost_folder() -> None:
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="notbugs")
+@click.version_option(artifacts.version("notbugs"), prog_name="notbugs")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def main(debug: bool) -> None:
     """Datasets that separate robust from non-robust features.

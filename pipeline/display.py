@@ -47,6 +47,12 @@ def measured(progress: Progress) -> str:
     return "  ".join([*said, *([f"{speed:,.0f} images/s"] if speed else [])])
 
 
+def mixed(progress: Progress) -> str:
+    """On what a node was made, where that is more than one kind of device: each rounds in its own way."""
+    each = "; ".join(f"{count} on {kind}" for kind, count in progress.devices.items())
+    return f"made on unlike devices, so its bytes are no other run's: {each}" if len(progress.devices) > 1 else ""
+
+
 class Lines:
     """Plain lines on stderr, for logs."""
 
@@ -77,7 +83,9 @@ class Lines:
                 found = f", {progress.found} there already" if progress.found else ""
                 return f"started ({progress.stage}, {progress.total} {unit}{found})"
             case "done":
-                return f"done in {progress.seconds:.1f} s  {measured(progress)}".rstrip()
+                return "  ".join(
+                    filter(None, [f"done in {progress.seconds:.1f} s", measured(progress), mixed(progress)])
+                )
             case "failed":
                 return f"failed: {progress.why}"
             case "retried":
@@ -129,7 +137,7 @@ class Live:
         said = {
             "cached": "there already",
             "failed": progress.why,
-            "done": f"{measured(progress)}  {progress.seconds} s",
+            "done": f"{measured(progress)}  {progress.seconds} s  {mixed(progress)}",
         }
         self.bars.update(
             self.tasks[node],

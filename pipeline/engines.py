@@ -1,11 +1,15 @@
 """Where steps run: in this process, or on Ray (`on_ray`). Both give the same bytes."""
 
+import platform
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
 from typing import Any, Protocol
 
 from pipeline.jobs import ModelJob, ShardJob, Unit
@@ -87,7 +91,10 @@ def hopeless(error: BaseException) -> bool:
 
 
 class Inline:
-    """Everything in the calling process, one shard after the other."""
+    """Everything in the calling process, one shard after the other.
+
+    Where models are at work on one shard, the next is read and the last one committed in threads beside that.
+    """
 
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
         done: Future[Any] = Future()
@@ -101,18 +108,44 @@ class Inline:
         return done
 
     def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[Lost]:
-        work, lost = job.open(), []
-        for unit in units:
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    report("committed", make(job, work, unit, attempt))
-                    break
-                except Exception as error:  # noqa: BLE001 - a failed shard does not stop the others
-                    if attempt == ATTEMPTS or hopeless(error):
-                        lost.append(Lost(unit.name, reason_of(error)))
-                        break
-                    report("retried", {"unit": unit.name, "attempt": attempt, "reason": reason_of(error)})
+        work, lost = job.open(), list[Lost]()
+        if not job.heavy:
+            for unit in units:
+                self._attempt(unit, report, lost, partial(make, job, work, unit))
+            return lost
+        store, counted, begun = job.place.store, job.place.store.retries, deque[tuple[Unit, Future[dict[str, Any]]]]()
+
+        def settle(most: int) -> None:
+            while len(begun) > most:
+                unit, first = begun.popleft()
+                self._attempt(unit, report, lost, partial(again, unit, first))
+
+        def again(unit: Unit, first: "Future[dict[str, Any]]", attempt: int) -> dict[str, Any]:
+            nonlocal counted  # of all steps: those that go on side by side cannot tell whose request was sent again
+            mark = first.result() if attempt == 1 else make(job, work, unit, attempt)
+            before, counted = counted, store.retries
+            return mark | {"store_retries": counted - before}
+
+        with ThreadPoolExecutor(2, thread_name_prefix="shard") as pool:
+            read_next = [pool.submit(read, job, unit) for unit in units[:1]]
+            for unit, following in zip_longest(units, units[1:]):
+                given, read_next = read_next[0], [pool.submit(read, job, following)] if following else []
+                begun.append((unit, _first(pool, job, work, unit, given)))
+                settle(1)
+            settle(0)
         return lost
+
+    def _attempt(self, unit: Unit, report: Report, lost: list[Lost], make: Callable[[int], dict[str, Any]]) -> None:
+        """Make a shard, in as many attempts as it takes or may."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                report("committed", make(attempt))
+                return
+            except Exception as error:  # noqa: BLE001 - a failed shard does not stop the others
+                if attempt == ATTEMPTS or hopeless(error):
+                    lost.append(Lost(unit.name, reason_of(error)))
+                    return
+                report("retried", {"unit": unit.name, "attempt": attempt, "reason": reason_of(error)})
 
     def model(self, job: ModelJob, report: Report) -> None:
         for attempt in range(1, ATTEMPTS + 1):
@@ -129,21 +162,37 @@ class Inline:
         """Nothing was started."""
 
 
+def _first(
+    pool: ThreadPoolExecutor, job: ShardJob, work: Callable[[Any], Any], unit: Unit, given: "Future[Given]"
+) -> "Future[dict[str, Any]]":
+    """The first attempt at a shard that is being read: the work here and now, the commit in the pool."""
+    try:
+        return pool.submit(commit, job, unit, work_on(work, given.result(), job.heavy), 1)
+    except Exception as error:  # noqa: BLE001 - handed to whoever asks for the mark
+        failed: Future[dict[str, Any]] = Future()
+        failed.set_exception(error)
+        return failed
+
+
 # ------------------------------------------------------------------------------------------- steps
 
 
 @dataclass(frozen=True)
 class Given:
-    """What passes from step to step: a value, the seconds that each step took, what the store made it repeat."""
+    """What passes from step to step: a value, the seconds that each step took, what the store made it repeat.
+
+    And the kind of device that it was worked on.
+    """
 
     value: Any
     seconds: dict[str, float]
     retries: int
+    device: str = ""
 
 
 def make(job: ShardJob, work: Callable[[Any], Any], unit: Unit, attempt: int) -> dict[str, Any]:
     """All steps of a shard; its commit mark."""
-    return commit(job, unit, work_on(work, read(job, unit)), attempt)
+    return commit(job, unit, work_on(work, read(job, unit), job.heavy), attempt)
 
 
 def read(job: ShardJob, unit: Unit) -> Given:
@@ -153,15 +202,23 @@ def read(job: ShardJob, unit: Unit) -> Given:
     return Given(value, {"read": round(time.perf_counter() - started, 3)}, job.place.store.retries - before)
 
 
-def work_on(work: Callable[[Any], Any], given: Given) -> Given:
-    """The second step."""
+def work_on(work: Callable[[Any], Any], given: Given, heavy: bool) -> Given:
+    """The second step; work that is not heavy has no device but the processor."""
     started = time.perf_counter()
     value = work(given.value)
-    return Given(value, given.seconds | {"work": round(time.perf_counter() - started, 3)}, given.retries)
+    seconds = given.seconds | {"work": round(time.perf_counter() - started, 3)}
+    return Given(value, seconds, given.retries, _device() if heavy else platform.machine())
+
+
+def _device() -> str:
+    from stages.device import kind
+
+    return kind()
 
 
 def commit(job: ShardJob, unit: Unit, given: Given, attempt: int) -> dict[str, Any]:
     """The last step; the commit mark, and how often the store had to be asked again (``store_retries``)."""
     before = job.place.store.retries
-    mark = job.commit(unit, given.value, {"attempt": attempt, "seconds": given.seconds})
+    facts = {"attempt": attempt, "seconds": given.seconds, "device": given.device}
+    mark = job.commit(unit, given.value, facts)
     return mark | {"store_retries": given.retries + job.place.store.retries - before}

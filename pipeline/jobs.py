@@ -11,7 +11,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -190,7 +190,10 @@ class DatasetJob(ShardJob):
             files,
             artifacts.content_digest(shas),
             self.inputs,
-            self.facts() | _totals(marks, getattr(self.node.recipe, "steps", 0)) | left_out(table),
+            self.facts()
+            | _totals(marks, getattr(self.node.recipe, "steps", 0))
+            | left_out(table)
+            | {"devices": devices(marks.values())},
         )
 
     def _samples(self, marks: Mapping[str, dict[str, Any]]) -> bytes:
@@ -229,6 +232,11 @@ def _parquet(table: pa.Table) -> bytes:
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")
     return out.getvalue()
+
+
+def devices(parts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many of the shards, or of the epochs, were made on each kind of device."""
+    return dict(sorted(Counter(part.get("device", "unknown") for part in parts).items()))
 
 
 def statistics(shard: Shard) -> dict[str, Any]:
@@ -529,8 +537,9 @@ class ScoreJob(ShardJob):
             found.append(self._facts(name) | self.summary(sums))
         content = self.place.store.put_json(f"{self.node.folder}/result.json", {"rows": found})
         files = {"result.json": (len(content), digest(content)), "recipe.json": self._write_recipe()}
-        shards = {"shards": {name: mark["samples"] for name, mark in sorted(marks.items())}}
-        return artifacts.publish(self.place.store, self.node, files, digest(canonical(found)), self.inputs, shards)
+        facts = {"shards": {name: mark["samples"] for name, mark in sorted(marks.items())}}
+        facts["devices"] = devices(marks.values())
+        return artifacts.publish(self.place.store, self.node, files, digest(canonical(found)), self.inputs, facts)
 
     def _facts(self, model: str) -> dict[str, Any]:
         """What was scored, and on what: held out are images as they were loaded, of a split that was not trained on."""
@@ -714,7 +723,7 @@ class ModelJob:
             files,
             digest(weights),
             self.inputs,
-            {"design": design, "trained_on": trained_on},
+            {"design": design, "trained_on": trained_on, "devices": devices(history)},
         )
 
 

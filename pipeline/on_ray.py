@@ -553,7 +553,7 @@ class _Worker:
     def work(self, given: Given, limit: float | None) -> tuple[Given, None]:
         """What it made, and a sign that it is done, which the driver can have without the data."""
         with _watched(limit):
-            return work_on(self.open, given), None
+            return work_on(self.open, given, heavy=True), None
 
 
 def _read(parcel: bytes, unit: Unit, limit: float | None) -> Given:

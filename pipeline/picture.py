@@ -188,6 +188,8 @@ def move(
     import torch
 
     from stages.attack import distances, logits_of
+    from stages.device import computing
+    from stages.refused import explained
 
     try:
         asked = Attack(images="", model="", batch_size=1, **recipe)
@@ -197,21 +199,20 @@ def move(
         raise BadInput(place + re.sub(r"^(Value error, |\w+ should be )", "", first["msg"])) from error
     if why := asked.misfit(model.design.shape, 1):
         raise BadInput(why)
-    after, how = (_turn if asked.method == "spatial" else _push)(pixels, model, target, asked)
-    logits = torch.from_numpy(logits_of(model, np.stack([pixels, after]), 1)).double()
+    with computing(asked), explained(asked, model):
+        after, how = (_turn if asked.method == "spatial" else _push)(pixels, model, target, asked)
+        logits = torch.from_numpy(logits_of(model, np.stack([pixels, after]), 1)).double()
     moved = {name: float(value[0]) for name, value in distances(pixels[None], after[None]).items()}
     return Picture(pixels, after, classes, target, logits.softmax(1).numpy(), how=how, **moved)
 
 
 def _push(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:
     """The picture after PGD, and what was done."""
-    import torch
+    from stages.prepare import prepared
+    from stages.search import Toward
 
-    from stages.attack import perturb
-    from stages.search import targeted
-
-    where = model.mean.device
-    after = perturb(pixels[None], asked, targeted(model, torch.tensor([target], device=where)), where)
+    wanted = np.array([target])
+    after, _ = Toward(asked, prepared(model, asked))(pixels[None], wanted, wanted)
     return after[0], f"{asked.steps} steps of PGD, {NORMS[asked.norm]} ε {asked.eps:g}"
 
 

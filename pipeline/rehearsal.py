@@ -460,9 +460,9 @@ def _ready(meet: Callable[[], Any]) -> None:
     """What a worker loads as it starts."""
     import torch
 
-    from stages import attack, evaluate, invert, model, train, usefulness  # noqa: F401
+    from stages import attack, device, evaluate, invert, train, usefulness  # noqa: F401
 
-    torch.zeros(1, device=model.device())
+    torch.zeros(1, device=device.device())
     meet()
 
 

@@ -69,6 +69,7 @@ class Progress:
         work: seconds that workers were at the work on its shards, all of them together.
         lost: shards that could not be made, with reasons.
         last: what the last step measured.
+        devices: kind of device → how many of its shards or epochs were made on one, in this run and before.
     """
 
     stage: Word
@@ -87,6 +88,7 @@ class Progress:
     work: float = 0.0
     lost: list[dict[str, str]] = field(default_factory=list)
     last: dict[str, Any] = field(default_factory=dict)
+    devices: dict[str, int] = field(default_factory=dict)
 
 
 Watcher = Callable[[str, Progress, str], None]
@@ -233,7 +235,8 @@ class Run:
         job = JOBS[node.stage](node, self.place, inputs)
         made = self._make_model(job, engine) if isinstance(job, ModelJob) else self._make_shards(job, engine)
         progress.state, progress.seconds = "done", round(time.time() - progress.started, 1)
-        self.record.note(node.id, "done", seconds=progress.seconds)
+        progress.devices = made.manifest["devices"]
+        self.record.note(node.id, "done", seconds=progress.seconds, devices=progress.devices)
         return made
 
     def _make_shards(self, job: ShardJob, engine: Engine) -> Made:

@@ -1,44 +1,25 @@
 """Move the images of a shard toward their target classes, round them to 8 bits, and measure what came of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stages.device import computing
 from stages.errors import BadData, BadInput
-from stages.model import Classifier, batches, in_batches, threads, to_pixels, to_unit
+from stages.model import Classifier, batches, in_batches, to_pixels, to_unit
 from stages.pgd import direction, grid, pgd, project
 from stages.prepare import prepared
 from stages.recipes import Attack, Perturbation, Relabel
+from stages.refused import explained
 from stages.relabel import targets
-from stages.search import margins, targeted, toward
+from stages.search import Toward, margins, targeted
 from stages.seeds import torch_seed
 from stages.shard import Shard
 from stages.spatial import search
-
-
-def perturb(
-    pixels_NHWC: np.ndarray,
-    ball: Perturbation,
-    loss: Callable[[Tensor], Tensor],
-    where: torch.device | None = None,
-) -> np.ndarray:
-    """Minimise a loss inside a ball round some 8-bit images; the result is 8-bit and inside the ball.
-
-    Args:
-        pixels_NHWC: uint8; one batch.
-        ball: norm, radius, steps and step size.
-        loss: images in [0, 1], N × C × H × W → a loss per sample.
-        where: the device that the loss computes on.
-
-    Returns:
-        uint8, N × H × W × C.
-    """
-    clean = to_unit(pixels_NHWC, where)
-    moved = pgd(loss, clean, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps)
-    return grid(moved, pixels_NHWC, ball.norm, ball.eps)
 
 
 def noise(pixels_NHWC: np.ndarray, ball: Perturbation, seed: int, index: np.ndarray) -> np.ndarray:
@@ -79,14 +60,15 @@ class Attacker:
         if rule.rule == "least_likely" and model is None:
             raise BadInput("relabel least_likely needs the attack to name a model")
         self.recipe, self.rule, self.classes, self.model = recipe, rule, classes, model
-        self.spared = [prepared(other, recipe) for other in spared]
-        if recipe.method == "universal":
-            with threads(1):
+        self._models = [one for one in (model, *spared) if one is not None]
+        with computing(recipe), explained(recipe, *self._models):
+            self.spared = [prepared(other, recipe) for other in spared]
+            if recipe.method == "universal":
                 self.universal, self.found = self._universal(fit)
 
     def __call__(self, shard: Shard) -> Shard:
         """The shard with its images perturbed and its labels replaced by the targets."""
-        with threads(1):
+        with computing(self.recipe), explained(self.recipe, *self._models):
             clean = shard.images()
             wanted = self._targets(shard)
             moved, said = self._move(shard, clean, wanted)
@@ -95,6 +77,11 @@ class Attacker:
                 late = (effect["reached_step"] < 0) & effect["reached"]
                 effect["reached_step"] = np.where(late, self.recipe.steps, effect["reached_step"])
         return replace(shard, label=wanted, pixels=moved, files=None, suffix="png", attack=effect, failures=[])
+
+    @cached_property
+    def toward(self) -> Toward:
+        """The search of `pgd`."""
+        return Toward(self.recipe, self.attacked, self.spared)
 
     @property
     def attacked(self) -> Classifier:
@@ -116,7 +103,7 @@ class Attacker:
             case "leakage":
                 return self._leakage(shard, clean, wanted), {}
             case "pgd":
-                moved, reached = toward(self.recipe, self.attacked, self.spared, clean, wanted, shard.source_label)
+                moved, reached = self.toward(clean, wanted, shard.source_label)
                 return moved, {"reached_step": reached}
             case "universal":
                 self._refuse_not_found(wanted)

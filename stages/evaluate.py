@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from stages.attack import logits_of
-from stages.model import Classifier, threads
+from stages.device import computing
+from stages.model import Classifier
 from stages.recipes import Evaluate, Spatial, Threat
+from stages.refused import explained
 from stages.relabel import targets
 from stages.shard import Shard
 from stages.threat import Outcome, in_ball, in_space
@@ -33,7 +35,7 @@ def score(
         sources: those that attacks are made on, by name: all of `recipe.sources`.
         shard: the images, with the labels that are scored.
     """
-    with threads(1):
+    with computing(recipe), explained(recipe, *models.values(), *sources.values()):
         answers = {
             name: logits_of(model, shard.images(), recipe.batch_size).argmax(1) for name, model in models.items()
         }

@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stages.attack import distances
+from stages.device import computing, sent
 from stages.errors import BadData
 from stages.features import Penultimate
-from stages.model import Classifier, in_batches, threads, to_pixels, to_unit
-from stages.pgd import pgd
+from stages.model import Classifier, in_batches, to_pixels, to_unit
+from stages.pgd import Descent, graphs
 from stages.prepare import prepared
 from stages.recipes import Invert
+from stages.refused import explained
 from stages.seeds import generator
 from stages.shard import Shard
 
@@ -24,9 +27,13 @@ class Inverter:
     """
 
     def __init__(self, recipe: Invert, model: Classifier) -> None:
-        self.recipe, self.where = recipe, model.mean.device
-        self.features = Penultimate(prepared(model, recipe, recipe.layer), recipe.layer)
-        self.plain = Penultimate(model.using("float32"), recipe.layer)
+        self.recipe, self.model, self.where = recipe, model, model.mean.device
+        with computing(recipe), explained(recipe, model):
+            self.features = Penultimate(prepared(model, recipe, recipe.layer), recipe.layer)
+            self.descent = Descent(
+                self._loss, norm="l2", eps=None, step_size=recipe.step_size, capture=graphs(recipe, self.where)
+            )
+            self.plain = Penultimate(model.using("float32"), recipe.layer)
 
     def __call__(self, shard: Shard) -> Shard:
         """The shard with z in the place of x under the labels of x, and how far apart their features are.
@@ -35,7 +42,7 @@ class Inverter:
             BadData: an image that is alone in its shard has no other to start at.
         """
         clean, size = shard.images(), self.recipe.batch_size
-        with threads(1):
+        with computing(self.recipe), explained(self.recipe, self.model):
             others = clean[derangement(self.recipe.seed, shard)] if self.recipe.start == "other" else clean
             found = in_batches(self._search, size, clean, others, shard.index)
             effect = {**distances(clean, found), "distance": in_batches(self._distance, size, clean, found)}
@@ -48,17 +55,12 @@ class Inverter:
             start = to_unit(other_NHWC, self.where)
         else:
             drawn = noise(self.recipe.seed, index_N, pixels_NHWC.shape[1:])
-            start = torch.from_numpy(drawn).to(self.where).permute(0, 3, 1, 2)
+            start = sent(drawn, self.where).permute(0, 3, 1, 2)
+        return to_pixels(self.descent(start, wanted, steps=self.recipe.steps))
+
+    def _loss(self, z_NCHW: Tensor, wanted_ND: Tensor) -> Tensor:
         # Squared, the distance has the same normalised gradient, and one that is defined at zero.
-        found = pgd(
-            lambda z: (self.features(z) - wanted).square().sum(1),
-            start,
-            norm="l2",
-            eps=None,
-            step_size=self.recipe.step_size,
-            steps=self.recipe.steps,
-        )
-        return to_pixels(found)
+        return (self.features(z_NCHW) - wanted_ND).square().sum(1)
 
     @torch.no_grad()
     def _distance(self, *pixels_NHWC: np.ndarray) -> np.ndarray:

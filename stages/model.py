@@ -1,7 +1,6 @@
 """A classifier of images in [0, 1]: a network with its normalisation inside, on disk and in memory."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from torch import Tensor, nn
 
 from stages import nets
 from stages.design import Design
+from stages.device import device, numbers, sent
 from stages.errors import BadData, BadInput
+from stages.pools import steady
 from stages.recipes import Precision
 
 LOW: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,7 +36,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.design = design
         self.precision = precision
-        self.views: dict[Any, Classifier] = {}  # of the same weights, prepared for a search
+        self.views: dict[Any, Any] = {}  # of the same weights, prepared for a search; and searches
         channels = len(design.mean)
         self.network = nets.build(design.arch, design.network_classes, channels, here)
         self.repeat = 3 if channels == 1 and _first_conv_channels(self.network) == 3 else 1
@@ -65,7 +66,7 @@ class Classifier(nn.Module):
             x = x.repeat(1, self.repeat, 1, 1)
         x = x.contiguous(memory_format=torch.channels_last)
         low = LOW.get(self.precision)
-        with torch.autocast(x.device.type, low, enabled=low is not None):
+        with numbers(self.precision), torch.autocast(x.device.type, low, enabled=low is not None):
             logits: Tensor = self.network(x)
         if self.outputs is not None:
             logits = logits.index_select(1, self.outputs)
@@ -97,22 +98,25 @@ def _first_conv_channels(network: nn.Module) -> int | None:
     return next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), None)
 
 
-def device() -> torch.device:
-    """The GPU that this process was given, if any, else the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def on_device(model: "Classifier") -> "Classifier":
-    """The model on `device`, its weights laid out channels last, which convolutions like best."""
+    """The model on `device`, its weights laid out channels last, which convolutions like best.
+
+    On a GPU its pooling is `steady`; on a processor PyTorch's own is, and is what versions were made with.
+    """
+    if device().type == "cuda":
+        steady(model.network)
     moved: Classifier = model.to(device()).to(memory_format=torch.channels_last)
     return moved
 
 
 def to_unit(pixels_NHWC: np.ndarray, where: torch.device | None = None) -> Tensor:
     """uint8, N × H × W × C, to float32 in [0, 1], N × C × H × W, each level exactly k / 255."""
-    return (
-        torch.from_numpy(np.require(pixels_NHWC, requirements=["C", "W"])).to(where).permute(0, 3, 1, 2).float() / 255
-    )
+    return unit(sent(pixels_NHWC, where))
+
+
+def unit(pixels_NHWC: Tensor) -> Tensor:
+    """The same of pixels that are there already."""
+    return pixels_NHWC.permute(0, 3, 1, 2).float() / 255
 
 
 def to_pixels(x_NCHW: Tensor) -> np.ndarray:
@@ -136,17 +140,6 @@ def in_batches(compute: Callable[..., np.ndarray], size: int, *columns: np.ndarr
     """Apply a function to `batches` and join what it returns."""
     made = [compute(*padded)[:count] for count, padded in batches(size, *columns)]
     return np.concatenate(made) if made else columns[0]
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with this many CPU threads: another number rounds differently, so it is never left to chance."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def save(network: nn.Module) -> bytes:

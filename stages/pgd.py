@@ -5,15 +5,124 @@ x is in [0, 1], in pixel units; normalisation is the model's affair.
 """
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stages.recipes import Norm
+from stages.recipes import Compute, Norm
 
 GUARD = 1e-30  # below any gradient that float32 can still divide by
+
+
+class Descent:
+    """The steps of a search, made once for any number of batches of one shape: see `pgd`.
+
+    On a GPU a step is captured as one CUDA graph, whose kernels are the same, in the same order, but are launched
+    together: small batches would wait for the launches else.
+
+    Args:
+        loss: x, and all that is given with it → a loss per sample, N (or their sum). What it has to remember it writes
+            into what is given, in place; it leaves nothing else behind, and copies nothing to or from the host.
+        norm, eps, step_size, box: as of `pgd`.
+        capture: what makes a step that can be repeated out of one that is run: `captured` on a GPU; None: nothing.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        *,
+        norm: Norm,
+        eps: float | None,
+        step_size: float,
+        box: tuple[float, float] = (0.0, 1.0),
+        capture: "Capture | None",
+    ) -> None:
+        self.loss, self.norm, self.eps, self.step_size, self.box = loss, norm, eps, step_size, box
+        self.capture = capture
+        self.repeat: Callable[[], None] | None = None
+        self.held: list[Tensor] = []
+
+    def __call__(self, x_NCHW: Tensor, *given: Tensor, steps: int, start: Tensor | None = None) -> Tensor:
+        """The last iterate.
+
+        Args:
+            x_NCHW: float32, in [0, 1]; the centre of the ball.
+            given: passed to the loss.
+            steps: how many.
+            start: first iterate; by default x itself.
+        """
+        x = (x_NCHW if start is None else start).detach().clone()
+        if self.capture is not None:
+            return self._repeated(self.capture, x, x_NCHW, given, steps)
+        for _ in range(steps):
+            x = self._step(x, x_NCHW, *given)
+        return x
+
+    def _step(self, x: Tensor, centre: Tensor, *given: Tensor) -> Tensor:
+        x = x.detach().requires_grad_(True)
+        (grad,) = torch.autograd.grad(self.loss(x, *given).sum(), x)
+        x = x.detach().sub_(direction(grad, self.norm), alpha=self.step_size)
+        if self.eps is not None:
+            x = project(x.sub_(centre), self.norm, self.eps).add_(centre)
+        return x.clamp_(*self.box)
+
+    def _repeated(self, capture: "Capture", x: Tensor, centre: Tensor, given: Sequence[Tensor], steps: int) -> Tensor:
+        """The same in tensors that stay where they are, which is what a graph works on."""
+        if [t.shape for t in self.held] != [t.shape for t in (x, centre, *given)]:
+            self.held, self.repeat = [t.detach().clone() for t in (x, centre, *given)], None
+        else:
+            for mine, theirs in zip(self.held, (x, centre, *given), strict=True):
+                mine.copy_(theirs)
+
+        def step() -> None:
+            self.held[0].copy_(self._step(*self.held))
+
+        for done in range(steps):
+            if self.repeat is None and done == UNCAPTURED:
+                self.repeat = capture(step)
+            (self.repeat or step)()
+        for mine, theirs in zip(self.held[2:], given, strict=True):
+            theirs.copy_(mine)
+        return self.held[0].clone()
+
+
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+
+UNCAPTURED = 2
+"""Steps that are run before one is captured: they compile, choose kernels and set up libraries."""
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """A step as one CUDA graph, or, where it cannot be captured, as it is."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, pool=_keeper().pool(), capture_error_mode="thread_local"):
+            step()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        why = str(error).strip().splitlines()[0]
+        warnings.warn(f"a step is not one CUDA graph, but launched kernel by kernel: {why}", stacklevel=2)
+        return step
+    return graph.replay
+
+
+def graphs(compute: Compute, where: torch.device) -> Capture | None:
+    """How the steps of a search are captured: not on a processor, nor where `torch.compile` makes graphs of its own."""
+    return None if compute.compile == "reduce-overhead" or where.type != "cuda" else captured
+
+
+@cache
+def _keeper() -> torch.cuda.CUDAGraph:
+    """A graph that is never let go of: its memory serves all others of the process, of which no two run at once."""
+    graph, x = torch.cuda.CUDAGraph(), torch.zeros(1, device="cuda")
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        x.add_(1)
+    return graph
 
 
 def pgd(
@@ -46,15 +155,8 @@ def pgd(
     Returns:
         float32, N × C × H × W; within `eps` of x up to float32 rounding.
     """
-    x = (x_NCHW if start is None else start).detach().clone()
-    for _ in range(steps):
-        x.requires_grad_(True)
-        (grad,) = torch.autograd.grad(loss(x).sum(), x)
-        x = x.detach().sub_(direction(grad, norm), alpha=step_size)
-        if eps is not None:
-            x = project(x.sub_(x_NCHW), norm, eps).add_(x_NCHW)
-        x = x.clamp_(*box)
-    return x
+    once = Descent(loss, norm=norm, eps=eps, step_size=step_size, box=box, capture=None)
+    return once(x_NCHW, steps=steps, start=start)
 
 
 def direction(grad_NCHW: Tensor, norm: Norm) -> Tensor:

@@ -32,7 +32,8 @@ def prepared(model: Classifier, compute: Compute, keep: str | None = None) -> Cl
     key = (compute.precision, compute.fold, compute.compile, keep)
     if key not in model.views:
         model.views[key] = _prepare(model, compute, keep)
-    return model.views[key]
+    made: Classifier = model.views[key]
+    return made
 
 
 def _prepare(model: Classifier, compute: Compute, keep: str | None) -> Classifier:
@@ -40,9 +41,15 @@ def _prepare(model: Classifier, compute: Compute, keep: str | None) -> Classifie
     made = (folded(model, keep) if compute.fold else model).using(compute.precision)
     if compute.precision in LOW:
         made = made.through(_cast(made.network, LOW[compute.precision]))
-    if compute.compile:
-        made = made.through(copy.copy(made.network))
-        made.network.compile(dynamic=False)
+    return compiled(made, compute.compile)
+
+
+def compiled(model: Classifier, how: str | bool) -> Classifier:
+    """The same classifier, the same weights, its network compiled: not at all, or in a mode of `torch.compile`."""
+    if how is False:
+        return model
+    made = model.through(copy.copy(model.network))
+    made.network.compile(dynamic=False, mode=None if how is True else how)
     return made
 
 

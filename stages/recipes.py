@@ -24,9 +24,9 @@ from pydantic import (
 
 from stages.limits import ATTACKS, CLASSES, IMAGES, MEMORY, NAME, PADDING, SHARDS, SIDE, STEPS
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Norm = Literal["l2", "linf"]
-Augmentation = Literal["none", "flip", "crop-flip", "spatial"]
+Augmentation = Literal["none", "flip", "crop-flip", "spatial", "resized-crop", "imagenet"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=NAME)]
 
@@ -414,21 +414,44 @@ class Adversary(Ball):
     fold: bool = Field(True, description="Put batch norm into the weights of the convolution before it, for the steps.")
 
 
+Deterministic = Annotated[
+    bool,
+    Field(
+        description="Kernels that give the same bits every time. Turn it off for a network that has a layer without "
+        "such a kernel on a GPU; its bytes then differ from run to run."
+    ),
+]
+
+
+def _unless(used: bool, name: str) -> frozenset[str]:
+    """A field that is not used: it makes no other version, whatever it says."""
+    return frozenset() if used else frozenset({name})
+
+
 class Compute(Recipe):
     """How the gradients of a search are computed: each choice rounds in its own way, so it is part of the version."""
 
     precision: Precision = Field(
         "float32",
         description="Precision of the network's forward and backward pass; normalisation, loss, steps and projection "
-        "are float32. On a GPU `float16` is as fast as `bfloat16` and closer to float32; on a processor it is slow.",
+        "are float32. On a GPU `tf32` rounds what goes into the products of float32 to ten bits, which is faster, and "
+        "`float16` is as fast as `bfloat16` and closer to float32; on a processor `tf32` is float32, and `float16` "
+        "slow.",
     )
     fold: bool = Field(True, description="Put batch norm into the weights of the convolution before it.")
-    compile: bool = Field(
+    compile: Literal["reduce-overhead"] | bool = Field(
         False,
         description="Compile the network with `torch.compile`: takes each worker about half a minute and needs a C++ "
-        "compiler, or a GPU's; `notbugs plan --cost` says whether it pays.",
+        "compiler, or a GPU's; `notbugs plan --cost` says whether it pays. `reduce-overhead` has it make the CUDA "
+        "graphs, which else hold a whole step.",
     )
     batch_size: int = Field(128, ge=1, description="Images searched together; the last batch is padded to it.")
+    deterministic: Deterministic = True
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Deterministic kernels are what a version stands for, unless it says otherwise."""
+        return _unless(not self.deterministic, "deterministic")
 
     def misfit(self, shape: Sequence[int], shard: int) -> str | None:
         return _too_large(self.batch_size, shape, shard) or super().misfit(shape, shard)
@@ -568,14 +591,14 @@ class Attack(Perturbation):
         ball, moves = {"norm", "eps"}, {"steps", "step_size"}
         idle = moves | {"precision", "fold", "compile", "spatial", "fit_shards", "freeze"}
         by_method = {
-            "pgd": {"spatial", "fit_shards", "seed"} | ({"freeze"} if self.freeze is None else set()),
+            "pgd": {"spatial", "fit_shards", "seed"} | _unless(self.freeze is not None, "freeze"),
             "universal": {"spatial", "freeze", "seed"},
             "spatial": ball | moves | {"fit_shards", "freeze", "seed"},
             "noise": idle,
             "leakage": idle,
             "none": ball | idle | {"seed"},
         }
-        return frozenset(by_method.get(self.method, set()))
+        return super().unused | by_method.get(self.method, frozenset())
 
 
 class Invert(Compute):
@@ -689,7 +712,9 @@ class Train(Recipe):
     augment: Augmentation = Field(
         "none",
         description="`flip`: left–right at random; `crop-flip`: also shifted by up to an eighth of the width; "
-        "`spatial`: rotated by up to 30 degrees and shifted by up to a tenth of the width and height.",
+        "`spatial`: rotated by up to 30 degrees and shifted by up to a tenth of the width and height; `resized-crop`: "
+        "torchvision's `RandomResizedCrop` and `flip`; `imagenet`: these, brightness, contrast and saturation changed "
+        "by up to a tenth, and the lighting noise of AlexNet, as the paper's networks were trained.",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
     mean: list[Mean] | None = Field(
@@ -698,9 +723,15 @@ class Train(Recipe):
     std: list[Deviation] | None = Field(
         None, min_length=1, description="Per-channel deviation inside the model; by default the dataset's."
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Precision of the forward and backward pass."
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32", description="Precision of the forward and backward pass; `tf32` as in an attack."
     )
+    compile: Literal["reduce-overhead"] | bool = Field(
+        False,
+        description="Compile the network with `torch.compile`, as in an attack; `reduce-overhead` is for small images "
+        "on a GPU.",
+    )
+    deterministic: Deterministic = True
     seed: Seed = Field(
         0,
         description="Seed of initial weights, order, augmentation and dropout. Models that stand behind the dataset "
@@ -736,7 +767,12 @@ class Train(Recipe):
     @property
     def unused(self) -> frozenset[str]:
         """Parameters that are not used: they make no other version of the model."""
-        return frozenset({"adversarial"} if self.adversarial is None else {})
+        idle = {
+            "adversarial": self.adversarial is None,
+            "compile": not self.compile,
+            "deterministic": self.deterministic,
+        }
+        return frozenset(name for name, unused in idle.items() if unused)
 
     @model_validator(mode="after")
     def _arch_or_probe(self) -> "Train":
@@ -850,7 +886,7 @@ class Threat(Perturbation):
     @property
     def unused(self) -> frozenset[str]:
         """APGD chooses its step size."""
-        return frozenset({"step_size"} if self.method == "apgd" else {})
+        return super().unused | _unless(self.method != "apgd", "step_size")
 
     @field_validator("toward")
     @classmethod
@@ -888,6 +924,7 @@ class Evaluate(Recipe):
         description="Another labelling to score against as well: `next` counts answers that equal y + 1.",
     )
     batch_size: int = Field(250, ge=1, description="Images per forward pass.")
+    deterministic: Deterministic = True
 
     inputs = {"on": "datasets", "models": "models", "sources": "models"}
 
@@ -911,6 +948,11 @@ class Evaluate(Recipe):
     @classmethod
     def _no_model_needed(cls, rule: Relabel | None) -> Relabel | None:
         return _refuse_least_likely(rule)
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """As for an attack."""
+        return _unless(not self.deterministic, "deterministic")
 
     @property
     def sources(self) -> list[str]:

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from stages.apgd import apgd, losses
 from stages.attack import noisy
+from stages.device import computing, sent
 from stages.model import Classifier, in_batches, to_unit
-from stages.pgd import direction, pgd
+from stages.pgd import Descent, direction, graphs
 from stages.prepare import prepared
 from stages.recipes import Ball, Spatial, Threat
+from stages.refused import explained
 from stages.relabel import targets
 from stages.search import targeted, untargeted
 from stages.seeds import generator
@@ -71,18 +73,20 @@ def _answers(
     threat: Threat, attacked: Classifier, scored: Sequence[Classifier], shard: Shard, target_N: np.ndarray
 ) -> np.ndarray:
     """What each model answers of each image, N × models × (1 + tries): first under noise, then under each try."""
-    attacked, plain = prepared(attacked, threat), [model.using("float32") for model in scored]
+    plain = [model.using("float32") for model in scored]
     where = attacked.mean.device
 
     def one(pixels: np.ndarray, label: np.ndarray, target: np.ndarray, index: np.ndarray) -> np.ndarray:
         x = to_unit(pixels, where)
-        goals = torch.from_numpy(label).to(where), torch.from_numpy(target).to(where)
-        views = [noisy(x, threat, threat.seed, index), *_tries(threat, attacked, x, *goals, index)]
+        goals = sent(label, where), sent(target, where)
+        views = [noisy(x, threat, threat.seed, index), *_tries(threat, made, x, *goals, index)]
         with torch.no_grad():
             said = [torch.stack([model(view).argmax(1) for model in plain], 1) for view in views]
         return np.asarray(torch.stack(said, 2).cpu())
 
-    return in_batches(one, threat.batch_size, shard.images(), shard.label, target_N, shard.index)
+    with computing(threat), explained(threat, attacked, *scored):
+        made = prepared(attacked, threat)
+        return in_batches(one, threat.batch_size, shard.images(), shard.label, target_N, shard.index)
 
 
 def _tries(
@@ -98,9 +102,22 @@ def _tries(
             yield from _apgd(threat, model, x_NCHW, label_N, aim, start)
 
 
-def _pgd(ball: Ball, model: Classifier, x_NCHW: Tensor, label_N: Tensor, aim_N: Tensor | None, start: Tensor) -> Tensor:
-    loss = untargeted(model, label_N) if aim_N is None else targeted(model, aim_N)
-    return pgd(loss, x_NCHW, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps, start=start)
+def _pgd(
+    threat: Threat, model: Classifier, x_NCHW: Tensor, label_N: Tensor, aim_N: Tensor | None, start: Tensor
+) -> Tensor:
+    """One search; what its steps are is made once for a model and a ball."""
+    goal, wanted = (untargeted, label_N) if aim_N is None else (targeted, aim_N)
+    key = ("pgd", goal, threat.norm, threat.eps, threat.step, threat.deterministic)
+    if key not in model.views:
+        model.views[key] = Descent(
+            lambda x, wanted: goal(model, wanted)(x),
+            norm=threat.norm,
+            eps=threat.eps,
+            step_size=threat.step,
+            capture=graphs(threat, x_NCHW.device),
+        )
+    found: Tensor = model.views[key](x_NCHW, wanted, steps=threat.steps, start=start)
+    return found
 
 
 def _apgd(

@@ -24,12 +24,14 @@ from stages import nets
 from stages.ahead import ahead
 from stages.augment import augment
 from stages.design import Design
+from stages.device import computing, kind, on, sent
 from stages.errors import BadData, BadInput
 from stages.features import head
-from stages.model import Classifier, in_batches, load, on_device, threads, to_unit
+from stages.model import Classifier, in_batches, load, on_device, to_unit, unit
 from stages.pgd import pgd
-from stages.prepare import folded, keep_memory
+from stages.prepare import compiled, folded, keep_memory
 from stages.recipes import Adversary, Train
+from stages.refused import explained
 from stages.search import untargeted
 from stages.seeds import generator, torch_seed
 from stages.shard import Shard
@@ -37,8 +39,8 @@ from stages.shard import Shard
 SHUFFLE_SHARDS = 4
 """Shards mixed at a time when a split streams; as many are read ahead."""
 
-Batches = Iterator[tuple[np.ndarray, np.ndarray]]
-"""Pixels, uint8, N × H × W × C, and labels."""
+Batches = Iterator[tuple[Tensor, Tensor]]
+"""Pixels, uint8, N × H × W × C, and labels, where the model is."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ def fit(
         The checkpoint (see `weights_of`) and the metrics: per epoch its number, learning rate, mean
         loss, accuracy on the labels trained on (of the images as they were trained on: under attack, in
         adversarial training), images per second, all of all processes together; where there is something to
-        watch, the ``test_accuracy``; and, where the recipe asks for several, the number of ``workers``.
+        watch, the ``test_accuracy``; the kind of ``device``; and, where the recipe asks for several, the number of
+        ``workers``.
         Only the first process yields.
 
     Raises:
@@ -183,7 +186,7 @@ def fit(
     if len(examples) < recipe.batch_size:
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {len(examples)} examples to train on")
     keep_memory()
-    with threads(recipe.threads):
+    with computing(recipe):
         # From another stream for a probe: of the same seed, its new layer would be the one that the model began with.
         torch.manual_seed(torch_seed(recipe.seed, "weights" if start is None else "probe"))
         model = on_device(Classifier(design, here, recipe.precision))
@@ -199,10 +202,12 @@ def fit(
         checkpoint = group.told(checkpoint)
         history = _restore(model, optimizer, checkpoint) if came_from(checkpoint, examples.digest) else []
         fits = examples.bytes <= recipe.memory_budget * 2**20 * group.world
-        batches = _in_memory(recipe, examples, group) if fits else _streamed(recipe, examples, group)
-        joined = group.joined(model)
+        where = next(model.parameters()).device
+        batches = (_in_memory if fits else _streamed)(recipe, examples, group, where)
+        joined = group.joined(compiled(model, recipe.compile))
         for epoch in range(len(history), recipe.epochs):
-            history.append(_epoch(recipe, model, joined, optimizer, batches(epoch), epoch, len(examples), group))
+            with explained(recipe, model):
+                history.append(_epoch(recipe, model, joined, optimizer, batches(epoch), epoch, len(examples), group))
             if group.rank == 0:
                 if watch is not None:
                     history[-1]["test_accuracy"] = _score(model, *watch, recipe.batch_size)
@@ -247,8 +252,7 @@ def _epoch(
     loss_sum, right = torch.zeros((), device=where), torch.zeros((), device=where)
     # As many steps on every process: one that took another step would wait for the others for ever.
     for step, (pixels, labels) in zip(range(steps), batches, strict=False):
-        x = augment(to_unit(pixels, where), recipe.augment, draw)
-        y = torch.from_numpy(labels).to(where)
+        x, y = augment(unit(pixels), recipe.augment, draw), labels
         for parameters in optimizer.param_groups:
             parameters["lr"] = learning_rate(recipe, epoch + step / steps, recipe.epochs)
         if recipe.adversarial is not None:
@@ -275,6 +279,7 @@ def _epoch(
         "loss": loss_mean,
         "accuracy": accuracy,
         "images_per_second": round(steps * recipe.batch_size / seconds, 1),
+        "device": kind(),
         **workers,
     }
 
@@ -313,22 +318,31 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _in_memory(recipe: Train, examples: Examples, group: Group) -> Callable[[int], Batches]:
+def _in_memory(recipe: Train, examples: Examples, group: Group, where: torch.device) -> Callable[[int], Batches]:
+    """All of a process's share, held on the device, as eight bits, where that has room for it: see `room`."""
     mine = share([examples.counts[name] for name in examples.names], recipe.batch_size, group)
     parts = list(_read(examples, examples.names, mine))
-    pixels, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-    size = group.of_batch(recipe.batch_size)
+    pixels, labels = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True))
+    size, held = group.of_batch(recipe.batch_size), pixels.nbytes <= room(where)
+    if held:
+        pixels, labels = pixels.to(where), labels.to(where)
 
     def batches(epoch: int) -> Batches:
         order = generator(recipe.seed, "order", group.position(epoch)).permutation(len(labels))
+        places = sent(order, pixels.device)
         for first in range(0, len(order) - size + 1, size):
-            chosen = order[first : first + size]
-            yield pixels[chosen], labels[chosen]
+            chosen = places[first : first + size]
+            yield on(pixels[chosen], where), on(labels[chosen], where)
 
     return batches
 
 
-def _streamed(recipe: Train, examples: Examples, group: Group) -> Callable[[int], Batches]:
+def room(where: torch.device) -> float:
+    """Bytes of a split that a device may hold: of a GPU a quarter of what is free, so that there is room to train."""
+    return torch.cuda.mem_get_info(where)[0] / 4 if where.type == "cuda" else math.inf
+
+
+def _streamed(recipe: Train, examples: Examples, group: Group, where: torch.device) -> Callable[[int], Batches]:
     """Shards in random order, a few of them mixed at a time, the next few read meanwhile.
 
     What does not fill a batch waits for the next few.
@@ -347,7 +361,7 @@ def _streamed(recipe: Train, examples: Examples, group: Group) -> Callable[[int]
             whole = len(order) // size * size
             for start in range(0, whole, size):
                 chosen = order[start : start + size]
-                yield pixels[chosen], labels[chosen]
+                yield sent(pixels[chosen], where), sent(labels[chosen], where)
             left = [(pixels[order[whole:]], labels[order[whole:]])]
 
     return batches

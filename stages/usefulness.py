@@ -21,13 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.device import computing, sent
 from stages.errors import BadData
 from stages.evaluate import Sums
 from stages.features import Penultimate
-from stages.model import Classifier, in_batches, threads, to_unit
-from stages.pgd import pgd
+from stages.model import Classifier, in_batches, to_unit
+from stages.pgd import Descent, graphs
 from stages.prepare import prepared
 from stages.recipes import Usefulness
+from stages.refused import explained
 from stages.shard import Shard
 
 CONSTANT = 1e-10  # a variance, as a share of the mean square, that float32 gives a constant feature by rounding
@@ -53,7 +55,7 @@ def measure(
         BadInput: a model has no such features.
         BadData: a feature is not a number.
     """
-    with threads(1):
+    with computing(recipe), explained(recipe, *models.values()):
         return {name: _measure(recipe, len(classes), model, shard, limit) for name, model in models.items()}
 
 
@@ -103,18 +105,22 @@ def _extremes(
     where = features.model.mean.device
     axes = np.meshgrid(*(np.arange(size) for size in clean_ND.shape), np.array([1.0, -1.0]), indexing="ij")
 
+    def value(x: Tensor, column_N1: Tensor) -> Tensor:
+        return features(x).gather(1, column_N1)[:, 0]
+
+    descent = Descent(
+        lambda x, column_N1, sign_N: sign_N * value(x, column_N1),
+        norm=recipe.norm,
+        eps=recipe.eps,
+        step_size=recipe.step,
+        capture=graphs(recipe, where),
+    )
+
     def one(image: np.ndarray, feature: np.ndarray, sign: np.ndarray) -> np.ndarray:
-        column, signs = torch.from_numpy(feature).to(where)[:, None], torch.from_numpy(sign).float().to(where)
-
-        def value(x: Tensor) -> Tensor:
-            return features(x).gather(1, column)[:, 0]
-
-        start, ball = to_unit(pixels[image], where), recipe
-        last = pgd(
-            lambda x: signs * value(x), start, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps
-        )
+        column, signs = sent(feature, where)[:, None], sent(sign, where).float()
+        last = descent(to_unit(pixels[image], where), column, signs, steps=recipe.steps)
         with torch.no_grad():
-            return np.asarray(value(last).double().cpu())
+            return np.asarray(value(last, column).double().cpu())
 
     ends = in_batches(one, recipe.batch_size, *(axis.ravel() for axis in axes)).reshape(*clean_ND.shape, 2)
     return np.minimum(clean_ND, ends.min(2)), np.maximum(clean_ND, ends.max(2))

@@ -1,12 +1,29 @@
 """Random views of a training batch."""
 
+import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import ks_2samp
+from torchvision import transforms
+from torchvision.transforms import functional
 
-from stages.augment import augment
+from stages.augment import (
+    LIGHT,
+    RATIO,
+    SCALE,
+    VALUES,
+    VECTORS,
+    augment,
+    boxes,
+    jittered,
+    lit,
+    recoloured,
+    resized_crop,
+)
+from stages.errors import BadInput
 
 
 def draw(seed=0):
@@ -89,3 +106,75 @@ def test_the_generator_alone_decides(how):
     x = batch()
     assert torch.equal(augment(x, how, draw(1)), augment(x, how, draw(1)))
     assert not torch.equal(augment(x, how, draw(1)), augment(x, how, draw(2)))
+
+
+SIZES = [(32, 32), (24, 40), (224, 224)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_resized_crop_is_torchvisions(size):
+    x = batch(16, *size)
+    found = boxes(x, draw(3))
+    y = resized_crop(x, found)
+    for i, (top, left, height, width) in enumerate(found.T.int().tolist()):
+        theirs = functional.resized_crop(x[i], top, left, height, width, list(size), antialias=True)
+        torch.testing.assert_close(y[i], theirs, rtol=0, atol=2e-4 if max(size) > 100 else 2e-5)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (8, 64), (64, 8), (1, 1)])
+def test_crops_are_drawn_as_torchvision_draws_them(size):
+    x = torch.zeros(1500, 1, 1, 1).expand(-1, -1, *size)
+    ours = boxes(x, draw(1)).T
+    torch.manual_seed(0)
+    theirs = torch.tensor([transforms.RandomResizedCrop.get_params(x[0], SCALE, RATIO) for _ in range(len(x))])
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, 0] + ours[:, 2] <= size[0]).all()
+    assert (ours[:, 1] + ours[:, 3] <= size[1]).all()
+    for column in range(4):  # Kolmogorov and Smirnov: two samples of one distribution are seldom this far apart
+        assert ks_2samp(ours[:, column].numpy(), theirs[:, column].numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_colours_change_as_torchvision_changes_them(order):
+    x, factors = batch(8, 6, 5), 1 + 0.4 * (2 * torch.rand(3, 8, generator=draw(2)) - 1)
+    theirs = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
+    y = recoloured(x, factors, list(order))
+    for i in range(len(x)):
+        image = x[i]
+        for kind in order:
+            image = theirs[kind](image, float(factors[kind, i]))
+        torch.testing.assert_close(y[i], image, rtol=0, atol=1e-5)
+
+
+def test_colours_are_jittered_in_every_order_by_up_to_a_tenth():
+    x = torch.full((4000, 3, 1, 1), 0.5)
+    brightness = jittered(x, draw())[:, 0, 0, 0] / 0.5  # of grey, contrast and saturation change nothing
+    assert 0.9 <= brightness.min() < 0.902 < 1.098 < brightness.max() <= 1.1001
+    seen = {tuple(torch.randperm(3, generator=draw(seed)).tolist()) for seed in range(40)}
+    assert len(seen) == 6
+
+
+def test_lighting_noise_has_the_covariance_of_imagenets_colours():
+    x = torch.full((20_000, 3, 2, 2), 0.5)
+    noise = lit(x, draw()) - x
+    assert (noise == noise[:, :, :1, :1]).all()
+    vectors, values = torch.tensor(VECTORS), torch.tensor(VALUES)
+    wanted = LIGHT**2 * vectors @ torch.diag(values**2) @ vectors.T
+    torch.testing.assert_close(noise[:, :, 0, 0].T.cov(), wanted, rtol=0.05, atol=1e-7)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(3), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("how", ["resized-crop", "imagenet"])
+def test_new_views_stay_in_the_box_and_come_from_the_generator_alone(how):
+    x = batch(40, 32, 32)
+    y = augment(x, how, draw(5))
+    assert y.shape == x.shape
+    assert 0 <= y.min() < y.max() <= 1
+    torch.manual_seed(1)
+    assert torch.equal(y, augment(x, how, draw(5)))
+    assert not torch.equal(y, augment(x, how, draw(6)))
+
+
+def test_grey_images_have_no_colours_to_change():
+    with pytest.raises(BadInput, match="changes colours, and the images have 1 channel"):
+        augment(batch()[:, :1], "imagenet", draw())

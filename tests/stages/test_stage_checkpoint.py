@@ -274,7 +274,7 @@ def test_a_url_that_asks_for_the_file_itself_holds_no_secret(query):
 
 
 def test_a_shape_that_ends_with_its_channels_is_refused():
-    with pytest.raises(ValidationError, match="the first number is that of the channels, 1 or 3, got 224"):
+    with pytest.raises(ValidationError, match="images have 1 or 3 channels, got 224"):
         asked(shape=[224, 224, 3])
 
 

@@ -19,7 +19,6 @@ from stages.model import (
     in_batches,
     load,
     save,
-    threads,
     to_pixels,
     to_unit,
 )
@@ -168,14 +167,6 @@ def test_pixels_survive_the_way_to_the_unit_interval_and_back(pixels):
 def test_what_is_saved_is_the_nearest_level(x):
     pixels = to_pixels(torch.from_numpy(x)).transpose(0, 3, 1, 2)
     assert (np.abs(pixels - 255 * x.clip(0, 1).astype(np.float64)) <= 0.5 + 1e-9).all()
-
-
-def test_the_number_of_threads_comes_back_even_after_an_error():
-    before = torch.get_num_threads()
-    with pytest.raises(KeyError), threads(3):
-        assert torch.get_num_threads() == 3
-        raise KeyError
-    assert torch.get_num_threads() == before
 
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(2, 6), st.integers(2, 6), st.just(3))))

@@ -9,7 +9,7 @@ from torch import nn
 
 from stages.model import Classifier, Design
 from stages.recipes import Attack
-from stages.search import Places, Watched, margins, toward
+from stages.search import Places, Toward, Watched, margins, unnoted
 
 LINEAR = """
 import torch
@@ -46,7 +46,8 @@ def test_a_margin_is_above_zero_where_the_target_is_the_answer(classes, count, s
 
 
 def test_the_watched_model_knows_the_first_iterate_and_the_last_margin():
-    watched = Watched(lambda x: torch.stack([x.flatten(), 0 * x.flatten()], 1), torch.tensor([0, 0, 1]))
+    target = torch.tensor([0, 0, 1])
+    watched = Watched(lambda x: torch.stack([x.flatten(), 0 * x.flatten()], 1), target, *unnoted(target))
     for value in (-1.0, 2.0, 3.0):
         watched(torch.full((3, 1, 1, 1), value))
     assert watched.reached_N.tolist() == [1, 1, 0]
@@ -75,7 +76,7 @@ def test_a_frozen_image_is_moved_as_often_as_its_margin_needs(linear):
     recipe = Attack(images="", model="", eps=2, step_size=0.04, steps=40, batch_size=2, freeze=0.15)
     start = float(linear(torch.full((1, 1, 8, 8), 128 / 255))[0, 1])
     assert abs(start) < 1e-4
-    moved, reached = toward(recipe, linear, [], clean, target, 1 - target)
+    moved, reached = Toward(recipe, linear)(clean, target, 1 - target)
     length = np.sqrt(((moved.astype(float) - clean) ** 2).sum((1, 2, 3))) / 255
     np.testing.assert_allclose(length, 10 * 0.04, atol=0.01)  # 0.02 · 4 and 0.02 · 9: the second look is enough
     assert set(reached.tolist()) <= {0, 1}
@@ -86,7 +87,7 @@ def test_a_margin_that_none_has_changes_not_a_bit(trained, digits, part):
     clean, target = shard.images(), (shard.label + 1) % 10
     asked = {"images": "", "model": "", "eps": 1.5, "steps": 12, "batch_size": 8}
     plain, never = (
-        toward(Attack(**asked, **more), trained, [], clean, target, shard.label) for more in ({}, {"freeze": 1e9})
+        Toward(Attack(**asked, **more), trained)(clean, target, shard.label) for more in ({}, {"freeze": 1e9})
     )
     np.testing.assert_array_equal(plain[0], never[0])
     np.testing.assert_array_equal(plain[1], never[1])
@@ -105,7 +106,7 @@ def test_frozen_images_make_room_so_that_fewer_are_passed_through_the_network(tr
     for freeze in (None, 2.0):
         shown.clear()
         model, target = trained.through(Counted()), (shard.label + 1) % 10
-        moved, reached = toward(Attack(**asked, freeze=freeze), model, [], shard.images(), target, shard.label)
+        moved, reached = Toward(Attack(**asked, freeze=freeze), model)(shard.images(), target, shard.label)
         answers[freeze] = sum(shown), moved, reached
     assert answers[None][0] == 60 * 50
     assert answers[2.0][0] < 60 * 25

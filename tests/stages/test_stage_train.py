@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import train
-from stages.attack import perturb
 from stages.errors import BadData, BadInput
 from stages.model import Classifier, Design, load, save, to_unit
-from stages.recipes import Adversary, Ball, Train
+from stages.pgd import pgd
+from stages.recipes import Adversary, Train
 from stages.search import untargeted
 from stages.seeds import torch_seed
 from stages.shard import Shard
@@ -177,8 +177,9 @@ def test_adversarial_training_makes_a_more_robust_model(precision, digits, make_
         asked = recipe(arch=arch, epochs=6, lr=0.1, precision=precision, adversarial=ball)
         model = load(small, train.weights_of(run(asked, small, examples_of(digits["train"]), tmp_path)[-1]), tmp_path)
         away = untargeted(model, torch.from_numpy(label))
-        attacked = perturb(pixels, Ball(eps=1.0, steps=10), away)
-        right[ball is not None] = [(model(to_unit(x)).argmax(1).numpy() == label).mean() for x in (pixels, attacked)]
+        clean = to_unit(pixels)
+        attacked = pgd(away, clean, norm="l2", eps=1.0, step_size=0.2, steps=10)
+        right[ball is not None] = [(model(x).argmax(1).numpy() == label).mean() for x in (clean, attacked)]
     assert right[True][1] > right[False][1] + 0.1
     assert right[True][0] > 0.8
 
@@ -720,3 +721,26 @@ def test_a_batch_smaller_than_two_images_for_each_worker_is_refused():
     with pytest.raises(ValueError, match="batch_size 7 is of all 4 workers together: it must be at least 8"):
         recipe(batch_size=7, workers=4)
     recipe(batch_size=8, workers=4)
+
+
+@pytest.mark.parametrize("augment", ["crop-flip", "resized-crop"])
+def test_where_a_split_is_held_changes_not_a_bit(augment, some, design, monkeypatch):
+    asked = recipe(epochs=2, augment=augment)
+    held = run(asked, design, some)[-1]
+    monkeypatch.setattr(train, "room", lambda where: 0)  # a device that has no room for it
+    assert train.weights_of(run(asked, design, some)[-1]) == train.weights_of(held)
+
+
+@pytest.mark.parametrize("how", [True, "reduce-overhead"])
+def test_a_training_is_compiled_if_asked_and_its_weights_keep_their_names(how, some, design, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **keys: asked.append(keys))
+    plain, compiled = (run(recipe(epochs=1, compile=how), design, some)[-1] for how in (False, how))
+    assert asked == [{"dynamic": False, "mode": None if how is True else how}]
+    assert train.weights_of(compiled) == train.weights_of(plain)  # what is run here is the network as it is
+
+
+@pytest.mark.slow  # the compiler
+def test_a_compiled_training_learns_what_a_plain_one_does(some, design):
+    plain, compiled = (train.history_of(run(recipe(epochs=2, compile=how), design, some)[-1]) for how in (False, True))
+    assert [row["loss"] for row in compiled] == pytest.approx([row["loss"] for row in plain], rel=1e-3)

@@ -1,0 +1,93 @@
+"""A whole dataset node over the bare loop, at 224 pixels; a training from shards over one from tensors."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from benchmarks.gpu.loops import CASES, STEPS, Loops
+from benchmarks.gpu.sheet import Sheet, images, untrained
+from pipeline.cli import main as notbugs
+from stages import train
+from stages.model import Design, save
+from stages.recipes import Train
+from stages.shard import Shard, pack, unpack
+
+
+def measure(sheet: Sheet) -> None:
+    dataset(sheet)
+    if sheet.left > 3:
+        training(sheet)
+
+
+def dataset(sheet: Sheet) -> None:
+    """Photographs' stand-ins through load, attack and commit, by the command that a user gives."""
+    case = CASES[0]
+    loops = Loops(sheet, case, sheet.left, None)
+    noted = int(sheet.noted("loops", f"{case.arch} batch") or loops.batches[0])
+    batch, steps = (min(noted, 8), 3) if sheet.tiny else (noted, STEPS)
+    rate = sheet.noted("loops", case.arch) or 5_000.0
+    shards = 2 if sheet.tiny else max(2, min(6, int(0.6 * sheet.left * rate / (steps * 2 * batch))))
+    size, weights = 2 * batch, sheet.out / "random.safetensors"
+    weights.write_bytes(save(untrained(loops.arch, loops.side, case.classes).network))
+    source = {
+        "source": "synthetic", "images": {"train": shards * size}, "classes": case.classes, "size": loops.side,
+        "shard_size": size,
+    }  # fmt: skip
+    brought = {"arch": loops.arch, "weights": str(weights.resolve()), "shape": [3, loops.side, loops.side]}
+    attack = {"images": "clean", "model": "net", "eps": case.eps, "steps": steps, "batch_size": batch}
+    attack["precision"] = "bfloat16"
+    file, store = sheet.out / "node.yaml", sheet.out / "node-store"
+    what = {
+        "name": "node",
+        "datasets": {"clean": {"load": source}, "moved": {"attack": attack, "relabel": "next"}},
+        "models": {"net": {"load": brought}},
+    }
+    file.write_text(yaml.safe_dump(what))
+    notbugs.main(["run", str(file), "--engine", "inline", "--store", str(store)], standalone_mode=False)
+    (run,) = store.glob("runs/*/run.json")
+    seconds = json.loads(run.read_text())["nodes"]["datasets/moved"]["seconds"]
+    marks = [json.loads(path.read_text()) for path in store.glob("datasets/moved/*/commits/*.json")]
+    name = "bfloat16, graph"
+    loops.ours(name, batch, precision="bfloat16")
+    loop, node = loops.rates.get((name, batch)), shards * size * steps / seconds
+    add = sheet.table(f"A dataset node, {loops.arch}, {loops.side} px, {steps} steps", "what", "value")
+    add("images, shards, batch", f"{shards * size}, {shards}, {batch}")
+    add("seconds of the node", f"{seconds:.1f}")
+    for step in ("read", "work", "commit"):
+        add(f"of that {step}, of all shards", f"{sum(mark['seconds'][step] for mark in marks):.1f}")
+    add("image·steps/s of the node", f"{node:,.0f}")
+    add("of the loop", f"{loop:,.0f}" if loop else "–")
+    add("node over loop", f"{node / loop:.3f}" if loop else "–")
+
+
+def training(sheet: Sheet) -> None:
+    """Images a second, of the second epoch: a split that is held, and one that streams from packed shards."""
+    arch, count, batch = ("small_cnn", 96, 32) if sheet.tiny else ("cifar_resnet18", 20_000, 500)
+    whole, parts = images(sheet, count), 8
+    packed = {f"train-{k:06d}": pack(_part(whole, slice(k, None, parts))) for k in range(parts)}
+
+    def read(name: str) -> Shard:
+        return unpack(name, packed[name], 3)
+
+    examples = train.Examples(list(packed), dict.fromkeys(packed, count // parts), read, whole.images().nbytes, "bench")
+    design = Design(arch, 10, (3, 32, 32), (0.5,) * 3, (0.25,) * 3)
+    add = sheet.table(f"Training of {arch}, 32 px, bfloat16", "images", "images/s")
+    rates = []
+    for what, budget in (("held", 4096), ("streamed from shards", 0)):
+        lesson = Train(
+            on="", arch=arch, epochs=2, batch_size=batch, precision="bfloat16", augment="crop-flip",
+            memory_budget=budget, watch=0,
+        )  # fmt: skip
+        *_, (_, history) = train.fit(lesson, design, examples, Path.cwd())
+        rates.append(history[-1]["images_per_second"])
+        add(what, f"{rates[-1]:,.0f}")
+    sheet.say(f"training from shards over tensors: {rates[1] / rates[0]:.3f}")
+
+
+def _part(shard: Shard, chosen: slice) -> Shard:
+    columns = (shard.index, shard.label, shard.source_label, shard.images())
+    return replace(
+        shard, **dict(zip(("index", "label", "source_label", "pixels"), (c[chosen] for c in columns), strict=True))
+    )
