@@ -7,9 +7,12 @@ The tables come from the pydantic models, the error messages from asking for wha
 text between them is written here.
 """
 
+import ast
+import itertools
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -22,7 +25,7 @@ from pipeline import controls, runs, spec
 from pipeline.graph import build
 from pipeline.jobs import Place
 from pipeline.store import Store
-from stages import nets, recipes
+from stages import limits, nets, recipes
 from stages.errors import BadInput
 
 HERE = Path(__file__).parent / "experiment-file.md"
@@ -58,7 +61,8 @@ evaluations:
 
 The order in the file does not matter. What is made is a graph: a name that is not there, or a circle, is
 refused before anything runs. A name becomes a folder of the store, so it holds letters, digits, `_`, `.`
-and `-`, begins with a letter or a digit and has at most 64 characters.
+and `-`, begins with a letter or a digit and has at most 64 characters, with what `leakage` adds to it
+(`.robust-source`); what a sweep adds (`@steps=10,seed=0`) has at most 128.
 
 ## Splits
 
@@ -95,8 +99,8 @@ evaluations:
 makes `other@steps=1,seed=0` and eight more, as many of `from_other`, three of `standard`, and one evaluation of all.
 
 - `seeds`, of the whole file or of one dataset or model, repeats what chance has a part in, each with its seed in
-  every `seed` that is not given; how a source is loaded and split does not change with it. The tables give mean and
-  standard deviation over the seeds.
+  every `seed` that is not given; how a source is loaded and split does not change with it, unless its own entry asks
+  for `seeds`. The tables give mean and standard deviation over the seeds. Seeds that would repeat nothing are refused.
 - A learner never begins with the weights that the attacked model began with: of one seed, a model draws other numbers
   for each model that stands behind its dataset, one made from the other. (It would learn more from the set than any
   other network does.)
@@ -136,7 +140,7 @@ Not part of a version: `--store`, `--data`, `--engine`, `--workers`, `--gpu`, `-
 torchvision sources; `watch` of a training; those parameters of an attack that its method does not use.
 
 A version names a request, not bytes. **Files of yours are named in it, not read into it**: the images of a
-folder, the shards of a `webdataset` source, a checkpoint, the code behind an import path. If you change
+folder, the shards of a `webdataset` source, a checkpoint, the code of an `arch` of your own. If you change
 such a file, give it another name (or a checkpoint its new `sha256`), or the node that was made from the old one
 counts as there.
 
@@ -147,8 +151,8 @@ counts as there.
   environment.
 - `weights: package://PACKAGE/FILE` is a file inside an installed Python package, none of whose code is run. `weights`
   may begin with `~`. What lies at an `http`, `https`, `s3` or `gs` URL is fetched into a temporary file.
-- An import path such as `mypackage.nets:resnet20` is looked for in the folder where the command runs, then in the
-  Python environment.
+- An `arch` of your own is looked for in the Python environment, then in the folder where the command runs;
+  `./nets/own.py:net` is a file, relative to that folder ([arch](#arch)).
 - Nothing is relative to the experiment file.
 
 ## Images
@@ -177,13 +181,25 @@ encoded anew, as png; in a dataset of jpg or webp, where that is not possible wi
 
 ## YAML as it is read
 
-- `on`, `off`, `yes` and `no` are words, as in YAML 1.2: `on: clean` needs no quotes. Only `true` and `false` are
-  booleans.
-- `1e-3` is a number.
-- A key given twice is refused.
+One document, in UTF-8 (or UTF-16 with its byte-order mark), of plain values as in YAML 1.2:
+
+- `on`, `off`, `yes` and `no` are words: `on: clean` needs no quotes. Only `true` and `false` are booleans.
+- `1e-3` is a number, and `010` is ten; `12:30` and `2020-01-01` are text.
+- Tags such as `!!int` have no meaning and are refused; so is a key given twice, and one that is neither text nor a
+  whole number.
 - Repetition is avoided with an anchor (`&train`), an alias (`*train`) and the merge key (`<<: *train`). A merge
-  takes the keys of one mapping; keys written beside it win. It does not reach into nested mappings.
-- Unknown keys are refused.
+  takes the keys of one mapping, or of a list of them, `<<: [*a, *b]`, of which the first that has a key wins; keys
+  written beside it win over all. It does not reach into nested mappings. An alias is a copy.
+- Unknown keys are refused, and a text that no key takes wherever it stands: control characters, URLs with credentials.
+"""
+
+LIMITS = """\
+## Limits
+
+What is over one of these is refused in a sentence, before it takes time or memory.
+
+| at most | of what |
+|---|---|
 """
 
 SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
@@ -218,7 +234,9 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     (
         "datasets.NAME.attack",
         "A targeted attack: cross-entropy to the target class is minimised, starting at the image itself; the last "
-        "iterate is kept, rounded to 8 bits inside the ball.",
+        "iterate is kept, rounded to 8 bits inside the ball. What cannot move a pixel by half a level of 8 bits, or "
+        "has no room in the images, is refused before anything runs; a set in which fewer than half of the images with "
+        "a way to go have changed is not published: under its new labels it would be the control.",
         recipes.Attack,
     ),
     (
@@ -267,7 +285,14 @@ NETWORKS = """\
 |---|---|
 {small}
 | torchvision's, such as `resnet18` | Any classifier of `torchvision.models`; grey is repeated to three channels. |
-| `package.module:name` | Your own: a class or function that gives a `torch.nn.Module`. |
+| `package.module:name` | Your own: a class or function that gives a `torch.nn.Module`, of a module that is installed, \
+or that lies in the folder where the command runs. |
+| `./nets/own.py:net` | The same, of a file: its path is relative to the folder where the command runs. |
+
+What is installed comes first: a `random.py` or a `stages/` of yours is not taken for Python's or for notbugs' own,
+here, in workers or in jobs. Where such a name hides the module that is meant, a sentence says so; the path of its
+file avoids the question. A file may import what lies beside it, by name and as `from .blocks import …`. Before
+anything is made, the network is built and tried once in a process of its own, for at most two minutes.
 
 Your own is called with the number of classes, as its parameter `classes` or `num_classes` if it has one, else as
 its first argument, and with the number of channels if it has a parameter `channels` or `in_channels`. The
@@ -290,6 +315,19 @@ MODEL = "models: {m: {train: {on: clean, arch: small_cnn}}"
 WRONG: list[tuple[str, str]] = [
     ("`attack: {…, stepsize: 1}`", "rand: {attack: {images: clean, model: m, stepsize: 1}, relabel: random}"),
     ("`attack: {…, eps: -1}`", "rand: {attack: {images: clean, model: m, eps: -1}, relabel: random}"),
+    (
+        "`attack: {…, norm: linf, eps: 8}`",
+        "rand: {attack: {images: clean, model: m, norm: linf, eps: 8}, relabel: next}",
+    ),
+    ("`attack: {…, eps: 128}`", "rand: {attack: {images: clean, model: m, eps: 128}, relabel: next}"),
+    (
+        "`attack: {…, norm: linf, eps: 0.03, step_size: 0.0001, steps: 7}`",
+        "rand: {attack: {images: clean, model: m, norm: linf, eps: 0.03, step_size: 0.0001, steps: 7}, relabel: next}",
+    ),
+    (
+        "`attack: {…, batch_size: 10000}`",
+        "rand: {attack: {images: clean, model: m, batch_size: 10000}, relabel: next}",
+    ),
     ("`attack: {…, steps: many}`", "rand: {attack: {images: clean, model: m, steps: many}, relabel: random}"),
     ("`attack` without `relabel`", "rand: {attack: {images: clean, model: m}}"),
     ("`load: {source: cifar-10}`", "c: {load: {source: cifar-10}}"),
@@ -312,7 +350,7 @@ LINKS = {model: title for title, _, model in SECTIONS}
 
 def document() -> str:
     """The whole page."""
-    parts = [INTRO, "## Every key\n"]
+    parts = [INTRO, LIMITS + "\n".join(_limits()) + "\n", "## Every key\n"]
     for title, text, model in SECTIONS:
         said = " ".join(line.strip() for line in (model.__doc__ or "").replace("``", "`").strip().splitlines())
         parts.append("\n".join(filter(None, [f"### {title}\n", f"{said} {text}".strip() + "\n", _table(model)])))
@@ -320,6 +358,16 @@ def document() -> str:
     parts.append(NETWORKS.format(small=small))
     lines = [f"| {shown} | {_cell(_message(asked))} |" for shown, asked in WRONG]
     return "\n".join([*parts, OUTRO + "\n".join(lines) + "\n"])
+
+
+def _limits() -> Iterator[str]:
+    """A row for each constant of `stages/limits.py`, from the text below it."""
+    lines = ast.parse(Path(limits.__file__).read_text(encoding="utf-8")).body
+    for name, text in itertools.pairwise(lines):
+        match name, text:
+            case ast.Assign(targets=[ast.Name(id=constant)]), ast.Expr(value=ast.Constant(value=str(words))):
+                value = getattr(limits, constant)
+                yield f"| {'2⁶³' if value == 2**63 else format(value, ',')} | {' '.join(words.split())} |"
 
 
 def _table(model: type[BaseModel]) -> str:

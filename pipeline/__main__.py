@@ -1,5 +1,21 @@
-"""``python -m pipeline``: the command, where it is not installed, as on a cluster."""
+"""The command, and ``python -m pipeline`` where it is not installed, as on a cluster."""
 
-from pipeline.cli import main
+import sys
 
-main(prog_name="notbugs")
+from pipeline import terminal
+
+
+def main() -> None:
+    """Make ready for what the terminal may do before anything else is loaded, which takes a second."""
+    terminal.open_streams()
+    terminal.listen()
+    try:
+        from pipeline import cli
+    except terminal.Interrupted as interrupted:
+        terminal.say_interrupted()
+        sys.exit(interrupted.code)
+    cli.main(prog_name="notbugs")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,12 +3,13 @@
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import re
-import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,35 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pipeline import artifacts, picture, report, runs, spec
+from pipeline import artifacts, picture, report, runs, spec, terminal
 from pipeline import cost as pricing
 from pipeline.cluster import JOB_VARIABLE, Cluster, Job, Request, runtime_env
 from pipeline.display import clock, watcher
 from pipeline.documents import NodeName, Version, fits
-from pipeline.engines import Engine, Inline, reason_of
+from pipeline.engines import Engine, Inline, foreseen, reason_of
 from pipeline.graph import GROUPS, build
 from pipeline.jobs import Place
 from pipeline.on_ray import OnRay
 from pipeline.scores import percent
 from pipeline.spec import Experiment
 from pipeline.store import Store
-from stages.errors import BadInput
+from pipeline.terminal import Unheard, echo, relay, visible
+from stages import own
+from stages.errors import BadInput, did_you_mean
 from stages.images import encode_png
+from stages.recipes import fraction, is_own
 
 INTERRUPTED = 130
+
+
+class _Number(click.FloatRange):
+    """A number, or a fraction; not infinity, nor NaN, which is in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(fraction(value), param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -73,7 +87,7 @@ def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         ),
         "shard_timeout": click.option(
             "--shard-timeout",
-            type=click.FloatRange(0, min_open=True),
+            type=_Number(0, 1e8, min_open=True),
             metavar="SECONDS",
             help="A step of a shard that takes longer is ended and tried elsewhere "
             "[default: ten times the slowest so far, at least 600].",
@@ -100,27 +114,99 @@ def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return add
 
 
+class _Command(click.Command):
+    """A command that takes nothing but text: no option is empty, as a variable that is not set makes it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given, _, parameters = self.make_parser(ctx).parse_args(list(args))
+        for parameter in parameters if not ctx.resilient_parsing else []:
+            value = given.get(str(parameter.name))
+            for one in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(one, str) and (why := _no_text(one, parameter.name in LOCAL)):
+                    raise click.UsageError(f"{parameter.get_error_hint(ctx)} {why}", ctx)
+        return super().parse_args(ctx, args)
+
+
+LOCAL = ("file", "image", "out")
+"""Paths that go nowhere but to the operating system, which allows them any bytes."""
+
+
+def _no_text(value: str, local: bool) -> str | None:
+    """Why a value cannot be meant."""
+    if not value.strip():
+        return "is empty; if a variable stands there, is it set?"
+    if "\0" in value:
+        return "has a NUL character"
+    if not local and any("\ud800" <= sign <= "\udfff" for sign in value):
+        return f"is not UTF-8 text, got {value!r}"
+    return None
+
+
 class _Group(click.Group):
-    """Turns what goes wrong into one sentence and an exit code."""
+    """The edge: whatever goes wrong becomes one sentence and an exit code."""
+
+    command_class = _Command
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        with terminal.session():
+            try:
+                code = super().main(*args, **{**options, "standalone_mode": False})
+            except click.ClickException as error:
+                sys.exit(_misused(error))
+            except click.Abort as abort:  # click's word for Ctrl-C before the command has begun
+                sys.exit(_interrupted(abort.__cause__))
+            except (OSError, Unheard) as error:
+                sys.exit(_unheard(error if isinstance(error, Unheard) else Unheard(error)))
+        sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            _refuse_lost_folder()
             return super().invoke(ctx)
-        except BadInput as error:
-            if ctx.params["debug"]:
-                raise
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo("\nInterrupted.", err=True)
-            sys.exit(INTERRUPTED)
-        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+        except KeyboardInterrupt as interrupted:
+            sys.exit(_interrupted(interrupted))
+        except (click.ClickException, click.exceptions.Exit, Unheard):
             raise
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            click.echo(f"Error: {reason_of(error)} (notbugs --debug shows where)", err=True)
-            sys.exit(1)
+            hint = "" if foreseen(error) else "; notbugs --debug shows where"
+            _say_error(f"{reason_of(error)}{hint}")
+            sys.exit(2 if isinstance(error, BadInput) else 1)
+
+
+def _say_error(sentence: str) -> None:
+    echo(f"Error: {visible(sentence)}", err=True)
+
+
+def _interrupted(error: BaseException | None) -> int:
+    terminal.say_interrupted()
+    return getattr(error, "code", INTERRUPTED)
+
+
+def _misused(error: click.ClickException) -> int:
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        echo(error.message, err=True)
+    else:
+        context = getattr(error, "ctx", None)
+        help_ = f" ({context.command_path} --help)" if context is not None else ""
+        _say_error(f"{error.format_message()}{help_}")
+    return error.exit_code
+
+
+def _unheard(error: Unheard) -> int:
+    if not error.reader_left:  # who closed a pipe, as `head` does, has read enough
+        _say_error(str(error))
+    return 1
+
+
+def _refuse_lost_folder() -> None:
+    try:
+        str(Path.cwd()).encode()
+    except OSError as error:
+        raise BadInput(f"the current folder is gone ({error.strerror}): go to another, as by cd ~") from error
+    except UnicodeEncodeError as error:
+        raise BadInput(f"the name of the current folder is not UTF-8: {Path.cwd()}; go to another") from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -181,19 +267,19 @@ def plan(
         ]
         for o in outlooks
     ]
-    click.echo(f"store {place.store.url}\n")
-    click.echo(report.table(["node", "stage", "version", "images", "state", "from"], lines))
+    echo(f"store {place.store.url}\n")
+    echo(report.table(["node", "stage", "version", "images", "state", "from"], lines))
     for outlook in outlooks:
         for line in report.left_out_lines(outlook.facts):
-            click.echo(f"{outlook.node.id}: {line}")
+            echo(f"{outlook.node.id}: {line}")
         for split, share in outlook.facts.get("majority", {}).items():
-            click.echo(f"{outlook.node.id} {split}: a constant answer scores {percent(share)}")
+            echo(f"{outlook.node.id} {split}: a constant answer scores {percent(share)}")
     if prices is not None:
-        click.echo(f"\n{pricing.told(prices, gpus)}")
+        echo(f"\n{pricing.told(prices, gpus)}")
 
 
 def _measured(outlooks: list[runs.Outlook], place: Place, workers: int | None) -> pricing.Prices:
-    return pricing.price(outlooks, place, workers, lambda what: click.echo(f"trying: {what}", err=True))
+    return pricing.price(outlooks, place, workers, lambda what: echo(f"trying: {what}", err=True))
 
 
 def _priced(outlook: runs.Outlook, prices: pricing.Prices | None, gpus: int | None) -> dict[str, Any]:
@@ -263,8 +349,8 @@ def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
     Raises:
         BadInput: the record names other code.
     """
-    archs = {getattr(recipe, "arch", None) or "" for recipe in spec.recipes(experiment).values()}
-    others = sorted(arch for arch in archs if ":" in arch and not (here == Path.cwd() and _lies_in(here, arch)))
+    archs = sorted({node.arch or "" for node in build(experiment) if is_own(node.arch)})
+    others = [arch for arch in archs if not (here == Path.cwd() and _lies_in(here, arch))]
     if others:
         raise BadInput(
             f"the record of run {run} names code that does not lie in the current folder, {', '.join(others)}; it is "
@@ -274,8 +360,8 @@ def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
 
 def _lies_in(folder: Path, arch: str) -> bool:
     """Whether an arch is a module in a folder, and none that is installed."""
-    module = arch.partition(":")[0]
-    if "/" in module:
+    module = arch.rpartition(":")[0]
+    if own.is_file(module):
         return (folder / module).resolve().is_relative_to(folder.resolve())
     top = module.partition(".")[0]
     installed = top in sys.stdlib_module_names or top in importlib.metadata.packages_distributions()
@@ -291,14 +377,17 @@ def _run(
     here: Path | None = None,
     **options: Any,
 ) -> None:
+    terminal.if_interrupted("Nothing was begun; the same command again begins it.")
     place = _place(store, data, here)
     begin = _engine(experiment, place, **options)
     runs.preflight(runs.wanted(build(experiment), only), place)
     place.store.refuse_unless_writable()
-    with watcher() as watch:
-        attempt = runs.Run(experiment, place, only, watch)
-        click.echo(f"run {attempt.record.id}\nstore {place.store.url}", err=True)
+    watch = watcher()
+    attempt = runs.Run(experiment, place, only, watch)
+    echo(f"run {attempt.record.id}\nstore {place.store.url}", err=True)
+    with watch:
         complete = _attempt(attempt, begin)
+    terminal.if_interrupted(f"What was made is kept; see it with: notbugs report --store {place.store.url}")
     _conclude(place.store, attempt.record.id, complete, as_json)
 
 
@@ -325,18 +414,14 @@ def _engine(
 
 
 def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:
-    started: Engine | None = None
     if JOB_VARIABLE in os.environ:  # Ray stops a job by SIGINT, and what a shell began in the background ignores it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        terminal.listen(force=True)
+    engine = begin()
     try:
-        started = begin()
-        return attempt.go(started)
-    except KeyboardInterrupt:
-        click.echo(f"\nInterrupted. What is done is kept; go on with: {_again(attempt.place.store)}", err=True)
-        sys.exit(INTERRUPTED)
+        terminal.if_interrupted(f"What is done is kept; go on with: {_again(attempt.place.store)}")
+        return attempt.go(engine)
     finally:
-        if started is not None:
-            started.close()
+        engine.close()
 
 
 def _again(store: Store) -> str:
@@ -346,22 +431,24 @@ def _again(store: Store) -> str:
 
 
 def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
+    """Write the page, which needs no terminal, and print the results."""
     found = runs.load_run(store, run)
+    try:
+        from pipeline import page  # here: what draws takes a second to load
+
+        where = f"page {store.at(page.write(store, found))}"
+    except Exception as error:  # noqa: BLE001 - what was made is made, with or without a page
+        where = f"The page could not be written: {visible(reason_of(error))}; try again with: notbugs report"
     if as_json:
         _print_json(_said(store, found))
     else:
         _print_results(store, found)
         for node, progress in found["nodes"].items():
             if progress["why"]:
-                click.echo(f"{node}: {progress['state']}, {progress['why']}", err=True)
-    from pipeline import page  # here: what draws takes a second to load
-
-    try:
-        click.echo(f"page {store.at(page.write(store, found))}", err=True)
-    except Exception as error:  # noqa: BLE001 - what was made is made, with or without a page
-        click.echo(f"The page could not be written: {reason_of(error)}; try again with: notbugs report", err=True)
+                echo(f"{node}: {progress['state']}, {visible(progress['why'])}", err=True)
+    echo(where, err=True)
     if not complete:
-        click.echo(f"The run failed; when the cause is mended, go on with: {_again(store)}", err=True)
+        echo(f"The run failed; when the cause is mended, go on with: {_again(store)}", err=True)
         sys.exit(1)
 
 
@@ -375,17 +462,15 @@ def status(run: str | None, store: str, as_json: bool) -> None:
     if as_json:
         _print_json(found)
         return
-    click.echo(
-        f"run {found['run']}: {found['state']}{', ' + found['why'] if 'why' in found else ''}\nstore {place.url}\n"
-    )
+    echo(f"run {found['run']}: {found['state']}{', ' + found['why'] if 'why' in found else ''}\nstore {place.url}\n")
     lines = []
     for node, p in found["nodes"].items():
         seconds = f"{p['seconds']} s" if p["seconds"] is not None else ""
         count = f"{p['done']} of {p['total']}" if p["total"] else ""
         lines.append([node, p["state"], count, seconds, _at_work(p), str(p["retries"] or ""), p["why"] or ""])
-    click.echo(report.table(["node", "state", "done", "time", "workers busy", "retries", "why"], lines))
+    echo(report.table(["node", "state", "done", "time", "workers busy", "retries", "why"], lines))
     if again := found["store_retries"] + sum(p["store_retries"] for p in found["nodes"].values()):
-        click.echo(f"\nrequests that the store had to be sent again: {again}")
+        echo(f"\nrequests that the store had to be sent again: {again}")
 
 
 def _at_work(progress: dict[str, Any]) -> str:
@@ -402,11 +487,37 @@ def report_(run: str | None, store: str, out: Path | None) -> None:
     """Write the page of RUN (default: the latest of the store) anew: report.html, one file that needs no network."""
     from pipeline import page
 
+    _refuse_no_place(out)
     place = Store(store)
     path = page.write(place, _recorded(place, run))
     if out is not None:
-        out.write_bytes(place.read(path))
-    click.echo(out or place.at(path))
+        _write(out, place.read(path))
+    echo(out or place.at(path))
+
+
+def _refuse_no_place(out: Path | None) -> None:
+    """Before any work is done for it."""
+    with _written(out):
+        if out is not None and not out.parent.is_dir():
+            raise BadInput(f"--out {out}: there is no folder {out.parent}")
+        if out is not None and out.is_dir():
+            raise BadInput(f"--out {out}: is a folder; name a file in it")
+
+
+def _write(path: Path, content: bytes) -> None:
+    with _written(path):
+        path.write_bytes(content)
+
+
+@contextmanager
+def _written(path: Path | None) -> Iterator[None]:
+    """Raises:
+    BadInput: a file that was asked for cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"--out {path}: cannot be written: {error.strerror}") from error
 
 
 @main.command()
@@ -420,8 +531,8 @@ def report_(run: str | None, store: str, out: Path | None) -> None:
 @click.option("--arch", metavar="MODULE:NAME", help="The model's network, where it is code of your own.")
 @click.option("--out", type=click.Path(path_type=Path), help="The picture to write [default: IMAGE-as-CLASS.png].")
 @click.option("--norm", type=click.Choice(["l2", "linf"]), default="l2", show_default=True, help="Norm of the ball.")
-@click.option("--eps", type=click.FloatRange(0, min_open=True), help="Radius in units of [0, 1] [default: L2 0.5 for "
-              "32 pixels, larger in proportion; L∞ 8/255].")  # fmt: skip
+@click.option("--eps", type=_Number(0, min_open=True), metavar="LENGTH", help="Radius in units of [0, 1], as 0.5 or "
+              "8/255 [default: L2 0.5 for 32 pixels, larger in proportion; L∞ 8/255].")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Steps of gradient descent.")
 @click.option("--rotate", is_flag=True, help="Search rotations and shifts instead.")
 @_options("store", "data", "json")
@@ -436,6 +547,7 @@ def attack(image: Path, model: str, target: str, out: Path | None, store: str, d
     idle = [f"--{name}" for name in ("norm", "eps", "steps") if source(name) is not ParameterSource.DEFAULT]
     if rotate and idle:
         raise BadInput(f"--rotate: has no use for {' and '.join(idle)}; leave out the one or the other")
+    _refuse_no_place(out)
     place = _place(store, data)
     attacked, classes = picture.find_model(place, model, arch)
     pixels = picture.read(image, attacked.design.shape)
@@ -445,11 +557,8 @@ def attack(image: Path, model: str, target: str, out: Path | None, store: str, d
     made = picture.move(pixels, attacked, classes, number, recipe)
     drawn = out or image.with_name(f"{image.stem}-as-{re.sub(r'[^A-Za-z0-9]+', '-', classes[number])}.png")
     moved = drawn.with_name(f"{drawn.stem}-image.png")
-    try:
-        drawn.write_bytes(picture.draw(made))
-        moved.write_bytes(encode_png(made.after))
-    except OSError as error:
-        raise BadInput(f"--out {drawn}: cannot be written: {error.strerror}") from error
+    _write(drawn, picture.draw(made))
+    _write(moved, encode_png(made.after))
     if as_json:
         _print_json({**made.as_json(), "picture": str(drawn), "image": str(moved)})
         return
@@ -457,8 +566,8 @@ def attack(image: Path, model: str, target: str, out: Path | None, store: str, d
         [when, percent(made.said[i, number]), *(f"{name} {percent(share)}" for name, share in made.top(i))]
         for i, when in enumerate(("before", "after"))
     ]
-    click.echo(report.table(["", classes[number], "first", "second", "third"][: len(lines[0])], lines))
-    click.echo(f"\n{made.how}: moved by L2 {made.l2:.3f}, L∞ {made.linf:.3f}\n{drawn}\n{moved}")
+    echo(report.table(["", classes[number], "first", "second", "third"][: len(lines[0])], lines))
+    echo(f"\n{made.how}: moved by L2 {made.l2:.3f}, L∞ {made.linf:.3f}\n{drawn}\n{moved}")
 
 
 @main.command()
@@ -471,17 +580,20 @@ def show(name: str | None, store: str, as_json: bool) -> None:
     """
     place = Store(store)
     manifests = _named(place, name) if name else []
+    if name and not manifests and name not in (past := place.folders("runs")):
+        near = did_you_mean(name, [*_names(place), *past]) or "; `notbugs status` names the latest run and its nodes"
+        raise BadInput(f"{place.url} has neither a node nor a run of the name {name}{near}")
     if manifests:
         if as_json:
             _print_json({"found": manifests})
         else:
-            click.echo("\n\n".join("\n".join(report.manifest_lines(m)) for m in manifests))
+            echo("\n\n".join("\n".join(report.manifest_lines(m)) for m in manifests))
         return
     found = _recorded(place, name, runs.has_results)
     if as_json:
         _print_json(_said(place, found))
     else:
-        click.echo(f"run {found['run']}: {found['state']}\nstore {place.url}")
+        echo(f"run {found['run']}: {found['state']}\nstore {place.url}")
         _print_results(place, found)
 
 
@@ -491,9 +603,14 @@ def _recorded(
     """A run on record, and which newer ones were passed over for theirs."""
 
     def pass_over(name: str) -> None:
-        click.echo(f"passed over run {name}: its record is missing or damaged", err=True)
+        echo(f"passed over run {name}: its record is missing or damaged", err=True)
 
     return runs.load_run(store, run, fits, pass_over)
+
+
+def _names(store: Store) -> list[str]:
+    """What a node of a store may be called: ``rand`` and ``datasets/rand``."""
+    return [name for group in GROUPS for base in store.folders(group) for name in (base, f"{group}/{base}")]
 
 
 def _named(store: Store, name: str) -> list[dict[str, Any]]:
@@ -516,8 +633,11 @@ def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> Non
     place = Store(store)
     folders = [f for f in artifacts.folders(place) if not names or {f.split("/")[1], f.rpartition("/")[0]} & set(names)]
     records = [name for name in runs.names(place) if not names or name in names]
+    known = {name for f in folders for name in (f.split("/")[1], f.rpartition("/")[0])} | set(records)
+    if missing := [name for name in names if name not in known]:
+        raise BadInput(f"{place.url} has no node {missing[0]} to verify{did_you_mean(missing[0], _names(place))}")
     if not folders and not records:
-        raise BadInput(f"there is nothing {'named ' + ', '.join(names) + ' ' if names else ''}in {place.url} to verify")
+        raise BadInput(f"there is nothing in {place.url} to verify")
     damages: list[artifacts.Damage] = []
     left: list[str] = []
     for folder in [*folders, *(f"runs/{name}" for name in records)]:
@@ -525,18 +645,18 @@ def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> Non
         found = runs.verify(place, folder.removeprefix("runs/")) if of_run else artifacts.verify(place, folder)
         damages += found
         if not as_json and (found or not of_run):
-            click.echo(f"{folder}: {f'{len(found)} damaged' if found else 'whole'}")
+            echo(f"{folder}: {f'{len(found)} damaged' if found else 'whole'}")
             for damage in found:
-                click.echo(f"  {damage.file} {damage.reason}")
+                echo(f"  {damage.file} {damage.reason}")
         if found and not keep and (why := _taken_back(place, found)):
             left.append(f"{folder}: {why}")
     for text in left:
-        click.echo(f"could not be taken back: {text}", err=True)
+        echo(f"could not be taken back: {text}", err=True)
     if as_json:
         listed = [{"folder": d.folder, "file": d.file, "reason": d.reason, "shard": d.shard} for d in damages]
         _print_json({"verified": folders, "damaged": listed, "withdrawn": bool(listed) and not keep and not left})
     elif damages:
-        click.echo("The next run makes again what is damaged." if not keep else "Nothing was taken back (--keep).")
+        echo("The next run makes again what is damaged." if not keep else "Nothing was taken back (--keep).")
     sys.exit(1 if damages else 0)
 
 
@@ -592,12 +712,12 @@ def submit(
     request = Request(experiment, place, only, _passed_on(options), pip, variables)
     cluster = Cluster(address)
     job, fresh = cluster.submit(request, Path.cwd())
-    click.echo(job.id)
-    click.echo("submitted" if fresh else "was under way already: joined", err=True)
+    echo(job.id)
+    echo("submitted" if fresh else "was under way already: joined", err=True)
     if follow:
         _follow(cluster, job)
     else:
-        click.echo(f"watch it with: notbugs logs {job.id} --follow --address {address}", err=True)
+        echo(f"watch it with: notbugs logs {job.id} --follow --address {address}", err=True)
 
 
 def _variable(text: str) -> tuple[str, str]:
@@ -627,7 +747,7 @@ def jobs(address: str, as_json: bool) -> None:
         _print_json({"jobs": [{**vars(job), "live": job.live} for job in found]})
         return
     lines = [[job.id, job.state, job.experiment, _took(job), job.store] for job in found]
-    click.echo(report.table(["job", "state", "experiment", "time", "store"], lines) or f"no jobs at {address}")
+    echo(report.table(["job", "state", "experiment", "time", "store"], lines) or f"no jobs at {address}")
 
 
 def _took(job: Job) -> str:
@@ -645,19 +765,15 @@ def logs(job: str | None, address: str, follow: bool) -> None:
     if follow:
         _follow(cluster, found)
     else:
-        click.echo(cluster.logs(found), nl=False)
+        relay(cluster.logs(found))
 
 
 def _follow(cluster: Cluster, job: Job) -> None:
-    try:
-        ended = cluster.follow(job, functools.partial(click.echo, nl=False))
-    except KeyboardInterrupt:
-        click.echo(
-            f"\nNo longer followed; it goes on. Stop it with: notbugs stop {job.id} --address {cluster.address}",
-            err=True,
-        )
-        sys.exit(INTERRUPTED)
-    click.echo(f"{ended.id}: {ended.state}", err=True)
+    terminal.if_interrupted(
+        f"No longer followed; it goes on. Stop it with: notbugs stop {job.id} --address {cluster.address}"
+    )
+    ended = cluster.follow(job, relay)
+    echo(f"{ended.id}: {ended.state}", err=True)
     sys.exit(ended.exit_code)
 
 
@@ -669,10 +785,10 @@ def stop(job: str | None, address: str) -> None:
     cluster = Cluster(address)
     found = cluster.job(job)
     if not found.live:
-        click.echo(f"{found.id}: {found.state} already")
+        echo(f"{found.id}: {found.state} already")
         return
     ended = cluster.stop(found)
-    click.echo(f"{ended.id}: {ended.state}")
+    echo(f"{ended.id}: {ended.state}")
     sys.exit(1 if ended.live else 0)
 
 
@@ -694,10 +810,10 @@ def _said(store: Store, run: dict[str, Any]) -> dict[str, Any]:
 def _print_results(store: Store, run: dict[str, Any]) -> None:
     rows = report.result_rows(store, run)
     if rows:
-        click.echo("\n" + report.result_text(rows))
+        echo("\n" + report.result_text(rows))
     for line in report.left_out_of(store, run):
-        click.echo(line, err=True)
+        echo(line, err=True)
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    echo(json.dumps(value, indent=1))  # ASCII alone, whatever the terminal takes

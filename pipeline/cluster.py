@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -16,9 +17,12 @@ import aiohttp
 
 import pipeline
 import stages
+from pipeline.parcel import SENT, staged
 from pipeline.spec import Experiment, recipes
 from pipeline.store import Store, canonical, digest
+from stages import own
 from stages.errors import BadInput
+from stages.recipes import is_own
 
 JOB_VARIABLE = "NOTBUGS_JOB"
 """Tells a run on the cluster which job it is."""
@@ -84,8 +88,10 @@ class Request:
         """The command that the cluster runs; the experiment is its input."""
         options = ["--store", self.store.url, "--address", "auto", *self.options]
         options += [part for name in self.only for part in ("--only", name)]
-        command = shlex.join(["python", "-m", "pipeline", "run", "-", *options])
-        return f"exec {command} <<'EXPERIMENT'\n{json.dumps(self._said)}\nEXPERIMENT"
+        # -P: the folder that it starts in does not come before what is installed.
+        command = shlex.join(["python", "-P", "-m", "pipeline", "run", "-", *options])
+        enter = f"cd {SENT} && " if sends_folder(self.experiment) else ""
+        return f"{enter}exec {command} <<'EXPERIMENT'\n{json.dumps(self._said)}\nEXPERIMENT"
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,11 @@ class Cluster:
         Raises:
             BadInput: the folder is too large to send, or the cluster takes no jobs.
         """
-        environment, deadline = runtime_env(request, here), time.monotonic() + LISTENING
+        with staged(runtime_env(request, here)) as environment:
+            return self._submit(request, environment)
+
+    def _submit(self, request: Request, environment: dict[str, Any]) -> tuple[Job, bool]:
+        deadline = time.monotonic() + LISTENING
         while True:
             same = [job for job in self.jobs() if job.id.rpartition("-")[0] == request.id]
             if same and same[-1].live:
@@ -252,6 +262,11 @@ class Cluster:
             time.sleep(1.0)
 
 
+def sends_folder(experiment: Experiment) -> bool:
+    """Whether an experiment names code of the user's, so that their folder has to go along."""
+    return any(is_own(getattr(recipe, "arch", None)) for recipe in recipes(experiment).values())
+
+
 def runtime_env(request: Request, here: Path) -> dict[str, Any]:
     """What Ray sends along: this project, and the user's folder where the experiment names modules in it.
 
@@ -274,29 +289,72 @@ def runtime_env(request: Request, here: Path) -> dict[str, Any]:
             **(request.variables or {}),
         },
     }
-    if any(":" in getattr(recipe, "arch", "") for recipe in recipes(request.experiment).values()):
+    if sends_folder(request.experiment):
+        left = _left_out(here, Path(request.store.url))
+        _refuse_unsent(request.experiment, here, left)
         found["working_dir"] = str(here)
-        found["excludes"] += _left_out(here, Path(request.store.url))
+        found["excludes"] += [_pattern(path.relative_to(here)) for path in left]
     if request.pip:
         found["pip"] = list(request.pip)
     return found
 
 
-def _left_out(here: Path, store: Path) -> list[str]:
-    """What of the folder is no code: files that are too large, and the store, if it is in there."""
-    sizes: dict[Path, int] = {}
-    for folder, names, files in os.walk(here):
-        names[:] = [name for name in names if not any(Path(name).match(pattern) for pattern in EXCLUDES)]
-        names[:] = [name for name in names if Path(folder, name) != store]
-        sizes |= {path: path.stat().st_size for path in (Path(folder) / name for name in files) if path.is_file()}
-    large = [path for path, size in sizes.items() if size > LARGEST_FILE * 2**20]
-    total = sum(size for path, size in sizes.items() if path not in large)
-    if total > LARGEST_FOLDER * 2**20:
-        raise BadInput(
-            f"{here} has {total / 2**20:.0f} MiB to send to the cluster, at most {LARGEST_FOLDER} are sent: "
-            "submit from a folder that holds the experiment's own modules and little else"
-        )
-    return ["/" + path.relative_to(here).as_posix() for path in (*large, store) if path.is_relative_to(here)]
+def _left_out(here: Path, store: Path) -> list[Path]:
+    """What of the folder is no code: files that are too large, the store if it is in there, and what has no end.
+
+    Ray follows links, so they are followed here; one that leads back to where it lies would be followed for ever, and a
+    pipe is read for ever.
+
+    Raises:
+        BadInput: the rest is too large.
+    """
+    left, total = [store] if here in store.parents else [], 0
+    for folder, names, files in os.walk(here, followlinks=True):
+        there = {name: Path(folder, name) for name in names if not _excluded(name)}
+        circles = [path for path in there.values() if path.is_symlink() and _leads_back(path)]
+        names[:] = [name for name, path in there.items() if path != store and path not in circles]
+        left += circles
+        for path in (Path(folder, name) for name in files if not _excluded(name)):
+            if not path.is_file() or path.stat().st_size > LARGEST_FILE * 2**20:
+                left.append(path)
+                continue
+            total += path.stat().st_size
+            if total > LARGEST_FOLDER * 2**20:
+                raise BadInput(
+                    f"{here} has more than {LARGEST_FOLDER} MiB to send to the cluster: submit from a folder that "
+                    "holds the experiment's own modules and little else"
+                )
+    return left
+
+
+def _pattern(path: Path) -> str:
+    """This path alone, in the language of .gitignore."""
+    return "/" + re.sub(r"([\\*?\[\]!])", r"\\\1", path.as_posix()).replace(" ", "[ ]")
+
+
+def _excluded(name: str) -> bool:
+    return any(Path(name).match(pattern) for pattern in EXCLUDES)
+
+
+def _leads_back(link: Path) -> bool:
+    """Whether a link to a folder leads to one that it lies in, be it through other links."""
+    to = link.resolve()
+    return any(folder.resolve().is_relative_to(to) for folder in link.parents)
+
+
+def _refuse_unsent(experiment: Experiment, here: Path, left: list[Path]) -> None:
+    """Raise if an arch names a file that does not go along."""
+    for place, recipe in recipes(experiment).items():
+        where = (getattr(recipe, "arch", None) or "").rpartition(":")[0]
+        if not own.is_file(where):
+            continue
+        path = Path(os.path.normpath(here / where))
+        inside = path.is_relative_to(here) and not Path(where).is_absolute()
+        if not inside or not path.is_file() or any(map(_excluded, path.relative_to(here).parts)) or path in left:
+            raise BadInput(
+                f"{place.replace('/', '.')}: {where} is not among what is sent to the cluster: name a file of the "
+                "current folder, or of one below it, by its path from there"
+            )
 
 
 def _use_token() -> None:

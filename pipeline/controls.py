@@ -11,13 +11,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.sweeps import entries
-from stages.errors import BadInput
+from stages.errors import BadInput, short, shown
 
 
 class Leakage(BaseModel):
     """The controls of one attacked dataset, beside the headline accuracy of its learner."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     leakage: str = Field(description="The dataset: one made by `attack` with method pgd.")
     learner: str | None = Field(
@@ -60,9 +60,10 @@ def _read(name: str, part: dict[str, Any]) -> Leakage:
         return Leakage.model_validate(part)
     except ValidationError as error:
         first = error.errors()[0]
-        keys = ", ".join(Leakage.model_fields)
-        hint = f"unknown key, known keys: {keys}" if first["type"] == "extra_forbidden" else first["msg"]
-        raise BadInput(f"evaluations.{name}.{'.'.join(map(str, first['loc']))}: {hint}") from error
+        keys, must = ", ".join(Leakage.model_fields), first["msg"].partition(" should ")[2]
+        hint = f"unknown key, known keys: {keys}" if first["type"] == "extra_forbidden" else f"must {must}"
+        way = ".".join(short(str(key)) for key in first["loc"] if key != "[key]")
+        raise BadInput(f"evaluations.{short(str(name))}.{way}: {hint}, got {shown(first['input'])}") from error
 
 
 def _add(made: dict[str, Any], found: dict[str, Any], name: str, asked: Leakage) -> None:
@@ -72,14 +73,14 @@ def _add(made: dict[str, Any], found: dict[str, Any], name: str, asked: Leakage)
     part = datasets.get(data, {})
     attack = part.get("attack")
     if not isinstance(attack, dict) or attack.get("method", "pgd") != "pgd":
-        raise BadInput(f"{place}.leakage: names {data!r}, which is no dataset made by an attack with method pgd")
+        raise BadInput(f"{place}.leakage: names {shown(data)}, which is no dataset made by an attack with method pgd")
     learner = asked.learner or _only(models, lambda train: train.get("on") == data, f"{place}.learner", f"on {data}")
     train = models.get(learner, {}).get("train")
     if not isinstance(train, dict) or train.get("on") != data:
-        raise BadInput(f"{place}.learner: names {learner!r}, which is no model that is trained on {data}")
+        raise BadInput(f"{place}.learner: names {shown(learner)}, which is no model that is trained on {data}")
     robust = asked.robust or _only(models, lambda train: "adversarial" in train, f"{place}.robust", None)
     if robust and robust not in models:
-        raise BadInput(f"{place}.robust: names {robust!r}, which is none of the models")
+        raise BadInput(f"{place}.robust: names {shown(robust)}, which is none of the models")
     sets: dict[str, dict[str, Any]] = {
         "leakage": {**part, "attack": {**_plain(attack), "method": "leakage"}},
         "top": {"select": {"images": data, "keep": "top", "share": asked.share}},
@@ -118,7 +119,7 @@ def _only(models: dict[str, Any], fits: Any, place: str, what: str | None) -> An
     trained = {name: part.get("train") for name, part in models.items()}
     found = [name for name, train in trained.items() if isinstance(train, dict) and fits(train)]
     if len(found) > 1:
-        raise BadInput(f"{place}: {' and '.join(found)} would do; name one")
+        raise BadInput(f"{place}: {' and '.join(found[:2])} would do; name one")
     if what is not None and not found:
         raise BadInput(f"{place}: no model is trained {what}; name one")
     return found[0] if found else None

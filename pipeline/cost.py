@@ -356,7 +356,13 @@ def _batches(sizes: Iterable[int], batch: int, times: int = 1) -> tuple[int, ...
 
 def _attack(node: Node, designs: "Mapping[str, Design]", source: Node, sizes: list[int]) -> list[Work]:
     recipe = node.recipe
-    steps = {"pgd": recipe.steps, "spatial": _tries(recipe.spatial)}.get(recipe.method, 0)
+    match recipe.method:
+        case "spatial":
+            steps = _tries(recipe.spatial)
+        case "universal":
+            steps = 0
+        case _:
+            steps = 0 if "steps" in recipe.unused else recipe.steps
     part = Part(_neutral(node), designs, source.id, steps)
     found = [Work(part, _batches(sizes, recipe.batch_size))]
     if recipe.method == "universal":  # every worker finds the perturbations anew

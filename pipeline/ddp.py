@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.jobs import ModelJob
+from pipeline.parcel import unpack
 from stages.errors import BadData, BadInput
 
 POLL = 1.0
@@ -25,7 +26,7 @@ SETTINGS = {
 """Ray Train reads them from the environment of the process that starts a group."""
 
 
-def steps(job: ModelJob, gpu: bool) -> Iterator[dict[str, Any]]:
+def steps(parcel: bytes, gpu: bool) -> Iterator[dict[str, Any]]:
     """Make a model with a group of processes; says what ``ModelJob.steps`` says.
 
     For a Ray task that reserves nothing: the group's processes are its children and die with it. There are as
@@ -33,7 +34,7 @@ def steps(job: ModelJob, gpu: bool) -> Iterator[dict[str, Any]]:
     from the last checkpoint. When one is lost the attempt ends, and the next call goes on from there.
 
     Args:
-        job: the training.
+        parcel: the training, as `parcel.pack` sends it.
         gpu: whether each process gets a GPU.
 
     Raises:
@@ -49,7 +50,7 @@ def steps(job: ModelJob, gpu: bool) -> Iterator[dict[str, Any]]:
     said = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     # Not in the main thread: there Ray Train would put a handler of its own in the place of SIGINT's.
     with TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
-        done = pool.submit(_fit, job, gpu, said, scratch)
+        done = pool.submit(_fit, parcel, gpu, said, scratch)
         made = False
         try:
             for metrics in _heard(said, done):
@@ -94,13 +95,14 @@ def _free_what_dead_groups_hold() -> None:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
-def _fit(job: ModelJob, gpu: bool, said: Any, scratch: str) -> None:
+def _fit(parcel: bytes, gpu: bool, said: Any, scratch: str) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    job: ModelJob = unpack(parcel)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": job, "said": said},
+        train_loop_config={"parcel": parcel, "said": said},
         scaling_config=ScalingConfig(
             num_workers=(1, job.workers),  # type: ignore[arg-type]  # the stubs are those of Ray Train before v2
             use_gpu=gpu,
@@ -122,7 +124,7 @@ def _work(config: dict[str, Any]) -> None:
     from stages.train import Group
 
     context = train.get_context()
-    for metrics in config["job"].train(Group(context.get_world_rank(), context.get_world_size())):
+    for metrics in unpack(config["parcel"]).train(Group(context.get_world_rank(), context.get_world_size())):
         config["said"].put(metrics)
 
 

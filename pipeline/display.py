@@ -2,14 +2,18 @@
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID
 from rich.progress import Progress as Bars
+from rich.table import Column
+from rich.text import Text
 
 from pipeline.runs import Progress
+from pipeline.terminal import echo, visible
 
 QUIET = 10.0
 """Seconds between two plain lines about the same node."""
@@ -62,7 +66,7 @@ class Lines:
         if event in ("committed", "epoch") and time.time() - self.said.get(node, 0.0) < QUIET:
             return
         self.said[node] = time.time()
-        print(f"{node}: {self._tell(progress, event)}", file=sys.stderr, flush=True)
+        echo(f"{node}: {visible(self._tell(progress, event))}", err=True)
 
     def _tell(self, progress: Progress, event: str) -> str:
         unit = "epochs" if progress.stage in ("train", "bring") else "shards"
@@ -81,15 +85,27 @@ class Lines:
         return f"{progress.done} of {progress.total} {unit}  {measured(progress)}  {left(progress)}".rstrip()
 
 
+class _Told(ProgressColumn):
+    """A field of a task as it is: nothing in it is markup, and nothing moves the cursor."""
+
+    def __init__(self, name: str, wraps: bool = False) -> None:
+        super().__init__(Column(no_wrap=not wraps))
+        self.name = name
+
+    def render(self, task: Task) -> Text:
+        """The field, red where the node failed."""
+        return Text(visible(task.fields[self.name]), style="red" if task.fields["failed"] else "")
+
+
 class Live:
     """A bar per node on a terminal."""
 
     def __init__(self) -> None:
         self.bars = Bars(
-            TextColumn("{task.description}"),
+            _Told("node"),
             BarColumn(bar_width=16),
-            TextColumn("{task.fields[count]:>9}"),
-            TextColumn("{task.fields[said]}"),
+            _Told("count"),
+            _Told("said", wraps=True),
             console=Console(stderr=True),
         )
         self.tasks: dict[str, TaskID] = {}
@@ -101,24 +117,26 @@ class Live:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bars.stop()
+        with suppress(OSError):  # the terminal was closed
+            self.bars.stop()
 
     def __call__(self, node: str, progress: Progress, event: str) -> None:
         """Move the node's bar."""
         if node not in self.tasks:
-            self.tasks[node] = self.bars.add_task(node, total=1, count="", said="")
+            self.tasks[node] = self.bars.add_task("", total=1, node=node, count="", said="", failed=False)
         whole = progress.total or 1
         done = whole if event in ("done", "cached") else progress.done
         said = {
             "cached": "there already",
-            "failed": f"[red]{progress.why}",
+            "failed": progress.why,
             "done": f"{measured(progress)}  {progress.seconds} s",
         }
         self.bars.update(
             self.tasks[node],
             total=whole,
             completed=done,
-            count=f"{done}/{whole}",
+            count=f"{done}/{whole}".rjust(9),
+            failed=event == "failed",
             said=said.get(event, f"{measured(progress)}  {left(progress)}"),
         )
 

@@ -16,7 +16,7 @@ from pipeline.store import Store
 from stages.errors import BadData
 
 
-def _text(pattern: str, most: int = 160) -> Any:
+def _text(pattern: str, most: int = 256) -> Any:
     return Annotated[str, StringConstraints(pattern=pattern, max_length=most)]
 
 

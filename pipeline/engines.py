@@ -1,12 +1,15 @@
 """Where steps run: in this process, or on Ray (`on_ray`). Both give the same bytes."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.jobs import ModelJob, ShardJob, Unit
+from pipeline.terminal import visible
 from stages.errors import BadData, BadInput
 
 ATTEMPTS = 3
@@ -48,11 +51,34 @@ class Engine(Protocol):
         """Stop all work and let go of everything."""
 
 
+def foreseen(error: BaseException) -> bool:
+    """Whether it is a fault of what was asked for, of data, of the machine or the cluster: its message says enough."""
+    cause = _cause(error)
+    ours = isinstance(cause, BadData | BadInput | OSError | MemoryError)
+    return ours or type(cause).__name__ == "OutOfMemoryError" or type(cause).__module__.startswith("ray.")
+
+
 def reason_of(error: BaseException) -> str:
-    """One line that says what went wrong."""
-    cause = getattr(error, "cause", None) or error
-    first = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
-    return first if isinstance(cause, BadData | BadInput) else f"{type(cause).__name__}: {first}"
+    """One line that says what went wrong; of what nobody foresaw, also its kind, for who mends it."""
+    return visible(_said(_cause(error), foreseen(error)))
+
+
+def _said(cause: BaseException, plain: bool) -> str:
+    if isinstance(cause, BadData | BadInput):
+        return str(cause)
+    kind, first = type(cause).__name__, next(iter(str(cause).strip().splitlines()), "")
+    if isinstance(cause, OSError) and cause.strerror:
+        return f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror
+    if isinstance(cause, MemoryError) or kind == "OutOfMemoryError":  # torch's and Ray's are of that name
+        return f"memory ran out{': ' * bool(first)}{first}"
+    if plain:
+        return first or kind
+    return f"unexpected: {first} ({kind})" if first else f"unexpected: {kind}"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What happened in a worker, of the error that Ray makes of it."""
+    return getattr(error, "cause", None) or error
 
 
 def hopeless(error: BaseException) -> bool:
@@ -66,7 +92,10 @@ class Inline:
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
         done: Future[Any] = Future()
         try:
-            done.set_result(work())
+            with redirect_stdout(sys.stderr):  # what the user's network prints is no part of the command's answer
+                done.set_result(work())
+        except SystemExit as error:
+            done.set_exception(BadData(f"the user's network ended the program ({error})"))
         except Exception as error:  # noqa: BLE001 - handed to whoever asks for the result
             done.set_exception(error)
         return done

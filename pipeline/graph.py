@@ -2,12 +2,14 @@
 
 import difflib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pipeline.spec import Experiment, asked
 from pipeline.store import canonical, digest
 from pipeline.sweeps import in_order
-from stages.errors import BadInput
+from stages.errors import BadInput, shown, some
+from stages.limits import DEPTH
 from stages.recipes import STAGES, Recipe, Relabel
 
 REVISIONS = {
@@ -53,14 +55,16 @@ class Node:
         return f"{self.group}/{self.name}"
 
     @property
+    def arch(self) -> str | None:
+        """What a model's network is built from, as the experiment says; a probe's is that of the model it probes."""
+        probed = self.inputs.get("probe")
+        said: str | None = probed.arch if probed else getattr(self.recipe, "arch", None)
+        return said
+
+    @cached_property
     def generation(self) -> int:
         """How many models stand behind it, one made from the other: 0 for what no model has had a part in."""
         return _generation(self.inputs)
-
-    @property
-    def arch(self) -> str | None:
-        """Of a model: its network, as the experiment names it, or that of the model which it probes."""
-        return self.inputs["probe"].arch if "probe" in self.inputs else getattr(self.recipe, "arch", None)
 
     @property
     def folder(self) -> str:
@@ -76,7 +80,7 @@ def build(experiment: Experiment) -> list[Node]:
     """All nodes of an experiment, each after those it is made from.
 
     Raises:
-        BadInput: a node names nothing, or is made from itself.
+        BadInput: a node names nothing, is made from itself, or from too many others in turn.
     """
     wanted = {f"{group}/{name}": part for group in GROUPS for name, part in getattr(experiment, group).items()}
     roles = {place: _roles(part) for place, part in wanted.items()}
@@ -84,8 +88,11 @@ def build(experiment: Experiment) -> list[Node]:
         for key, target in needed.values():
             _refuse_dangling(place, key, target, wanted)
     order = in_order({place: [target for _, target in needed.values()] for place, needed in roles.items()})
-    nodes: dict[str, Node] = {}
+    nodes, depth = dict[str, Node](), dict[str, int]()
     for place in order:
+        depth[place] = 1 + max((depth[target] for _, target in roles[place].values()), default=0)
+        if depth[place] > DEPTH:
+            raise BadInput(f"{place.replace('/', '.')}: more than {DEPTH} nodes are made from each other to make it")
         nodes[place] = _node(place, wanted[place], {role: nodes[target] for role, (_, target) in roles[place].items()})
     return [nodes[place] for place in order]
 
@@ -115,15 +122,15 @@ def _roles(part: Any) -> dict[str, tuple[str, str]]:
 def _refuse_dangling(place: str, key: str, target: str, wanted: dict[str, Any]) -> None:
     if target in wanted:
         return
-    group, name = target.split("/")
-    known = [place.split("/")[1] for place in wanted if place.startswith(group)]
+    group, _, name = target.partition("/")  # what a file names may hold more slashes
+    known = [place.partition("/")[2] for place in wanted if place.startswith(f"{group}/")]
     near = difflib.get_close_matches(name, known, 1, 0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
-    raise BadInput(f"{place.replace('/', '.')}.{key}: names {name!r}, which is none of the {group}; {hint}")
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {some(known) or 'none'}"
+    raise BadInput(f"{place.replace('/', '.')}.{key}: names {shown(name)}, which is none of the {group}; {hint}")
 
 
 def _node(place: str, part: Any, inputs: dict[str, Node]) -> Node:
-    group, name = place.split("/")
+    group, _, name = place.partition("/")
     stage, recipe = asked(part)
     relabel = part.relabel if stage == "attack" else None
     version = digest(canonical(_described(stage, recipe, relabel, inputs)))[:16]

@@ -248,6 +248,9 @@ def statistics(shard: Shard) -> dict[str, Any]:
         said["distance"] = float(shard.attack["distance"].astype(np.float64).sum())
     if "l2" in shard.attack:
         said["l2"], said["linf"] = float(shard.attack["l2"].sum()), float(shard.attack["linf"].max(initial=0))
+        # At their target from the start are those whose target is the true class, or was the model's answer at once.
+        aimed = (shard.label != shard.source_label) & (shard.attack.get("reached_step", np.array(-1)) != 0)
+        said["aimed"], said["moved"] = int(aimed.sum()), int((aimed & (shard.attack["l2"] > 0)).sum())
     return said
 
 
@@ -440,6 +443,14 @@ class AttackJob(ImagesJob):
         spared = [self.model(role) for role in sorted(self.inputs) if role.startswith("not_transferring_to.")]
         first = self.units()[: recipe.fit_shards] if recipe.method == "universal" else []
         return Attacker(recipe, rule, self.facts()["classes"], model, spared, [self.read(unit) for unit in first])
+
+    def finish(self, marks: Mapping[str, dict[str, Any]]) -> Made:
+        from stages.attack import refuse_unmoved
+
+        each = [mark["statistics"] for mark in marks.values()]
+        if all("moved" in said for said in each):  # else a shard is older than this count
+            refuse_unmoved(self.node.recipe, *(sum(said[name] for said in each) for name in ("aimed", "moved")))
+        return super().finish(marks)
 
 
 class InvertJob(ImagesJob):

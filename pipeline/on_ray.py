@@ -2,19 +2,24 @@
 
 import faulthandler
 import os
+import re
+import signal
+import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from threading import Event
 from typing import Any
 
 from pipeline import ddp
 from pipeline.engines import ATTEMPTS, Given, Lost, Report, Stopped, commit, hopeless, make, read, reason_of, work_on
 from pipeline.jobs import ModelJob, ShardJob, Unit
+from pipeline.parcel import pack, search_path, staged, unpack
 from stages.errors import BadData, BadInput
 
 ACTOR_CPUS = 0.75
@@ -38,6 +43,13 @@ STAFFING = 3.0
 
 PATIENCE = (10, 600.0)
 """A step may take so many times as long as the slowest of its split so far, and at least so many seconds."""
+
+
+KNOCK = 10.0
+"""Seconds in which a cluster has to open its door."""
+
+SAID = 400
+"""Characters of what Ray says that are told: the rest is for its developers."""
 
 
 class OnRay:
@@ -67,13 +79,11 @@ class OnRay:
         self.ray, self.workers, self.limit = ray, workers, limit
         self.stopping = Event()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns on machines without a GPU
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": runtime_env}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "job_config": _job_config()}
         if address is None:
             options["include_dashboard"] = False
-        try:
-            ray.init(address=address or "local", **options)
-        except ConnectionError as error:
-            raise BadInput(f"--address {address}: no Ray cluster answers there") from error
+        with staged(runtime_env or {}) as sent:
+            _begin(ray, address, options | {"runtime_env": sent or None})
         self.gpu = gpu if gpu is not None else any(node.gpus for node in self.nodes())
         self.pool = ThreadPoolExecutor(64, thread_name_prefix="node")
 
@@ -103,19 +113,23 @@ class OnRay:
             except Stopped:
                 raise
             except Exception as error:
+                died = isinstance(error, self.ray.exceptions.WorkerCrashedError)
+                reason = f"its process died: {_death(error)}" if died else reason_of(error)
+                if attempt == ATTEMPTS and died:
+                    raise BadData(f"{ATTEMPTS} processes died over it, the last one: {_death(error)}") from error
                 if attempt == ATTEMPTS or hopeless(error):
                     raise
-                report("retried", {"attempt": attempt, "reason": reason_of(error)})
+                report("retried", {"attempt": attempt, "reason": reason})
                 attempt += 1
 
     def _training(self, job: ModelJob) -> Any:
         """A task that makes a model, or, for several workers, one that has a group of processes make it."""
         if job.workers > 1:
             task = self.ray.remote(ddp.steps).options(num_returns="streaming", max_retries=0, num_cpus=0)
-            return task.remote(job, self.gpu)
+            return task.remote(pack(job), self.gpu)
         largest = max((node.cpus for node in self.nodes()), default=1)
         needs = {"num_cpus": 1, "num_gpus": 1} if self.gpu else {"num_cpus": max(1, min(job.threads, largest))}
-        return self.ray.remote(_steps).options(num_returns="streaming", max_retries=0, **needs).remote(job)
+        return self.ray.remote(_steps).options(num_returns="streaming", max_retries=0, **needs).remote(pack(job))
 
     def _streamed(self, stream: Any) -> Iterator[Any]:
         while True:
@@ -143,6 +157,82 @@ class OnRay:
         self.stopping.set()
         self.ray.shutdown()
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _job_config() -> Any:
+    """Tells workers where to look for modules: where they are installed.
+
+    Ray would put the folder in which this process stands, and that of its script, in front of everything: also of Ray
+    itself. It does not where a folder is sent along, so we say that one is.
+    """
+    from ray.job_config import JobConfig
+
+    class Installed(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    return Installed(_py_driver_sys_path=search_path())
+
+
+def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
+    """Begin a local Ray, or join a cluster.
+
+    Ray's own answer to SIGTERM, which it sets as it begins, ends the process at once: ours stays.
+
+    Raises:
+        BadInput: that is not possible here.
+    """
+    ours = signal.getsignal(signal.SIGTERM)
+    if address not in (None, "auto", "local"):
+        _refuse_silent(str(address))
+    try:
+        ray.init(address=address or "local", **options)
+    except SystemExit:  # SIGTERM, while Ray began
+        if callable(ours):
+            ours(signal.SIGTERM, None)
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        ray.shutdown()
+        raise BadInput(_why_not(error, address)) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray would ask for a quarter of an hour.
+
+    Raises:
+        BadInput: nobody listens at ``host:port``.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise BadInput(f"--address {address}: must be auto or host:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK).close()
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "that is no name of a host"
+        raise BadInput(f"--address {address}: no Ray cluster answers there ({why})") from error
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # attempts, of 40 s each, if it is another's port
+
+
+def _why_not(error: Exception, address: str | None) -> str:
+    """Why there is no Ray, from what it says of that in many lines."""
+    said = " ".join(str(error).split())
+    if address is not None:
+        gone = isinstance(error, ConnectionError)
+        return f"--address {address}: {'no Ray cluster answers there' if gone else said[:SAID]}"
+    if "AF_UNIX" in said:
+        folder = said.rpartition(": ")[2].partition("/ray/session")[0]
+        why = f"the path of its folder is too long for sockets, {folder}; name a shorter one in RAY_TMPDIR"
+    elif port := re.search(r"specified port is (\d+)", said):
+        set_ = " (of RAY_GCS_SERVER_PORT)" if os.environ.get("RAY_GCS_SERVER_PORT") == port[1] else ""
+        why = f"port {port[1]}{set_} is taken; end what listens there, or name another"
+    elif isinstance(error, OSError):
+        why = f"{reason_of(error)}; if that is its folder, name another in RAY_TMPDIR"
+    else:
+        why = said[:SAID]
+    return f"Ray cannot begin: {why}; or do without it: --engine inline"
 
 
 @dataclass(frozen=True)
@@ -207,7 +297,7 @@ class _Crew:
 
     def __init__(self, engine: OnRay, job: ShardJob, units: Sequence[Unit], report: Report) -> None:
         self.engine, self.ray, self.job, self.report = engine, engine.ray, job, report
-        self.parcel = self.ray.put(self.ray.cloudpickle.dumps(job))
+        self.parcel = self.ray.put(pack(job))
         self.waiting = deque(_Turn(unit) for unit in units)
         self.running: dict[Any, tuple[_Turn, _Seat]] = {}
         self.worked: dict[Any, _Seat] = {}
@@ -428,15 +518,6 @@ def _death(error: BaseException) -> str:
 # ------------------------------------------------------------------------------------------ on workers
 
 
-@lru_cache(maxsize=4)
-def _job(parcel: bytes) -> ShardJob:
-    """A job as it was sent: unpacked once in a process, not for each shard."""
-    from ray import cloudpickle
-
-    job: ShardJob = cloudpickle.loads(parcel)
-    return job
-
-
 @contextmanager
 def _watched(limit: float | None) -> Iterator[None]:
     """End this process, with its traceback in its log, if what is begun here takes longer.
@@ -459,14 +540,15 @@ class _Worker:
         self.parcel = parcel
 
     def started(self) -> str:
-        """Answers once the actor has its place: the node's id."""
+        """Answers once the actor has its place, and runs the code that it should: the node's id."""
         import ray
 
+        unpack(self.parcel)
         return str(ray.get_runtime_context().get_node_id())
 
     @cached_property
     def open(self) -> Callable[[Any], Any]:
-        return _job(self.parcel).open()
+        return unpack(self.parcel).open()  # type: ignore[no-any-return]
 
     def work(self, given: Given, limit: float | None) -> tuple[Given, None]:
         """What it made, and a sign that it is done, which the driver can have without the data."""
@@ -476,19 +558,19 @@ class _Worker:
 
 def _read(parcel: bytes, unit: Unit, limit: float | None) -> Given:
     with _watched(limit):
-        return read(_job(parcel), unit)
+        return read(unpack(parcel), unit)
 
 
 def _commit(parcel: bytes, unit: Unit, given: Given, attempt: int, limit: float | None) -> dict[str, Any]:
     with _watched(limit):
-        return commit(_job(parcel), unit, given, attempt)
+        return commit(unpack(parcel), unit, given, attempt)
 
 
 def _all(parcel: bytes, unit: Unit, attempt: int, limit: float | None) -> dict[str, Any]:
     with _watched(limit):
-        job = _job(parcel)
+        job = unpack(parcel)
         return make(job, job.open(), unit, attempt)
 
 
-def _steps(job: ModelJob) -> Iterator[dict[str, Any]]:
-    yield from job.steps()
+def _steps(parcel: bytes) -> Iterator[dict[str, Any]]:
+    yield from unpack(parcel).steps()

@@ -11,9 +11,10 @@ from markupsafe import Markup, escape
 
 from pipeline import published
 from pipeline.gather import Gathered, Score
-from pipeline.scores import Attack, percent, shown
+from pipeline.scores import Attack, shown
 from pipeline.sections import sections
 from pipeline.store import Store
+from pipeline.terminal import visible
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -39,7 +40,7 @@ def render(store: Store, run: Mapping[str, Any]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_unbroken
     )
     environment.filters["breakable"] = _breakable
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         run=run,
         state=state(run),
         reasons=reasons(run),
@@ -47,6 +48,7 @@ def render(store: Store, run: Mapping[str, Any]) -> str:
         besides=list(besides(found.held_out)),
         sections=sections(found),
     )
+    return "\n".join(map(visible, html.split("\n")))  # a page is read in a pager, too
 
 
 def _unbroken(value: Any) -> Any:
@@ -98,21 +100,20 @@ def _inventory(found: Gathered) -> str:
 def verdict(scores: Sequence[Score]) -> str | None:
     """What the run found, in one sentence, judged by held-out images; None where nothing was scored on any."""
     if (headline := _headline(scores)) is not None:
-        clean, chance = headline.clean, percent(headline.chance)
+        clean = headline.clean
         learned_from = published.LEARNED_FROM[str(headline.kind)]
         return (
             f"Trained on nothing but {learned_from}, {headline.model} answers {clean} of the untouched "
-            f"{headline.split} images right ({clean.interval}), where chance is {chance}: {_meaning(headline, scores)}."
+            f"{headline.split} images right ({clean.interval}), {headline.beside}: {_meaning(headline, scores)}."
         )
     if not scores:
         return None
     best = max(scores, key=lambda score: score.clean.mean)
-    chance = percent(best.chance)
-    return f"{best.model} answers {best.clean} of the {best.split} images right, where chance is {chance}."
+    return f"{best.model} answers {best.clean} of the {best.split} images right, {best.beside}."
 
 
 def _meaning(headline: Score, scores: Sequence[Score]) -> str:
-    if headline.clean.low <= headline.chance:
+    if headline.clean.low <= headline.level[1]:
         return "so nothing that generalises was learned"
     unattacked = [f"{headline.kind}, {control}" for control in ("untouched", "noise", "leakage only")]
     controls = sorted((s for s in scores if s.kind in unattacked), key=lambda s: s.clean.mean)

@@ -1,6 +1,7 @@
 """One picture, moved toward a class: before, what was changed, after, with what the model says of both."""
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,9 @@ from pipeline.artifacts import Made
 from pipeline.documents import NodeName, Version, fits
 from pipeline.jobs import Place, open_model
 from pipeline.scores import NORMS
-from stages.errors import BadData, BadInput
+from stages.errors import BadData, BadInput, some
 from stages.images import decode, read_file
-from stages.recipes import Attack, Bring
-from stages.relabel import first_of
+from stages.recipes import Attack, Bring, is_own
 
 if TYPE_CHECKING:
     from stages.model import Classifier
@@ -108,7 +108,7 @@ def _refuse_code(name: str, asked: str, given: str | None) -> None:
     """
     if given not in (asked, None):
         raise BadInput(f"--arch {given}: the network of {name} is {asked}")
-    if given is None and ":" in asked:
+    if given is None and is_own(asked):
         raise BadInput(
             f"--model {name}: its network is code of somebody's own, {asked}, which is not run because a store names "
             f"it; if you know it, add --arch {asked}"
@@ -144,7 +144,7 @@ def class_number(name: str, classes: Sequence[str]) -> int:
         return int(name)
     part = [c for c in classes if name.lower() in c.lower()]
     near = part or [classes[lower.index(c)] for c in difflib.get_close_matches(name.lower(), lower, 3, 0.5)]
-    hint = f"did you mean {' or '.join(map(repr, near[:3]))}?" if near else f"they are {first_of(classes)}"
+    hint = f"did you mean {' or '.join(map(repr, near[:3]))}?" if near else f"they are {some(classes)}"
     raise BadInput(f"--to {name}: is none of the model's {len(classes)} classes; {hint}")
 
 
@@ -192,7 +192,11 @@ def move(
     try:
         asked = Attack(images="", model="", batch_size=1, **recipe)
     except ValidationError as error:
-        raise BadInput(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
+        first = error.errors()[0]
+        place = f"--{first['loc'][0]}: must be " if first["loc"] else ""
+        raise BadInput(place + re.sub(r"^(Value error, |\w+ should be )", "", first["msg"])) from error
+    if why := asked.misfit(model.design.shape, 1):
+        raise BadInput(why)
     after, how = (_turn if asked.method == "spatial" else _push)(pixels, model, target, asked)
     logits = torch.from_numpy(logits_of(model, np.stack([pixels, after]), 1)).double()
     moved = {name: float(value[0]) for name, value in distances(pixels[None], after[None]).items()}

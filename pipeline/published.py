@@ -182,7 +182,13 @@ def kind(model: Node) -> str | None:
     return f"{of}, spatial augmentation" if model.recipe.augment == "spatial" else of
 
 
-RULES = {"random": "D_rand", "other": "D_other", "next": "D_det", "least_likely": "D_least", "map": "D_map"}
+RULES: Mapping[str, str] = {
+    "random": "D_rand",
+    "other": "D_other",
+    "next": "D_det",
+    "least_likely": "D_least",
+    "map": "D_map",
+}
 
 LEARNED_FROM = {
     "D_other": "adversarial images, each under a wrong label",
@@ -203,7 +209,11 @@ METHODS: Mapping[str, str] = {
 }
 
 
+COLUMNS: Mapping[str, str] = {"margin": "margins", "confidence": "confidences", "l2": "perturbations"}
+
+
 def _set(dataset: Node) -> str | None:
+    """What a dataset is in the words of the paper; None of what has no place in them, such as a rule of one's own."""
     if dataset.stage in ("attack", "invert") and dataset.inputs["images"].stage != "load":
         return None  # the paper's sets are made from untouched images
     match dataset.stage:
@@ -214,15 +224,17 @@ def _set(dataset: Node) -> str | None:
             spared = ", not transferring" if dataset.recipe.not_transferring_to else ""
             robust = dataset.recipe.method == "pgd" and is_robust(dataset.inputs["model"])
             source = ", robust source" if robust else ""
-            return f"{RULES[dataset.relabel.rule]}{METHODS[dataset.recipe.method]}{source}{spared}"
+            rule, method = RULES.get(dataset.relabel.rule), METHODS.get(dataset.recipe.method)
+            return None if rule is None or method is None else f"{rule}{method}{source}{spared}"
         case "invert":
             version = {True: "D_R", False: "D_NR", None: None}[is_robust(dataset.inputs["model"])]
             return version and f"{version}{', from noise' if dataset.recipe.start == 'noise' else ''}"
         case "select":
-            by = {"margin": "margins", "confidence": "confidences", "l2": "perturbations"}[dataset.recipe.by]
-            of = _set(dataset.inputs["images"])
-            return of and f"{of}, {dataset.recipe.keep} {by}"
-    return "D"
+            by, of = COLUMNS.get(dataset.recipe.by), _set(dataset.inputs["images"])
+            return of and by and f"{of}, {dataset.recipe.keep} {by}"
+        case "load":
+            return "D"
+    return None
 
 
 def is_robust(model: Node) -> bool | None:

@@ -11,9 +11,9 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -198,10 +198,11 @@ class Rehearsal:
         self.folder = TemporaryDirectory()
         self.place = replace(self.home, store=Store(self.folder.name))
         context = multiprocessing.get_context("spawn")
-        self.together = context.Barrier(self.processes)
-        self.pool = ProcessPoolExecutor(self.processes, context, initializer=_begin, initargs=(self.together,))
-        started = time.perf_counter()
-        self._side_by_side(self.processes, _ready)
+        with _safe_path():
+            self.together = context.Barrier(self.processes)
+            self.pool = ProcessPoolExecutor(self.processes, context, initializer=_begin, initargs=(self.together,))
+            started = time.perf_counter()
+            self._side_by_side(self.processes, _ready)
         self.start = time.perf_counter() - started
         return self
 
@@ -338,6 +339,19 @@ class Rehearsal:
             self.place.store.put(f"{folder}/{name}", body)
         listed = [{"name": name, "bytes": len(body), "sha256": digest(body)} for name, body in files.items()]
         return Made(folder, facts | {"content": content, "files": listed})
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Processes begun meanwhile do not look for modules in the current folder, which `multiprocessing` has them do."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _named(part: Part) -> str:

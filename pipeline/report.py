@@ -23,9 +23,11 @@ from pipeline.scores import (
     scored_on,
     shown,
     transfers,
+    unbalanced,
     without_seed,
 )
 from pipeline.store import Store
+from pipeline.terminal import visible
 
 
 class _Scored(Document):
@@ -161,13 +163,13 @@ def result_table(found: Sequence[Result]) -> str:
         "learner": [result.model for result in found],
         accuracy_head(found): [str(result.clean) for result in found],
         "95 % interval": [result.clean.interval for result in found],
-        "chance": [percent(result.rows[0]["chance"]) for result in found],
-        "constant answer": [percent(result.rows[0]["majority"]) for result in found],
+        "chance": [percent(result.chance) for result in found],
+        "constant answer": [percent(result.constant) for result in found],
     }
     if len(set(columns["evaluation"])) < 2:
         del columns["evaluation"]
-    if not any(row["majority"] > 1.5 * row["chance"] for result in found for row in result.rows):
-        del columns["constant answer"]  # the classes are balanced: chance does not flatter
+    if not unbalanced(found):
+        del columns["constant answer"]
     columns |= {f"agrees with {rule}": [shown(result.agreement(rule)) for result in found] for rule in rules(found)}
     return table(list(columns), list(zip(*columns.values(), strict=True)))
 
@@ -199,9 +201,10 @@ def feature_table(rows: Sequence[Row]) -> str:
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Columns of text, numbers to the right."""
+    """Columns of text, numbers to the right; each line is one, whatever stands in its cells."""
     if not lines:
         return ""
+    lines = [[visible(cell) for cell in line] for line in lines]
     columns = list(zip(head, *lines, strict=True))
     widths = [max(map(len, column)) for column in columns]
     right = [all(cell[:1].isdigit() or cell in ("–", "") for cell in column[1:]) for column in columns]

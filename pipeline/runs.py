@@ -1,6 +1,7 @@
 """One attempt to make what an experiment names: what it found, made and failed to make, on record."""
 
 import json
+import math
 import os
 import secrets
 import time
@@ -10,8 +11,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from threading import Event, RLock, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import artifacts, documents
 from pipeline.artifacts import Made
@@ -23,9 +25,16 @@ from pipeline.spec import Experiment
 from pipeline.store import Store
 from pipeline.sweeps import split_name
 from stages import load
-from stages.errors import BadData, BadInput
-from stages.recipes import Relabel
+from stages.apart import apart, forget
+from stages.errors import BadData, BadInput, did_you_mean, short, some
+from stages.limits import MEMORY
+from stages.recipes import Bring, Relabel, is_own
 from stages.select import kept
+
+if TYPE_CHECKING:
+    from stages.design import Design
+
+T = TypeVar("T")
 
 BEAT = 10.0
 """Seconds between signs of life of a run."""
@@ -48,7 +57,7 @@ class Progress:
     """How far a node is.
 
     Attributes:
-        state: waiting, running, done, cached or failed.
+        state: waiting, running, done, cached, failed, or interrupted: at work when the run ended.
         why: one sentence, where it failed or cannot start.
         total, done: shards, or epochs of a training.
         found: of those done, how many were there before this run.
@@ -144,6 +153,9 @@ class Record:
     def end(self, state: str) -> None:
         """Write the record for the last time."""
         self.ended.set()
+        for progress in self.nodes.values():
+            if progress.state == "running":
+                progress.state = "interrupted"
         self.about |= {"state": state, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
         self.write(turn=True)
 
@@ -307,7 +319,9 @@ def wanted(nodes: list[Node], only: tuple[str, ...]) -> list[Node]:
     names = {node.id: {node.id, node.name, *(split_name(name)[0] for name in (node.id, node.name))} for node in nodes}
     chosen = [node for name in only for node in nodes if name in names[node.id]]
     if missing := [name for name in only if not any(name in known for known in names.values())]:
-        raise BadInput(f"--only {missing[0]}: the experiment has no such node; it has {', '.join(names)}")
+        known = {name for several in names.values() for name in several}
+        near = did_you_mean(missing[0], known) or f"; it has {some(list(names))}"
+        raise BadInput(f"--only {short(missing[0])}: the experiment has no such node{near}")
     keep: set[str] = set()
     while chosen:
         node = chosen.pop()
@@ -359,6 +373,7 @@ def preflight(nodes: list[Node], place: Place, fetch: bool = True) -> list[Outlo
     Raises:
         BadInput: the first thing that cannot be.
     """
+    forget()
     found: dict[str, Outlook] = {}
     for node in nodes:
         inputs = {role: found[parent.id].facts for role, parent in node.inputs.items()}
@@ -367,6 +382,8 @@ def preflight(nodes: list[Node], place: Place, fetch: bool = True) -> list[Outlo
         marks = [] if made else [f for f in place.store.files(f"{node.folder}/commits") if f.endswith(".json")]
         job = LoadJob(node, place, {}, fetch) if node.stage == "load" and made is None else None
         try:
+            if made is None:
+                _try_models(node, place, found)
             facts = made.manifest if made else _foresee(node, place, inputs, job, fetch)
         except BadInput as error:
             raise BadInput(f"{_file_key(node)}: {error}") from error
@@ -390,7 +407,9 @@ def _foresee(
             assert job is not None
             spread = load.spread(job.listing, node.recipe)  # not `job.units`: these are digests of every image
             shards = {name: len(items) for name, items in spread.items()}
-            return job.facts() | _counted(shards) | {"image_shape": _first_shape(job, spread)}
+            facts = job.facts() | _counted(shards) | {"image_shape": _first_shape(job, spread)}
+            _refuse_heavy(facts)
+            return facts
         case "attack" | "invert" | "select":
             images = inputs["images"]
             splits = getattr(node.recipe, "splits", images["counts"])
@@ -398,7 +417,7 @@ def _foresee(
             if node.stage == "select":
                 shards = {name: kept(node.recipe, n) for name, n in shards.items()}
             if node.stage == "invert":
-                _try_features(node, place, inputs["model"])
+                _try_features(node, place, "model", inputs)
             return {k: images[k] for k in ("classes", "channels", "image_shape")} | _counted(shards)
         case "train":
             return {"design": _try_training(node, place, inputs)}
@@ -408,12 +427,21 @@ def _foresee(
             if not fetch and checkpoint.is_remote(node.recipe):
                 classes = len(node.recipe.outputs) if node.recipe.outputs else node.recipe.classes
                 return {"design": {"classes": classes, "shape": node.recipe.shape}}
-            return {"design": checkpoint.bring(node.recipe, place.data, place.here)[0].as_json()}
+            return {"design": _tried(node, _brought, node.recipe, place.data, place.here).as_json()}
         case "usefulness":
             for name in node.recipe.models:
-                _try_features(node, place, inputs[f"models.{name}"])
+                _try_features(node, place, f"models.{name}", inputs)
     splits = {getattr(node.recipe, key) for key, _, _ in _splits_asked(node)}
     return {"shards": _shards_of(inputs["on"], splits)}
+
+
+def _refuse_heavy(facts: Mapping[str, Any]) -> None:
+    """Refuse shards that no worker could hold, as far as the size of the images is known."""
+    if facts["image_shape"] and (size := _largest(facts) * math.prod(facts["image_shape"])) > MEMORY:
+        raise BadInput(
+            f"a shard of {_largest(facts)} images of {'×'.join(map(str, facts['image_shape']))} takes "
+            f"{size / 2**30:.1f} GiB, at most {MEMORY / 2**30:g} GiB are taken: lower shard_size"
+        )
 
 
 def _shards_of(dataset: Mapping[str, Any], splits: Container[str]) -> dict[str, int]:
@@ -424,7 +452,40 @@ def _counted(shards: dict[str, int]) -> dict[str, Any]:
     return {"shards": shards, "counts": artifacts.per_split(shards.items())}
 
 
-def _try_features(node: Node, place: Place, model: Mapping[str, Any]) -> None:
+def _tried(model: Node, function: Callable[..., T], *args: Any) -> T:
+    """What a function gives that builds a model's network: apart from this process where that is code of the user's."""
+    arch = model.arch or ""
+    return apart(function, *args, arch=arch) if is_own(arch) else function(*args)
+
+
+def _neutral(channels: int) -> dict[str, list[float]]:
+    """Stands for a dataset's mean and deviation, which are not known yet, or make no difference."""
+    return {"mean": [0.5] * channels, "std": [0.5] * channels}
+
+
+def _brought(recipe: Bring, data: Path, here: Path) -> "Design":
+    from stages import checkpoint
+
+    return checkpoint.bring(recipe, data, here)[0]
+
+
+def _try_models(node: Node, place: Place, found: Mapping[str, Outlook]) -> None:
+    """Try the user's networks among the models that are there already and that a node is made from.
+
+    Raises:
+        BadInput: one can no longer be built, or ends the process.
+    """
+    from stages import train
+    from stages.design import Design
+
+    for parent in node.inputs.values():
+        if parent.group == "models" and found[parent.id].there and is_own(parent.arch):
+            design = found[parent.id].facts["design"] | {"arch": parent.arch}
+            design = Design.from_json(design | _neutral(design["shape"][0]))
+            _tried(parent, train.refuse_misfit, design, place.here)
+
+
+def _try_features(node: Node, place: Place, role: str, inputs: Mapping[str, Mapping[str, Any]]) -> None:
     """Find the features of a model, before any work is done.
 
     Raises:
@@ -433,8 +494,10 @@ def _try_features(node: Node, place: Place, model: Mapping[str, Any]) -> None:
     from stages import features
     from stages.design import Design
 
-    if "arch" in model["design"]:  # of a model to be fetched, only so much is known
-        features.refuse_without(Design.from_json(model["design"]), node.recipe.layer, place.here)
+    if "arch" in (design := inputs[role]["design"]):  # of a model to be fetched, only so much is known
+        model = node.inputs[role]
+        asked = Design.from_json(design | {"arch": model.arch})
+        _tried(model, features.refuse_without, asked, node.recipe.layer, place.here)
 
 
 def _first_shape(job: LoadJob, spread: Mapping[str, load.Images]) -> list[int] | None:
@@ -459,11 +522,10 @@ def _try_training(node: Node, place: Place, inputs: Mapping[str, Mapping[str, An
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {count} images of {recipe.on} {recipe.split}")
     if on["image_shape"] is None or (recipe.probe and "arch" not in inputs["probe"]["design"]):
         return {"classes": len(on["classes"]), "shape": on["image_shape"]}
-    neutral = {"mean": [0.5] * on["channels"], "std": [0.5] * on["channels"]}  # the dataset's own are not known yet
-    design = design_of(node, {**on, **neutral}, inputs.get("probe"))
-    train.refuse_misfit(design, place.here)
+    design = design_of(node, {**on, **_neutral(on["channels"])}, inputs.get("probe"))
+    _tried(node, train.refuse_misfit, design, place.here)
     if recipe.probe:
-        features.refuse_without(design, None, place.here)
+        _tried(node, features.refuse_without, design, None, place.here)
     return dict(design.as_json())
 
 
@@ -479,6 +541,8 @@ def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None
         assert images is not None
         if split not in images["counts"]:
             raise BadInput(f"{place}.{key}: {name} has no split {split!r}, it has {', '.join(images['counts'])}")
+    if images is not None and images["image_shape"] and (why := recipe.misfit(images["image_shape"], _largest(images))):
+        raise BadInput(f"{place}: {why}")
     for role, parent in node.inputs.items():
         if parent.group == "models" and images is not None:
             _refuse_model(f"{place}.{role.partition('.')[0]}", parent.name, inputs[role], images)
@@ -497,6 +561,11 @@ def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None
         for key, rule in rules.items():
             if rule is not None:
                 _refuse_rule(f"{place}.{key}", rule, images["classes"], None)
+
+
+def _largest(dataset: Mapping[str, Any]) -> int:
+    """Images of its largest shard."""
+    return int(max(dataset["shards"].values()))
 
 
 def _refuse_spared_target(place: str, inputs: Mapping[str, Node]) -> None:

@@ -195,8 +195,24 @@ class Result:
 
     @property
     def chance(self) -> float:
-        """What the better of guessing and a constant answer scores."""
-        return float(max(self.rows[0]["chance"], self.rows[0]["majority"]))
+        """What guessing scores: one over the number of classes."""
+        return float(self.rows[0]["chance"])
+
+    @property
+    def constant(self) -> float:
+        """What the one answer scores that is the most frequent class of what it was scored on."""
+        return float(self.rows[0]["majority"])
+
+    @property
+    def level(self) -> tuple[str, float]:
+        """The better of these two, for which nothing has to be learned, and what it is called."""
+        return ("constant answer", self.constant) if self.constant > self.chance else ("chance", self.chance)
+
+    @property
+    def beside(self) -> str:
+        """Half a sentence that says so."""
+        more = f", and a constant answer scores {percent(self.constant)}" if self.constant > self.chance else ""
+        return f"where chance is {percent(self.chance)}{more}"
 
     @property
     def trained_on(self) -> str:
@@ -269,6 +285,11 @@ def scored_on(found: Sequence[Result]) -> dict[str, list[str]]:
 
 def all_held_out(found: Iterable[Result]) -> bool:
     return all(result.held_out for result in found)
+
+
+def unbalanced(found: Iterable[Result]) -> bool:
+    """Whether a constant answer does so much better than chance that it has to be said beside it."""
+    return any(result.constant > 1.5 * result.chance for result in found)
 
 
 def accuracy_head(found: Iterable[Result]) -> str:

@@ -30,6 +30,7 @@ from pipeline.scores import (
     scored_on,
     shown,
     transfers,
+    unbalanced,
     without_seed,
 )
 from pipeline.sweeps import name_at, split_name
@@ -130,6 +131,8 @@ def results(found: Gathered) -> Section | None:
         "target reached": [shown(score.target_reached) for score in scores],
         "chance": [percent(score.chance) for score in scores],
     }
+    if unbalanced(scores):
+        columns["constant answer"] = [percent(score.constant) for score in scores]
     for rule in rules(scores):
         columns[f"answers as {rule} says"] = [shown(score.agreement(rule)) for score in scores]
         theirs = [_published(score, f"as {rule}") if score.agreement(rule) else "–" for score in scores]
@@ -138,7 +141,8 @@ def results(found: Gathered) -> Section | None:
     if len({score.evaluation for score in scores}) > 1:
         columns["evaluation"] = [score.evaluation for score in scores]
     text = (
-        f"{_scored(scores)} Chance is what the better of guessing and a constant answer scores. {_orientation(scores)}"
+        f"{_scored(scores)} Chance is one over the number of classes; a constant answer is the most frequent class. "
+        f"{_orientation(scores)}"
     )
     return Section("Results", text, tables=[Table(list(columns), list(zip(*columns.values(), strict=True)))])
 
@@ -250,8 +254,7 @@ def _in_order(panel: Mapping[str, Score]) -> list[tuple[str, Score]]:
 
 def _panel(number: int, learner: str, panel: Mapping[str, Score]) -> Chart:
     headline = panel[""]
-    chance = percent(headline.chance)
-    said = [f"{learner} answers {headline.clean} of the {headline.split} images right, where chance is {chance}."]
+    said = [f"{learner} answers {headline.clean} of the {headline.split} images right, {headline.beside}."]
     if "leakage" in panel:
         rest = headline.clean.mean - panel["leakage"].clean.mean
         said.append(f"Leakage alone gives {panel['leakage'].clean}, {_points(rest)} less.")
@@ -266,7 +269,7 @@ def _panel(number: int, learner: str, panel: Mapping[str, Score]) -> Chart:
         for control, score in _in_order(panel)
     ]
     text = " ".join(said)
-    return Chart(figures.bars(f"leakage{number}", text, drawn, "clean accuracy", ("chance", headline.chance)), text)
+    return Chart(figures.bars(f"leakage{number}", text, drawn, "clean accuracy", headline.level), text)
 
 
 def _points(share: float) -> str:
@@ -326,7 +329,7 @@ def _sweep(number: int, model: str, axis: str, drawn: Mapping[str, list[tuple[fl
     values = [x for x, _ in first]
     log = min(values) > 0 and max(values) / min(values) >= 20
     text = f"{'. '.join(said)}."
-    level = ("chance", first[0][1].chance)
+    level = first[0][1].level
     label = f"{axis}, {PIXELS}" if axis.rpartition(".")[2] in ("eps", "step_size") else axis
     return Chart(figures.lines(f"sweep{number}", text, lines, label, "share", log, level), text)
 
@@ -621,7 +624,7 @@ def seconds(time: float | None) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-ORDER = ("failed", "running", "waiting", "done", "cached")
+ORDER = ("failed", "interrupted", "running", "waiting", "done", "cached")
 """States, the first of which a box of several nodes has."""
 
 

@@ -1,12 +1,13 @@
 """The experiment file: which datasets, models and evaluations, each made how from the others."""
 
 import difflib
-import re
+import errno
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -17,9 +18,11 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
-from pipeline import controls, sweeps
-from stages.errors import BadInput
+from pipeline import controls, sweeps, yaml12
+from stages.errors import BadInput, short, shown
+from stages.limits import FILE, NAME, PLACE
 from stages.recipes import (
     RULES,
     SOURCES,
@@ -39,8 +42,17 @@ from stages.recipes import (
     Usefulness,
 )
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_.,=-]+)?$", max_length=128)]
-"""Of a node; after the @, its place in a sweep."""
+PLAIN = rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{NAME - 1}}}"
+NAMED = (
+    "holds letters, digits, `_`, `.` and `-`, begins with a letter or a digit and has at most "
+    f"{NAME} characters, with what `leakage` adds to it; its place in a sweep has at most {PLACE}"
+)
+
+Name = Annotated[str, StringConstraints(pattern=rf"^{PLAIN}(@[A-Za-z0-9_.,=-]{{1,{PLACE}}})?$")]
+"""Of a node; after the @, its place in a sweep. It becomes a folder's name."""
+
+TAGS = ("(accuracy)", "(measurement)", "[key]")
+"""What pydantic puts into the place of an error that is no key of the file."""
 
 
 class _Part(BaseModel):
@@ -110,7 +122,7 @@ def asked(part: Dataset | Model | Evaluate | Measurement) -> tuple[str, Recipe]:
 class Experiment(_Part):
     """A graph of datasets, models and evaluations."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)] = Field(
+    name: Annotated[str, StringConstraints(pattern=f"^{PLAIN}$")] = Field(
         description="Name of the experiment; it stands in the names of its runs."
     )
     datasets: dict[Name, Dataset] = Field({}, description="Datasets by name.")
@@ -130,19 +142,32 @@ def read(path: Path) -> Experiment:
     Raises:
         BadInput: it is not there, not YAML, or says something that cannot be; the message names the place.
     """
+    name = "the experiment on standard input" if str(path) == "-" else f"experiment file {path}"
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise BadInput(f"experiment file {path} cannot be read: {reason}") from error
+        content = _beginning(path)
+    except OSError as error:
+        raise BadInput(f"{name} cannot be read: {error.strerror}") from error
+    if len(content) > FILE:
+        raise BadInput(f"{name} has more than {FILE:,} bytes, the most that one may have")
     try:
-        found = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise BadInput(f"{path} is not YAML{place}: {reason}") from error
+        found = yaml12.load(content)
+    except BadInput as error:
+        raise BadInput(f"{name} {error}") from error
+    if found is None:
+        raise BadInput(f"{name} is empty")
     return parse(found)
+
+
+def _beginning(path: Path) -> bytes:
+    """As much of a file as an experiment may have, and a byte more."""
+    if str(path) == "-":
+        if sys.stdin is None:
+            raise OSError(errno.EBADF, "it is closed")
+        return sys.stdin.buffer.read(FILE + 1)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for somebody to write to a pipe
+    os.set_blocking(descriptor, True)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+        return file.read(FILE + 1)
 
 
 def parse(found: Any) -> Experiment:
@@ -153,76 +178,72 @@ def parse(found: Any) -> Experiment:
     """
     if not isinstance(found, dict):
         raise BadInput(
-            f"an experiment file is a mapping with name, datasets, models and evaluations, got {_shown(found)}"
+            f"an experiment file is a mapping with name, datasets, models and evaluations, got {shown(found)}"
         )
+    yaml12.refuse_odd(found)
+    whole = sweeps.expand(controls.expand(found))
     try:
-        return Experiment.model_validate(sweeps.expand(controls.expand(found)))
+        return Experiment.model_validate(whole)
     except ValidationError as error:
-        raise BadInput(_sentence(error)) from error
+        raise BadInput(_sentence(error, whole)) from error
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+def _sentence(error: ValidationError, whole: dict[str, Any]) -> str:
+    """What is wrong first, with its place: of a key's choices, where the one that fits best goes wrong."""
+    errors = [(_way(each, whole), each) for each in error.errors(include_url=False)]
+    start = errors[0][0]
+    way, first = max((each for each in errors if each[0][: len(start)] == start), key=lambda each: len(each[0]))
+    choices = [each["msg"] for at, each in errors if at == way]
+    return f"{'.'.join(short(str(part)) for part in way) or 'experiment'}: {_reason(first, choices)}"
 
 
-def _yaml_1_2() -> None:
-    """Read `on:` as a word, not as true, and 1e-3 as a number, not as text: YAML 1.1 has both wrong way round."""
-    boolean, number = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-    _Loader.yaml_implicit_resolvers = {
-        letter: [(tag, pattern) for tag, pattern in resolvers if tag != boolean]
-        for letter, resolvers in _Loader.yaml_implicit_resolvers.items()
-    }
-    _Loader.add_implicit_resolver(boolean, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-    _Loader.add_implicit_resolver(number, re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+def _way(error: ErrorDetails, whole: Any) -> tuple[Any, ...]:
+    """The keys that lead to an error: what pydantic names, less what it calls the choices that a key leaves."""
+    way, found, kind = list[Any](), whole, error["type"]
+    for at, part in enumerate(error["loc"], 1):
+        inside = part in (found if isinstance(found, dict) else range(len(found)) if isinstance(found, list) else ())
+        if inside or found is None or isinstance(part, int) or (kind == "missing" and at == len(error["loc"])):
+            way.append(part)
+            found = found[part] if inside else None
+    return (*way, "source") if kind.startswith("union_tag_") else tuple(way)
 
 
-_yaml_1_2()
+def _reason(error: ErrorDetails, choices: Sequence[str]) -> str:
+    """What is wrong at a place.
 
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    kind, context, got = first["type"], first.get("ctx", {}), first["input"]
-    parts = [str(part) for part in first["loc"] if not str(part).startswith(("(", "["))]
-    tag = next((part for i, part in enumerate(parts) if part in SOURCES and parts[i - 1 : i] == ["load"]), None)
-    place = ".".join(part for part in parts if part != tag) or "experiment"
-    match kind:
+    Args:
+        error: what pydantic says.
+        choices: what it says of each choice that the key leaves.
+    """
+    context, got, parts = error.get("ctx", {}), error["input"], [str(p) for p in error["loc"] if p not in TAGS]
+    match error["type"]:
         case "extra_forbidden":
             known = _keys(parts[:-1])
             near = [key for key in known if parts[-1].startswith(key)] or difflib.get_close_matches(parts[-1], known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-            return f"{place}: unknown key, {hint}"
-        case "missing" | "union_tag_not_found":
-            name = "source" if kind == "union_tag_not_found" else parts[-1]
-            where = place if kind == "missing" else f"{place}.source"
-            return f"{where}: is missing{_purpose(parts, name)}"
+            return f"unknown key, {hint}"
+        case "missing":
+            return f"is missing{_purpose(parts, parts[-1])}"
+        case "union_tag_not_found":
+            return f"is missing{_purpose(parts, 'source')}"
         case "union_tag_invalid":
             near = difflib.get_close_matches(str(context["tag"]), SOURCES, 1, 0.5)
             hint = f", did you mean {near[0]!r}?" if near else ""
-            return f"{place}.source: must be one of {', '.join(SOURCES)}, got {context['tag']!r}{hint}"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            short = f"one of {', '.join(RULES)}, or " if _model_at(parts) is Relabel else ""
-            return f"{place}: must be {short}a mapping, got {_shown(got)}"
-        case "string_type" if "[key]" in first["loc"]:
-            return f"{place}: a name must be text, put it in quotes"
-        case "value_error":
-            return f"{place}: {context['error']}"
+            return f"must be one of {', '.join(SOURCES)}, got {shown(context['tag'])}{hint}"
+        case "model_type" | "model_attributes_type" | "dict_type" if len(choices) == 1:
+            rule = f"one of {', '.join(RULES)}, or " if _model_at(parts) is Relabel else ""
+            return f"must be {rule}a mapping, got {shown(got)}"
+        case "invalid_key" | "string_type" if "[key]" in error["loc"] or error["type"] == "invalid_key":
+            return "a name must be text, put it in quotes"
+        case "string_pattern_mismatch" if "[key]" in error["loc"] or parts == ["name"]:
+            return f"a name {NAMED}"
         case "string_pattern_mismatch":
-            return f"{place}: must match {context['pattern']}, got {_shown(got)}"
-    said = re.sub(r"^(Input|Value|List|Dictionary|String) should ", "must ", first["msg"])
-    return f"{place}: {said}, got {_shown(got)}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, dict) else "a mapping"
-    return text if len(text) <= 60 else text[:57] + "…"
+            return f"must match {context['pattern']}, got {shown(got)}"
+        case "value_error":
+            return str(context["error"])
+    said = [message.partition(" should ")[2] or message for message in dict.fromkeys(choices)]
+    said = [words.replace("a valid dictionary", "a mapping") for words in said]
+    return f"must {' or '.join(said).replace(' or be ', ' or ')}, got {shown(got)}"
 
 
 def _purpose(parts: list[str], name: str) -> str:

@@ -9,18 +9,24 @@ that a key takes.
 
 import graphlib
 import itertools
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
-from stages.errors import BadInput
-from stages.recipes import SOURCES, STAGES, Evaluate, Recipe, Relabel
+from stages.errors import BadInput, shown
+from stages.limits import POINTS, WRITTEN
+from stages.recipes import SOURCES, STAGES, Evaluate, Recipe, Relabel, Threat, fraction
 
-SEED = "seed"
+SHOWN = 8
+"""Nodes of a circle that are named."""
+
+SEED, SEEDS = "seed", "seeds"
 GROUPS = ("datasets", "models")
+FIELDS = len(Threat.model_fields)
 Axes = dict[str, list[Any]]
 Node = TypeVar("Node", str, tuple[str, str])
 Point = dict[str, Any]
@@ -45,11 +51,13 @@ def expand(found: dict[str, Any]) -> dict[str, Any]:
     """An experiment with lists, as one without.
 
     Raises:
-        BadInput: two nodes that meet have the same axis with other values.
+        BadInput: two nodes that meet have the same axis with other values, seeds are none or have nothing to repeat, or
+            the lists stand for too much.
     """
     parts = {(group, name): part for group in GROUPS for name, part in entries(found, group)}
-    own = {place: _own_axes(place[0], part, found.get("seeds")) for place, part in parts.items()}
-    made = {key: value for key, value in found.items() if key != "seeds"}
+    _refuse_idle_seeds(found, parts)
+    own = {place: _own_axes(place, part, found.get(SEEDS)) for place, part in parts.items()}
+    made = {key: value for key, value in found.items() if key != SEEDS}
     scored = dict(entries(found, "evaluations"))
     asked = {name: _listed("evaluations", part) for name, part in scored.items()}
     if not any((*own.values(), *asked.values())):
@@ -58,10 +66,69 @@ def expand(found: dict[str, Any]) -> dict[str, Any]:
     axes: dict[tuple[str, str], Axes] = {}
     for place in in_order(named):
         axes[place] = _joined(place, [own[place], *(axes[n] for n in named[place])])
+    met = [(name, part, _meeting(name, part, asked[name], axes)) for name, part in scored.items()]
+    made_of = [(place[0], part, axes[place]) for place, part in parts.items()]
+    _refuse_too_many([*made_of, *(("evaluations", part, own) for _, part, own in met)], axes)
     for group in GROUPS:
         made[group] = _all(group, found, [(n, p, axes[g, n]) for (g, n), p in parts.items() if g == group], axes)
-    met = [(name, part, _meeting(name, part, asked[name], axes)) for name, part in scored.items()]
     made["evaluations"] = _all("evaluations", found, met, axes)
+    return made
+
+
+def _refuse_idle_seeds(found: Mapping[str, Any], parts: Mapping[tuple[str, str], dict[str, Any]]) -> None:
+    """Refuse seeds that are none, and seeds of what has none to be repeated with: they would change nothing."""
+    own = {(*place, SEEDS): part[SEEDS] for place, part in parts.items() if SEEDS in part}
+    for way, seeds in (own | ({(SEEDS,): found[SEEDS]} if SEEDS in found else {})).items():
+        whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+        if not whole or not seeds:
+            raise BadInput(f"{'.'.join(way)}: must be a list of whole numbers, such as [0, 1, 2], got {shown(seeds)}")
+    idle = [place for place, part in parts.items() if SEEDS in part and not _seeded(place[0], part, source=True)]
+    if idle:
+        raise BadInput(f"{'.'.join(idle[0])}.{SEEDS}: it has no `seed` of its own that they could be; leave them out")
+    if SEEDS in found and not any(_seeded(place[0], part) for place, part in parts.items()):
+        raise BadInput(f"{SEEDS}: there is no dataset or model that chance has a part in; leave them out")
+
+
+def _refuse_too_many(every: Iterable[tuple[str, dict[str, Any], Axes]], axes: Mapping[Any, Axes]) -> None:
+    """Refuse more than anybody would wait for, before it is written out.
+
+    Args:
+        every: the entries: their group, what they say, and their axes.
+        axes: the axes of every dataset and model.
+    """
+
+    def size(of: Axes, beside: Axes | None = None) -> int:
+        return math.prod(len(values) for axis, values in of.items() if axis not in (beside or {}))
+
+    nodes = values = 0
+    for group, part, own in every:
+        scored = [size(axes.get(("models", name), {}), own) for name in _as_list(_scoring(part).get("models"))]
+        attacks = [math.prod(len(v) for v in a.values() if isinstance(v, list)) * FIELDS for a in _attacks(part)]
+        nodes += size(own)
+        values += size(own) * (_count(_shortened(group, part)) + sum(scored) + sum(attacks))
+    if nodes > POINTS or values > WRITTEN:
+        raise BadInput(
+            f"the lists of the experiment stand for {nodes:,} nodes and {values:,} values, at most {POINTS:,} and "
+            f"{WRITTEN:,} are written out: shorten them, or make several experiments"
+        )
+
+
+def _count(value: Any) -> int:
+    """How many values something is."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_count, inner))
+
+
+def _shortened(group: str, part: dict[str, Any]) -> dict[str, Any]:
+    """An entry with one value in each list that is an axis: as much as is copied for each point."""
+    made = deepcopy(part)
+    if isinstance(made.get("relabel"), list):
+        made["relabel"] = made["relabel"][:1]
+    for _, model, said in _recipes(group, made):
+        for axis in _lists(model, said):
+            key, _, inner = axis.partition(".")
+            inside, last = (said[key], inner) if inner else (said, key)
+            inside[last] = inside[last][:1]
     return made
 
 
@@ -73,7 +140,8 @@ def _all(
         return found.get(group, {})
     made = {name: part for name, part in found[group].items() if not isinstance(part, dict)}
     at = _evaluation_at if group == "evaluations" else _at
-    for name, part, own in parts:
+    for name, said, own in parts:
+        part = _shortened(group, said)
         for point in _points(own):
             if (variant := name_at(name, point)) in made:
                 raise BadInput(f"{group}.{name}: two values of {', '.join(point)} give one name, {variant}")
@@ -109,7 +177,8 @@ def in_order(needs: Mapping[Node, Iterable[Node]]) -> list[Node]:
     try:
         return list(graphlib.TopologicalSorter(needs).static_order())
     except graphlib.CycleError as error:
-        circle = " → ".join("/".join(node) if isinstance(node, tuple) else node for node in reversed(error.args[1]))
+        way: list[str] = ["/".join(node) if isinstance(node, tuple) else node for node in reversed(error.args[1])]
+        circle = " → ".join(way if len(way) <= SHOWN else [*way[: SHOWN - 1], "…", way[-1]])
         raise BadInput(f"the experiment goes in a circle: {circle}; each needs the next to be made first") from error
 
 
@@ -136,13 +205,23 @@ def _listed(group: str, part: Mapping[str, Any]) -> Axes:
     return axes
 
 
-def _own_axes(group: str, part: Mapping[str, Any], seeds: Any) -> Axes:
-    axes = _listed(group, part)
+def _own_axes(place: tuple[str, str], part: Mapping[str, Any], seeds: Any) -> Axes:
+    axes = _listed(place[0], part)
     if isinstance(part.get("relabel"), list):
         axes["relabel"] = part["relabel"]
-    if "seeds" in part or (seeds is not None and _seeded(group, part)):
-        axes[SEED] = part.get("seeds", seeds)
+    if SEEDS in part or (seeds is not None and _seeded(place[0], part)):
+        axes[SEED] = part.get(SEEDS, seeds)
+    for axis, values in axes.items():
+        if twice := _twice(values):
+            raise BadInput(f"{'.'.join(place)}: {axis} takes the value {shown(twice[0])} twice")
     return axes
+
+
+def _twice(values: Sequence[Any]) -> list[Any]:
+    """Values that are equal to one before them; 1 and 1.0 are one."""
+    keys = [repr(value) if isinstance(value, list | dict) else value for value in values]
+    first = {key: at for at, key in reversed(list(enumerate(keys)))}
+    return [value for at, value in enumerate(values) if first[keys[at]] != at]
 
 
 def _lists(model: type[BaseModel], said: Mapping[str, Any]) -> Axes:
@@ -152,8 +231,8 @@ def _lists(model: type[BaseModel], said: Mapping[str, Any]) -> Axes:
         field = model.model_fields.get(key)
         if field is None:
             continue
-        if isinstance(value, list) and not _takes_list(field.annotation):
-            axes[key] = value
+        if isinstance(value, list) and not _takes(field.annotation, list):
+            axes[key] = list(map(fraction, value)) if _takes(field.annotation, float) else value
         inner = next((a for a in (field.annotation, *get_args(field.annotation)) if _is_model(a)), None)
         if isinstance(value, dict) and inner is not None:
             axes |= {f"{key}.{name}": values for name, values in _lists(inner, value).items()}
@@ -164,14 +243,19 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _takes_list(annotation: Any) -> bool:
-    return get_origin(annotation) is list or any(_takes_list(inner) for inner in get_args(annotation))
+def _takes(annotation: Any, kind: type) -> bool:
+    return kind in (annotation, get_origin(annotation)) or any(_takes(inner, kind) for inner in get_args(annotation))
 
 
-def _seeded(group: str, part: Mapping[str, Any]) -> bool:
-    """Whether chance has a part in how it is made; how images are loaded and split does not change with the seeds."""
+def _seeded(group: str, part: Mapping[str, Any], source: bool = False) -> bool:
+    """Whether chance has a part in how it is made; how images are loaded and split does not change with the seeds.
+
+    Args:
+        group, part: the entry.
+        source: whether that counts nevertheless, as for an entry with seeds of its own.
+    """
     keys = {key: said for key, model, said in _recipes(group, part) if SEED in model.model_fields}
-    return bool(keys) and "load" not in keys and not any(SEED in said for said in keys.values())
+    return bool(keys) and (source or "load" not in keys) and not any(SEED in said for said in keys.values())
 
 
 def _named(group: str, part: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -192,12 +276,12 @@ def _joined(place: tuple[str, str], each: list[Axes]) -> Axes:
     joined: Axes = {}
     for axes in each:
         for axis, values in axes.items():
-            if not isinstance(values, list) or not values:
-                raise BadInput(f"{'.'.join(place)}: {axis} must be a list of values, got {values!r}")
+            if not values:
+                raise BadInput(f"{'.'.join(place)}: {axis} must be a list of values, got {shown(values)}")
             if joined.setdefault(axis, values) != values:
                 raise BadInput(
-                    f"{'.'.join(place)}: {axis} takes the values {joined[axis]} here and {values} in what it is made "
-                    "from; nodes that meet are paired along an axis, so its values must be the same"
+                    f"{'.'.join(place)}: {axis} takes the values {shown(joined[axis])} here and {shown(values)} in "
+                    "what it is made from; nodes that meet are paired along an axis, so its values must be the same"
                 )
     return joined
 
@@ -209,7 +293,7 @@ def _points(axes: Axes) -> Iterator[Point]:
 
 def _at(part: dict[str, Any], group: str, point: Point, axes: Mapping[tuple[str, str], Axes]) -> dict[str, Any]:
     """An entry at one point: its lists replaced by values, its names by those of the nodes at that point."""
-    made = deepcopy({key: value for key, value in part.items() if key != "seeds"})
+    made = deepcopy({key: value for key, value in part.items() if key != SEEDS})
     if "relabel" in point and isinstance(made.get("relabel"), list):
         made["relabel"] = point["relabel"]
     if SEED in point and isinstance(made.get("relabel"), str):

@@ -200,6 +200,23 @@ class Attacker:
         return logits_of(self.model, pixels, self.recipe.batch_size)
 
 
+LEAST_MOVED = 0.5
+"""Share of the images with a way to go that an attack must have moved."""
+
+
+def refuse_unmoved(recipe: Attack, aimed: int, moved: int) -> None:
+    """Refuse a set of images most of which are as they were, under labels that say otherwise.
+
+    Raises:
+        BadData: fewer than `LEAST_MOVED` of those aimed at another class were moved, by a method that moves them all.
+    """
+    if recipe.method not in ("none", "leakage") and moved < LEAST_MOVED * aimed:
+        raise BadData(
+            f"only {moved:,} of the {aimed:,} images to be moved have changed by a level of 8 bits: under new labels, "
+            "they would be the control; raise eps, steps or step_size, or see whether the model has gradients"
+        )
+
+
 def distances(clean_NHWC: np.ndarray, moved_NHWC: np.ndarray) -> dict[str, np.ndarray]:
     """L2 and L∞ between saved images, uint8, in units of [0, 1]: N each."""
     # One image at a time: a shard of photographs as int64 would take gigabytes.

@@ -20,6 +20,7 @@ from stages.design import Design
 from stages.errors import BadData, BadInput
 from stages.fetch import fetched, is_elsewhere
 from stages.formats import Stored, opened
+from stages.limits import CLASSES
 from stages.model import Classifier, save
 from stages.recipes import Bring
 from stages.wraps import BATCHES, FLOATS, Entry, Found, Normaliser, differs, entries_of, find, last_of
@@ -30,8 +31,6 @@ NORMALISE_AGAIN = ("googlenet", "inception_v3")
 
 CLOSE = 1e-3
 """By how much a normalisation that is said may differ from one that is found: people write three digits."""
-
-MOST_CLASSES = 100_000
 
 WHOLE = {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
@@ -208,8 +207,8 @@ def _count_classes(found: Found, network: nn.Module) -> int:
     shapes = [found.weights[name].stored.shape for name in network.state_dict() if _is_matrix(name, found)]
     if not shapes:
         raise BadData("has no linear layer to count classes by: add `classes: N`")
-    if not 1 <= shapes[-1][0] <= MOST_CLASSES:
-        raise BadData(f"has a last layer of {shapes[-1][0]:,} classes: at most {MOST_CLASSES:,} are told apart")
+    if not 1 <= shapes[-1][0] <= CLASSES:
+        raise BadData(f"has a last layer of {shapes[-1][0]:,} classes: at most {CLASSES:,} are told apart")
     return shapes[-1][0]
 
 

@@ -1,7 +1,8 @@
 """What goes wrong, in the user's words."""
 
+import difflib
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 LONGEST = 60
 """Characters of what was got that a sentence repeats."""
@@ -36,3 +37,9 @@ def some(names: Sequence[str], most: int = 10) -> str:
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxlong = _brief.maxother = LONGEST
 _brief.maxlist = LONGEST // 3
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that is none of those known: the nearest, if any is near; else nothing."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

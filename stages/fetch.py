@@ -9,11 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO
 from urllib.parse import unquote
 
-import pyarrow as pa
-
 from stages import remote, web
 from stages.errors import BadData, BadInput
-from stages.load.files import CHUNK, open_file
+from stages.load.files import CHUNK, STORES, open_file
 
 MOST = 16 * 2**30
 """Bytes of a file at most."""
@@ -108,25 +106,26 @@ def _refuse_unless_file(path: Path, where: str) -> None:
 
 
 def _download(place: str, out: BinaryIO) -> None:
+    scheme = scheme_of(place)
+    if scheme not in ("http", "https", *STORES):
+        raise BadData(f"cannot be read: expected a path, or {', '.join(SCHEMES)}")
     try:
-        if scheme_of(place) in ("http", "https"):
-            web.download(place, out, MOST)
-        else:
+        if scheme in STORES:
             _copy(place, out)
+        else:
+            web.download(place, out, MOST)
     except (BadData, BadInput, ConnectionError) as error:
         raise BadData(str(error).removeprefix(place).strip()) from error
     except FileNotFoundError as error:
         raise BadData("cannot be read: there is no such file") from error
-    except pa.ArrowNotImplementedError as error:
-        raise BadData(f"cannot be read: pyarrow has no {scheme_of(place)}:// here") from error
-    except pa.ArrowInvalid as error:
-        raise BadData(f"cannot be read: expected a path, or {', '.join(SCHEMES)}") from error
-    except OSError as error:
-        raise BadData(f"cannot be read: {error.strerror or remote.said(error)}") from error
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own are such
+        raise BadData(f"cannot be read: {getattr(error, 'strerror', None) or remote.said(error)}") from error
 
 
 def _copy(place: str, out: BinaryIO) -> None:
     """A file of an object store, in large pieces, each asked for again while the store is away."""
+    if not place.partition("?")[0].split("/", 3)[3:] or place.partition("?")[0].endswith("/"):
+        raise BadData("cannot be read: it names no file, expected for example s3://bucket/folder/file")
     with open_file(place, patient=False) as file:  # who mistyped should hear of it now
         while piece := file.read(CHUNK):
             out.write(piece)

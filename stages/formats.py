@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
+from io import BytesIO, FileIO
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stages.errors import BadData
 from stages.pickled import SIZE, Name, Pickle, as_dict
+from stages.sniff import sniffed
 
 HEADER = 32 * 2**20
 """Bytes of a safetensors header at most: that is a hundred thousand tensors."""
@@ -262,9 +263,18 @@ def _ordered(pairs: Sequence[Any] = ()) -> dict[Any, Any]:
     return as_dict([part for pair in pairs for part in pair])
 
 
+class _Bounded(FileIO):
+    """A zip archive, whose table of contents is read at once, and takes seven times its size."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > SIZE:
+            raise BadData(f"has a table of contents of {size:,} bytes, more than {SIZE:,}")
+        return super().read(-1 if size is None else size)
+
+
 def _zip(path: Path, content: mmap.mmap) -> Any:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Bounded(path) as file, zipfile.ZipFile(file) as archive:
             parts = {info.filename: info for info in archive.infolist()}
             root = next((name[: -len("data.pkl")] for name in parts if f"/{name}".endswith("/data.pkl")), None)
             if root is None or f"{root}constants.pkl" in parts:
@@ -317,13 +327,6 @@ def _legacy(content: mmap.mmap) -> Any:
 # ------------------------------------------------------------------------------------- what else there is
 
 STARTS = {
-    b"version https://git-lfs": "is a Git LFS pointer, not the file that it stands for: `git lfs pull` fetches that",
-    b"\x1f\x8b": "is compressed (gzip): gunzip it, and name what was in it",
-    b"BZh": "is compressed (bzip2): bunzip2 it, and name what was in it",
-    b"\xfd7zXZ\x00": "is compressed (xz): unxz it, and name what was in it",
-    b"\x28\xb5\x2f\xfd": "is compressed (zstd): unzstd it, and name what was in it",
-    b"7z\xbc\xaf\x27\x1c": "is a 7z archive: unpack it, and name what was in it",
-    b"Rar!": "is a RAR archive: unpack it, and name what was in it",
     b"PK": "is an empty or damaged zip archive: fetch it again",
     b"\x93NUMPY": f"is an array of numpy: {TORCH}",
     b"\x89HDF\r\n\x1a\n": f"is an HDF5 file, as Keras writes them: {TORCH}",
@@ -338,6 +341,8 @@ def _foreign(head: bytes) -> str:
     for start, said in STARTS.items():
         if head.startswith(start):
             return said
+    if (said_of_all := sniffed(head)) is not None:
+        return f"is {said_of_all}"
     if head[257:262] == b"ustar":
         if head.startswith((b"storages\0", b"tensors\0", b"pickle\0")):
             return "was written by PyTorch before 0.1.10: load it there, and torch.save its state dict with a later one"
@@ -356,15 +361,10 @@ def _text(head: bytes) -> str | None:
         return None
     if not text or any(character < " " and character not in "\t\n\r\f" for character in text):
         return None
-    if text.startswith("<") and ("<!doctype html" in text or "<html" in text or "<head" in text):
-        return (
-            "is a web page (HTML), not a file of weights: the address asks to log in, or is that of a page about the "
-            "file (at Hugging Face, write /resolve/ for /blob/); otherwise download it, and name its path"
-        )
     if text.startswith("{") and "weight_map" in text:
         return "is the index of weights that lie in several files: join them into one state dict"
-    kind = "JSON" if text.startswith(("{", "[")) else "XML" if text.startswith("<?xml") else "a text"
-    return f"is {kind}, not a file of weights: {AGAIN}"
+    kind = "JSON" if text.startswith(("{", "[")) else "a text"
+    return f"is {kind}, not a file of weights: name the file that torch.save or safetensors wrote"
 
 
 def _zip_of(parts: Sequence[str] | dict[str, Any]) -> str:

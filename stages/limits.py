@@ -13,16 +13,22 @@ TEXT = 4096
 """Characters of a text of an experiment: as long as a path may be."""
 
 WHOLE = 2**63
-"""Whole numbers lie below it, either way."""
+"""A whole number, either way; more than 63 bits are none."""
 
 POINTS = 10_000
-"""Nodes that the sweeps of an experiment stand for, and models that its evaluations score, all together."""
+"""Nodes that the lists of an experiment stand for."""
+
+WRITTEN = 500_000
+"""Values of an experiment whose lists are written out, node by node."""
+
+DEPTH = 200
+"""Nodes that are made from each other, the one from the next."""
 
 ATTACKS = 1000
 """Attacks that the lists of one evaluation stand for."""
 
 NAME = 64
-"""Characters of a name, with what `leakage` adds to it."""
+"""Characters of a name, with what `leakage` adds to it, and of a split's."""
 
 PLACE = 128
 """Characters of a node's place in a sweep, which stands after its name. Both make a folder's name, at most 255."""

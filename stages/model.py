@@ -151,7 +151,11 @@ def threads(count: int) -> Iterator[None]:
 
 def save(network: nn.Module) -> bytes:
     """The weights of a network as safetensors."""
-    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    state, seen = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}, set[int]()
+    for name, value in state.items():
+        if (place := value.untyped_storage().data_ptr()) in seen:  # layers that share their weights
+            state[name] = value.clone()
+        seen.add(place)
     return safetensors.torch.save(state)
 
 

@@ -1,16 +1,16 @@
 """Networks: small ones that are good for their size, torchvision's, also cut to suit 32 pixels, and the user's own."""
 
-import importlib
 import inspect
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from stages import own
 from stages.errors import BadInput
+from stages.recipes import is_own
 
 
 class ConvBlock(nn.Sequential):
@@ -123,8 +123,8 @@ def build(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
     """A new network that maps N × channels × H × W to N × classes logits.
 
     Args:
-        arch: one of OURS, a torchvision classifier, or ``package.module:name``: a callable that takes
-            the number of classes, and the number of channels where it has such a parameter.
+        arch: one of OURS, a torchvision classifier, or the user's own, as `own.find` takes it: a callable that
+            takes the number of classes, and the number of channels where it has such a parameter.
         classes: number of classes.
         channels: 1 or 3. torchvision's networks take 3; `Classifier` repeats a grey channel for them.
         here: folder from which the user's modules are imported.
@@ -134,43 +134,39 @@ def build(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
     """
     if arch in OURS:
         return OURS[arch](classes, channels)
-    if ":" in arch:
+    if is_own(arch):
         return _own(arch, classes, channels, here)
     from torchvision import models
 
     if arch not in models.list_models(module=models):
         raise BadInput(
             f"arch {arch!r} is none of {', '.join(OURS)}, no torchvision classifier, "
-            "and no import path `package.module:name`"
+            "and neither `package.module:name` nor `./folder/file.py:name`"
         )
     model: nn.Module = models.get_model(arch, weights=None, num_classes=classes, **WITHOUT_HEADS.get(arch, {}))
     return model
 
 
 def _own(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
-    module, _, name = arch.partition(":")
-    if str(here) not in sys.path:
-        sys.path.insert(0, str(here))
-    try:
-        make: Callable[..., nn.Module] = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's module raises
-        raise BadInput(f"arch {arch} cannot be imported: {_first_line(error)}") from error
-    if not callable(make):
-        raise BadInput(f"arch {arch} is a {type(make).__name__}, expected a callable that makes a torch.nn.Module")
-    takes = inspect.signature(make).parameters
+    make: Callable[..., Any] = own.find(arch, here)
+    if not callable(make) or isinstance(make, nn.Module):
+        kind = type(make).__name__
+        raise BadInput(f"arch {arch} is of type {kind}, expected a function or class that makes a torch.nn.Module")
+    takes = _parameters(make)
     by_name = {"classes": classes, "num_classes": classes, "channels": channels, "in_channels": channels}
     given = {k: v for k, v in by_name.items() if k in takes}
-    try:
+    with own.guarded(arch, f"cannot be built for {classes} classes", here):
         model = make(**given) if {"classes", "num_classes"} & set(given) else make(classes, **given)
-    except Exception as error:
-        raise BadInput(f"arch {arch} cannot be built for {classes} classes: {_first_line(error)}") from error
     if not isinstance(model, nn.Module):
-        raise BadInput(f"arch {arch} made a {type(model).__name__}, expected a torch.nn.Module")
+        raise BadInput(f"arch {arch} made something of type {type(model).__name__}, expected a torch.nn.Module")
     return model
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _parameters(make: Callable[..., Any]) -> Container[str]:
+    try:
+        return inspect.signature(make).parameters
+    except (TypeError, ValueError):  # some that are written in C do not say
+        return ()
 
 
 def probe(model: nn.Module, shape: tuple[int, int, int], classes: int, arch: str) -> None:
@@ -179,15 +175,17 @@ def probe(model: nn.Module, shape: tuple[int, int, int], classes: int, arch: str
     Raises:
         BadInput: the network refuses the input, or gives other than `classes` logits.
     """
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits = model(torch.zeros(2, *shape))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise BadInput(
-            f"arch {arch} refuses images of {'×'.join(map(str, shape))}: {str(error).splitlines()[0]}"
-        ) from error
+    network = getattr(model, "network", model)  # that of a Classifier, which takes it that it answers with a tensor
+    asked = network.register_forward_hook(lambda _, given, logits: _refuse_no_tensor(logits, arch))
+    with own.guarded(arch, f"refuses images of {'×'.join(map(str, shape))}"), torch.no_grad():
+        logits = model.eval()(torch.zeros(2, *shape))
+    asked.remove()
     if logits.shape != (2, classes):
         raise BadInput(
             f"arch {arch} gives {tuple(logits.shape[1:])} outputs for each image, expected {classes} classes"
         )
+
+
+def _refuse_no_tensor(logits: Any, arch: str) -> None:
+    if not isinstance(logits, Tensor):
+        raise BadInput(f"arch {arch} gives something of type {type(logits).__name__}, expected a tensor of logits")

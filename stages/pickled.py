@@ -19,7 +19,7 @@ from stages.errors import BadData
 STEPS = 1_000_000
 """Of a pickle at most. That of a network with its optimizer has tens of thousands, each of some µs and 100 bytes."""
 
-SIZE = 64 * 2**20
+SIZE = 32 * 2**20
 """Bytes of a pickle at most; the tensors lie beside it."""
 
 DATA = {

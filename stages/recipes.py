@@ -5,18 +5,30 @@ of the node's version; the fields named in ``where`` only say where data lies, a
 `docs/experiment-file.md` is generated from this file.
 """
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
-from stages.limits import CLASSES
+from stages.limits import ATTACKS, CLASSES, IMAGES, MEMORY, NAME, PADDING, SHARDS, SIDE, STEPS
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Norm = Literal["l2", "linf"]
 Augmentation = Literal["none", "flip", "crop-flip", "spatial"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=NAME)]
 
 
 def _distinct(values: list[Any]) -> list[Any]:
@@ -36,7 +48,20 @@ def _in_order(splits: dict[str, T]) -> dict[str, T]:
 InOrder = Annotated[dict[Split, T], AfterValidator(_in_order)]
 """Something of each split, in the order of their names: in this order images are numbered, whatever the file's is."""
 
-Positive = Annotated[float, Field(gt=0)]
+Mean = Annotated[float, Field(ge=-(10**6), le=10**6)]
+Deviation = Annotated[float, Field(ge=1e-6, le=10**6)]
+"""Beyond any images, and well within float32."""
+
+
+def fraction(value: Any) -> Any:
+    """8/255, as radii are written, as a number; what is no fraction as it is."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*", value) if isinstance(value, str) else None
+    return float(found[1]) / float(found[2]) if found and float(found[2]) else value
+
+
+Length = Annotated[float, BeforeValidator(fraction)]
+"""In pixel units of [0, 1]; also as a fraction, `8/255`."""
+
 ClassMap = dict[str, list[int | str]]
 
 
@@ -55,10 +80,45 @@ class Recipe(BaseModel):
         """Fields that play no part in this recipe, whatever they say."""
         return frozenset()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_not_booleans(cls, said: Any) -> Any:
+        """`epochs: true` would be one epoch."""
+        for key, value in said.items() if isinstance(said, dict) else ():
+            if key in cls.model_fields and _holds_boolean(value) and not _takes_boolean(cls, key):
+                raise ValueError(f"{key} must not be true or false")
+        return said
+
+    def misfit(self, shape: Sequence[int], shard: int) -> str | None:
+        """Why it cannot be done with some images, as far as these alone tell; None where it can.
+
+        Args:
+            shape: channels, height and width.
+            shard: images of the largest shard.
+        """
+        return None
+
     def parameters(self) -> dict[str, Any]:
         """Every parameter that changes the result, defaults filled in; of the recipes within it likewise."""
         said = self.model_dump(mode="json", exclude={*self.where, *self.inputs, *self.unused})
         return {name: _parameters(getattr(self, name), dumped) for name, dumped in said.items()}
+
+
+def _holds_boolean(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, bool) or any(map(_holds_boolean, inner))
+
+
+@cache
+def _takes_boolean(recipe: type[Recipe], field: str) -> bool:
+    """Whether a field is for booleans, or for recipes, which see to it themselves."""
+
+    def takes(kind: Any) -> bool:
+        if isinstance(kind, type) and issubclass(kind, bool | BaseModel):
+            return True
+        return any(map(takes, get_args(kind)))
+
+    return takes(recipe.model_fields[field].annotation)
 
 
 def _parameters(value: Any, dumped: Any) -> Any:
@@ -105,9 +165,9 @@ class Torchvision(_Source):
 
 class _Geometry(_Source):
     resize: int | None = Field(
-        None, ge=1, description="Shorter side after resizing (bilinear, antialiased), in pixels."
+        None, ge=1, le=SIDE, description="Shorter side after resizing (bilinear, antialiased), in pixels."
     )
-    crop: int | None = Field(None, ge=1, description="Side of the centre crop, in pixels.")
+    crop: int | None = Field(None, ge=1, le=SIDE, description="Side of the centre crop, in pixels.")
     channels: Literal[1, 3] | None = Field(
         None,
         description="`1`: grey, `3`: RGB; images are converted. By default RGB; or grey for WebDataset shards, if all "
@@ -200,6 +260,8 @@ class WebDataset(_Geometry):
     def _no_secrets(cls, shards: dict[str, str]) -> dict[str, str]:
         for url in shards.values():
             refuse_secrets(url)
+            if (tars := _alternatives(url)) > SHARDS:
+                raise ValueError(f"the braces stand for {tars:,} tars, at most {SHARDS:,} are read")
         return shards
 
 
@@ -208,41 +270,104 @@ class Synthetic(_Source):
     shifted, under noise. As many as one likes, to try the pipeline at a size for which there are no images at hand."""
 
     source: Literal["synthetic"]
-    images: InOrder[Annotated[int, Field(ge=1)]] = Field(
+    images: InOrder[Annotated[int, Field(ge=1, le=IMAGES)]] = Field(
         {"test": 50_000, "train": 1_300_000}, min_length=1, description="Split name → number of its images."
     )
     classes: int = Field(1000, ge=1, le=CLASSES, description="Number of classes, equally frequent.")
-    size: int = Field(224, ge=1, description="Side of the images, in pixels.")
+    size: int = Field(224, ge=1, le=SIDE, description="Side of the images, in pixels.")
     seed: Seed = Field(0, description="Seed of the images, and of the permutation that spreads them over the shards.")
 
 
 Load = Annotated[Digits | Torchvision | ImageFolder | WebDataset | Synthetic, Field(discriminator="source")]
 
 
+def _alternatives(pattern: str) -> int:
+    """How many texts a pattern with braces stands for, at most: every choice in it times every other."""
+    count, open_ = 1, list[int]()
+    for letter in pattern:
+        if letter == "{":
+            open_.append(1)
+        elif open_ and letter == ",":
+            open_[-1] += 1
+        elif open_ and letter == "}":
+            count *= open_.pop()
+    for first, last, step in re.findall(r"{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?}", pattern):
+        count *= abs(int(last) - int(first)) // (int(step or 1) or 1) + 1
+    letters = len(re.findall(r"{[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?}", pattern))
+    return int(count * 52**letters)
+
+
+HARMLESS = {
+    "region": r"[\w-]*",
+    "scheme": r"https?|",
+    "endpoint_override": r"(https?://)?([\w.-]+|\[[\da-fA-F:.]+\])?(:\d+)?/?",
+    "allow_bucket_creation": r"\w*",
+}
+"""What a URL's query may ask for, and how: whatever else stands there may be a secret."""
+
+
 def refuse_secrets(url: str) -> None:
-    """Raise if a URL carries credentials: recipes are stored, shown and shared.
+    """Raise if a URL, or one inside it, carries credentials: recipes are stored, shown and shared.
 
     Raises:
-        ValueError: the URL has a user part, or a query other than region, scheme and endpoint_override.
+        ValueError: it has a user part, a query other than `HARMLESS`, or a fragment. The message does not repeat it.
     """
-    from urllib.parse import parse_qs, urlsplit
-
-    parts = urlsplit(url)
-    harmless = {"region", "scheme", "endpoint_override", "allow_bucket_creation"}
-    if (parts.scheme and "@" in parts.netloc) or not set(parse_qs(parts.query, keep_blank_values=True)) <= harmless:
-        raise ValueError("a URL with credentials would be stored and shown; put the keys in the environment instead")
+    layers = [url]  # an escape may hide another
+    while (inner := unquote(layers[-1])) != layers[-1]:
+        layers.append(inner)
+    secret = "a URL with credentials would be stored and shown; put the keys in the environment instead"
+    if any(re.search(r"//[^/?#]*@", layer) for layer in layers):
+        raise ValueError(secret)
+    parts = urlsplit(url)  # after that: what it refuses, it repeats
+    asked = parse_qsl(parts.query, keep_blank_values=True)
+    if not all(re.fullmatch(HARMLESS.get(key, "(?!)"), value, re.ASCII) for key, value in asked):
+        raise ValueError(secret)
+    if parts.fragment and parts.scheme:
+        raise ValueError("a URL with a # is read up to it; if it is part of a name, write %23")
 
 
 # ------------------------------------------------------------------------------------ attack, relabel
+
+
+LEAST = 1e-4
+"""The smallest radius: on the pixels of a photograph it is a few of float32's own steps, 6e-8."""
+
+LEAST_REACH = 0.01
+"""Share of the radius that the steps must be able to go: a shorter search scores, or saves, the images as they are."""
+
+ROUNDING = 1e-5
+"""What float32 may add to the way of many steps, as a share of it."""
+
+LEAST_CHANGED = 0.001
+"""Share of an image's values that an attack must be able to change; no gradient is as sparse as to do with fewer."""
+
+
+def _in_levels(name: str, length: float) -> str:
+    """A hint to those who count in levels of 8 bits."""
+    return f"; if it is meant in 8-bit levels, write {name}: {length:g}/255" if length <= 255 else ""
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _beyond(name: str, length: float, shape: Sequence[int]) -> str | None:
+    """Why a length in L2 is more than the images have room for, if it is."""
+    if length <= (diagonal := math.sqrt(math.prod(shape))):
+        return None
+    return (
+        f"{name} {length:g} is more than {diagonal:.1f}, the diagonal of all images of {_by(shape)}"
+        f"{_in_levels(name, length)}"
+    )
 
 
 class Ball(Recipe):
     """A ball and a way to move in it, in pixel units of [0, 1], before any normalisation."""
 
     norm: Norm = Field("l2", description="Norm of the ball.")
-    eps: float = Field(0.5, gt=0, description="Radius of the ball, in pixel units of [0, 1].")
-    steps: int = Field(100, ge=1, description="Steps of projected gradient descent.")
-    step_size: float | None = Field(None, gt=0, description="Length of a step, in pixel units; by default eps / 5.")
+    eps: Length = Field(0.5, gt=0, description="Radius of the ball, in pixel units of [0, 1], as 0.5 or 8/255.")
+    steps: int = Field(100, ge=1, le=STEPS, description="Steps of projected gradient descent.")
+    step_size: Length | None = Field(None, gt=0, description="Length of a step, in pixel units; by default eps / 5.")
 
     @model_validator(mode="after")
     def _fill_step_size(self) -> Self:
@@ -250,17 +375,42 @@ class Ball(Recipe):
             object.__setattr__(self, "step_size", self.eps / 5)
         return self
 
+    @model_validator(mode="after")
+    def _stays_in_the_box_and_moves(self) -> Self:
+        """Refuse what no image has room for, and a search that does not leave the middle of its ball."""
+        for name, length in self._lengths():
+            if name == "eps" and 0 < length < LEAST:
+                raise ValueError(f"eps {length:g} is less than {LEAST:g}, too small for float32 to move in")
+            if self.norm == "linf" and length > 1:
+                hint = _in_levels(name, length)
+                raise ValueError(f"{name} {length:g} is more than 1, the whole range of a pixel{hint}")
+        way = self.steps * self.step
+        if not self.unused & {"steps", "step_size"} and way < LEAST_REACH * self.eps:
+            raise ValueError(
+                f"{self.steps} steps of {self.step:g} lead no further than {way:g}, less than {LEAST_REACH:.0%} of eps "
+                f"{self.eps:g}: raise step_size or steps"
+            )
+        return self
+
+    def _lengths(self) -> Iterator[tuple[str, float]]:
+        """Key and value of the lengths that play a part."""
+        yield from ((name, getattr(self, name)) for name in ("eps", "step_size") if name not in self.unused)
+
     @property
     def step(self) -> float:
         """`step_size`, filled in."""
         assert self.step_size is not None
         return self.step_size
 
+    def misfit(self, shape: Sequence[int], shard: int) -> str | None:
+        beyond = (_beyond(*each, shape) for each in self._lengths() if self.norm == "l2")
+        return next(filter(None, beyond), None) or super().misfit(shape, shard)
+
 
 class Adversary(Ball):
     """The ball of adversarial training: the paper's few steps, for every batch pays for them."""
 
-    steps: int = Field(7, ge=1, description="Steps of projected gradient descent.")
+    steps: int = Field(7, ge=1, le=STEPS, description="Steps of projected gradient descent.")
     fold: bool = Field(True, description="Put batch norm into the weights of the convolution before it, for the steps.")
 
 
@@ -280,6 +430,21 @@ class Compute(Recipe):
     )
     batch_size: int = Field(128, ge=1, description="Images searched together; the last batch is padded to it.")
 
+    def misfit(self, shape: Sequence[int], shard: int) -> str | None:
+        return _too_large(self.batch_size, shape, shard) or super().misfit(shape, shard)
+
+
+def _too_large(batch: int, shape: Sequence[int], shard: int) -> str | None:
+    """Why a batch is larger than what it is of, if it is."""
+    if batch > max(shard, PADDING):
+        return f"batch_size {batch} is more than the {shard} images of the largest shard, and no batch goes beyond one"
+    if (size := 4 * batch * math.prod(shape)) > MEMORY:
+        return (
+            f"batch_size {batch}: so many images of {_by(shape)} take {size / 2**30:.1f} GiB as float32, at most "
+            f"{MEMORY / 2**30:g} GiB are taken; lower it"
+        )
+    return None
+
 
 class Perturbation(Ball, Compute):
     """A ball, a way to move in it, and how to compute that."""
@@ -295,11 +460,23 @@ class Spatial(Recipe):
     search: Literal["grid", "random"] = Field(
         "grid", description="All points of `grid`, or `tries` of the space at random for each image."
     )
-    grid: list[Annotated[int, Field(ge=1)]] = Field(
+    grid: list[Annotated[int, Field(ge=1, le=SIDE)]] = Field(
         [5, 5, 31], min_length=3, max_length=3, description="Points of the grid: shifts down, shifts right, rotations."
     )
-    tries: int = Field(10, ge=1, description="For search `random`: transformations tried of each image.")
+    tries: int = Field(10, ge=1, le=STEPS, description="For search `random`: transformations tried of each image.")
     seed: Seed = Field(0, description="For search `random`: seed; drawn per image, by its index.")
+
+    @model_validator(mode="after")
+    def _moves(self) -> Self:
+        down, right, turns = self.grid
+        if self.search == "grid" and math.prod(self.grid) > STEPS:
+            raise ValueError(f"grid {self.grid} has {math.prod(self.grid):,} points, at most {STEPS:,} are tried")
+        random = self.search == "random"
+        shifted = self.translation > 0 and (random or max(down, right) > 1)
+        turned = self.rotation > 0 and (random or turns > 1)
+        if not shifted and not turned:
+            raise ValueError("the space holds the untouched image alone: raise rotation, translation or grid")
+        return self
 
     @property
     def unused(self) -> frozenset[str]:
@@ -336,7 +513,7 @@ class Attack(Perturbation):
         "times.",
     )
     fit_shards: int = Field(
-        1, ge=1, description="For `universal`: how many of the first shards the perturbations are found on."
+        1, ge=1, le=SHARDS, description="For `universal`: how many of the first shards the perturbations are found on."
     )
     splits: Distinct[Split] = Field(["train"], min_length=1, description="Splits of the images to make.")
     seed: Seed = Field(0, description="Seed of the noise.")
@@ -345,10 +522,12 @@ class Attack(Perturbation):
 
     @model_validator(mode="after")
     def _method_has_what_it_needs(self) -> "Attack":
-        if self.eps < 1 / 255 and self.method not in ("none", "spatial"):
-            raise ValueError(
-                f"eps {self.eps:g} is less than one 8-bit level (1/255 = 0.0039): the saved images would not change"
-            )
+        if self.most_changed(math.inf) < 1:
+            if self.eps < 1 / 255:
+                why = f"eps {self.eps:g} is less than one 8-bit level (1/255 = 0.0039)"
+            else:
+                why = f"{self.steps} steps of {self.step:g} are together less than half an 8-bit level (1/510 = 0.002)"
+            raise ValueError(f"{why}: the saved images would not change")
         if self.method in ("pgd", "universal", "spatial") and self.model is None:
             raise ValueError(f"method {self.method} needs a model to attack: add `model: NAME`")
         if self.not_transferring_to and self.method != "pgd":
@@ -358,6 +537,30 @@ class Attack(Perturbation):
         if self.model in self.not_transferring_to:
             raise ValueError(f"not_transferring_to names {self.model!r}, the model that is attacked")
         return self
+
+    def most_changed(self, values: float) -> float:
+        """How many of an image's values (pixels × channels) can be another 8-bit level once it is saved, at most.
+
+        With r = min(eps, steps × step_size), or eps where there are no steps: a value is saved as another level only
+        if it moves by half of one, 1/510, and then differs by a whole one. In L∞ each of them moves by r at most: none
+        changes if 255 eps < 1 or 510 r < 1. In L2 the squares of all moves add up to r² at most, and those of the
+        levels saved to (255 eps)² (`pgd.to_grid`): no more than min((510 r)², (255 eps)²) of them change.
+        """
+        if "eps" in self.unused:  # none, or turned and shifted as a whole
+            return values
+        reach = self.eps if "steps" in self.unused else min(self.eps, self.steps * self.step)
+        if self.eps < 1 / 255 or 510 * reach < 1 - ROUNDING:
+            return 0
+        return values if self.norm == "linf" else min(values, (510 * reach) ** 2, (255 * self.eps) ** 2 + ROUNDING)
+
+    def misfit(self, shape: Sequence[int], shard: int) -> str | None:
+        values = math.prod(shape)
+        if (most := self.most_changed(values)) < LEAST_CHANGED * values:
+            return (
+                f"an L2 attack with eps {self.eps:g} and {self.steps} steps of {self.step:g} changes at most "
+                f"{most:.0f} of the {values:,} values of an image by a level of 8 bits: raise them"
+            )
+        return super().misfit(shape, shard)
 
     @property
     def unused(self) -> frozenset[str]:
@@ -372,7 +575,7 @@ class Attack(Perturbation):
             "leakage": idle,
             "none": ball | idle | {"seed"},
         }
-        return frozenset(by_method[self.method])
+        return frozenset(by_method.get(self.method, set()))
 
 
 class Invert(Compute):
@@ -387,12 +590,15 @@ class Invert(Compute):
     start: Literal["other", "noise"] = Field(
         "other", description="Where the search starts: `other`, another image of the same shard; or uniform `noise`."
     )
-    steps: int = Field(1000, ge=1, description="Steps of normalised gradient descent.")
-    step_size: float = Field(0.1, gt=0, description="Length of a step (L2), in pixel units of [0, 1].")
+    steps: int = Field(1000, ge=1, le=STEPS, description="Steps of normalised gradient descent.")
+    step_size: Length = Field(0.1, gt=0, description="Length of a step (L2), in pixel units of [0, 1].")
     splits: Distinct[Split] = Field(["train"], min_length=1, description="Splits of the images to make.")
     seed: Seed = Field(0, description="Seed of the starts.")
 
     inputs = {"images": "datasets", "model": "models"}
+
+    def misfit(self, shape: Sequence[int], shard: int) -> str | None:
+        return _beyond("step_size", self.step_size, shape) or super().misfit(shape, shard)
 
 
 class Select(Recipe):
@@ -444,6 +650,11 @@ RULES: tuple[str, ...] = get_args(Relabel.model_fields["rule"].annotation)
 # -------------------------------------------------------------------------------------- train, bring
 
 
+def is_own(arch: str | None) -> bool:
+    """Whether an arch names code of the user's, as ``package.module:name`` or ``./folder/file.py:name``."""
+    return arch is not None and ":" in arch
+
+
 class Train(Recipe):
     """SGD on one split of a dataset; the last epoch is the model."""
 
@@ -451,8 +662,8 @@ class Train(Recipe):
     split: Split = Field("train", description="Its split.")
     arch: str | None = Field(
         None,
-        description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or an import path "
-        "`package.module:name`.",
+        description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or your own, as "
+        "`package.module:name` or `./folder/file.py:name`.",
     )
     probe: str | None = Field(
         None,
@@ -463,7 +674,7 @@ class Train(Recipe):
         None,
         description="Adversarial training: every batch is first moved away from its labels by PGD in this ball.",
     )
-    epochs: int = Field(30, ge=1, description="Passes over the split.")
+    epochs: int = Field(30, ge=1, le=STEPS, description="Passes over the split.")
     batch_size: int = Field(128, ge=2, description="Images per step; the last incomplete batch of an epoch is dropped.")
     lr: float = Field(0.05, gt=0, description="Peak learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
@@ -481,9 +692,11 @@ class Train(Recipe):
         "`spatial`: rotated by up to 30 degrees and shifted by up to a tenth of the width and height.",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
-    mean: list[float] | None = Field(None, description="Per-channel mean inside the model; by default the dataset's.")
-    std: list[Positive] | None = Field(
-        None, description="Per-channel deviation inside the model; by default the dataset's."
+    mean: list[Mean] | None = Field(
+        None, min_length=1, description="Per-channel mean inside the model; by default the dataset's."
+    )
+    std: list[Deviation] | None = Field(
+        None, min_length=1, description="Per-channel deviation inside the model; by default the dataset's."
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Precision of the forward and backward pass."
@@ -515,6 +728,10 @@ class Train(Recipe):
 
     where = frozenset({"watch"})
     inputs = {"on": "datasets", "probe": "models"}
+
+    def misfit(self, shape: Sequence[int], shard: int) -> str | None:
+        why = self.adversarial and self.adversarial.misfit(shape, shard)
+        return f"adversarial: {why}" if why else super().misfit(shape, shard)
 
     @property
     def unused(self) -> frozenset[str]:
@@ -569,17 +786,21 @@ class Bring(Recipe):
     classes: int | None = Field(
         None, ge=2, le=CLASSES, description="Number of classes; by default what the checkpoint's last layer says."
     )
-    outputs: Distinct[Annotated[int, Field(ge=0)]] | None = Field(
+    outputs: Distinct[Annotated[int, Field(ge=0, lt=CLASSES)]] | None = Field(
         None,
         min_length=2,
         description="Of all the network's classes only these, in this order: a network for ImageNet's thousand serves "
         "a dataset of some of them.",
     )
-    shape: list[Annotated[int, Field(ge=1, le=2**14)]] = Field(
+    shape: list[Annotated[int, Field(ge=1, le=SIDE)]] = Field(
         [3, 224, 224], min_length=3, max_length=3, description="Channels, height and width it takes."
     )
-    mean: list[float] | None = Field(None, description="Per-channel mean that the network expects to be subtracted.")
-    std: list[Positive] | None = Field(None, description="Per-channel deviation that it expects to be divided by.")
+    mean: list[Mean] | None = Field(
+        None, min_length=1, description="Per-channel mean that the network expects to be subtracted."
+    )
+    std: list[Deviation] | None = Field(
+        None, min_length=1, description="Per-channel deviation that it expects to be divided by."
+    )
 
     @property
     def unused(self) -> frozenset[str]:
@@ -596,7 +817,8 @@ class Bring(Recipe):
     @field_validator("weights")
     @classmethod
     def _no_secrets(cls, weights: str) -> str:
-        refuse_secrets(weights)
+        # What Zenodo, Hugging Face and Dropbox put there is none.
+        refuse_secrets(re.sub(r"\?(download|dl|raw)=(1|true)$", "", weights))
         return weights
 
 
@@ -612,7 +834,10 @@ class Threat(Perturbation):
         "cross-entropy and once with the DLR loss; the worse counts. It does not use `step_size`.",
     )
     restarts: int = Field(
-        1, ge=1, description="The first search starts at the image, the others at random in the ball; the worst counts."
+        1,
+        ge=1,
+        le=ATTACKS,
+        description="The first search starts at the image, the others at random in the ball; the worst counts.",
     )
     toward: Relabel | None = Field(
         None, description="Targeted: toward the class that this rule names. Else untargeted."
@@ -666,6 +891,11 @@ class Evaluate(Recipe):
 
     inputs = {"on": "datasets", "models": "models", "sources": "models"}
 
+    def misfit(self, shape: Sequence[int], shard: int) -> str | None:
+        each = {f"attacks.{i}: ": attack.misfit(shape, shard) for i, attack in enumerate(self.attacks)}
+        first = next((place + why for place, why in each.items() if why), None)
+        return _too_large(self.batch_size, shape, shard) or first
+
     @field_validator("attacks", mode="before")
     @classmethod
     def _one_for_each(cls, attacks: Any) -> Any:
@@ -673,6 +903,8 @@ class Evaluate(Recipe):
         for key in ("norm", "eps", "steps", "source"):
             if isinstance(attacks, list):
                 attacks = [one for attack in attacks for one in _each(attack, key)]
+                if len(attacks) > ATTACKS:
+                    raise ValueError(f"the lists stand for more than {ATTACKS:,} attacks: shorten them")
         return attacks
 
     @field_validator("agreement")
@@ -696,9 +928,11 @@ class Usefulness(Ball, Compute):
     layer: str | None = Field(
         None, description="Module whose output is the features; by default the input of the last linear layer."
     )
-    eps: float = Field(0.5, ge=0, description="Radius of the ball, in pixel units of [0, 1].")
-    steps: int = Field(10, ge=1, description="Steps of projected gradient descent, for each feature both ways.")
-    step_size: float | None = Field(None, ge=0, description="Length of a step, in pixel units; by default eps / 5.")
+    eps: Length = Field(0.5, ge=0, description="Radius of the ball, in pixel units of [0, 1], as 0.5 or 8/255.")
+    steps: int = Field(
+        10, ge=1, le=STEPS, description="Steps of projected gradient descent, for each feature both ways."
+    )
+    step_size: Length | None = Field(None, ge=0, description="Length of a step, in pixel units; by default eps / 5.")
     limit: int = Field(
         200, ge=1, description="Images of the split that are attacked, for γ, spread over its shards; ρ is of all."
     )
@@ -712,6 +946,9 @@ class Usefulness(Ball, Compute):
     batch_size: int = Field(250, ge=1, description="Images searched together; the last batch is padded to it.")
 
     inputs = {"on": "datasets", "models": "models"}
+
+    def misfit(self, shape: Sequence[int], shard: int) -> str | None:
+        return super().misfit(shape, max(shard, self.batch_size))  # a batch holds an image many times over
 
 
 STAGES: dict[str, dict[str, type[Recipe]]] = {

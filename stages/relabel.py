@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from stages.errors import BadInput
+from stages.errors import BadInput, shown, some
 from stages.recipes import Relabel
 from stages.seeds import generator
 
@@ -58,23 +58,19 @@ def class_map(mapping: Mapping[str | int, str | int], classes: Sequence[str]) ->
     Raises:
         BadInput: a name or number that is not a class, or a class that is left out.
     """
-    if len({_class_number(k, classes) for k in mapping}) < len(mapping):
+    named = {name: number for number, name in reversed(list(enumerate(classes)))}
+    numbers = {_class_number(k, classes, named): _class_number(v, classes, named) for k, v in mapping.items()}
+    if len(numbers) < len(mapping):
         raise BadInput("relabel map names a class twice, by name and by number")
-    numbers = {_class_number(k, classes): _class_number(v, classes) for k, v in mapping.items()}
     missing = [name for i, name in enumerate(classes) if i not in numbers]
     if missing:
-        raise BadInput(f"relabel map leaves out {', '.join(missing)}: every class needs a target")
+        raise BadInput(f"relabel map leaves out {some(missing)}: every class needs a target")
     return np.array([numbers[i] for i in range(len(classes))], dtype=np.int64)
 
 
-def _class_number(name: str | int, classes: Sequence[str]) -> int:
-    if str(name) in classes:
-        return list(classes).index(str(name))
+def _class_number(name: str | int, classes: Sequence[str], named: Mapping[str, int]) -> int:
+    if str(name) in named:
+        return named[str(name)]
     if str(name).isdecimal() and int(name) < len(classes):
         return int(name)
-    raise BadInput(f"relabel map names {name!r}, which is no class: the classes are {first_of(classes)}")
-
-
-def first_of(classes: Sequence[str], count: int = 10) -> str:
-    """The first names of some classes as a person reads them, with an ellipsis if there are more."""
-    return ", ".join(classes[:count]) + (", …" if len(classes) > count else "")
+    raise BadInput(f"relabel map names {shown(name)}, which is no class: the classes are {some(classes)}")

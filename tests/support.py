@@ -1,5 +1,6 @@
 """What the tests share besides fixtures: a small experiment on real digits, and a look into a local store."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -53,3 +54,26 @@ def reseal(store: Path, path: Path, change: Callable[[Any], Any]) -> None:
     assert value is not None
     changed = change(value)
     Store(str(store)).put_json(name, value if changed is None else changed)
+
+
+class Peak:
+    """How many bytes the process's memory rose to, above what it had, while this was open. 0 where nothing tells."""
+
+    bytes = 0
+
+    def __enter__(self) -> "Peak":
+        self.before = self._read("VmRSS")
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bytes = max(0, self._read("VmHWM") - self.before)
+
+    @staticmethod
+    def _read(key: str) -> int:
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+        except OSError:
+            return 0
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from torchvision.datasets.utils import calculate_md5
 
 from pipeline import spec
 from pipeline.cli import main
+from pipeline.cluster import Request, runtime_env
 from pipeline.graph import build
+from pipeline.store import Store
 from stages.images import encode_png
+from stages.recipes import is_own
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -61,6 +65,21 @@ def test_it_can_be_planned(file, data, accepted, tmp_path):
     assert all(node["state"] == "to make" for node in nodes)
     assert {"datasets", "models", "evaluations"} == {node["node"].partition("/")[0] for node in nodes}
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_it_can_be_submitted_and_the_cluster_reads_what_was_asked(file, tmp_path):
+    """What is sent, without a cluster: the job's environment, and the command, whose input is the experiment."""
+    experiment = spec.read(file)
+    request = Request(experiment, Store("s3://bucket/store"), only=("clean",))
+    sent = runtime_env(request, tmp_path)
+    own = any(is_own(getattr(recipe, "arch", None)) for recipe in spec.recipes(experiment).values())
+    assert ("working_dir" in sent) == own and len(sent["py_modules"]) == 2
+    command, _, stdin = request.entrypoint().partition(" <<'EXPERIMENT'\n")
+    assert stdin.endswith("\nEXPERIMENT")
+    assert spec.parse(json.loads(stdin.removesuffix("\nEXPERIMENT"))) == experiment
+    words = shlex.split(command)
+    assert words[-6:] == ["--store", "s3://bucket/store", "--address", "auto", "--only", "clean"]
 
 
 @pytest.mark.parametrize("seeds", ["", "seeds: [0, 1, 2]"], ids=["one seed", "three seeds"])

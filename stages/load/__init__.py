@@ -7,7 +7,7 @@ import numpy as np
 
 from stages.errors import BadData, BadInput
 from stages.images import encode_png, open_image
-from stages.limits import CLASSES
+from stages.limits import CLASSES, SHARDS
 from stages.load.arrays import list_digits, list_torchvision
 from stages.load.files import Files, place_of
 from stages.load.folder import RESTRICTED_IMAGENET, list_folder
@@ -79,7 +79,12 @@ def spread(listing: Listing, load: Load) -> dict[str, Images]:
 
     Returns:
         Shard name → its images.
+
+    Raises:
+        BadInput: there would be too many.
     """
+    if (count := sum(-(-len(items) // load.shard_size) for items in listing.items.values())) > SHARDS:
+        raise BadInput(f"shard_size {load.shard_size} makes {count:,} shards, at most {SHARDS:,} are made: raise it")
     shards = {}
     for split, items in listing.items.items():
         order = generator(load.seed, f"order/{split}").permutation(len(items))

@@ -136,7 +136,7 @@ class Chaos:
                 time.sleep(10)
                 self.server.start()
             case "driver":
-                self.kill(draw, "python -m pipeline run")
+                self.kill(draw, "python -P -m pipeline run")
                 self.ended()
                 self.submit()
             case "stop":

@@ -567,7 +567,7 @@ BAD = {
     "group without a class": (bad_folder(empty_group), "classes.b: names no class"),
     "braces open": (load(source="webdataset", shards={"train": "a-{000.."}), "braces that do not close"),
     "scheme unknown": (load(source="webdataset", shards={"train": "foo://a/b.tar"}), "no place that can be read"),
-    "key is a list": (lambda tiny, tmp_path: "name: t\n? [a, b]\n: 1\n", "is not YAML (line"),
+    "key is a list": (lambda tiny, tmp_path: "name: t\n? [a, b]\n: 1\n", "(line 2, column 3): a key must be text"),
     "unknown section": (change("modells", to={}), "modells: unknown key, did you mean 'models'?"),
     "wrong type": (change(*ATTACK, "steps", to="many"), "datasets.other.attack.steps: must be a valid integer"),
     "eps zero": (change(*ATTACK, "eps", to=0), "datasets.other.attack.eps: must be greater than 0, got 0"),
@@ -702,7 +702,8 @@ def test_resume_looks_for_data_where_the_run_did(tmp_path, write, monkeypatch):
 def test_a_missing_file_an_unknown_run_and_an_unknown_node(tiny, write, tmp_path):
     assert "cannot be read" in invoke("run", tmp_path / "none.yaml", code=2).stderr
     assert "no runs" in invoke("status", "--store", tmp_path, code=2).stderr
-    assert "no run x" in invoke("show", "x", "--store", tmp_path, code=2).stderr
+    assert "neither a node nor a run of the name x" in invoke("show", "x", "--store", tmp_path, code=2).stderr
+    assert "no run x" in invoke("status", "x", "--store", tmp_path, code=2).stderr
     assert "nothing" in invoke("verify", "--store", tmp_path, code=2).stderr
     assert "no such node" in invoke("plan", write(tiny), "--only", "x", "--store", tmp_path / "s", code=2).stderr
     assert invoke("run", write(tiny), "--engine", "fog", code=2)
@@ -713,3 +714,37 @@ def test_debug_shows_the_traceback(tiny, write, tmp_path):
     tiny["datasets"]["clean"]["load"]["source"] = "fog"
     result = CliRunner().invoke(main, ["--debug", "plan", str(write(tiny))])
     assert result.exception is not None and not isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["show", "othr"], "neither a node nor a run of the name othr; did you mean 'other'?"),
+        (["show", "datasets/othr"], "did you mean 'datasets/other'?"),
+        (["verify", "other", "stadard"], "no node stadard to verify; did you mean 'standard'?"),
+        (["verify", "qqq"], "no node qqq to verify\n"),
+        (["plan", "experiment.yaml", "--only", "models/standrd"], "no such node; did you mean 'models/standard'?"),
+        (["plan", "experiment.yaml", "--only", "qqq"], "no such node; it has datasets/clean, "),
+    ],
+)
+def test_a_name_that_is_none_is_refused_with_the_nearest(args, sentence, finished):
+    refused = invoke(*args, "--store", finished[1], code=2).stderr
+    assert sentence in refused and refused.count("\n") == 1
+
+
+def test_a_run_is_named_by_its_typo(finished):
+    (run,) = (path.name for path in (finished[1] / "runs").iterdir())
+    typo = f"{run[:-1]}x"
+    assert f"did you mean '{run}'?" in invoke("show", typo, "--store", finished[1], code=2).stderr
+
+
+@pytest.mark.parametrize("command", [["report"], ["attack", "experiment.yaml", "--model", "standard", "--to", "1"]])
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [("none/x.png", "there is no folder none"), (".", "is a folder"), ("/proc/x.png", ""), ("x" * 300, "too long")],
+)
+def test_a_file_that_cannot_be_written_is_refused(command, out, why, finished):
+    refused = invoke(*command, "--store", finished[1], "--out", out, code=2).stderr
+    assert refused.count("\n") == 1
+    if command == ["report"] or out not in ("/proc/x.png", "x" * 300):  # else the picture is seen first to be none
+        assert refused.startswith(f"Error: --out {out}: ") and why in refused

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import copy
 import json
+import os
 import re
 import socket
 import subprocess
@@ -11,8 +13,10 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import ClassVar
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -22,6 +26,7 @@ from support import TINY, command, contents
 
 from pipeline import spec
 from pipeline.cluster import LARGEST_FILE, LARGEST_FOLDER, Cluster, Job, Request, runtime_env
+from pipeline.parcel import staged
 from pipeline.store import Store
 from stages.errors import BadInput
 
@@ -179,7 +184,7 @@ def test_what_is_in_the_store_already_is_not_made_again_by_a_further_job(cluster
 OWN = """
 import json, os
 from pathlib import Path
-from torch import nn
+from layers import Flatten, Linear, Sequential
 
 if "SAW" in os.environ:
     here = Path(__file__).parent
@@ -190,19 +195,34 @@ if "SAW" in os.environ:
     }))
 
 def net(classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+    return Sequential(Flatten(), Linear(64, classes))
 """
 
 OWN_EXPERIMENT = {
     "name": "own",
-    "datasets": {"clean": {"load": {"source": "sklearn-digits", "shard_size": 64, "limit": 64}}},
-    "models": {"mine": {"train": {"on": "clean", "arch": "mynets:net", "epochs": 1, "batch_size": 32}}},
+    "datasets": {
+        "clean": {"load": {"source": "sklearn-digits", "shard_size": 64, "limit": 64}},
+        "other": {
+            "attack": {"images": "clean", "model": "mine", "eps": 1.5, "steps": 2, "batch_size": 32},
+            "relabel": "other",
+        },
+    },
+    "models": {
+        "mine": {"train": {"on": "clean", "arch": "mynets:net", "epochs": 1, "batch_size": 32}},
+        "again": {"train": {"on": "other", "arch": "./mynets.py:net", "epochs": 1, "batch_size": 32}},
+    },
 }
+
+HIDING = ["numpy.py", "pipeline.py", "pyarrow.py", "random.py", "ray.py", "stages.py", "torch.py"]
+"""Files of the user's that bear the names of what is installed."""
 
 
 def litter(folder):
     """Fill a folder as a user's may be: a module, and much that is none of the cluster's business."""
     (folder / "mynets.py").write_text(OWN)
+    (folder / "layers.py").write_text("from torch.nn import Flatten, Linear, Sequential")
+    for name in HIDING:
+        (folder / name).write_text("raise RuntimeError(f'{__file__} is taken for what is installed')")
     (folder / "notes.txt").write_text("small")
     (folder / "movie.bin").write_bytes(bytes(LARGEST_FILE * 2**20 + 1))
     (folder / "weights.safetensors").write_bytes(b"x")
@@ -211,7 +231,7 @@ def litter(folder):
         (folder / name / "file").write_text("x")
 
 
-def test_ones_own_module_goes_along_and_what_is_large_or_no_code_stays(cluster, tmp_path):
+def test_ones_own_modules_go_along_behind_what_is_installed_and_what_is_large_or_no_code_stays(cluster, tmp_path):
     litter(tmp_path)
     done = cluster.notbugs(
         *("submit", save(OWN_EXPERIMENT, tmp_path), "--store", tmp_path / "s", "--follow"),
@@ -222,8 +242,19 @@ def test_ones_own_module_goes_along_and_what_is_large_or_no_code_stays(cluster, 
     assert done.returncode == 0, done.stdout
     saw = json.loads((tmp_path / "saw").read_text())
     assert saw["here"] != str(tmp_path)
-    assert saw["files"] == ["experiment.yaml", "mynets.py", "notes.txt"]
+    assert saw["files"] == sorted(["experiment.yaml", "layers.py", "mynets.py", "notes.txt", *HIDING])
     assert saw["greeting"] == "good morning"
+
+
+@pytest.mark.slow
+def test_a_run_that_joins_a_cluster_takes_ones_own_modules_along_also_to_a_group_of_workers(cluster, tmp_path):
+    litter(tmp_path)
+    experiment = copy.deepcopy(OWN_EXPERIMENT)
+    experiment["models"]["again"]["train"] |= {"workers": 2, "threads": 1}
+    saved = save(experiment, tmp_path)
+    done = cluster.notbugs("run", saved, "--store", tmp_path / "s", "--address", "auto", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(contents(tmp_path / "s")) == {"datasets/clean", "datasets/other", "models/again", "models/mine"}
 
 
 def request(experiment, store="s3://bucket/store", **more):
@@ -253,7 +284,69 @@ def test_a_folder_that_is_too_large_to_send_is_refused(cluster, tmp_path):
         (tmp_path / f"{number}.bin").write_bytes(bytes(LARGEST_FILE * 2**20))
     refused = cluster.notbugs("submit", save(OWN_EXPERIMENT, tmp_path), "--store", tmp_path / "s", cwd=tmp_path)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-    assert re.match(rf"Error: {tmp_path} has 7\d MiB to send to the cluster, at most 64 are sent: ", refused.stderr)
+    assert refused.stderr.startswith(
+        f"Error: {tmp_path} has more than 64 MiB to send to the cluster: submit from a folder "
+    )
+
+
+def sent_of(folder, experiment=OWN_EXPERIMENT):
+    """The files that Ray would send of a folder, by Ray's own reckoning."""
+    from ray._private.runtime_env.packaging import _zip_files
+
+    with staged(runtime_env(request(experiment), folder)) as environment, TemporaryDirectory() as scratch:
+        _zip_files(environment["working_dir"], environment["excludes"], f"{scratch}/sent.zip", include_gitignore=True)
+        return sorted(ZipFile(f"{scratch}/sent.zip").namelist())
+
+
+def test_what_is_sent_lies_where_no_import_statement_finds_it(tmp_path):
+    litter(tmp_path)
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets/mine.py").write_text("")
+    (tmp_path / ".gitignore").write_text("secret.txt")
+    (tmp_path / "secret.txt").write_text("xyzzy")
+    (tmp_path / "wide[1] .bin").write_bytes(bytes(LARGEST_FILE * 2**20 + 1))
+    expected = [".gitignore", "layers.py", "mynets.py", "nets/mine.py", "notes.txt", *HIDING]
+    assert sent_of(tmp_path) == sorted(f"notbugs-here/{name}" for name in expected)
+
+
+@pytest.mark.timeout(60)
+def test_what_has_no_end_is_not_sent_and_what_links_lead_to_is(tmp_path, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "layers.py").write_text("")
+    (tmp_path / "mynets.py").write_text("")
+    (tmp_path / "shared").symlink_to(elsewhere)
+    (tmp_path / "up").symlink_to(tmp_path.parent)
+    (elsewhere / "down").symlink_to(tmp_path)
+    (tmp_path / "dangling").symlink_to("/nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    assert sent_of(tmp_path) == ["notbugs-here/mynets.py", "notbugs-here/shared/layers.py"]
+
+
+@pytest.mark.timeout(60)
+def test_a_link_to_a_large_folder_is_counted(tmp_path, tmp_path_factory):
+    large = tmp_path_factory.mktemp("large")
+    for number in range(LARGEST_FOLDER // LARGEST_FILE + 1):
+        (large / f"{number}.bin").write_bytes(bytes(LARGEST_FILE * 2**20))
+    (tmp_path / "mynets.py").write_text("")
+    (tmp_path / "link").symlink_to(large)
+    with pytest.raises(BadInput, match="has more than 64 MiB to send"):
+        runtime_env(request(OWN_EXPERIMENT), tmp_path)
+
+
+@pytest.mark.parametrize("where", ["../mynets.py", "/abs/mynets.py", "./nowhere.py", "data/mynets.py", "large.py"])
+def test_a_file_that_would_not_go_along_is_refused(where, tmp_path):
+    here = tmp_path / "here"
+    (here / "data").mkdir(parents=True)
+    for name in ("../mynets.py", "mynets.py", "data/mynets.py"):
+        (here / name).write_text("")
+    (here / "large.py").write_bytes(bytes(LARGEST_FILE * 2**20 + 1))
+    experiment = copy.deepcopy(OWN_EXPERIMENT)
+    assert runtime_env(request(experiment), here)["working_dir"] == str(here)
+    experiment["models"]["again"]["train"]["arch"] = f"{where}:net"
+    with pytest.raises(
+        BadInput, match=rf"^models.again: {re.escape(where)} is not among what is sent to the cluster: "
+    ):
+        runtime_env(request(experiment), here)
 
 
 def test_packages_asked_for_are_part_of_what_is_sent(tmp_path):

@@ -61,7 +61,7 @@ def test_without_a_robust_model_its_controls_are_left_out():
         ({"leakage": "clean"}, "evaluations.leak.leakage: names 'clean', which is no dataset made by an attack"),
         ({"learner": "nobody"}, "evaluations.leak.learner: names 'nobody', which is no model that is trained"),
         ({"lerner": "x"}, "evaluations.leak.lerner: unknown key, known keys: leakage, learner"),
-        ({"share": 2}, "evaluations.leak.share: Input should be less than 1"),
+        ({"share": 2}, "evaluations.leak.share: must be less than 1, got 2"),
         ({"robust": "nobody"}, "evaluations.leak.robust: names 'nobody', which is none of the models"),
         (
             {"learner": "standard"},

@@ -14,6 +14,7 @@ from pipeline import ddp
 from pipeline.engines import Inline, reason_of
 from pipeline.graph import build
 from pipeline.jobs import EvaluateJob, LoadJob, ModelJob, Place
+from pipeline.parcel import pack
 from pipeline.spec import parse
 from pipeline.store import Store
 from stages import train
@@ -78,7 +79,7 @@ def history(job):
 def begin(job):
     """Start it as the engine does; what it says, without what is only for the run's record."""
     task = ray.remote(ddp.steps).options(num_returns="streaming", max_retries=0, num_cpus=0)
-    for ref in task.remote(job, False):
+    for ref in task.remote(pack(job), False):
         said = ray.get(ref)
         said.pop("store_retries", None)
         yield said
@@ -198,6 +199,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 sys.path.insert(0, sys.argv[1])
 import test_ddp
 from pipeline import ddp
+from pipeline.parcel import pack
 job, _ = test_ddp.plan(Path(sys.argv[2]), **test_ddp.slow(epochs=60))
 cluster = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": sys.argv[3]})
 second = cluster.add_node(num_cpus=1)
@@ -208,7 +210,7 @@ for attempt in range(3):
     try:
         for ref in task.options(
             num_returns="streaming", max_retries=0, num_cpus=0, scheduling_strategy=here
-        ).remote(job, False):
+        ).remote(pack(job), False):
             metrics = ray.get(ref)
             if second is not None and metrics["epoch"] == 3:
                 cluster.remove_node(second, allow_graceful=False)

@@ -47,3 +47,9 @@ def test_bars_stand_for_every_node_and_end_full(capsys):
     said = capsys.readouterr().err
     assert "datasets/rand" in said and "4/4" in said
     assert "datasets/clean" in said and "there already" in said
+
+
+def test_a_reason_is_shown_by_the_bars_as_it_is(capsys):
+    with Live() as bars:
+        bars("datasets/rand", Progress("attack", "v", state="failed", why="[/x] [red]a\x1b[2Jb :smile: \\"), "failed")
+    assert r"[/x] [red]a\x1b[2Jb :smile: \\"[:-1] in " ".join(capsys.readouterr().err.split())

@@ -1,15 +1,18 @@
 """Versions name recipes: equal for equal meaning, different for every parameter that changes the result."""
 
 import copy
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray import cloudpickle
 from support import TINY
 
 from pipeline.graph import build
 from pipeline.spec import parse
 from stages.errors import BadInput
+from stages.limits import DEPTH
 
 
 def versions(experiment):
@@ -107,3 +110,44 @@ def test_a_generation_is_how_many_models_stand_behind(tiny):
     found = {node.id: node.generation for node in build(parse(tiny))}
     assert [found[f"models/{name}"] for name in ("standard", "from_other", "from_again")] == [0, 1, 2]
     assert found["datasets/clean"] == 0
+
+
+def chain(length):
+    """A model learns from images that the model before was attacked with, and so on."""
+    asked = {"name": "chain", "datasets": {"d0": TINY["datasets"]["clean"]}, "models": {}}
+    for n in range(length):
+        asked["models"][f"m{n}"] = {"train": {**TINY["models"]["standard"]["train"], "on": f"d{n}"}}
+        attack = {"attack": {**TINY["datasets"]["other"]["attack"], "images": f"d{n}", "model": f"m{n}"}}
+        asked["datasets"][f"d{n + 1}"] = attack | {"relabel": "other"}
+    return asked
+
+
+def test_a_long_chain_is_built_at_once_and_travels():
+    began = time.process_time()
+    last = build(parse(chain(DEPTH // 2 - 1)))[-1]
+    assert last.generation == DEPTH // 2 - 1
+    assert cloudpickle.loads(cloudpickle.dumps(last)).version == last.version
+    assert time.process_time() - began < 5
+
+
+def test_a_chain_without_end_is_refused():
+    with pytest.raises(BadInput, match=f"^datasets.d{DEPTH // 2}: more than {DEPTH} nodes are made from each other"):
+        build(parse(chain(1000)))
+
+
+def test_a_circle_of_many_is_told_in_short():
+    asked = chain(1000)
+    asked["models"]["m0"]["train"]["on"] = "d999"
+    with pytest.raises(BadInput, match=r"the experiment goes in a circle: .* → … → ") as refused:
+        build(parse(asked))
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b/c", "/", "models/standard", "..", "", "x" * 4000])
+def test_a_name_that_is_no_node_is_refused_whatever_it_holds(tiny, name):
+    tiny["models"]["from_other"]["train"]["on"] = name
+    with pytest.raises(
+        BadInput, match=r"^models.from_other.train.on: names .*, which is none of the datasets; "
+    ) as refused:
+        build(parse(tiny))
+    assert len(str(refused.value)) < 300

@@ -292,3 +292,52 @@ def test_what_cannot_be_is_one_sentence_before_anything_runs(experiment, sentenc
     result = invoke("run", "wrong.yaml", "--store", "store", "--data", ".", "--engine", "inline", code=2)
     assert sentence in result.stderr and result.stderr.count("\n") == 1
     assert not Path("store").exists()
+
+
+# ------------------------------------------------------------------------ an attack that moves nothing
+
+NO_SLOPE = """
+from torch import nn
+
+class Sign(nn.Module):
+    def forward(self, x):
+        return x.sign()
+
+def net(classes):
+    return nn.Sequential(Sign(), nn.Flatten(), nn.Linear(64, classes))
+"""
+
+IDENTITY = {"rule": "map", "map": {str(n): str(n) for n in range(10)}}
+
+MOVES = {
+    "pgd": ({"eps": 1.5, "steps": 2}, "other", "small_cnn", 1),
+    "a small radius": ({"eps": 0.25, "steps": 3}, "other", "small_cnn", 1),
+    "too small a radius": ({"eps": 0.004, "steps": 3}, "other", "small_cnn", 0),
+    "no gradient": ({"eps": 1.5, "steps": 2}, "other", "slopeless:net", 0),
+    "no gradient for a universal one": ({"eps": 1.5, "method": "universal", "steps": 2}, "other", "slopeless:net", 0),
+    "noise of a level": ({"eps": 0.004, "method": "noise"}, "other", "small_cnn", 0),
+    "no way to go": ({"eps": 1.5, "steps": 2}, IDENTITY, "slopeless:net", 1),
+    "frozen from the start": ({"eps": 1.5, "steps": 5, "freeze": 0}, IDENTITY, "small_cnn", 1),
+    "leakage": ({"eps": 0.004, "method": "leakage"}, "other", "small_cnn", 1),
+    "none": ({"eps": 1.5, "method": "none"}, "other", "small_cnn", 1),
+}
+
+
+@pytest.mark.parametrize("what", MOVES)
+def test_a_set_whose_images_did_not_move_is_not_published(what, tmp_path, monkeypatch):
+    said, rule, arch, made = MOVES[what]
+    monkeypatch.chdir(tmp_path)
+    Path("slopeless.py").write_text(NO_SLOPE)
+    asked = {
+        "name": "moved",
+        "datasets": {
+            "clean": KINDS["datasets"]["clean"],
+            "other": {"attack": {"images": "clean", "model": "standard", "batch_size": 32, **said}, "relabel": rule},
+        },
+        "models": {"standard": {"train": {**TRAIN, "arch": arch}}},
+    }
+    Path("moved.yaml").write_text(yaml.safe_dump(asked))
+    for _ in range(2):  # what was committed the first time is not taken for done the second
+        result = invoke("run", "moved.yaml", "--store", "store", "--engine", "inline", code=1 - made)
+        assert len(list(Path("store/datasets/other").glob("*/manifest.json"))) == made
+        assert ("images to be moved have changed by a level of 8 bits" in result.stderr) is not bool(made)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import time
 
@@ -12,7 +14,9 @@ import yaml
 from local_cluster import LocalCluster
 from support import command, contents
 
+from pipeline import on_ray
 from pipeline.on_ray import IN_FLIGHT
+from stages.errors import BadInput
 from stages.shard import unpack
 
 pytestmark = pytest.mark.timeout(900)
@@ -250,3 +254,62 @@ def test_every_node_gets_shards_also_one_that_comes_and_one_that_goes_costs_only
     assert len(made) == len(set(made)) == 24, "nothing was made twice"
     retried = [event["unit"] for event in events(folder / "s", "retried")]
     assert 1 <= len(retried) == len(set(retried)) <= IN_FLIGHT
+
+
+def test_ray_that_cannot_begin_is_said_with_what_to_change(tiny, write, tmp_path, notbugs, monkeypatch):
+    args = ("run", write(tiny), "--store", "s")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 90)))
+    (tmp_path / ("x" * 90)).mkdir()
+    refused = notbugs(*args)
+    assert refused.returncode == 2 and f"too long for sockets, {tmp_path}/xxx" in refused.stderr.splitlines()[-1]
+    assert "name a shorter one in RAY_TMPDIR" in refused.stderr
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
+    assert notbugs(*args).stderr.splitlines()[-1].startswith("Error: Ray cannot begin: /proc/nowhere: No such file")
+
+
+@pytest.mark.parametrize(
+    ("error", "address", "said"),
+    [
+        (
+            RuntimeError("Failed to start GCS.  Last 1 lines of error files:\n[x] The specified port is 45454. This"),
+            None,
+            "Ray cannot begin: port 45454 is taken; end what listens there",
+        ),
+        (
+            RuntimeError("Version mismatch:\nRay: 2.1\nRay: 2.60"),
+            "h:1",
+            "--address h:1: Version mismatch: Ray: 2.1 Ray",
+        ),
+        (ConnectionError("Could not find any running Ray instance."), "auto", "--address auto: no Ray cluster answers"),
+    ],
+)
+def test_what_ray_says_in_many_lines_becomes_a_sentence(error, address, said, monkeypatch):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(on_ray, "_refuse_silent", lambda address: None)
+    monkeypatch.setattr("ray.init", fail)
+    with pytest.raises(BadInput, match=re.escape(said)):
+        on_ray.OnRay(address=address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "x", "::", f"{'a' * 70}:1", "h:99999"])
+def test_an_address_at_which_nobody_listens_is_refused_at_once(address):
+    began = time.monotonic()
+    with pytest.raises(
+        BadInput, match=f"--address {address}: (no Ray cluster answers there|must be auto or host:6379)"
+    ):
+        on_ray.OnRay(address=address)
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.slow
+def test_a_port_that_ray_finds_taken_is_named(tiny, write, notbugs, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        monkeypatch.setenv("RAY_GCS_SERVER_PORT", port)
+        refused = notbugs("run", write(tiny), "--store", "s")
+    assert f"Ray cannot begin: port {port} (of RAY_GCS_SERVER_PORT) is taken" in refused.stderr.splitlines()[-1]
+    assert refused.returncode == 2

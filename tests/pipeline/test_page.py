@@ -326,8 +326,8 @@ def test_the_verdict_names_the_strictest_learner_its_interval_and_chance(whole):
     text = Seen(whole).text
     assert "each under a wrong label, from_other answers 90.0 % of the untouched test images right" in text
     assert (
-        "(88.0 % – 92.0 %), where chance is 12.0 %: no leakage-only control was run, so how much of it is leakage is "
-        "not known." in text
+        "(88.0 % – 92.0 %), where chance is 10.0 %, and a constant answer scores 12.0 %: no leakage-only control was "
+        "run, so how much of it is leakage is not known." in text
     )
     assert "The same labels on untouched images give 5.0 %: the labels alone do not explain it." in text
 
@@ -355,7 +355,7 @@ def test_features_are_claimed_only_where_leakage_alone_does_less(tmp_path):
 
 def test_without_learners_the_verdict_is_the_best_model(tmp_path):
     text = Seen(render(tmp_path, small("standard", "robust"), {"robust": 0.7})).text
-    assert "standard answers 80.0 % of the test images right, where chance is 12.0 %." in text
+    assert "standard answers 80.0 % of the test images right, where chance is 10.0 %, and a constant answer" in text
 
 
 def test_published_figures_stand_beside_what_a_model_is_whatever_it_is_called(tmp_path):

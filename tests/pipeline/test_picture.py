@@ -48,6 +48,13 @@ def attack(*args, code=0):
     return result
 
 
+def test_a_radius_may_be_a_fraction(store, image):
+    said = attack(
+        image, "--model", "standard", "--to", 8, "--norm", "linf", "--eps", "8/255", "--store", store, "--json"
+    )
+    assert json.loads(said.stdout)["linf"] == pytest.approx(8 / 255)
+
+
 def test_a_three_becomes_an_eight_for_the_model_and_stays_a_three_for_a_person(store, image):
     said = json.loads(attack(image, "--model", "standard", "--to", "8", "--eps", 2, "--store", store, "--json").stdout)
     assert next(iter(said["before"])) == "3"
@@ -112,6 +119,14 @@ def test_a_picture_of_any_size_is_brought_to_the_models(store, tmp_path):
         (("--model", "standard", "--to", "10"), "--to 10: is none of the model's 10 classes"),
         (("--model", "nobody", "--to", "1"), "--model nobody: the store"),
         (("--model", "standard", "--to", "1", "--eps", "0.001"), "eps 0.001 is less than one 8-bit level"),
+        (("--model", "standard", "--to", "1", "--eps", "8", "--norm", "linf"), "8-bit levels, write eps: 8/255"),
+        (
+            ("--model", "standard", "--to", "1", "--eps", "9"),
+            "eps 9 is more than 8.0, the diagonal of all images of 1×8",
+        ),
+        (("--model", "standard", "--to", "1", "--eps", "1e30"), "eps 1e+30 is more than 8.0, the diagonal"),
+        (("--model", "standard", "--to", "1", "--eps", "nan"), "--eps: must be a finite number"),
+        (("--model", "standard", "--to", "1", "--steps", "1000000"), "--steps: must be less than or equal to 100000"),
         (
             ("--model", "standard", "--to", "1", "--steps", "1", "--out", "no/where.png"),
             "--out no/where.png: cannot be written",

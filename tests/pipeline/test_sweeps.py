@@ -1,5 +1,6 @@
 """Lists in place of a value: the nodes they stand for."""
 
+import time
 from copy import deepcopy
 
 import pytest
@@ -44,6 +45,19 @@ def test_a_list_makes_a_node_for_each_value_and_all_that_follows_from_it():
     assert found["datasets/rand@steps=10"].recipe.steps == 10
     assert found["models/learner@steps=10"].recipe.on == "rand@steps=10"
     assert found["evaluations/accuracy"].recipe.models == ["standard", "learner@steps=1", "learner@steps=10"]
+
+
+def test_a_fraction_in_a_list_is_the_number_that_it_is():
+    found = nodes(experiment(norm="linf", eps=["1/4", 0.5]))
+    assert found["datasets/rand@eps=0.25"].recipe.eps == 0.25
+    with pytest.raises(BadInput, match=r"datasets.rand: eps takes the value 0.5 twice"):
+        nodes(experiment(norm="linf", eps=["1/2", 0.5]))
+
+
+def test_what_looks_like_a_fraction_stays_text_where_text_belongs():
+    asked = experiment()
+    asked["datasets"]["clean"]["load"] = {"source": "image-folder", "root": ["2020/10", "2020/11"]}
+    assert nodes(asked)["datasets/clean@root=2020-10"].recipe.root == "2020/10"
 
 
 def test_two_lists_make_a_grid():
@@ -182,10 +196,58 @@ def test_lists_that_a_key_takes_are_no_axes():
     assert set(nodes(asked)) == set(nodes(experiment()))
 
 
-@pytest.mark.parametrize("seeds", [3, [], "0 1"])
-def test_seeds_must_be_a_list(seeds):
-    with pytest.raises(BadInput, match="seed must be a list of values"):
-        spec.parse(experiment() | {"seeds": seeds})
+@pytest.mark.parametrize("seeds", [3, [], "0 1", None, {"a": 1}, [True], [0.5], [-1], ["0"], [[0]]])
+@pytest.mark.parametrize("where", ["the experiment", "an entry", "an experiment without chance"])
+def test_seeds_must_be_a_list_of_whole_numbers(seeds, where):
+    asked = experiment()
+    if where == "an experiment without chance":
+        asked = {"name": "x", "datasets": {"clean": asked["datasets"]["clean"]}}
+    (asked["datasets"]["clean"] if where == "an entry" else asked)["seeds"] = seeds
+    place = "datasets.clean.seeds" if where == "an entry" else "seeds"
+    with pytest.raises(BadInput, match=f"^{place}: must be a list of whole numbers"):
+        spec.parse(asked)
+
+
+def test_seeds_that_would_repeat_nothing_are_refused():
+    asked = {"name": "x", "datasets": {"clean": experiment()["datasets"]["clean"]}, "seeds": [0, 1]}
+    with pytest.raises(BadInput, match=r"^seeds: there is no dataset or model that chance has a part in"):
+        spec.parse(asked)
+    asked = experiment()
+    asked["models"]["standard"]["train"]["seed"] = 7
+    asked["models"]["standard"]["seeds"] = [0, 1]
+    with pytest.raises(BadInput, match=r"^models.standard.seeds: it has no `seed` of its own"):
+        spec.parse(asked)
+    asked = experiment()
+    asked["datasets"]["top"] = {"select": {"images": "rand", "keep": "top", "share": 0.5}, "seeds": [0, 1]}
+    with pytest.raises(BadInput, match=r"^datasets.top.seeds: it has no `seed` of its own"):
+        spec.parse(asked)
+
+
+def test_seeds_of_a_source_split_it_in_other_ways():
+    asked = {"name": "x", "datasets": {"clean": experiment()["datasets"]["clean"] | {"seeds": [0, 1]}}}
+    assert [node.recipe.seed for node in nodes(asked).values()] == [0, 1]
+
+
+@pytest.mark.parametrize("values", [[1, 2, 1], [1, 1.0], ["a", "a"], [{"eps": 1}, {"eps": 1}]])
+def test_a_value_that_stands_twice_in_a_list_is_refused(values):
+    with pytest.raises(BadInput, match=r"datasets.rand: steps takes the value .* twice"):
+        spec.parse(experiment(steps=values))
+
+
+@pytest.mark.parametrize("asked", [
+    experiment() | {"seeds": list(range(10_000))},
+    experiment(steps=list(range(1, 400)), eps=list(range(1, 400))),
+    # 300 evaluations of 300 models each: few nodes, many models to score.
+    experiment(steps=list(range(1, 100))) | {"models": {
+        "standard": {"train": {"on": "clean", "arch": "small_cnn", "lr": list(range(1, 300))}},
+    }, "evaluations": {"a": {"models": ["standard"], "on": "rand"}, "b": {"usefulness": {
+        "models": ["standard"], "on": "clean", "steps": list(range(1, 300))}}}},
+])  # fmt: skip
+def test_lists_that_stand_for_too_many_nodes_are_refused_at_once(asked):
+    began = time.monotonic()
+    with pytest.raises(BadInput, match=r"stand for [\d,]+ nodes and [\d,]+ values, at most 10,000 and 500,000"):
+        spec.parse(asked)
+    assert time.monotonic() - began < 1
 
 
 def test_a_circle_of_swept_nodes_is_refused():

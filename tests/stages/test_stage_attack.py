@@ -422,7 +422,7 @@ def test_the_spatial_attack_takes_the_transformation_of_least_loss_toward_the_ta
 
 
 def test_a_space_of_one_point_leaves_every_pixel(attacked, shard):
-    after = attacked(method="spatial", spatial=Spatial(grid=[1, 1, 1]))
+    after = attacked(method="spatial", spatial=Spatial().model_copy(update={"grid": [1, 1, 1]}))
     assert np.array_equal(after.images(), shard.images())
 
 

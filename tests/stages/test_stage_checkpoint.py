@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torchvision import models
 
@@ -245,6 +246,26 @@ def test_heads_that_a_network_has_in_training_alone_are_left_out(tmp_path):
     torch.save(own.state_dict(), tmp_path / "w.pt")
     _, weights = bring(asked(arch="googlenet", shape=[3, 64, 64]), tmp_path, tmp_path)
     assert same({name: value for name, value in own.state_dict().items() if not name.startswith("aux")}, weights)
+
+
+# ---------------------------------------------------------------------------------------- what is asked for
+
+
+def test_a_key_that_is_not_said_makes_no_other_version():
+    assert "key" not in asked().parameters()
+    assert asked(key="ema").parameters() == asked().parameters() | {"key": "ema"}
+
+
+@pytest.mark.parametrize("query", ["download=1", "download=true", "dl=1", "raw=true"])
+def test_a_url_that_asks_for_the_file_itself_holds_no_secret(query):
+    assert asked(weights=f"https://host/w.pt?{query}").weights.endswith(query)
+    with pytest.raises(ValidationError, match="a URL with credentials"):
+        asked(weights=f"https://host/w.pt?{query}&token=abc")
+
+
+def test_a_shape_that_ends_with_its_channels_is_refused():
+    with pytest.raises(ValidationError, match="the first number is that of the channels, 1 or 3, got 224"):
+        asked(shape=[224, 224, 3])
 
 
 # -------------------------------------------------------------------------------- several, and what is beside

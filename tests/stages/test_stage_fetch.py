@@ -207,6 +207,10 @@ def test_a_server_that_falls_silent_is_not_waited_for(said, hasty):
         ("http://127.0.0.1:port/w.pt", "cannot be fetched: that is no address"),
         ("ftp://127.0.0.1/w.pt", "cannot be read: expected a path, or file://, http://"),
         ("nonsense://a/w.pt", "cannot be read: expected a path, or file://, http://"),
+        ("s3://", "cannot be read: it names no file, expected for example s3://bucket/folder/file"),
+        ("s3://bucket", "cannot be read: it names no file"),
+        ("S3://bucket/folder/?region=a", "cannot be read: it names no file"),
+        ("s3:///w.pt", "cannot be read: "),
     ],
 )
 def test_an_address_that_cannot_be_is_one_sentence(place, sentence, hasty, serving):

@@ -83,19 +83,19 @@ ELSE = {
     "empty": (b"", "is empty"),
     "zeros": (bytes(40), "is no file of weights that torch.save or safetensors wrote"),
     "noise": (bytes(range(255, 127, -1)), "is no file of weights that torch.save or safetensors wrote"),
-    "Git LFS": (LFS, "is a Git LFS pointer, not the file that it stands for: `git lfs pull`"),
-    "HTML": (b"\n\n<!DOCTYPE html>\n<html><head>", "is a web page (HTML)"),
-    "HTML without a type": (b"<html>not found</html>", "is a web page (HTML)"),
-    "XHTML": (b"\xef\xbb\xbf<?xml version='1.0'?><html>", "is a web page (HTML)"),
-    "XML": (b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code>", "is XML, not a file of weights"),
+    "Git LFS": (LFS, "is a Git LFS pointer in place of the file: fetch the file with `git lfs pull`"),
+    "HTML": (b"\n\n<!DOCTYPE html>\n<html><head>", "is an HTML page in place of the file"),
+    "HTML without a type": (b"<html>not found</html>", "is an HTML page in place of the file"),
+    "HTML with a mark": (b"\xef\xbb\xbf<HTML lang='en'>", "is an HTML page in place of the file"),
+    "XML": (b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code>", "is an XML document in place of the file"),
     "JSON": (b'{"error": "Not found"}', "is JSON, not a file of weights"),
     "JSON, longer": (b'{"a": "\xc3\xa9' + b"x" * 4086 + "é".encode() * 9, "is JSON, not a file of weights"),
     "index": (b'{"metadata": {}, "weight_map": {"a": "b"}}', "is the index of weights that lie in several files"),
     "text": ("epoch: 3, größer".encode(), "is a text, not a file of weights"),
-    "gzip": (b"\x1f\x8b\x08\0\0\0\0\0", "is compressed (gzip): gunzip it"),
-    "bzip2": (b"BZh91AY&SY", "is compressed (bzip2)"),
-    "xz": (b"\xfd7zXZ\0\0", "is compressed (xz)"),
-    "zstd": (b"\x28\xb5\x2f\xfd\x24", "is compressed (zstd)"),
+    "gzip": (b"\x1f\x8b\x08\0\0\0\0\0", "is compressed with gzip: unpack it first"),
+    "bzip2": (b"BZh91AY&SY", "is compressed with bzip2: unpack it first"),
+    "xz": (b"\xfd7zXZ\0\0", "is compressed with xz: unpack it first"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x24", "is compressed with zstd: unpack it first"),
     "tar": (tape("weights/model.pth"), "is a tar archive: unpack it"),
     "PyTorch before 0.1.10": (tape("storages", "tensors", "pickle"), "was written by PyTorch before 0.1.10"),
     "zip": (
@@ -231,6 +231,13 @@ def bomb():
     return out.getvalue()
 
 
+def crowd():
+    """A zip whose end says that its table of contents has 40 MB."""
+    whole = archive(a="") + bytes(40_000_000)
+    at = whole.rindex(b"PK\5\6")
+    return whole + whole[at : at + 12] + struct.pack("<LLH", 40_000_000, at + 22, 0)
+
+
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpu"
 HOSTILE = {
     "a header of terabytes": (struct.pack("<Q", 2**39) + b'{"a":', "claims a safetensors header of 549,755,813,888"),
@@ -244,6 +251,7 @@ HOSTILE = {
     ),
     "a header that is no JSON": (claiming(b"{{{{"), "is cut short or damaged"),
     "a header of many dicts": (claiming(b'{"a":' * 10**6), "is cut short or damaged"),
+    "a zip of very many files": (crowd(), "has a table of contents of 40,000,000 bytes"),
     "a zip bomb": (bomb(), "is a torch file that was compressed afterwards"),
     "a place in memory far away": (pickled(b"]r\xff\xff\xff\xff"), "holds no state dict"),
     "a number of a gigabyte": (pickled(b"\x8b\0\0\0\x40abc"), "is damaged"),
@@ -278,6 +286,13 @@ def test_what_claims_much_takes_little(kind, tmp_path):
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert after.ru_maxrss - before.ru_maxrss < 500 * 2**10  # KiB
     assert after.ru_utime - before.ru_utime < 15
+
+
+def test_an_ordered_dict_of_python_2_is_read(tmp_path):
+    pairs = b"ccollections\nOrderedDict\n](]" + b"(U\1aK\1e](U\1bK\2e" + b"e\x85R"
+    (tmp_path / "w.pt").write_bytes(pickled(pairs))
+    with opened(tmp_path / "w.pt") as found:
+        assert found == {"a": 1, "b": 2}
 
 
 def test_what_was_saved_on_another_device_is_read(tmp_path):

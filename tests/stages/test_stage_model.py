@@ -59,6 +59,19 @@ def test_what_is_saved_is_loaded_to_the_bit(network, tmp_path):
     assert save(load(SMALL, weights, tmp_path).network) == weights
 
 
+def test_layers_that_share_their_weights_are_saved(make_module, tmp_path):
+    name = make_module("""
+        from torch import nn
+        def make(classes):
+            layer = nn.Linear(64, 64)
+            return nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer, nn.Linear(64, classes))
+    """)
+    design = Design(f"{name}:make", 4, (1, 8, 8), (0.0,), (1.0,))
+    network = Classifier(design, tmp_path).network
+    assert same(network.state_dict(), save(network))
+    assert save(load(design, save(network), tmp_path).network) == save(network)
+
+
 @pytest.mark.parametrize("weights", [b"", b"not safetensors", b"\xff" * 64])
 def test_bytes_that_are_no_safetensors_are_bad_data(weights, tmp_path):
     with pytest.raises(BadData, match="not safetensors"):

@@ -1,0 +1,225 @@
+"""The user's own code, which an arch names: where it is found, and what is said where it fails.
+
+What is installed comes first, the user's folder after it: a file of theirs that bears the name of an installed module,
+such as ``random.py``, is in nobody's way. Where that hides what they meant, it is said.
+"""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from stages.errors import BadData, BadInput
+
+LONGEST = 300
+"""Characters of a message that are repeated."""
+
+
+def find(arch: str, here: Path) -> Any:
+    """What an arch names, imported.
+
+    Args:
+        arch: ``package.module:name``, or ``./folder/file.py:name`` with a path relative to `here`.
+        here: the user's folder, searched after everything that is installed.
+
+    Raises:
+        BadInput: there is no such module, file or name, or it cannot be imported.
+    """
+    where, _, name = arch.rpartition(":")
+    if not name or not where or not (is_file(where) or all(where.split("."))):
+        raise BadInput(f"arch {arch} names no code, expected `package.module:name` or `./folder/file.py:name`")
+    with guarded(arch, "cannot be imported", here):
+        module = _from_file(where, here) if is_file(where) else _by_name(where, here)
+        if not hasattr(module, name):
+            near = difflib.get_close_matches(name, dir(module), 1)
+            raise _Refused(f"{where} has no {name!r}{f', did you mean {near[0]!r}?' if near else ''}")
+        return getattr(module, name)
+
+
+def is_file(where: str) -> bool:
+    """Whether the part of an arch before the colon is the path of a file."""
+    return where.endswith(".py") or "/" in where
+
+
+class _Refused(Exception):
+    """What is wrong with a request, to be put behind what it does to the arch."""
+
+
+@contextmanager
+def guarded(arch: str, failing: str, here: Path | None = None) -> Iterator[None]:
+    """Around code of the user's: whatever it raises becomes a sentence; what it prints goes to standard error.
+
+    Args:
+        arch: what names the code.
+        failing: what it comes to if it raises, such as ``cannot be imported``.
+        here: the user's folder.
+
+    Raises:
+        BadInput: it raised something, or ended the program.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except (BadInput, BadData, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # whatever it is: SystemExit too
+        raise BadInput(f"arch {arch} {failing}: {_said(error, arch, here)}") from error
+
+
+def _reach(*folders: Path) -> None:
+    """Have modules of these folders found, after everything that is installed."""
+    sys.path += [name for name in dict.fromkeys(map(str, folders)) if name not in sys.path]
+    importlib.invalidate_caches()  # a file may be younger than the last look into its folder
+
+
+# --------------------------------------------------------------------------------- a module by its name
+
+
+def _by_name(where: str, here: Path) -> ModuleType:
+    _reach(here)
+    meant = _file_of(where, here)
+    module: ModuleType | None = None
+    try:
+        module = importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+            raise  # it is there; what it imports is not
+        if meant is None:
+            raise _Refused(f"there is no module {where}, neither installed nor in the current folder") from error
+        module = sys.modules.get(where.partition(".")[0])
+    if meant is not None and not _is_read_from(meant, module):
+        file = meant.relative_to(here).as_posix()
+        raise _Refused(f"{_installed(module)} is installed and comes before {file}: name the file, `./{file}:…`")
+    assert module is not None
+    return module
+
+
+def _file_of(where: str, folder: Path) -> Path | None:
+    """The file of a folder that bears the name of a module."""
+    path = folder.joinpath(*where.split("."))
+    return next((file for file in (path.with_name(f"{path.name}.py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _is_read_from(file: Path, module: ModuleType | None) -> bool:
+    """Whether a module is this file's, or that of another of the same content, such as an installed copy."""
+    found = Path(getattr(module, "__file__", None) or "")
+    return found.is_file() and (found.samefile(file) or found.read_bytes() == file.read_bytes())
+
+
+def _installed(module: ModuleType | None) -> str:
+    return str(getattr(module, "__file__", None) or f"Python's own {getattr(module, '__name__', 'module')}")
+
+
+# --------------------------------------------------------------------------------- a module by its file
+
+
+def _from_file(where: str, here: Path) -> ModuleType:
+    """The module of a file, which may import what lies beside it, ``.name`` too, whether or not that is a package."""
+    path = (here / Path(where).expanduser()).resolve()
+    if path.suffix != ".py":
+        raise _Refused(f"{where} is no Python file (.py)")
+    if not path.is_file():
+        raise _Refused(f"there is no file {where} in the current folder")
+    top, packages = path.parent, list[str]()
+    while (top / "__init__.py").is_file() and top != top.parent:
+        top, packages = top.parent, [top.name, *packages]
+    parent = ".".join([_root(top), *packages])
+    _reach(path.parent, top, here)
+    package = importlib.import_module(parent)
+    if path.name == "__init__.py":
+        return package
+    name = f"{parent}.{path.stem.replace('.', '_')}"
+    return sys.modules.get(name) or _execute(name, path)
+
+
+def _root(folder: Path) -> str:
+    """A package of no code that stands for a folder: names of modules in there clash with no others."""
+    name = f"notbugs_own_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    if name not in sys.modules:
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = [str(folder)]
+    return name
+
+
+def _execute(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+# ----------------------------------------------------------------------------------- what is said of it
+
+
+def _said(error: BaseException, arch: str, here: Path | None) -> str:
+    """Where in the user's files something went wrong, and what."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_theirs(frame.filename, arch)]
+    place = placed(frames[-1].filename, frames[-1].lineno) if frames else ""
+    line = frames[-1].line if frames else ""
+    match error:
+        case _Refused():
+            return str(error)
+        case SyntaxError(filename=str(file), lineno=int(number)) if Path(file).is_file():
+            return f"{placed(file, number)}: {error.msg}"
+        case SystemExit(code=code):
+            what = "it ends the program" + (f" ({code})" if code is not None else "")
+        case KeyError():
+            what = f"there is no key {error}"
+        case OSError(strerror=str(reason)):
+            what = reason + (f": {error.filename}" if error.filename else "")
+        case _:
+            what = _text(error) or (f"fails at `{line}`" if line else "it fails, and does not say why")
+    return f"{f'{place}: ' if place else ''}{what}{_hidden(error, here)}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # noqa: BLE001 - the user's class of errors may have errors
+        lines = []
+    return lines[0][:LONGEST] if lines else ""
+
+
+def placed(file: str, line: int | None) -> str:
+    """A place in a file, as a person would look for it."""
+    path, current = Path(file), Path.cwd()
+    return f"{path.relative_to(current) if path.is_relative_to(current) else path} line {line}"
+
+
+def is_theirs(file: str, arch: str) -> bool:
+    """Whether a file of a traceback is the user's: none of ours, of Python's, or of another installed package."""
+    path = Path(file)
+    if file.startswith("<") or path.is_relative_to(Path(__file__).parent):
+        return False
+    if arch.partition(".")[0].partition(":")[0] in path.with_suffix("").parts:
+        return True
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return not installed and not path.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def _hidden(error: BaseException, here: Path | None) -> str:
+    """A hint, where what the user's code did not find is in a file of theirs that an installed module hides."""
+    module = getattr(error, "obj", None)
+    name = module.__name__ if isinstance(module, ModuleType) else getattr(error, "name", None)
+    if here is None or not isinstance(name, str) or not isinstance(error, ImportError | AttributeError):
+        return ""
+    meant, installed = _file_of(name, here), sys.modules.get(name.partition(".")[0])
+    if meant is None or installed is None or _is_read_from(meant, sys.modules.get(name)):
+        return ""
+    return (
+        f" ({_installed(installed)} is installed and comes before {meant.relative_to(here)}: give that another "
+        "name, or import it relatively)"
+    )
