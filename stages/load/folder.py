@@ -59,7 +59,7 @@ def list_folder(load: ImageFolder, data: Path) -> Listing:
 
 def _list(load: ImageFolder, root: Path) -> Listing:
     if not root.is_dir():
-        raise BadInput(f"image folder {root} does not exist")
+        raise BadInput(f"image folder {root} {_what_lacks(root)}")
     skipped = Counter[str]()
     folders = {split: _class_folders(root / sub, skipped) for split, sub in load.splits.items()}
     names = sorted({name for found in folders.values() for name in found})
@@ -88,13 +88,17 @@ def _list(load: ImageFolder, root: Path) -> Listing:
 def _class_folders(folder: Path, skipped: Counter[str]) -> dict[str, Path]:
     """Name of each class, as it can be shown → its folder."""
     if not folder.is_dir():
-        raise BadInput(f"image folder {folder} does not exist: `splits` names the sub-folder of each split")
+        raise BadInput(f"image folder {folder} {_what_lacks(folder)}: `splits` names the sub-folder of each split")
     inside = {entry.name: _what(entry) for entry in _entries(folder, skipped)}
     skipped["files in no class's folder"] += sum(what != "folder" for what in inside.values())
     found = {printable(name): folder / name for name, what in inside.items() if what == "folder"}
     if not found:
         raise BadInput(f"image folder {folder} holds no class folders: expected {folder}/<class>/<image>")
     return found
+
+
+def _what_lacks(folder: Path) -> str:
+    return "is no folder" if os.path.lexists(folder) else "does not exist"
 
 
 def _entries(folder: Path, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:

@@ -139,7 +139,10 @@ def png(width, height, *chunks, depth=8, colour=0):
     )
 
 
-@pytest.mark.parametrize("encoded", [EPS, as_bytes(picture(6, 5), "TGA"), as_bytes(picture(6, 5), "JPEG2000")])
+AVIF = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(40)
+
+
+@pytest.mark.parametrize("encoded", [EPS, AVIF, as_bytes(picture(6, 5), "TGA"), as_bytes(picture(6, 5), "JPEG2000")])
 def test_only_the_formats_that_are_named_are_tried(encoded, monkeypatch):
     def run(*args, **kwargs):
         raise AssertionError("a program was started")
@@ -168,6 +171,12 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header_the_hundredth_as_t
             with pytest.raises(BadData, match=r"^has more than 89,478,485 pixels: make it smaller$"):
                 decode(encoded, 3)
     assert not said
+
+
+def test_an_image_without_pixels_is_refused():
+    for encoded in (b"P6\n0 5\n255\n", png(0, 5), png(5, 0)):
+        with pytest.raises(BadData, match=r"^(has no pixels|cannot be decoded: .*)$"):
+            decode(encoded, 3)
 
 
 def test_a_sliver_that_would_be_enlarged_beyond_memory_is_refused():

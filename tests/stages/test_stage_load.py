@@ -633,6 +633,18 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
         list_source(asked("nowhere"), tmp_path)
 
 
+def test_what_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "root").mkdir()
+    os.mkfifo(tmp_path / "root" / "val")
+    for name, said in (("file", "is no folder"), ("circle", "is no folder"), ("root", "val is no folder: `splits`")):
+        with pytest.raises(BadInput, match=f"{name}.*{said}"):
+            list_source(asked(name), tmp_path)
+    with pytest.raises(BadInput, match="cannot be listed: File name too long"):
+        list_source(asked("a" * 300), tmp_path)
+
+
 def test_the_order_of_the_splits_in_the_file_numbers_no_image_otherwise(tmp_path):
     folder(tmp_path, suffix="jpg")
     pixels = np.zeros((2, 8, 8, 3), np.uint8)
