@@ -76,6 +76,7 @@ class Manifest(Document):
     parents: dict[str, Parent]
     files: list[File]
     environment: dict[str, str]
+    devices: dict[str, Count]
     made: Moment
 
     def _digest_of(self, name: str) -> str:
@@ -88,6 +89,14 @@ class LeftOut(Document):
     reason: str
     images: Count
     first: str = ""
+
+
+class LeftOut(Document):
+    """Images that were left out for one reason."""
+
+    reason: str
+    images: Count
+    first: str | None = None
 
 
 class DatasetManifest(Manifest):
@@ -163,6 +172,7 @@ class Mark(Document):
     samples: Count
     inputs: dict[str, str]
     host: str
+    device: str
 
 
 class Statistics(Document):

@@ -176,6 +176,7 @@ def manifest(node: Node, files: dict[str, bytes]) -> dict[str, Any]:
         "content": shas.get("weights.safetensors", "0" * 64),
         "parents": {},
         "environment": {},
+        "devices": {},
         "made": "2026-01-01T00:00:00+00:00",
         "files": [{"name": name, "bytes": len(content), "sha256": shas[name]} for name, content in files.items()],
     }
