@@ -91,14 +91,6 @@ class LeftOut(Document):
     first: str = ""
 
 
-class LeftOut(Document):
-    """Images that were left out for one reason."""
-
-    reason: str
-    images: Count
-    first: str | None = None
-
-
 class DatasetManifest(Manifest):
     """A dataset: its shards are the files that it lists, and its splits hold what its shards hold."""
 
