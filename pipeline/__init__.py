@@ -15,7 +15,7 @@ def _step_back() -> None:
     """
     try:
         here = os.path.realpath(os.getcwd())  # noqa: PTH109
-    except FileNotFoundError:  # it was deleted: nothing can be imported from it
+    except OSError:  # it was deleted: nothing can be imported from it
         return
 
     def is_here(entry: object) -> bool:

@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -23,11 +23,13 @@ def test_the_wheel_in_an_empty_environment_gives_a_working_command(tmp_path):
     python = str(tmp_path / "env/bin/python")
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", str(wheel))
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    (Path(site) / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    (Path(site) / "borrowed.pth").write_text(str(Path(click.__file__).parent.parent))
     assert (
         run(python, "-c", "import pipeline, stages; print(pipeline.__path__[0], stages.__path__[0])").count(site) == 2
     )
     file = tmp_path / "e.yaml"
     file.write_text("name: e\ndatasets: {clean: {load: {source: sklearn-digits}}}\n")
+    for name in ("stages", "torch", "random"):  # the user stands among files of these names
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError")
     run(str(tmp_path / "env/bin/notbugs"), "run", str(file), "--store", "s", "--engine", "inline")
     assert "1438 train" in run(str(tmp_path / "env/bin/notbugs"), "show", "clean", "--store", "s")
