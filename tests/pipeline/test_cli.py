@@ -503,7 +503,10 @@ BAD = {
     "source alone": (change("datasets", "clean", "load", to="digits"), "datasets.clean.load: must be a mapping"),
     "eps below a level": (change(*ATTACK, "eps", to=0.001), "less than one 8-bit level"),
     "model twice": (change("evaluations", "accuracy", "models", to=["standard"] * 2), "names 'standard' twice"),
-    "std zero": (change("models", "standard", "train", "std", to=[0]), "must be greater than or equal to 1e-06, got 0"),
+    "std zero": (
+        change("models", "standard", "train", "std", to=[0]),
+        "must be greater than or equal to 0.000001, got 0",
+    ),
     "drop after the end": (
         change(
             "models",
