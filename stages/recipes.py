@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from stages.errors import short
 from stages.limits import ATTACKS, CLASSES, IMAGES, MEMORY, NAME, PADDING, SHARDS, SIDE, STEPS
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
@@ -261,7 +262,7 @@ class WebDataset(_Geometry):
         for url in shards.values():
             refuse_secrets(url)
             if (tars := _alternatives(url)) > SHARDS:
-                raise ValueError(f"the braces stand for {tars:,} tars, at most {SHARDS:,} are read")
+                raise ValueError(f"the braces stand for {short(f'{tars:,}')} tars, at most {SHARDS:,} are read")
         return shards
 
 

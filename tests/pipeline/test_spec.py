@@ -132,6 +132,7 @@ REFUSED = {
     "shards beyond memory": (source("synthetic", size=1024, shard_size=9000), "takes 26.4 GiB, at most 8 GiB are ta"),
     "a billion tars": (shards("x-{0..999999999}.tar"), "load.shards: the braces stand for 1,000,000,000 tars"),
     "2^40 tars": (shards("{a,b}" * 40), "load.shards: the braces stand for 1,099,511,627,776 tars, at most 100,000"),
+    "52^600 tars": (shards("{a..z}" * 600), "load.shards: the braces stand for "),
     "braces that do not close": (shards("{0..9"), "{0..9 has braces that do not close"),
     "a map of many classes": (source("synthetic", classes=100_000, size=8) | {
         "datasets.other.relabel": {"rule": "map", "map": {n: n for n in range(9_000)}}}, "relabel map leaves out 9000"),

@@ -421,8 +421,8 @@ def test_the_spatial_attack_takes_the_transformation_of_least_loss_toward_the_ta
     assert set(after.attack) >= {"target", "l2", "linf", "margin", "reached", "confidence"}
 
 
-def test_a_space_of_one_point_leaves_every_pixel(attacked, shard):
-    after = attacked(method="spatial", spatial=Spatial().model_copy(update={"grid": [1, 1, 1]}))
+def test_turns_by_next_to_nothing_leave_every_pixel(attacked, shard):
+    after = attacked(method="spatial", spatial=Spatial(rotation=1e-9, grid=[1, 1, 3]))
     assert np.array_equal(after.images(), shard.images())
 
 
