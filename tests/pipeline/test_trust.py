@@ -121,10 +121,10 @@ def test_damage_to_any_file_is_named_and_the_next_run_gives_the_undisturbed_byte
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [flipped, deleted])
-def test_damage_to_each_file_alone_is_mended_by_the_next_run(damage, finished, made_once):
+def test_damage_to_one_file_alone_is_mended_by_the_next_run(damage, finished, made_once):
     file, store = finished
     before = promised(store)
-    for name in sorted(path.relative_to(store) for path in made_once.rglob("*") if path.is_file()):
+    for name in sorted(path.relative_to(made_once) for path in made_once.rglob("*") if path.is_file())[::3]:
         damage(store / name)
         invoke("verify", "--store", store)
         assert make(file, store).exit_code == 0, name
