@@ -120,10 +120,19 @@ def open_streams() -> None:
 
 
 class _State:
-    """What is said if the program is interrupted, and since when it has been ending (monotonic seconds)."""
+    """How far the end is.
+
+    Attributes:
+        advice: what is said if the program is interrupted.
+        asked: when it was told to end, or has ended by itself (monotonic seconds).
+        ending: whether `Interrupted` was raised, or need not be any more.
+        again: how many signals are on their way that were held back before.
+    """
 
     advice = ""
-    ending: float | None = None
+    asked: float | None = None
+    ending = False
+    again = 0
 
 
 def if_interrupted(advice: str) -> None:
@@ -151,29 +160,63 @@ def listen(force: bool = False) -> None:
 
 
 def _told(number: int, frame: FrameType | None) -> None:
-    now = time.monotonic()
-    if _State.ending is None:
-        _State.ending = now
+    now, again = time.monotonic(), _State.again > 0
+    if again:
+        _State.again -= 1
+    elif _State.asked is None:
+        _State.asked = now
+    elif number == signal.SIGINT and now - _State.asked > IMPATIENCE:
+        _end_at_once(number)
+    if not _State.ending and _importing(frame):
+        threading.Timer(0.02, _tell_again, (number,)).start()
+    elif not _State.ending:
+        _State.ending = True
         raise Interrupted(number)
-    if number == signal.SIGINT and now - _State.ending > IMPATIENCE:
-        cursor = "\x1b[?25h" if os.isatty(2) else ""  # bars hide it
-        text = f"{cursor}\nEnded at once. {visible(_State.advice)}".rstrip()
-        with suppress(OSError):  # not by the stream, which may be in the midst of writing
-            os.write(2, f"{text}\n".encode("ascii", "plain"))
-        os._exit(128 + number)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether something is being imported: an exception in the midst of that makes torch abort, others fail oddly."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _tell_again(number: int) -> None:
+    _State.again += 1
+    os.kill(os.getpid(), number)
+
+
+def _end_at_once(number: int) -> None:
+    cursor = "\x1b[?25h" if os.isatty(2) else ""  # bars hide it
+    text = f"{cursor}\nEnded at once. {visible(_State.advice)}".rstrip()
+    with suppress(OSError):  # not by the stream, which may be in the midst of writing
+        os.write(2, f"{text}\n".encode("ascii", "plain"))
+    os._exit(128 + number)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment; processes that are begun meanwhile never get it, and are for us to end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
 def session() -> Iterator[None]:
     """A command's time on the terminal: with streams that can be used, and signals that end it in order."""
-    _State.advice, _State.ending = "", None
+    _State.advice, _State.asked, _State.ending = "", None, False
     before = {number: signal.getsignal(number) for number in SIGNALS}
     open_streams()
     listen()
     try:
         yield
     finally:
-        _State.ending = time.monotonic()
+        _State.asked, _State.ending = time.monotonic(), True
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)

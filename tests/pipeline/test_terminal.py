@@ -188,7 +188,7 @@ def test_a_stream_or_folder_that_is_missing_makes_a_sentence_or_no_difference(li
     assert said in done[2] and done[2].count("\n") == bool(said), "one sentence, or none"
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "2>/dev/full", "2>&1 | true"])
+@pytest.mark.parametrize("closed", [">&- 2>&-", "2>/dev/full", "2>&1 | true"])
 def test_a_run_that_nobody_can_hear_makes_everything_and_its_page(closed, made_once, tmp_path):
     code, *_ = shell(f"$notbugs run loaded.yaml --engine inline --store {tmp_path} {closed}", made_once)
     assert code == 0
@@ -315,8 +315,8 @@ import sys, time
 from pipeline import terminal
 with terminal.session():
     terminal.if_interrupted("All is kept.")
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     finally:
         print("ending", flush=True)
@@ -349,8 +349,31 @@ def test_a_second_ctrl_c_ends_at_once_and_what_is_sent_twice_counts_once(signals
         process.send_signal(number)
         time.sleep(pause)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == code and said in err
+    assert process.returncode == code and said in err, err
     assert out == ("ending\n" if "once" in said else "ending\nended\n")
+
+
+IMPORTS = """
+import os, signal, sys
+from pathlib import Path
+from pipeline import terminal
+Path("half.py").write_text("import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.5); whole = 1")
+sys.path.insert(0, "")
+with terminal.session():
+    try:
+        import half
+        print(half.whole)
+        for _ in range(1000):
+            signal.sigtimedwait([], 0.01)
+    except terminal.Interrupted as interrupted:
+        print(interrupted.code, sys.modules["half"].whole)
+"""
+
+
+def test_a_signal_in_the_midst_of_an_import_is_held_back_until_it_is_whole(tmp_path):
+    """Seen when Ctrl-C met the import of torch: an exception in its C++ aborts the process."""
+    done = subprocess.run([sys.executable, "-c", IMPORTS], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split()[-2:] == ["143", "1"], done
 
 
 def test_what_was_begun_to_ignore_a_hang_up_goes_on(tmp_path, ctrl_c):
