@@ -219,7 +219,7 @@ def main(debug: bool) -> None:
     An experiment file names datasets, models and evaluations and how each is made from the others.
     `notbugs run FILE` makes what is missing; run it again to go on where it stopped.
 
-    Exit codes: 0 done, 1 something failed, 2 bad request, 130 interrupted.
+    Exit codes: 0 done, 1 something failed, 2 bad request, 130 Ctrl-C (143 SIGTERM, 129 a closed terminal).
     """
 
 

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Container, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -176,7 +177,6 @@ class Run:
         """
         self.place.store.sweep(older_than=time.time() - LEFTOVERS)
         todo, running = list(self.nodes), dict[Future[Any], Node]()
-        state = "interrupted"
         self.record.start()
         try:
             while todo or running:
@@ -189,10 +189,13 @@ class Run:
                 ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in ended:
                     self._settle(running.pop(future), future)
-            state = "done" if len(self.made) == len(self.nodes) else "failed"
-        finally:
-            self.record.end(state)
-        return state == "done"
+        except BaseException as error:
+            with suppress(OSError, BadInput):  # a store that is away, or full, may be what went wrong
+                self.record.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+        complete = len(self.made) == len(self.nodes)
+        self.record.end("done" if complete else "failed")
+        return complete
 
     def _settle(self, node: Node, future: "Future[Made]") -> None:
         progress, error = self.record.nodes[node.id], future.exception()

@@ -10,10 +10,12 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
@@ -116,6 +118,14 @@ def open_streams() -> None:
                 stream.reconfigure(encoding="utf-8")  # of an experiment file, whatever the terminal's is
 
 
+def find_home() -> None:
+    """Give the process a home folder where the system knows of none, as for a container's made-up user: Ray asks."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = tempfile.gettempdir()
+
+
 # ------------------------------------------------------------------------------------------ signals
 
 
@@ -212,6 +222,7 @@ def session() -> Iterator[None]:
     _State.advice, _State.asked, _State.ending = "", None, False
     before = {number: signal.getsignal(number) for number in SIGNALS}
     open_streams()
+    find_home()
     listen()
     try:
         yield
