@@ -221,6 +221,7 @@ def main(debug: bool) -> None:
 
     Exit codes: 0 done, 1 something failed, 2 bad request, 130 Ctrl-C (143 SIGTERM, 129 a closed terminal).
     """
+    terminal.show_tracebacks(debug)
 
 
 @main.command()

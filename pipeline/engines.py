@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipeline import terminal
 from pipeline.jobs import ModelJob, ShardJob, Unit
 from pipeline.terminal import visible
 from stages.errors import BadData, BadInput
@@ -57,8 +58,12 @@ def foreseen(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line that says what went wrong; of what nobody foresaw, also its kind, for who mends it."""
-    return visible(_said(_cause(error), foreseen(error)))
+    """One line that says what went wrong; of what nobody foresaw, also its kind, for who mends it, and with --debug
+    where it happened."""
+    plain = foreseen(error)
+    if not plain:
+        terminal.debug(error)
+    return visible(_said(_cause(error), plain))
 
 
 def _said(cause: BaseException, plain: bool) -> str:

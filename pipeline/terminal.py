@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,6 +54,24 @@ class Interrupted(KeyboardInterrupt):
         self.code = 128 + number
 
 
+class _State:
+    """What is known of this process.
+
+    Attributes:
+        debug: whether tracebacks are shown.
+        advice: what is said if the program is interrupted.
+        asked: when it was told to end, or has ended by itself (monotonic seconds).
+        ending: whether `Interrupted` was raised, or need not be any more.
+        again: how many signals are on their way that were held back before.
+    """
+
+    debug = False
+    advice = ""
+    asked: float | None = None
+    ending = False
+    again = 0
+
+
 # ------------------------------------------------------------------------------------------- output
 
 
@@ -80,6 +99,17 @@ def echo(text: object = "", err: bool = False, nl: bool = True) -> None:
 def relay(text: str) -> None:
     """Print what a program elsewhere has printed, without its colours and returns of the carriage."""
     echo(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r\n", "\n").replace("\r", "\n"), nl=False)
+
+
+def show_tracebacks(wanted: bool) -> None:
+    """Whether `debug` prints."""
+    _State.debug = wanted
+
+
+def debug(error: BaseException) -> None:
+    """Print where an error came from, if that was asked for."""
+    if _State.debug:
+        echo("".join(traceback.format_exception(error)), err=True)
 
 
 def _mute(stream: TextIO) -> None:
@@ -127,22 +157,6 @@ def find_home() -> None:
 
 
 # ------------------------------------------------------------------------------------------ signals
-
-
-class _State:
-    """How far the end is.
-
-    Attributes:
-        advice: what is said if the program is interrupted.
-        asked: when it was told to end, or has ended by itself (monotonic seconds).
-        ending: whether `Interrupted` was raised, or need not be any more.
-        again: how many signals are on their way that were held back before.
-    """
-
-    advice = ""
-    asked: float | None = None
-    ending = False
-    again = 0
 
 
 def if_interrupted(advice: str) -> None:
