@@ -1,5 +1,6 @@
 """The command line."""
 
+import errno
 import functools
 import importlib.metadata
 import json
@@ -122,7 +123,7 @@ class _Command(click.Command):
         for parameter in parameters if not ctx.resilient_parsing else []:
             value = given.get(str(parameter.name))
             for one in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(one, str) and (why := _no_text(one, parameter.name in LOCAL)):
+                if isinstance(one, str) and (why := _not_meant(one, str(parameter.name))):
                     raise click.UsageError(f"{parameter.get_error_hint(ctx)} {why}", ctx)
         return super().parse_args(ctx, args)
 
@@ -131,14 +132,18 @@ LOCAL = ("file", "image", "out")
 """Paths that go nowhere but to the operating system, which allows them any bytes."""
 
 
-def _no_text(value: str, local: bool) -> str | None:
-    """Why a value cannot be meant."""
+def _not_meant(value: str, name: str) -> str | None:
+    """Why a value of some option or argument cannot be meant."""
     if not value.strip():
         return "is empty; if a variable stands there, is it set?"
     if "\0" in value:
         return "has a NUL character"
-    if not local and any("\ud800" <= sign <= "\udfff" for sign in value):
+    if name not in LOCAL and any("\ud800" <= sign <= "\udfff" for sign in value):
         return f"is not UTF-8 text, got {value!r}"
+    if name in ("store", "data") and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
+        return f"names a home folder that is not known here, got {value!r}"
+    if name == "store" and re.match(r"[A-Za-z][\w+.-]+:(?!//)", value):  # s3:/bucket would be a folder beside us
+        return f"is no URL, which has two slashes, nor a folder, of which ./{value} would be one"
     return None
 
 
@@ -172,7 +177,8 @@ class _Group(click.Group):
                 raise
             hint = "" if foreseen(error) else "; notbugs --debug shows where"
             _say_error(f"{reason_of(error)}{hint}")
-            sys.exit(2 if isinstance(error, BadInput) else 1)
+            asked = isinstance(error, BadInput) or getattr(error, "errno", None) == errno.ENAMETOOLONG
+            sys.exit(2 if asked else 1)
 
 
 def _say_error(sentence: str) -> None:
@@ -218,15 +224,18 @@ def main(debug: bool) -> None:
     An experiment file names datasets, models and evaluations and how each is made from the others.
     `notbugs run FILE` makes what is missing; run it again to go on where it stopped.
 
-    Exit codes: 0 done, 1 something failed, 2 bad request, 130 interrupted.
+    Exit codes: 0 done, 1 something failed, 2 bad request, 130 Ctrl-C (143 SIGTERM, 129 a closed terminal).
     """
+    terminal.show_tracebacks(debug)
 
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @_options("store", "data", "only", "json")
 @click.option("--cost", is_flag=True, help="Measure on this machine, and say what is left to make takes.")
-@click.option("--gpus", type=click.IntRange(1), help="With --cost: also the time on so many devices like those here.")
+@click.option(
+    "--gpus", type=click.IntRange(1, 100_000), help="With --cost: also the time on so many devices like those here."
+)
 @click.option("--workers", type=click.IntRange(1), help="With --cost: workers of a run here, as for run.")
 def plan(
     file: Path,

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any, Protocol
 
+from pipeline import terminal
 from pipeline.jobs import ModelJob, ShardJob, Unit
 from pipeline.terminal import visible
 from stages.errors import BadData, BadInput
@@ -63,8 +64,12 @@ def foreseen(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line that says what went wrong; of what nobody foresaw, also its kind, for who mends it."""
-    return visible(_said(_cause(error), foreseen(error)))
+    """One line that says what went wrong; of what nobody foresaw, also its kind, for who mends it, and with --debug
+    where it happened."""
+    plain = foreseen(error)
+    if not plain:
+        terminal.debug(error)
+    return visible(_said(_cause(error), plain))
 
 
 def _said(cause: BaseException, plain: bool) -> str:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from multiprocessing.synchronize import Barrier
@@ -23,12 +24,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pipeline import artifacts
+from pipeline import artifacts, terminal
 from pipeline.artifacts import Made
 from pipeline.graph import Node
 from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit
 from pipeline.runs import Outlook
 from pipeline.store import Store, canonical, digest
+from stages.errors import BadData, BadInput
 from stages.recipes import Attack, Evaluate, Invert, Recipe, Spatial, Train
 from stages.shard import Shard, pack, unpack
 
@@ -52,6 +54,9 @@ SAMPLE = 128
 
 EPOCH = 4
 """Most batches of a rehearsed epoch: a rehearsed training's images are written and read first."""
+
+CROWD = 4
+"""Processes for each processor that may rehearse at the same time: more say nothing, and take the memory."""
 
 FILL = 0.5
 """Share of the memory that a batch which is proposed may fill, with one in every worker."""
@@ -189,6 +194,10 @@ class Rehearsal:
         self.device = device()
         self.workers = workers or self.device.count
         self.processes = 1 if self.device.gpu else self.workers
+        if self.processes > (most := CROWD * (os.cpu_count() or 1)):
+            raise BadInput(
+                f"--workers {self.workers}: so many would be tried here at the same time, at most {most} can be"
+            )
         self.rates: dict[bytes, Rate] = {}
         self.made: dict[bytes, Made] = {}
         self.samples: dict[str, Shard] = {}
@@ -206,7 +215,10 @@ class Rehearsal:
         self.start = time.perf_counter() - started
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:  # nobody waits for what they are at
+            for process in multiprocessing.active_children():
+                process.terminate()
         self.pool.shutdown(cancel_futures=True)
         self.folder.cleanup()
 
@@ -262,9 +274,14 @@ class Rehearsal:
 
     def _side_by_side(self, processes: int, work: Callable[..., T], *args: Any) -> list[T]:
         all_of_them = processes == self.processes
-        futures: list[Future[T]] = [self.pool.submit(_perform, all_of_them, work, *args) for _ in range(processes)]
+        with terminal.alone():
+            futures: list[Future[T]] = [self.pool.submit(_perform, all_of_them, work, *args) for _ in range(processes)]
         wait(futures)
         errors = [error for future in futures if (error := future.exception()) is not None]
+        if any(isinstance(error, BrokenProcessPool) for error in errors):
+            raise BadData(
+                "a process that tried this died, as for want of memory: try with fewer --workers"
+            ) from errors[0]
         if errors:
             self.together.reset()
             raise next((error for error in errors if not isinstance(error, BrokenBarrierError)), errors[0])

@@ -192,7 +192,6 @@ class Run:
         """
         self.place.store.sweep(older_than=time.time() - LEFTOVERS)
         todo, running = list(self.nodes), dict[Future[Any], Node]()
-        state = "interrupted"
         self.record.start()
         try:
             while todo or running:
@@ -205,10 +204,13 @@ class Run:
                 ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in ended:
                     self._settle(running.pop(future), future)
-            state = "done" if len(self.made) == len(self.nodes) else "failed"
-        finally:
-            self.record.end(state)
-        return state == "done"
+        except BaseException as error:
+            with suppress(OSError, BadInput):  # a store that is away, or full, may be what went wrong
+                self.record.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+        complete = len(self.made) == len(self.nodes)
+        self.record.end("done" if complete else "failed")
+        return complete
 
     def _settle(self, node: Node, future: "Future[Made]") -> None:
         progress, error = self.record.nodes[node.id], future.exception()

@@ -10,10 +10,13 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
@@ -51,6 +54,24 @@ class Interrupted(KeyboardInterrupt):
         self.code = 128 + number
 
 
+class _State:
+    """What is known of this process.
+
+    Attributes:
+        debug: whether tracebacks are shown.
+        advice: what is said if the program is interrupted.
+        asked: when it was told to end, or has ended by itself (monotonic seconds).
+        ending: whether `Interrupted` was raised, or need not be any more.
+        again: how many signals are on their way that were held back before.
+    """
+
+    debug = False
+    advice = ""
+    asked: float | None = None
+    ending = False
+    again = 0
+
+
 # ------------------------------------------------------------------------------------------- output
 
 
@@ -78,6 +99,17 @@ def echo(text: object = "", err: bool = False, nl: bool = True) -> None:
 def relay(text: str) -> None:
     """Print what a program elsewhere has printed, without its colours and returns of the carriage."""
     echo(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r\n", "\n").replace("\r", "\n"), nl=False)
+
+
+def show_tracebacks(wanted: bool) -> None:
+    """Whether `debug` prints."""
+    _State.debug = wanted
+
+
+def debug(error: BaseException) -> None:
+    """Print where an error came from, if that was asked for."""
+    if _State.debug:
+        echo("".join(traceback.format_exception(error)), err=True)
 
 
 def _mute(stream: TextIO) -> None:
@@ -116,14 +148,15 @@ def open_streams() -> None:
                 stream.reconfigure(encoding="utf-8")  # of an experiment file, whatever the terminal's is
 
 
+def find_home() -> None:
+    """Give the process a home folder where the system knows of none, as for a container's made-up user: Ray asks."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = tempfile.gettempdir()
+
+
 # ------------------------------------------------------------------------------------------ signals
-
-
-class _State:
-    """What is said if the program is interrupted, and since when it has been ending (monotonic seconds)."""
-
-    advice = ""
-    ending: float | None = None
 
 
 def if_interrupted(advice: str) -> None:
@@ -151,29 +184,64 @@ def listen(force: bool = False) -> None:
 
 
 def _told(number: int, frame: FrameType | None) -> None:
-    now = time.monotonic()
-    if _State.ending is None:
-        _State.ending = now
+    now, again = time.monotonic(), _State.again > 0
+    if again:
+        _State.again -= 1
+    elif _State.asked is None:
+        _State.asked = now
+    elif number == signal.SIGINT and now - _State.asked > IMPATIENCE:
+        _end_at_once(number)
+    if not _State.ending and _importing(frame):
+        threading.Timer(0.02, _tell_again, (number,)).start()
+    elif not _State.ending:
+        _State.ending = True
         raise Interrupted(number)
-    if number == signal.SIGINT and now - _State.ending > IMPATIENCE:
-        cursor = "\x1b[?25h" if os.isatty(2) else ""  # bars hide it
-        text = f"{cursor}\nEnded at once. {visible(_State.advice)}".rstrip()
-        with suppress(OSError):  # not by the stream, which may be in the midst of writing
-            os.write(2, f"{text}\n".encode("ascii", "plain"))
-        os._exit(128 + number)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether something is being imported: an exception in the midst of that makes torch abort, others fail oddly."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _tell_again(number: int) -> None:
+    _State.again += 1
+    os.kill(os.getpid(), number)
+
+
+def _end_at_once(number: int) -> None:
+    cursor = "\x1b[?25h" if os.isatty(2) else ""  # bars hide it
+    text = f"{cursor}\nEnded at once. {visible(_State.advice)}".rstrip()
+    with suppress(OSError):  # not by the stream, which may be in the midst of writing
+        os.write(2, f"{text}\n".encode("ascii", "plain"))
+    os._exit(128 + number)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment; processes that are begun meanwhile never get it, and are for us to end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
 def session() -> Iterator[None]:
     """A command's time on the terminal: with streams that can be used, and signals that end it in order."""
-    _State.advice, _State.ending = "", None
+    _State.advice, _State.asked, _State.ending = "", None, False
     before = {number: signal.getsignal(number) for number in SIGNALS}
     open_streams()
+    find_home()
     listen()
     try:
         yield
     finally:
-        _State.ending = time.monotonic()
+        _State.asked, _State.ending = time.monotonic(), True
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)

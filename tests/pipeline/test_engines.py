@@ -9,8 +9,15 @@ import time
 
 import psutil
 import pytest
+import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from support import TINY, command, contents, reseal
+
+from pipeline import runs
+from pipeline.cli import main
+from pipeline.engines import foreseen, reason_of
+from stages.errors import BadData
 
 LONG = {"steps": 60, "batch_size": 32}
 """An attack that takes long enough to be interrupted."""
@@ -300,3 +307,31 @@ def test_a_learner_begins_with_other_weights_than_the_model_its_images_were_move
     }
     assert (first["twin"] - first["standard"]).abs().max() < 1e-6, "of one seed"
     assert (first["from_other"] - first["standard"]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "plain"),
+    [
+        (BadData("shard 3 is\ndamaged"), r"shard 3 is\ndamaged", True),
+        (FileNotFoundError(2, "No such file or directory", "a\x1b.png"), r"a\x1b.png: No such file or directory", True),
+        (OSError(28, "No space left on device"), "No space left on device", True),
+        (ConnectionError("the store was away"), "the store was away", True),
+        (MemoryError(), "memory ran out", True),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "memory ran out: CUDA out of memory.", True),
+        (KeyError("x"), "unexpected: 'x' (KeyError)", False),
+        (AssertionError(), "unexpected: AssertionError", False),
+    ],
+)
+def test_a_reason_names_its_kind_only_where_nobody_foresaw_it(error, said, plain):
+    assert reason_of(error) == said and foreseen(error) is plain
+
+
+def test_debug_shows_where_a_node_failed_of_what_nobody_foresaw(tiny, write, tmp_path, monkeypatch):
+    def fail(*args):
+        raise KeyError("there")
+
+    monkeypatch.setattr(runs.Run, "_make_shards", fail)
+    args = ["run", str(write(tiny)), "--store", str(tmp_path / "s"), "--engine", "inline"]
+    usual, debug = (CliRunner().invoke(main, [*more, *args]).stderr for more in ([], ["--debug"]))
+    assert "unexpected: 'there' (KeyError)" in usual and "Traceback" not in usual
+    assert "Traceback" in debug and 'raise KeyError("there")' in debug

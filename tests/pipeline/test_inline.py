@@ -87,7 +87,9 @@ def test_a_step_that_fails_is_tried_again_and_does_not_stop_the_others(heavy, st
         assert lost == []
     else:
         assert made == ["train-000000", "train-000002", "train-000003"]
-        assert [(one.unit, one.reason) for one in lost] == [("train-000001", f"unexpected: {step} of train-000001 (RuntimeError)")]
+        assert [(one.unit, one.reason) for one in lost] == [
+            ("train-000001", f"unexpected: {step} of train-000001 (RuntimeError)")
+        ]
 
 
 @pytest.mark.parametrize("heavy", [True, False])
