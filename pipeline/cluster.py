@@ -300,7 +300,8 @@ def runtime_env(request: Request, here: Path) -> dict[str, Any]:
 
 
 def _left_out(here: Path, store: Path) -> list[Path]:
-    """What of the folder is no code: files that are too large, the store if it is in there, and what has no end.
+    """What of the folder is no code: files that are too large, the store if it is in there, what cannot be read or ends
+    never.
 
     Ray follows links, so they are followed here; one that leads back to where it lies would be followed for ever, and a
     pipe is read for ever.
@@ -311,11 +312,11 @@ def _left_out(here: Path, store: Path) -> list[Path]:
     left, total = [store] if here in store.parents else [], 0
     for folder, names, files in os.walk(here, followlinks=True):
         there = {name: Path(folder, name) for name in names if not _excluded(name)}
-        circles = [path for path in there.values() if path.is_symlink() and _leads_back(path)]
-        names[:] = [name for name, path in there.items() if path != store and path not in circles]
-        left += circles
+        shut = [path for path in there.values() if not os.access(path, os.R_OK | os.X_OK) or _leads_back(path)]
+        names[:] = [name for name, path in there.items() if path != store and path not in shut]
+        left += shut
         for path in (Path(folder, name) for name in files if not _excluded(name)):
-            if not path.is_file() or path.stat().st_size > LARGEST_FILE * 2**20:
+            if not path.is_file() or not os.access(path, os.R_OK) or path.stat().st_size > LARGEST_FILE * 2**20:
                 left.append(path)
                 continue
             total += path.stat().st_size
@@ -336,10 +337,10 @@ def _excluded(name: str) -> bool:
     return any(Path(name).match(pattern) for pattern in EXCLUDES)
 
 
-def _leads_back(link: Path) -> bool:
-    """Whether a link to a folder leads to one that it lies in, be it through other links."""
-    to = link.resolve()
-    return any(folder.resolve().is_relative_to(to) for folder in link.parents)
+def _leads_back(folder: Path) -> bool:
+    """Whether it is a link to a folder that it lies in, be it through other links."""
+    to = folder.resolve()
+    return folder.is_symlink() and any(above.resolve().is_relative_to(to) for above in folder.parents)
 
 
 def _refuse_unsent(experiment: Experiment, here: Path, left: list[Path]) -> None:

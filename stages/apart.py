@@ -1,7 +1,4 @@
-"""Code of the user's is tried in a process of its own: it may exit, crash or hang, and a sentence says so.
-
-apart(train.refuse_misfit, design, here, arch=design.arch)
-"""
+"""Code of the user's is tried in a process of its own: it may exit, crash or hang, and a sentence says so."""
 
 import faulthandler
 import os
