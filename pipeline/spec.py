@@ -236,7 +236,7 @@ def _reason(error: ErrorDetails, choices: Sequence[str]) -> str:
         case "invalid_key" | "string_type" if "[key]" in error["loc"] or error["type"] == "invalid_key":
             return "a name must be text, put it in quotes"
         case "string_pattern_mismatch" if "[key]" in error["loc"] or parts == ["name"]:
-            return f"a name {NAMED}"
+            return f"a name {NAMED}; got {shown(got)}"
         case "string_pattern_mismatch":
             return f"must match {context['pattern']}, got {shown(got)}"
         case "value_error":

@@ -173,7 +173,7 @@ def test_an_experiment_is_read_as_utf_8_whatever_the_terminal_is(made_once):
         ("$notbugs status --store s >&-", 0, ""),
         ("$notbugs status --store s <&-", 0, ""),
         ("$notbugs status --store s <&- >&- 2>&-", 0, ""),
-        ("$notbugs plan - <&-", 2, "an experiment file is a mapping"),
+        ("$notbugs plan - <&-", 2, "is empty"),
         ("$notbugs status --store s >/dev/full", 1, "standard output cannot be written: No space left on device"),
         ("$notbugs --help >/dev/full", 1, "standard output cannot be written: No space left on device"),
         ("$notbugs show --json --store s >/dev/full 2>&1", 1, ""),
