@@ -148,6 +148,14 @@ def open_streams() -> None:
                 stream.reconfigure(encoding="utf-8")  # of an experiment file, whatever the terminal's is
 
 
+def name_files_in_utf_8() -> None:
+    """Begin the program again where the locale has file names in another encoding: pyarrow has them in UTF-8 always."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding if sys.stdout else "utf-8")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def find_home() -> None:
     """Give the process a home folder where the system knows of none, as for a container's made-up user: Ray asks."""
     try:

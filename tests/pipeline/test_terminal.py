@@ -160,6 +160,15 @@ def test_output_does_not_fail_for_the_encoding_of_the_terminal(environment, made
     assert re.search("^-{10}  -{14}  ", out, re.MULTILINE), "the table's rule, in what signs there are"
 
 
+def test_a_folder_of_any_name_is_found_whatever_the_locale_is(made_once, tmp_path):
+    """pyarrow names files in UTF-8, Python as the locale says: a store must not lie in a folder of another name."""
+    here = tmp_path / "Größe"
+    here.mkdir()
+    line = f"$notbugs run {made_once}/loaded.yaml --engine inline --store Süd >é && $notbugs status --store Süd >>é"
+    code, _, err = shell(line, here, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert code == 0 and {path.name for path in here.iterdir()} == {"Süd", "é"}, err
+
+
 def test_an_experiment_is_read_as_utf_8_whatever_the_terminal_is(made_once):
     line = "printf 'name: \"ε\"' | $notbugs plan -"
     assert "'ε'" in shell(line, made_once, PYTHONIOENCODING="utf-8")[2]
