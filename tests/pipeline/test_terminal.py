@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -352,6 +353,16 @@ def test_a_run_that_is_told_to_end_says_what_is_kept_and_how_to_go_on(
         assert "This run was interrupted: 0 of 1 nodes are there." in next(store.glob("runs/*/*.html")).read_text()
 
 
+def test_who_follows_a_job_is_told_that_it_goes_on(monkeypatch, ctrl_c):
+    job = SimpleNamespace(id="notbugs-x-1")
+    found = SimpleNamespace(address="http://h:1", job=lambda name: job, follow=told(signal.SIGINT))
+    monkeypatch.setattr("pipeline.cli.Cluster", lambda address: found)
+    said = invoke("logs", "--follow", code=130).stderr.strip()
+    assert said == (
+        "Interrupted. No longer followed; it goes on. Stop it with: notbugs stop notbugs-x-1 --address http://h:1"
+    )
+
+
 @pytest.mark.parametrize("command", [["show"], ["verify"], ["plan", "tiny.yaml"]], ids=" ".join)
 def test_every_command_that_is_told_to_end_says_so(command, made_once, monkeypatch, ctrl_c):
     monkeypatch.chdir(made_once)
@@ -378,7 +389,7 @@ with terminal.session():
     ("signals", "pause", "code", "said"),
     [
         ([signal.SIGINT, signal.SIGINT], 1.3, 130, "Ended at once. All is kept."),
-        ([signal.SIGTERM, signal.SIGINT], 1.3, 130, "Ended at once. All is kept."),
+        ([signal.SIGINT, signal.SIGTERM], 1.3, 143, "Ended at once. All is kept."),
         ([signal.SIGINT, signal.SIGINT], 0.2, 1, "Interrupted: SIGINT"),
         ([signal.SIGHUP, signal.SIGHUP, signal.SIGTERM], 0.4, 1, "Interrupted: SIGHUP"),
     ],
@@ -405,6 +416,7 @@ def test_a_second_ctrl_c_ends_at_once_and_what_is_sent_twice_counts_once(signals
 IMPORTS = """
 import os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 from pipeline import terminal
 Path("half.py").write_text("import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.5); whole = 1")
 sys.path.insert(0, "")
