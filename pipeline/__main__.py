@@ -7,6 +7,7 @@ from pipeline import terminal
 
 def main() -> None:
     """Make ready for what the terminal may do before anything else is loaded, which takes a second."""
+    terminal.name_files_in_utf_8()
     terminal.open_streams()
     terminal.listen()
     try:

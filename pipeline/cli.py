@@ -508,9 +508,9 @@ def _refuse_no_place(out: Path | None) -> None:
     """Before any work is done for it."""
     with _written(out):
         if out is not None and not out.parent.is_dir():
-            raise BadInput(f"--out {out}: there is no folder {out.parent}")
+            raise BadInput(f"--out {out}: cannot be written: there is no folder {out.parent}")
         if out is not None and out.is_dir():
-            raise BadInput(f"--out {out}: is a folder; name a file in it")
+            raise BadInput(f"--out {out}: cannot be written: it is a folder; name a file in it")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -3,7 +3,9 @@
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +13,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+
+from pipeline.terminal import visible
 
 COLOURS = 8
 """Colours of series that the page defines: ``--c0`` … ``--c7``."""
@@ -22,7 +26,6 @@ MARKS = "osD^vPX*"
 
 STYLE: Any = {
     "svg.fonttype": "none",
-    "text.parse_math": False,
     "font.family": "sans-serif",
     "font.size": 11,
     "axes.edgecolor": INK,
@@ -84,7 +87,7 @@ def lines(
         log: whether x grows by factors.
         level: a share to compare with, and its name.
     """
-    with matplotlib.rc_context(STYLE):
+    with plain_text(STYLE):
         figure, axes = _empty(3.3 + 0.24 * ((sum(bool(line.name) for line in drawn) + 1) // 2))
         for line in drawn:
             _draw(axes, line)
@@ -111,7 +114,7 @@ def _draw(axes: Axes, line: Line) -> None:
         color=_series(line.colour),
         linestyle="--" if line.dashed else "-",
         marker=MARKS[line.colour % len(MARKS)] if few else None,
-        label=line.name or None,
+        label=visible(line.name) or None,
     )
     if line.low:
         axes.vlines(line.x, line.low, line.high, color=_series(line.colour), linewidth=1)
@@ -130,14 +133,14 @@ class Bar:
 
 def bars(name: str, said: str, drawn: Sequence[Bar], x_label: str, level: tuple[str, float]) -> str:
     """Shares beside each other, the first on top, and a share to compare them with."""
-    with matplotlib.rc_context(STYLE):
+    with plain_text(STYLE):
         figure, axes = _empty(1.1 + 0.36 * len(drawn))
         places = range(len(drawn))
         axes.barh(places, [b.value for b in drawn], 0.6, color=[_series(b.colour) for b in drawn])
         axes.hlines(places, [b.low for b in drawn], [b.high for b in drawn], color=INK, linewidth=1.2)
         axes.axvline(level[1], color=INK, linewidth=1, linestyle=":", label=level[0])
         axes.set(xlabel=x_label, xlim=(0, 1.03))
-        axes.set_yticks(places, [b.name for b in drawn])
+        axes.set_yticks(places, [visible(b.name) for b in drawn])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
@@ -170,7 +173,7 @@ def scatter(
         shares: whether both axes are shares in [0, 1].
         names: of the points of the first kind, written beside them.
     """
-    with matplotlib.rc_context(STYLE):
+    with plain_text(STYLE):
         figure, axes = _empty(3.6)
         for number, (kind, points) in enumerate(groups.items()):
             if not points:
@@ -179,7 +182,7 @@ def scatter(
             size, mark = (12, "o") if len(points) > 20 else (28, MARKS[number])
             axes.scatter(xs, ys, s=size, marker=mark, color=_series(number), alpha=0.75, linewidths=0, label=kind)
         for text, (x, y) in zip(names, next(iter(groups.values())), strict=False):
-            axes.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(visible(text), (x, y), (4, 4), textcoords="offset points", fontsize=8)
         for x in vertical:
             axes.axvline(x, color=INK, linewidth=0.8, linestyle=":")
         for y in horizontal:
@@ -193,6 +196,14 @@ def scatter(
 
 
 # -------------------------------------------------------------------------------------------- drawing
+
+
+@contextmanager
+def plain_text(style: Any) -> Iterator[None]:
+    """Draw in a style in which text is text: no formulas, and no warning of a letter that the font does not have."""
+    with matplotlib.rc_context({**style, "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
 
 
 def _empty(height: float) -> tuple[Figure, Axes]:

@@ -15,6 +15,7 @@ from pipeline.artifacts import Made
 from pipeline.documents import NodeName, Version, fits
 from pipeline.jobs import Place, open_model
 from pipeline.scores import NORMS
+from pipeline.terminal import visible
 from stages.errors import BadData, BadInput, some
 from stages.images import decode, read_file
 from stages.recipes import Attack, Bring, is_own
@@ -236,12 +237,12 @@ def _turn(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -
 
 def draw(picture: Picture) -> bytes:
     """Before, the change, after, as a PNG: the change is magnified until its largest value shows."""
-    from matplotlib.figure import Figure
+    from pipeline import figures  # here: it takes a second to load
 
     change = picture.after.astype(np.float64) - picture.before.astype(np.float64)
     times = 127.5 / max(1.0, float(np.abs(change).max()))
     shown = np.clip(127.5 + change * times, 0, 255).astype(np.uint8)
-    toward = f"toward {picture.classes[picture.target]}"
+    toward = f"toward {visible(picture.classes[picture.target])}"
     captions = [
         ("before", _told(picture.top(0))),
         (
@@ -250,6 +251,13 @@ def draw(picture: Picture) -> bytes:
         ),
         ("after", _told(picture.top(1))),
     ]
+    with figures.plain_text({}):
+        return _drawn(picture, shown, captions)
+
+
+def _drawn(picture: Picture, shown: np.ndarray, captions: Sequence[tuple[str, str]]) -> bytes:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10.5, 4.6), layout="constrained")
     for axes, image, (title, caption) in zip(
         figure.subplots(1, 3), (picture.before, shown, picture.after), captions, strict=True
@@ -265,4 +273,4 @@ def draw(picture: Picture) -> bytes:
 
 
 def _told(top: Sequence[tuple[str, float]]) -> str:
-    return "\n".join(f"{name}  {100 * share:.1f} %" for name, share in top)
+    return "\n".join(f"{visible(name)}  {100 * share:.1f} %" for name, share in top)

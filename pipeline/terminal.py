@@ -6,6 +6,7 @@ Loads nothing but the standard library: it is set up before the rest of the prog
 import codecs
 import errno
 import io
+import multiprocessing
 import os
 import re
 import signal
@@ -24,7 +25,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C; what `kill`, `docker stop` and batch systems send; a terminal or connection that was closed."""
 
 IMPATIENCE = 1.0
-"""Seconds from which on a second Ctrl-C is one: before, a wrapper or a trembling finger sent the first one twice."""
+"""Seconds from which on a second signal is one: before, the same comes twice, from a closed shell and from the system,
+through a wrapper, of a trembling finger."""
 
 HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
@@ -148,6 +150,14 @@ def open_streams() -> None:
                 stream.reconfigure(encoding="utf-8")  # of an experiment file, whatever the terminal's is
 
 
+def name_files_in_utf_8() -> None:
+    """Begin the program again where the locale has file names in another encoding: pyarrow has them in UTF-8 always."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding if sys.stdout else "utf-8")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def find_home() -> None:
     """Give the process a home folder where the system knows of none, as for a container's made-up user: Ray asks."""
     try:
@@ -170,7 +180,7 @@ def say_interrupted() -> None:
 
 
 def listen(force: bool = False) -> None:
-    """Let the first of `SIGNALS` raise `Interrupted` in the main thread, and a second Ctrl-C end at once.
+    """Let the first of `SIGNALS` raise `Interrupted` in the main thread, and another one later end at once.
 
     A signal that this process was begun to ignore, as with nohup or in the background, stays ignored.
 
@@ -189,7 +199,7 @@ def _told(number: int, frame: FrameType | None) -> None:
         _State.again -= 1
     elif _State.asked is None:
         _State.asked = now
-    elif number == signal.SIGINT and now - _State.asked > IMPATIENCE:
+    elif now - _State.asked > IMPATIENCE:
         _end_at_once(number)
     if not _State.ending and _importing(frame):
         threading.Timer(0.02, _tell_again, (number,)).start()
@@ -217,6 +227,8 @@ def _end_at_once(number: int) -> None:
     text = f"{cursor}\nEnded at once. {visible(_State.advice)}".rstrip()
     with suppress(OSError):  # not by the stream, which may be in the midst of writing
         os.write(2, f"{text}\n".encode("ascii", "plain"))
+    for process in multiprocessing.active_children():  # those begun `alone`
+        process.terminate()
     os._exit(128 + number)
 
 
@@ -244,4 +256,5 @@ def session() -> Iterator[None]:
         _State.asked, _State.ending = time.monotonic(), True
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if handler is not None:  # not set by Python
+                    signal.signal(number, handler)

@@ -744,7 +744,7 @@ def test_a_run_is_named_by_its_typo(finished):
 @pytest.mark.parametrize("command", [["report"], ["attack", "experiment.yaml", "--model", "standard", "--to", "1"]])
 @pytest.mark.parametrize(
     ("out", "why"),
-    [("none/x.png", "there is no folder none"), (".", "is a folder"), ("/proc/x.png", ""), ("x" * 300, "too long")],
+    [("none/x.png", "there is no folder none"), (".", "it is a folder"), ("/proc/x.png", ""), ("x" * 300, "too long")],
 )
 def test_a_file_that_cannot_be_written_is_refused(command, out, why, finished):
     refused = invoke(*command, "--store", finished[1], "--out", out, code=2).stderr

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.figures import BOX, Bar, Line, bars, graph, lines, scatter
+from pipeline.terminal import visible
 
 SHARES = st.floats(0, 1)
 NAMES = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1, max_size=30)
@@ -83,3 +84,14 @@ def test_every_box_stands_right_of_what_it_is_made_from_and_on_no_other(needs):
         assert 0 <= one.x <= drawing.width - BOX[0] and 0 <= one.y <= drawing.height - BOX[1]
         for other in drawing.boxes:
             assert one is other or abs(one.x - other.x) >= BOX[0] or abs(one.y - other.y) >= BOX[1]
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "\udcff", "<b>&", "$x^{2$", "\u202egnp", "猫", "a\nb", "\x00"])
+def test_a_name_is_drawn_whatever_signs_it_has(name):
+    for chart in (
+        lines("a", "", [Line(name, [1, 2], [0.1, 0.2])], "steps", "share"),
+        bars("a", "", [Bar(name, 0.5, 0.4, 0.6)], "accuracy", ("chance", 0.1)),
+        scatter("a", "", {"ours": [(0.1, 0.2)]}, "x", "y", shares=True, names=[name]),
+    ):
+        text = "".join(ElementTree.fromstring(chart).itertext())
+        assert visible(name) in text

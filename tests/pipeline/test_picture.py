@@ -1,5 +1,6 @@
 """`notbugs attack`: one picture moved toward a class."""
 
+import io
 import json
 import os
 import re
@@ -189,3 +190,11 @@ def test_a_class_is_found_by_name_in_any_case_or_by_number():
 def test_of_many_classes_the_first_are_named():
     with pytest.raises(BadInput, match=r"they are class 0, .*class 9, …$"):
         picture.class_number("zebra", [f"class {i}" for i in range(11)])
+
+
+@pytest.mark.parametrize("name", ["$5 bill $", "猫", "\x1b[2J", "\udcff", "a\nb", "x" * 400])
+def test_a_class_of_any_name_is_drawn(name):
+    pixels = np.zeros((8, 8, 1), dtype=np.uint8)
+    made = picture.Picture(pixels, pixels + 1, [name, "other"], 0, np.array([[0.2, 0.8], [0.9, 0.1]]), 0.1, 0.1, "how")
+    with Image.open(io.BytesIO(picture.draw(made))) as drawn:
+        assert drawn.format == "PNG"

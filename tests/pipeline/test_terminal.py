@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -158,6 +159,15 @@ def test_output_does_not_fail_for_the_encoding_of_the_terminal(environment, made
     code, out, err = shell("$notbugs show --store s && $notbugs attack --help", made_once, **environment)
     assert code == 0, err
     assert re.search("^-{10}  -{14}  ", out, re.MULTILINE), "the table's rule, in what signs there are"
+
+
+def test_a_folder_of_any_name_is_found_whatever_the_locale_is(made_once, tmp_path):
+    """pyarrow names files in UTF-8, Python as the locale says: a store must not lie in a folder of another name."""
+    here = tmp_path / "Größe"
+    here.mkdir()
+    line = f"$notbugs run {made_once}/loaded.yaml --engine inline --store Süd >é && $notbugs status --store Süd >>é"
+    code, _, err = shell(line, here, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert code == 0 and {path.name for path in here.iterdir()} == {"Süd", "é"}, err
 
 
 def test_an_experiment_is_read_as_utf_8_whatever_the_terminal_is(made_once):
@@ -343,6 +353,16 @@ def test_a_run_that_is_told_to_end_says_what_is_kept_and_how_to_go_on(
         assert "This run was interrupted: 0 of 1 nodes are there." in next(store.glob("runs/*/*.html")).read_text()
 
 
+def test_who_follows_a_job_is_told_that_it_goes_on(monkeypatch, ctrl_c):
+    job = SimpleNamespace(id="notbugs-x-1")
+    found = SimpleNamespace(address="http://h:1", job=lambda name: job, follow=told(signal.SIGINT))
+    monkeypatch.setattr("pipeline.cli.Cluster", lambda address: found)
+    said = invoke("logs", "--follow", code=130).stderr.strip()
+    assert said == (
+        "Interrupted. No longer followed; it goes on. Stop it with: notbugs stop notbugs-x-1 --address http://h:1"
+    )
+
+
 @pytest.mark.parametrize("command", [["show"], ["verify"], ["plan", "tiny.yaml"]], ids=" ".join)
 def test_every_command_that_is_told_to_end_says_so(command, made_once, monkeypatch, ctrl_c):
     monkeypatch.chdir(made_once)
@@ -369,7 +389,7 @@ with terminal.session():
     ("signals", "pause", "code", "said"),
     [
         ([signal.SIGINT, signal.SIGINT], 1.3, 130, "Ended at once. All is kept."),
-        ([signal.SIGTERM, signal.SIGINT], 1.3, 130, "Ended at once. All is kept."),
+        ([signal.SIGINT, signal.SIGTERM], 1.3, 143, "Ended at once. All is kept."),
         ([signal.SIGINT, signal.SIGINT], 0.2, 1, "Interrupted: SIGINT"),
         ([signal.SIGHUP, signal.SIGHUP, signal.SIGTERM], 0.4, 1, "Interrupted: SIGHUP"),
     ],
@@ -396,6 +416,7 @@ def test_a_second_ctrl_c_ends_at_once_and_what_is_sent_twice_counts_once(signals
 IMPORTS = """
 import os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 from pipeline import terminal
 Path("half.py").write_text("import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.5); whole = 1")
 sys.path.insert(0, "")

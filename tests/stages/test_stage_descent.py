@@ -18,7 +18,7 @@ from stages.threat import in_ball
 from stages.usefulness import measure
 
 CLASSES = [str(k) for k in range(10)]
-BALL = {"eps": 1.5, "steps": 7, "batch_size": 16}
+BALL = {"eps": 0.9, "steps": 7, "batch_size": 16}
 
 
 @pytest.fixture
