@@ -200,7 +200,7 @@ from pathlib import Path
 from torch import nn
 
 class Net(nn.Module):
-    calls = 0
+    calls, bad = 0, None
 
     def __init__(self, classes, channels):
         super().__init__()
@@ -209,7 +209,9 @@ class Net(nn.Module):
     def forward(self, x):
         if not self.training and Path("picky").exists() and x.requires_grad:
             Net.calls += 1
-            if Net.calls in (7, 8, 9):  # the second shard: two batches of three steps come before it
+            if Net.calls == 7:  # the second shard: two batches of three steps come before it
+                Net.bad = x.detach().clone()
+            if Net.bad is not None and x.shape == Net.bad.shape and (x == Net.bad).all():
                 raise RuntimeError("not this one")
         return self.layers(x)
 
