@@ -130,7 +130,7 @@ def test_a_picture_of_any_size_is_brought_to_the_models(store, tmp_path):
         (("--model", "standard", "--to", "1", "--steps", "1000000"), "--steps: must be less than or equal to 100000"),
         (
             ("--model", "standard", "--to", "1", "--steps", "1", "--out", "no/where.png"),
-            "--out no/where.png: there is no folder no",
+            "--out no/where.png: cannot be written: there is no folder no",
         ),
     ],
 )

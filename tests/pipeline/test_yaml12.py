@@ -157,7 +157,7 @@ def test_what_is_no_experiment_is_refused_at_once_in_one_sentence(what, tmp_path
     ("/dev/zero", f"has more than {FILE:,} bytes"),
     ("/dev/null", "is empty"),
     (".", "cannot be read: Is a directory"),
-    ("", "cannot be read: Is a directory"),
+    ("", "is empty"),
     ("x" * 300, "cannot be read: File name too long"),
     ("none/x.yaml", "cannot be read: No such file or directory"),
 ])  # fmt: skip
