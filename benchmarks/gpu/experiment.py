@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import click
 import yaml
 
 from benchmarks.gpu.sheet import Sheet
@@ -42,10 +41,10 @@ def measure(sheet: Sheet) -> None:
         data = ["--data", str(sheet.data)] if sheet.data else []
         asked = ["run", str(file), "--engine", "inline", "--store", str(store), "--only", name, *data]
         try:
-            notbugs.main(asked, standalone_mode=False)
-        except (click.ClickException, SystemExit) as error:
-            if not isinstance(error, SystemExit) or error.code:
-                sheet.say(f"{name}: {error}")
+            notbugs.main(asked)
+        except SystemExit as ended:
+            if ended.code:
+                sheet.say(f"{name}: ended with exit code {ended.code}")
                 continue
         for row in found(store, name):
             add(

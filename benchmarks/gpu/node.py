@@ -45,7 +45,11 @@ def dataset(sheet: Sheet) -> None:
         "models": {"net": {"load": brought}},
     }
     file.write_text(yaml.safe_dump(what))
-    notbugs.main(["run", str(file), "--engine", "inline", "--store", str(store)], standalone_mode=False)
+    try:
+        notbugs.main(["run", str(file), "--engine", "inline", "--store", str(store)])
+    except SystemExit as ended:
+        if ended.code:
+            raise
     (run,) = store.glob("runs/*/run.json")
     seconds = json.loads(run.read_text())["nodes"]["datasets/moved"]["seconds"]
     marks = [json.loads(path.read_text()) for path in store.glob("datasets/moved/*/commits/*.json")]
