@@ -95,6 +95,7 @@ def test_every_worker_and_every_process_of_a_group_sets_them_too(folder):
     run(folder, experiment(2))
     processes, settings = seen(folder, here=False)
     assert len(processes) >= 4  # two that train, an actor for each of the others, at least
+    assert settings.pop((False, False), 0) <= 3  # tries of the network before the run, whose answers nobody looks at
     assert set(settings) == {(False, True), (True, True)}
 
 

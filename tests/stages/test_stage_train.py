@@ -743,4 +743,4 @@ def test_a_training_is_compiled_if_asked_and_its_weights_keep_their_names(how, s
 @pytest.mark.slow  # the compiler
 def test_a_compiled_training_learns_what_a_plain_one_does(some, design):
     plain, compiled = (train.history_of(run(recipe(epochs=2, compile=how), design, some)[-1]) for how in (False, True))
-    assert [row["loss"] for row in compiled] == pytest.approx([row["loss"] for row in plain], rel=1e-3)
+    assert [row["loss"] for row in compiled] == pytest.approx([row["loss"] for row in plain], rel=1e-2)
