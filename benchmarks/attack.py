@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.side_by_side import cifar10, images, in_turns, machine, over, seconds_of, show, spread
-from pipeline import spec
+from pipeline.experiment import spec
 from stages import model as models
 from stages import train
 from stages.device import computing, device, threads

@@ -41,12 +41,12 @@ from ray import cloudpickle
 
 from benchmarks.scale import Looked, on_s3, take_away, until_asked
 from benchmarks.side_by_side import highest, machine, show
-from pipeline import artifacts
-from pipeline.engines import Inline
-from pipeline.graph import build
-from pipeline.jobs import JOBS, DatasetJob, Place, Unit
-from pipeline.runs import Run
-from pipeline.spec import parse
+from pipeline.experiment.graph import build
+from pipeline.experiment.spec import parse
+from pipeline.run import artifacts
+from pipeline.run.engines import Inline
+from pipeline.run.jobs import JOBS, DatasetJob, Place, Unit
+from pipeline.run.runs import Run
 from pipeline.store import Store, digest
 from stages import nets
 from stages.model import save

@@ -24,12 +24,12 @@ import psutil
 
 from benchmarks.shards import CLASSES, shards_of
 from benchmarks.side_by_side import attacked, highest, images, machine, show
-from pipeline.engines import Inline
-from pipeline.graph import build
-from pipeline.jobs import Place
-from pipeline.on_ray import OnRay
-from pipeline.runs import Run
-from pipeline.spec import parse
+from pipeline.experiment.graph import build
+from pipeline.experiment.spec import parse
+from pipeline.run.engines import Inline
+from pipeline.run.jobs import Place
+from pipeline.run.on_ray import OnRay
+from pipeline.run.runs import Run
 from pipeline.store import Store
 from stages.shard import pack
 

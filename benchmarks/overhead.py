@@ -24,11 +24,11 @@ import torch
 
 from benchmarks.attack import ours
 from benchmarks.side_by_side import in_turns, machine, over, seconds_of, show, spread
-from pipeline import jobs
-from pipeline.jobs import AttackJob, Place
-from pipeline.on_ray import OnRay
-from pipeline.runs import Run
-from pipeline.spec import parse
+from pipeline.experiment.spec import parse
+from pipeline.run import jobs
+from pipeline.run.jobs import AttackJob, Place
+from pipeline.run.on_ray import OnRay
+from pipeline.run.runs import Run
 from pipeline.store import Store
 from stages.attack import distances, logits_of
 from stages.device import threads

@@ -15,11 +15,12 @@ from typing import Any
 import click
 
 from benchmarks.side_by_side import machine, show
-from pipeline import cost, runs
-from pipeline.graph import build
-from pipeline.jobs import Place
-from pipeline.on_ray import OnRay
-from pipeline.spec import parse
+from pipeline.cost import estimate
+from pipeline.experiment.graph import build
+from pipeline.experiment.spec import parse
+from pipeline.run import runs
+from pipeline.run.jobs import Place
+from pipeline.run.on_ray import OnRay
 from pipeline.store import Store
 
 
@@ -53,10 +54,10 @@ def experiment(images: int, steps: int, epochs: int, arch: str, precision: str, 
     )
 
 
-def predicted(wanted: Any, place: Place, workers: int | None) -> cost.Prices:
+def predicted(wanted: Any, place: Place, workers: int | None) -> estimate.Prices:
     """What the plan says."""
     outlooks = runs.preflight(build(wanted), place, fetch=False)
-    return cost.price(outlooks, place, workers, lambda what: click.echo(f"trying: {what}", err=True))
+    return estimate.price(outlooks, place, workers, lambda what: click.echo(f"trying: {what}", err=True))
 
 
 def true(wanted: Any, place: Place, workers: int | None) -> dict[str, float]:

@@ -29,11 +29,11 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from benchmarks.side_by_side import machine, show
-from pipeline import jobs
-from pipeline.jobs import AttackJob, Place
-from pipeline.on_ray import ACTOR_CPUS, OnRay
-from pipeline.runs import Run
-from pipeline.spec import parse
+from pipeline.experiment.spec import parse
+from pipeline.run import jobs
+from pipeline.run.jobs import AttackJob, Place
+from pipeline.run.on_ray import ACTOR_CPUS, OnRay
+from pipeline.run.runs import Run
 from pipeline.store import Store
 from stages.relabel import targets
 from stages.shard import Shard
@@ -159,7 +159,7 @@ class Look:
     """An engine that only takes the time at which it is asked for shards."""
 
     def start(self, work: Callable[[], Any]) -> Any:
-        from pipeline.engines import Inline
+        from pipeline.run.engines import Inline
 
         return Inline().start(work)
 

@@ -27,10 +27,10 @@ import webdataset
 from PIL import Image
 
 from benchmarks.side_by_side import attacked, images, in_turns, machine, on_shards, over, seconds_of, show, spread
-from pipeline.artifacts import Made
-from pipeline.graph import build
-from pipeline.jobs import AttackJob, Place, Unit
-from pipeline.spec import parse
+from pipeline.experiment.graph import build
+from pipeline.experiment.spec import parse
+from pipeline.run.artifacts import Made
+from pipeline.run.jobs import AttackJob, Place, Unit
 from pipeline.store import Store, digest
 from stages.device import threads
 from stages.images import PNG_LEVEL, decode, encode_png

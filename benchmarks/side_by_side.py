@@ -13,8 +13,8 @@ import click
 import numpy as np
 import torch
 
-from pipeline import report
-from pipeline.rehearsal import device
+from pipeline.cost.trial import device
+from pipeline.report import tables
 from stages import load
 from stages.images import decode
 from stages.recipes import Torchvision
@@ -104,7 +104,7 @@ def over(values: Sequence[float], others: Sequence[float]) -> float:
 
 def show(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """Print a table."""
-    click.echo(f"\n{title}\n\n{report.table(head, lines)}")
+    click.echo(f"\n{title}\n\n{tables.table(head, lines)}")
 
 
 # ------------------------------------------------------------------------------------------------ images

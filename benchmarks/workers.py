@@ -18,10 +18,12 @@ import click
 import ray
 
 from benchmarks.side_by_side import machine
-from pipeline import ddp, report, spec
-from pipeline.engines import Inline
-from pipeline.graph import build
-from pipeline.jobs import JOBS, ModelJob, Place, ShardJob
+from pipeline.experiment import spec
+from pipeline.experiment.graph import build
+from pipeline.report import tables
+from pipeline.run import ddp
+from pipeline.run.engines import Inline
+from pipeline.run.jobs import JOBS, ModelJob, Place, ShardJob
 from pipeline.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,9 +111,9 @@ def main(workers: int, seeds: int, epochs: int | None, data: Path | None, images
     head = ["epoch", *(f"loss, {c} w" for c in counts), *(f"accuracy %, {c} w" for c in counts)]
     print(f"{machine('torch', 'ray')}, trained on {'GPUs' if gpu else 'processors'}")
     print(f"seeds 0–{seeds - 1}, mean ± standard deviation\n")
-    print(report.table(head, lines), "\n")
+    print(tables.table(head, lines), "\n")
     score = [[str(c), spread([scores[m] for m in of[c]], 2, 100)] for c in counts]
-    print(report.table(["workers", "clean test accuracy %"], score))
+    print(tables.table(["workers", "clean test accuracy %"], score))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from pipeline import controls, runs, spec
-from pipeline.graph import build
-from pipeline.jobs import Place
+from pipeline.experiment import controls, spec
+from pipeline.experiment.graph import build
+from pipeline.run import runs
+from pipeline.run.jobs import Place
 from pipeline.store import Store
 from stages import limits, nets, recipes
 from stages.errors import BadInput

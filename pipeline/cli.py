@@ -18,17 +18,20 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pipeline import artifacts, picture, report, runs, spec, terminal
-from pipeline import cost as pricing
+from pipeline import picture, terminal
 from pipeline.cluster import JOB_VARIABLE, Cluster, Job, Request, runtime_env
-from pipeline.display import clock, watcher
-from pipeline.documents import NodeName, Version, fits
-from pipeline.engines import Engine, Inline, foreseen, reason_of
-from pipeline.graph import GROUPS, build
-from pipeline.jobs import Place
-from pipeline.on_ray import OnRay
-from pipeline.scores import percent
-from pipeline.spec import Experiment
+from pipeline.cost import estimate
+from pipeline.experiment import spec
+from pipeline.experiment.graph import GROUPS, build
+from pipeline.experiment.spec import Experiment
+from pipeline.report import tables
+from pipeline.report.scores import percent
+from pipeline.run import artifacts, runs
+from pipeline.run.documents import NodeName, Version, fits
+from pipeline.run.engines import Engine, Inline, foreseen, reason_of
+from pipeline.run.jobs import Place
+from pipeline.run.on_ray import OnRay
+from pipeline.run.progress import clock, watcher
 from pipeline.store import Store
 from pipeline.terminal import Unheard, echo, relay, visible
 from stages import own
@@ -262,7 +265,7 @@ def plan(
     prices = _measured(outlooks, place, workers) if cost else None
     if as_json:
         nodes = [_planned(outlook) | _priced(outlook, prices, gpus) for outlook in outlooks]
-        total = {"cost": pricing.total_as_json(prices, gpus)} if prices else {}
+        total = {"cost": estimate.total_as_json(prices, gpus)} if prices else {}
         _print_json({"store": place.store.url, "nodes": nodes} | total)
         return
     lines = [
@@ -277,27 +280,27 @@ def plan(
         for o in outlooks
     ]
     echo(f"store {place.store.url}\n")
-    echo(report.table(["node", "stage", "version", "images", "state", "from"], lines))
+    echo(tables.table(["node", "stage", "version", "images", "state", "from"], lines))
     for outlook in outlooks:
-        for line in report.left_out_lines(outlook.facts):
+        for line in tables.left_out_lines(outlook.facts):
             echo(f"{outlook.node.id}: {line}")
         for split, share in outlook.facts.get("majority", {}).items():
             echo(f"{outlook.node.id} {split}: a constant answer scores {percent(share)}")
     if prices is not None:
-        echo(f"\n{pricing.told(prices, gpus)}")
+        echo(f"\n{estimate.told(prices, gpus)}")
 
 
-def _measured(outlooks: list[runs.Outlook], place: Place, workers: int | None) -> pricing.Prices:
-    return pricing.price(outlooks, place, workers, lambda what: echo(f"trying: {what}", err=True))
+def _measured(outlooks: list[runs.Outlook], place: Place, workers: int | None) -> estimate.Prices:
+    return estimate.price(outlooks, place, workers, lambda what: echo(f"trying: {what}", err=True))
 
 
-def _priced(outlook: runs.Outlook, prices: pricing.Prices | None, gpus: int | None) -> dict[str, Any]:
+def _priced(outlook: runs.Outlook, prices: estimate.Prices | None, gpus: int | None) -> dict[str, Any]:
     name = outlook.node.id
     if prices is None:
         return {}
     if name not in prices.nodes:
         return {"cost": None}
-    return {"cost": pricing.as_json(prices.nodes[name], prices.site, gpus, prices.batches.get(name))}
+    return {"cost": estimate.as_json(prices.nodes[name], prices.site, gpus, prices.batches.get(name))}
 
 
 def _planned(outlook: runs.Outlook) -> dict[str, Any]:
@@ -443,7 +446,7 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
     """Write the page, which needs no terminal, and print the results."""
     found = runs.load_run(store, run)
     try:
-        from pipeline import page  # here: what draws takes a second to load
+        from pipeline.report import page  # here: what draws takes a second to load
 
         where = f"page {store.at(page.write(store, found))}"
     except Exception as error:  # noqa: BLE001 - what was made is made, with or without a page
@@ -477,7 +480,7 @@ def status(run: str | None, store: str, as_json: bool) -> None:
         seconds = f"{p['seconds']} s" if p["seconds"] is not None else ""
         count = f"{p['done']} of {p['total']}" if p["total"] else ""
         lines.append([node, p["state"], count, seconds, _at_work(p), str(p["retries"] or ""), p["why"] or ""])
-    echo(report.table(["node", "state", "done", "time", "workers busy", "retries", "why"], lines))
+    echo(tables.table(["node", "state", "done", "time", "workers busy", "retries", "why"], lines))
     if again := found["store_retries"] + sum(p["store_retries"] for p in found["nodes"].values()):
         echo(f"\nrequests that the store had to be sent again: {again}")
 
@@ -494,7 +497,7 @@ def _at_work(progress: dict[str, Any]) -> str:
 @click.option("--out", type=click.Path(path_type=Path), help="Write it here as well, a file of its own.")
 def report_(run: str | None, store: str, out: Path | None) -> None:
     """Write the page of RUN (default: the latest of the store) anew: report.html, one file that needs no network."""
-    from pipeline import page
+    from pipeline.report import page
 
     _refuse_no_place(out)
     place = Store(store)
@@ -575,7 +578,7 @@ def attack(image: Path, model: str, target: str, out: Path | None, store: str, d
         [when, percent(made.said[i, number]), *(f"{name} {percent(share)}" for name, share in made.top(i))]
         for i, when in enumerate(("before", "after"))
     ]
-    echo(report.table(["", classes[number], "first", "second", "third"][: len(lines[0])], lines))
+    echo(tables.table(["", classes[number], "first", "second", "third"][: len(lines[0])], lines))
     echo(f"\n{made.how}: moved by L2 {made.l2:.3f}, L∞ {made.linf:.3f}\n{drawn}\n{moved}")
 
 
@@ -596,7 +599,7 @@ def show(name: str | None, store: str, as_json: bool) -> None:
         if as_json:
             _print_json({"found": manifests})
         else:
-            echo("\n\n".join("\n".join(report.manifest_lines(m)) for m in manifests))
+            echo("\n\n".join("\n".join(tables.manifest_lines(m)) for m in manifests))
         return
     found = _recorded(place, name, runs.has_results)
     if as_json:
@@ -756,7 +759,7 @@ def jobs(address: str, as_json: bool) -> None:
         _print_json({"jobs": [{**vars(job), "live": job.live} for job in found]})
         return
     lines = [[job.id, job.state, job.experiment, _took(job), job.store] for job in found]
-    echo(report.table(["job", "state", "experiment", "time", "store"], lines) or f"no jobs at {address}")
+    echo(tables.table(["job", "state", "experiment", "time", "store"], lines) or f"no jobs at {address}")
 
 
 def _took(job: Job) -> str:
@@ -811,16 +814,16 @@ def _said(store: Store, run: dict[str, Any]) -> dict[str, Any]:
         "run": run["run"],
         "state": run["state"],
         "store": store.url,
-        "rows": report.result_rows(store, run),
+        "rows": tables.result_rows(store, run),
         "nodes": nodes,
     }
 
 
 def _print_results(store: Store, run: dict[str, Any]) -> None:
-    rows = report.result_rows(store, run)
+    rows = tables.result_rows(store, run)
     if rows:
-        echo("\n" + report.result_text(rows))
-    for line in report.left_out_of(store, run):
+        echo("\n" + tables.result_text(rows))
+    for line in tables.left_out_of(store, run):
         echo(line, err=True)
 
 

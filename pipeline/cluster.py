@@ -17,8 +17,8 @@ import aiohttp
 
 import pipeline
 import stages
-from pipeline.parcel import SENT, staged
-from pipeline.spec import Experiment, recipes
+from pipeline.experiment.spec import Experiment, recipes
+from pipeline.run.parcel import SENT, staged
 from pipeline.store import Store, canonical, digest
 from stages import own
 from stages.errors import BadInput

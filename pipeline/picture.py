@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from pipeline import artifacts
-from pipeline.artifacts import Made
-from pipeline.documents import NodeName, Version, fits
-from pipeline.jobs import Place, open_model
-from pipeline.scores import NORMS
+from pipeline.report.scores import NORMS
+from pipeline.run import artifacts
+from pipeline.run.artifacts import Made
+from pipeline.run.documents import NodeName, Version, fits
+from pipeline.run.jobs import Place, open_model
 from pipeline.terminal import visible
 from stages.errors import BadData, BadInput, some
 from stages.images import decode, read_file
@@ -77,7 +77,8 @@ def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Class
     """
     from torchvision import models
 
-    from stages import checkpoint, model
+    from stages import model
+    from stages.pretrained import checkpoint
 
     name = name.removeprefix("models/")
     base, _, version = name.partition("/")
@@ -237,7 +238,7 @@ def _turn(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -
 
 def draw(picture: Picture) -> bytes:
     """Before, the change, after, as a PNG: the change is magnified until its largest value shows."""
-    from pipeline import figures  # here: it takes a second to load
+    from pipeline.report import charts  # here: it takes a second to load
 
     change = picture.after.astype(np.float64) - picture.before.astype(np.float64)
     times = 127.5 / max(1.0, float(np.abs(change).max()))
@@ -251,7 +252,7 @@ def draw(picture: Picture) -> bytes:
         ),
         ("after", _told(picture.top(1))),
     ]
-    with figures.plain_text({}):
+    with charts.plain_text({}):
         return _drawn(picture, shown, captions)
 
 

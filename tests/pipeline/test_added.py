@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pipeline import cost, published, runs, spec
 from pipeline.cli import main
-from pipeline.graph import build
-from pipeline.jobs import Place
+from pipeline.cost import estimate
+from pipeline.experiment import spec
+from pipeline.experiment.graph import build
+from pipeline.report import published
+from pipeline.run import runs
+from pipeline.run.jobs import Place
 from pipeline.store import Store
 from stages import attack, relabel
 from stages.recipes import Attack, Relabel
@@ -83,7 +86,7 @@ def test_the_steps_of_what_was_added_are_paid_for(added, tmp_path):
     place = Place(Store(str(tmp_path / "s")), tmp_path, tmp_path)
     known = {outlook.node.id: outlook for outlook in runs.preflight(build(spec.parse(added)), place, fetch=False)}
     outlook = known["datasets/other"]
-    (work,) = cost.works(outlook.node, known, outlook.facts["shards"], place)
+    (work,) = estimate.works(outlook.node, known, outlook.facts["shards"], place)
     assert work.part.steps == 7
-    (idle,) = cost.works(known["datasets/control"].node, known, outlook.facts["shards"], place)
+    (idle,) = estimate.works(known["datasets/control"].node, known, outlook.facts["shards"], place)
     assert idle.part.steps == 0

@@ -13,10 +13,11 @@ from click.testing import CliRunner
 from PIL import Image
 from support import TINY, contents, files, reseal
 
-from pipeline import artifacts, runs, spec
 from pipeline.cli import main
-from pipeline.graph import build
-from pipeline.jobs import ModelJob, Place
+from pipeline.experiment import spec
+from pipeline.experiment.graph import build
+from pipeline.run import artifacts, runs
+from pipeline.run.jobs import ModelJob, Place
 from pipeline.store import Store
 from stages.load import list_source, spread
 from stages.recipes import ImageFolder

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.engines import ATTEMPTS, Inline
-from pipeline.jobs import Unit
+from pipeline.run.engines import ATTEMPTS, Inline
+from pipeline.run.jobs import Unit
 from stages.errors import BadData
 
 

@@ -9,10 +9,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from pipeline import artifacts, spec
 from pipeline.cli import main
-from pipeline.graph import build
-from pipeline.jobs import AttackJob, Place
+from pipeline.experiment import spec
+from pipeline.experiment.graph import build
+from pipeline.run import artifacts
+from pipeline.run.jobs import AttackJob, Place
 from pipeline.store import Store
 from stages.model import save
 from stages.recipes import Attack

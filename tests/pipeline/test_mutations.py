@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import TINY, Peak
 
-from pipeline import yaml12
 from pipeline.cli import main
+from pipeline.experiment import yaml12
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

@@ -15,8 +15,8 @@ from support import command, contents
 
 import pipeline
 import stages
-from pipeline import artifacts
 from pipeline.cli import main
+from pipeline.run import artifacts
 from stages import apart
 
 NETS = """

@@ -14,11 +14,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from support import TINY
 
-from pipeline import picture, spec
+from pipeline import picture
 from pipeline.cli import main
-from pipeline.engines import Inline
-from pipeline.jobs import Place
-from pipeline.runs import Run
+from pipeline.experiment import spec
+from pipeline.run.engines import Inline
+from pipeline.run.jobs import Place
+from pipeline.run.runs import Run
 from pipeline.store import Store
 from stages.errors import BadInput
 

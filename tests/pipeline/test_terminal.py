@@ -21,8 +21,10 @@ from click.testing import CliRunner
 from PIL import Image
 from support import TINY
 
-from pipeline import on_ray, page, runs, terminal
+from pipeline import terminal
 from pipeline.cli import main
+from pipeline.report import page
+from pipeline.run import on_ray, runs
 from pipeline.store import Store
 from pipeline.terminal import Unheard, echo, relay, visible
 from stages.errors import BadData
@@ -133,7 +135,7 @@ def test_a_reason_is_shown_and_not_obeyed_by_lines_tables_and_pages(tmp_path, mo
 
 
 def test_a_table_stays_in_its_columns_whatever_stands_in_a_cell():
-    from pipeline.report import table
+    from pipeline.report.tables import table
 
     assert table(["a", "b"], [["x\ny\x1b", "1"], ["", "22"]]).splitlines() == [
         "a          b",

@@ -1,0 +1,154 @@
+"""What a person sees while a run goes on: a bar per node on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID
+from rich.progress import Progress as Bars
+from rich.table import Column
+from rich.text import Text
+
+from pipeline.run.runs import Progress
+from pipeline.terminal import echo, visible
+
+QUIET = 10.0
+"""Seconds between two plain lines about the same node."""
+
+
+def rate(progress: Progress) -> float | None:
+    """Images per second since the node began, in this run."""
+    if progress.started is None or not progress.images:
+        return None
+    return progress.images / max(1e-9, progress.seconds or time.time() - progress.started)
+
+
+def left(progress: Progress) -> str:
+    """Time left, as far as images/s tell."""
+    speed = rate(progress)
+    if not speed or progress.state != "running":
+        return ""
+    return f"{clock((progress.total_images - progress.images) / speed)} left"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
+
+
+def measured(progress: Progress) -> str:
+    """The last loss of a training, and images/s."""
+    said = [f"loss {progress.last['loss']:.3f}"] if "loss" in progress.last else []
+    speed = rate(progress)
+    return "  ".join([*said, *([f"{speed:,.0f} images/s"] if speed else [])])
+
+
+def mixed(progress: Progress) -> str:
+    """On what a node was made, where that is more than one kind of device: each rounds in its own way."""
+    each = "; ".join(f"{count} on {kind}" for kind, count in progress.devices.items())
+    return f"made on unlike devices, so its bytes are no other run's: {each}" if len(progress.devices) > 1 else ""
+
+
+class Lines:
+    """Plain lines on stderr, for logs."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to put back."""
+
+    def __call__(self, node: str, progress: Progress, event: str) -> None:
+        """Say what happened, if it is news."""
+        if event in ("committed", "epoch") and time.time() - self.said.get(node, 0.0) < QUIET:
+            return
+        self.said[node] = time.time()
+        echo(f"{node}: {visible(self._tell(progress, event))}", err=True)
+
+    def _tell(self, progress: Progress, event: str) -> str:
+        unit = "epochs" if progress.stage in ("train", "bring") else "shards"
+        match event:
+            case "cached":
+                return f"there already ({progress.version})"
+            case "started":
+                found = f", {progress.found} there already" if progress.found else ""
+                return f"started ({progress.stage}, {progress.total} {unit}{found})"
+            case "done":
+                return "  ".join(
+                    filter(None, [f"done in {progress.seconds:.1f} s", measured(progress), mixed(progress)])
+                )
+            case "failed":
+                return f"failed: {progress.why}"
+            case "retried":
+                return "a step failed and is tried again"
+        return f"{progress.done} of {progress.total} {unit}  {measured(progress)}  {left(progress)}".rstrip()
+
+
+class _Told(ProgressColumn):
+    """A field of a task as it is: nothing in it is markup, and nothing moves the cursor."""
+
+    def __init__(self, name: str, wraps: bool = False) -> None:
+        super().__init__(Column(no_wrap=not wraps))
+        self.name = name
+
+    def render(self, task: Task) -> Text:
+        """The field, red where the node failed."""
+        return Text(visible(task.fields[self.name]), style="red" if task.fields["failed"] else "")
+
+
+class Live:
+    """A bar per node on a terminal."""
+
+    def __init__(self) -> None:
+        self.bars = Bars(
+            _Told("node"),
+            BarColumn(bar_width=16),
+            _Told("count"),
+            _Told("said", wraps=True),
+            console=Console(stderr=True),
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # the terminal was closed
+            self.bars.stop()
+
+    def __call__(self, node: str, progress: Progress, event: str) -> None:
+        """Move the node's bar."""
+        if node not in self.tasks:
+            self.tasks[node] = self.bars.add_task("", total=1, node=node, count="", said="", failed=False)
+        whole = progress.total or 1
+        done = whole if event in ("done", "cached") else progress.done
+        said = {
+            "cached": "there already",
+            "failed": progress.why,
+            "done": f"{measured(progress)}  {progress.seconds} s  {mixed(progress)}",
+        }
+        self.bars.update(
+            self.tasks[node],
+            total=whole,
+            completed=done,
+            count=f"{done}/{whole}".rjust(9),
+            failed=event == "failed",
+            said=said.get(event, f"{measured(progress)}  {left(progress)}"),
+        )
+
+
+def watcher() -> Lines | Live:
+    """Bars where stderr is a terminal, else lines."""
+    return Live() if sys.stderr.isatty() else Lines()
