@@ -17,7 +17,6 @@ from pipeline.run import artifacts, documents
 from pipeline.run.artifacts import Made
 from pipeline.run.documents import Amount, Count, Document, NodeName, Share, Word
 from pipeline.store import READERS, Store
-from stages.recipes import Norm
 
 # ---------------------------------------------------------------------------------------- result.json
 
@@ -47,7 +46,7 @@ class _Attacked(_Scored):
 
 class _InBall(_Attacked):
     attack: Word
-    norm: Norm
+    norm: Word
     eps: Amount
     steps: Count
     step_size: Amount | None = None
@@ -87,7 +86,7 @@ class _Usefulness(_Row):
     kind: Literal["usefulness"]
     n: Count
     attacked: Count
-    norm: Norm
+    norm: Word
     eps: Amount
     steps: Count
     useful: Share
