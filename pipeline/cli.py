@@ -31,9 +31,9 @@ from pipeline.run.documents import NodeName, Version, fits
 from pipeline.run.engines import Engine, Inline, foreseen, reason_of
 from pipeline.run.jobs import Place
 from pipeline.run.on_ray import OnRay
-from pipeline.run.progress import clock, watcher
+from pipeline.run.progress import watcher
 from pipeline.store import Store
-from pipeline.terminal import Unheard, echo, relay, visible
+from pipeline.terminal import Unheard, clock, echo, relay, visible
 from stages import own
 from stages.errors import BadInput, did_you_mean
 from stages.images import encode_png
@@ -575,7 +575,7 @@ def attack(image: Path, model: str, target: str, out: Path | None, store: str, d
         _print_json({**made.as_json(), "picture": str(drawn), "image": str(moved)})
         return
     lines = [
-        [when, percent(made.said[i, number]), *(f"{name} {percent(share)}" for name, share in made.top(i))]
+        [when, percent(made.confidence[i, number]), *(f"{name} {percent(share)}" for name, share in made.top(i))]
         for i, when in enumerate(("before", "after"))
     ]
     echo(tables.table(["", classes[number], "first", "second", "third"][: len(lines[0])], lines))

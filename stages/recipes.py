@@ -497,11 +497,16 @@ class Spatial(Recipe):
     tries: int = Field(10, ge=1, le=STEPS, description="For search `random`: transformations tried of each image.")
     seed: Seed = Field(0, description="For search `random`: seed; drawn per image, by its index.")
 
+    @property
+    def candidates(self) -> int:
+        """Transformations that are tried of each image."""
+        return math.prod(self.grid) if self.search == "grid" else self.tries
+
     @model_validator(mode="after")
     def _moves(self) -> Self:
         down, right, turns = self.grid
-        if self.search == "grid" and math.prod(self.grid) > STEPS:
-            raise ValueError(f"grid {self.grid} has {math.prod(self.grid):,} points, at most {STEPS:,} are tried")
+        if self.search == "grid" and self.candidates > STEPS:
+            raise ValueError(f"grid {self.grid} has {self.candidates:,} points, at most {STEPS:,} are tried")
         random = self.search == "random"
         shifted = self.translation > 0 and (random or max(down, right) > 1)
         turned = self.rotation > 0 and (random or turns > 1)

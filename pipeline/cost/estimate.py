@@ -21,8 +21,8 @@ from pipeline.experiment.graph import DATASETS, Node
 from pipeline.report import tables
 from pipeline.run.jobs import Place
 from pipeline.run.on_ray import IN_FLIGHT
-from pipeline.run.progress import clock
 from pipeline.run.runs import Outlook
+from pipeline.terminal import duration, hours, size
 from stages.errors import BadInput
 from stages.recipes import Evaluate, Invert, Relabel, Spatial, Threat, Usefulness
 
@@ -631,22 +631,3 @@ def _notes(prices: Prices) -> list[str]:
     if len(better) < len(prices.batches):
         said.append("Of the other attacks and inversions, the recipe's batch_size is the fastest of those tried.")
     return said
-
-
-def size(count: float) -> str:
-    """Bytes, in units of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if count else "–"
-        count /= 1000
-    return f"{count:,.3g} TB"
-
-
-def duration(seconds: float) -> str:
-    """A time as a person reads it."""
-    return f"{seconds:.1f} s" if seconds < 100 else clock(seconds)
-
-
-def hours(seconds: float) -> str:
-    """Hours, to a few digits."""
-    return f"{seconds / 3600:,.4f}" if seconds < 36_000 else f"{seconds / 3600:,.1f}"

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from pipeline.experiment.graph import Node, build
 from pipeline.experiment.spec import parse
@@ -19,6 +19,9 @@ from pipeline.run.documents import Amount, Count, Document, NodeName, Share, Wor
 from pipeline.store import READERS, Store
 
 # ---------------------------------------------------------------------------------------- result.json
+
+
+Norm = Annotated[str, StringConstraints(pattern="^l([0-9]{1,2}|inf)$")]
 
 
 class _Scored(Document):
@@ -46,7 +49,7 @@ class _Attacked(_Scored):
 
 class _InBall(_Attacked):
     attack: Word
-    norm: Word
+    norm: Norm
     eps: Amount
     steps: Count
     step_size: Amount | None = None
@@ -86,7 +89,7 @@ class _Usefulness(_Row):
     kind: Literal["usefulness"]
     n: Count
     attacked: Count
-    norm: Word
+    norm: Norm
     eps: Amount
     steps: Count
     useful: Share

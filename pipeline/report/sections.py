@@ -37,6 +37,7 @@ from pipeline.report.scores import (
     transfers,
     without_seed,
 )
+from pipeline.terminal import duration
 
 LINES = 200
 """Lines shown of a table."""
@@ -577,13 +578,13 @@ def nodes(run: RunResults) -> Section:
             ", ".join(dict.fromkeys(parent.name for parent in node.inputs.values())) or "–",
             progress[node.id]["version"],
             _state(run, node.id),
-            seconds(progress[node.id]["seconds"]),
+            duration(progress[node.id]["seconds"]),
             _rate(run, node.id),
         ]
         for node in run.nodes.values()
     ]
     made = [one["seconds"] for one in progress.values() if one["seconds"]]
-    text = f"{_count(len(lines), 'node')}, of which this run made {len(made)}, in {seconds(sum(made))} altogether."
+    text = f"{_count(len(lines), 'node')}, of which this run made {len(made)}, in {duration(sum(made))} altogether."
     boxes = _boxes(run)
     if len(boxes) > BOXES:
         text += f" The graph is not drawn: it has {len(boxes)} boxes, and only {BOXES} are readable."
@@ -608,16 +609,6 @@ def _rate(run: RunResults, node: str) -> str:
     return f"{mean(rates):,.0f}" if rates else "–"
 
 
-def seconds(time: float | None) -> str:
-    """A duration in words."""
-    if time is None:
-        return "–"
-    if time < 100:
-        return f"{time:.1f} s"
-    minutes = round(time / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
 ORDER = ("failed", "interrupted", "running", "waiting", "done", "cached")
 """States in order of precedence: a box of several nodes has the first that occurs."""
 
@@ -635,7 +626,7 @@ def _drawing(run: RunResults, boxes: Mapping[str, Sequence[Node]]) -> Drawing:
     for key, same in boxes.items():
         state = min((run.state(node.id) for node in same), key=ORDER.index)
         spent = sum(run.run["nodes"][node.id]["seconds"] or 0 for node in same)
-        detail = f"{same[0].stage}, {seconds(spent) if spent else state}"
+        detail = f"{same[0].stage}, {duration(spent) if spent else state}"
         labels[key] = (key.partition("/")[2] + (f" × {len(same)}" if len(same) > 1 else ""), detail, state)
         needs[key] = list(dict.fromkeys(split_name(p.id)[0] for node in same for p in node.inputs.values()))
     return charts.graph(labels, needs)
@@ -646,7 +637,7 @@ def environment(run: RunResults) -> Section:
     record = run.run
     started, took = datetime.fromisoformat(record["started"]), ""
     if record.get("ended"):
-        took = f" and took {seconds((datetime.fromisoformat(record['ended']) - started).total_seconds())}"
+        took = f" and took {duration((datetime.fromisoformat(record['ended']) - started).total_seconds())}"
     text = f"Run {record['run']} began on {started:%d %B %Y at %H:%M} UTC{took}."
     lines = [[name, str(version)] for name, version in record["environment"].items()]
     source = yaml.safe_dump(record["experiment"], sort_keys=False, allow_unicode=True)

@@ -24,7 +24,7 @@ from pipeline.report.scores import (
     without_seed,
 )
 from pipeline.store import Store
-from pipeline.terminal import visible
+from pipeline.terminal import size, visible
 
 
 def result_text(rows: Sequence[Row]) -> str:
@@ -84,10 +84,10 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def manifest_lines(manifest: Mapping[str, Any]) -> list[str]:
     """A dataset, model or evaluation in a few lines."""
-    size = sum(file["bytes"] for file in manifest["files"])
     lines = [
         f"{manifest['group']}/{manifest['name']}  version {manifest['version']}  made {manifest['made']}",
-        f"  content {manifest['content'][:16]}…  {len(manifest['files'])} files, {size / 1e6:.1f} MB",
+        f"  content {manifest['content'][:16]}…  {len(manifest['files'])} files, "
+        f"{size(sum(file['bytes'] for file in manifest['files']))}",
     ]
     lines += [f"  {role}: {parent['node']} {parent['version']}" for role, parent in manifest["parents"].items()]
     if "counts" in manifest:

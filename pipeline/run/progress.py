@@ -13,7 +13,7 @@ from rich.table import Column
 from rich.text import Text
 
 from pipeline.run.runs import Progress
-from pipeline.terminal import echo, visible
+from pipeline.terminal import clock, echo, visible
 
 QUIET = 10.0
 """Seconds between two plain lines about the same node."""
@@ -32,12 +32,6 @@ def left(progress: Progress) -> str:
     if not speed or progress.state != "running":
         return ""
     return f"{clock((progress.total_images - progress.images) / speed)} left"
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
 
 
 def measured(progress: Progress) -> str:

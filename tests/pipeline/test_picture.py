@@ -119,7 +119,7 @@ def test_a_picture_of_any_size_is_brought_to_the_models(store, tmp_path):
             "--rotate: has no use for --norm and --steps",
         ),
         (("--model", "standard", "--to", "10"), "--to 10: is none of the model's 10 classes"),
-        (("--model", "nobody", "--to", "1"), "--model nobody: the store"),
+        (("--model", "nobody", "--to", "1"), "--model nobody: neither the store"),
         (("--model", "standard", "--to", "1", "--eps", "0.001"), "eps 0.001 is less than one 8-bit level"),
         (("--model", "standard", "--to", "1", "--eps", "8", "--norm", "linf"), "8-bit levels, write eps: 8/255"),
         (
