@@ -71,7 +71,7 @@ def experiment(shards: int, shard_size: int, size: int, classes: int, steps: int
             "clean": {"load": {**load, "shard_size": shard_size}},
             "moved": {"attack": attack, "relabel": "other"},
         },
-        "models": {"net": {"load": bring}},
+        "models": {"net": {"pretrained": bring}},
     }
 
 

@@ -109,7 +109,9 @@ def main(
     """Measure training and evaluation from shards on this machine."""
     shards = shards_of(attacked(images(data, count, side), 0.5 if side == 32 else 3.0), shard_size)
     design = Design(arch, CLASSES, (3, side, side), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    recipe = Train(on="shards", arch=arch, epochs=epochs, batch_size=batch, precision=precision, threads=cores, watch=0)
+    recipe = Train(
+        on="shards", arch=arch, epochs=epochs, batch_size=batch, precision=precision, threads=cores, eval_images=0
+    )
     streamed = recipe.model_copy(update={"memory_budget": 0})
     x = torch.cat([to_unit(shard.images(), device()) for shard in shards])
     y = torch.cat([torch.from_numpy(shard.label).to(device()) for shard in shards])

@@ -43,7 +43,15 @@ NODE = "datasets/other"
 
 def experiment(images: int, shard_size: int, attack: dict[str, Any], arch: str, seed: int) -> Any:
     """A dataset node on part of CIFAR-10, whose targets are drawn; a source trained just enough."""
-    train = {"on": "clean", "arch": arch, "epochs": 1, "lr": 0.1, "precision": "bfloat16", "threads": 2, "watch": 0}
+    train = {
+        "on": "clean",
+        "arch": arch,
+        "epochs": 1,
+        "lr": 0.1,
+        "precision": "bfloat16",
+        "threads": 2,
+        "eval_images": 0,
+    }
     load = {"source": "cifar10", "limit": images, "shard_size": shard_size, "download": False}
     relabel = {"rule": "other", "seed": seed}
     return parse(

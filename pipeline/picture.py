@@ -18,7 +18,7 @@ from pipeline.run.jobs import Place, open_model
 from pipeline.terminal import visible
 from stages.errors import BadData, BadInput, some
 from stages.images import decode, read_file
-from stages.recipes import Attack, Bring, is_own
+from stages.recipes import Attack, Pretrained, is_own
 
 if TYPE_CHECKING:
     from stages.model import Classifier
@@ -96,7 +96,7 @@ def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Class
         )
     weights = models.get_model_weights(name).DEFAULT
     try:
-        design, content = checkpoint.bring(Bring(arch=name, weights=weights.name), place.data, place.here)
+        design, content = checkpoint.bring(Pretrained(arch=name, weights=weights.name), place.data, place.here)
     except BadInput as error:
         raise BadInput(f"--model {name}: {error}") from error
     return model.load(design, content, place.here), list(weights.meta["categories"])

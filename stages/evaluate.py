@@ -23,7 +23,7 @@ def score(
     recipe: Evaluate,
     classes: Sequence[str],
     models: Mapping[str, Classifier],
-    sources: Mapping[str, Classifier],
+    surrogates: Mapping[str, Classifier],
     shard: Shard,
 ) -> Sums:
     """Count what each model gets right on one shard: clean, under each attack, and under each spatial one.
@@ -32,14 +32,14 @@ def score(
         recipe: what is asked.
         classes: class names.
         models: those scored, by name.
-        sources: those that attacks are made on, by name: all of `recipe.sources`.
+        surrogates: those that attacks are made on, by name: all of `recipe.surrogates`.
         shard: the images, with the labels that are scored.
     """
-    with computing(recipe), explained(recipe, *models.values(), *sources.values()):
+    with computing(recipe), explained(recipe, *models.values(), *surrogates.values()):
         answers = {
             name: logits_of(model, shard.images(), recipe.batch_size).argmax(1) for name, model in models.items()
         }
-        attacks = [in_ball(threat, classes, models, sources, shard) for threat in recipe.attacks]
+        attacks = [in_ball(threat, classes, models, surrogates, shard) for threat in recipe.attacks]
         attacks += [in_space(space, models, shard, recipe.batch_size) for space in recipe.spatial]
     return {
         name: _clean(recipe, classes, answer, shard) | _under(answer == shard.label, [each[name] for each in attacks])
@@ -129,9 +129,12 @@ def _attacked(attack: Threat | Spatial, at: int, sums: Mapping[str, Any]) -> dic
     low, high = wilson(right, n)
     if isinstance(attack, Threat):
         ball = {"norm", "eps", "steps"} | ({"step_size"} if attack.method == "pgd" else set())
-        what = attack.model_dump(include=ball | {"restarts", "source"})
-        what |= {"attack": attack.method, "toward": None if attack.toward is None else attack.toward.rule}
-        if attack.toward is not None:
+        what = attack.model_dump(include=ball | {"restarts", "surrogate"})
+        what |= {
+            "attack": attack.method,
+            "target_rule": None if attack.target_rule is None else attack.target_rule.rule,
+        }
+        if attack.target_rule is not None:
             what["reached"] = _share(sums["reached_under"][at], sums["aimed_under"][at])
     else:
         draws = math.prod(attack.grid) if attack.search == "grid" else attack.tries

@@ -30,7 +30,7 @@ class Toward:
     """The search of a targeted attack, made once for any number of shards.
 
     Args:
-        recipe: the ball, the steps, the batch, and when to freeze.
+        recipe: the ball, the steps, the batch, and when to stop at a margin.
         model: attacked; prepared for it.
         spared: models that shall go on answering the true class.
     """
@@ -56,7 +56,7 @@ class Toward:
         """Move each image toward its target, inside the ball, and round it to 8 bits.
 
         The batch has one shape. An image that is done leaves its place to the next one: after `steps` steps, so that
-        all of a batch leave together, or, with `freeze`, as soon as a look finds its target far enough ahead.
+        all of a batch leave together, or, with `stop_at_margin`, as soon as a look finds its target far enough ahead.
 
         Args:
             clean_NHWC: uint8.
@@ -74,13 +74,15 @@ class Toward:
             image = places.image
             target, label = (sent(each[image], where) for each in (target_N, label_N))
             notes = unnoted(target)
-            steps = recipe.steps if recipe.freeze is None else min(EVERY, recipe.steps - int(places.steps.max()))
+            steps = (
+                recipe.steps if recipe.stop_at_margin is None else min(EVERY, recipe.steps - int(places.steps.max()))
+            )
             x = self.descent(to_unit(clean_NHWC[image], where), target, label, *notes, steps=steps, start=x)
             first, margin, _ = (np.asarray(note.cpu()) for note in notes)
             now = places.busy & (first >= 0) & (reached_step[image] < 0)
             reached_step[image[now]] = places.steps[now] + first[now]
             places.steps += steps
-            frozen = margin >= (np.inf if recipe.freeze is None else recipe.freeze)
+            frozen = margin >= (np.inf if recipe.stop_at_margin is None else recipe.stop_at_margin)
             done = places.busy & (frozen | (places.steps >= recipe.steps))
             moved[image[done]] = grid(x[torch.from_numpy(done)], clean_NHWC[image[done]], recipe.norm, recipe.eps)
             fresh = places.leave(done)

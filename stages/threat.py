@@ -43,19 +43,19 @@ def in_ball(
     threat: Threat,
     classes: Sequence[str],
     models: Mapping[str, Classifier],
-    sources: Mapping[str, Classifier],
+    surrogates: Mapping[str, Classifier],
     shard: Shard,
 ) -> dict[str, Outcome]:
-    """What comes of a threat, for each model; an attack on a source is made once and tried on all of them.
+    """What comes of a threat, for each model; an attack on a surrogate is made once and tried on all of them.
 
     The tries are the restarts (for APGD, each with either loss); the average case is one draw of noise of the same
     norm and radius. Images are scored as the search left them: rounding to 8 bits is for what is saved, and would take
     most of a small ball's strength from the attack.
     """
     label = shard.label
-    target = label if threat.toward is None else targets(threat.toward, label, shard.index, classes)
-    if threat.source is not None:
-        answers = _answers(threat, sources[threat.source], list(models.values()), shard, target)
+    target = label if threat.target_rule is None else targets(threat.target_rule, label, shard.index, classes)
+    if threat.surrogate is not None:
+        answers = _answers(threat, surrogates[threat.surrogate], list(models.values()), shard, target)
     else:
         answers = np.concatenate([_answers(threat, m, [m], shard, target) for m in models.values()], axis=1)
     return {
@@ -93,7 +93,7 @@ def _tries(
     threat: Threat, model: Classifier, x_NCHW: Tensor, label_N: Tensor, target_N: Tensor, index: np.ndarray
 ) -> Iterator[Tensor]:
     """What each search of the attack ends with."""
-    aim = None if threat.toward is None else target_N
+    aim = None if threat.target_rule is None else target_N
     for restart in range(threat.restarts):
         start = random_start(x_NCHW, threat, threat.seed, index, restart) if restart else x_NCHW
         if threat.method == "pgd":

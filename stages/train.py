@@ -305,7 +305,7 @@ def learning_rate(recipe: Train, epoch: float, epochs: int) -> float:
         case "constant":
             return recipe.lr
         case "steps":
-            return recipe.lr * 0.1 ** sum(epoch >= drop for drop in recipe.drops)
+            return recipe.lr * 0.1 ** sum(epoch >= milestone for milestone in recipe.milestones)
         case "cosine":
             return _cosine(recipe.lr, 0.0, progress)
         case "one-cycle" if progress < recipe.warmup:

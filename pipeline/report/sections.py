@@ -414,7 +414,7 @@ def robustness(found: Gathered) -> Section | None:
         columns["published average case"] = [_published(s, published.on_average(a.asked)) for s, a in pairs]
     columns["clean"] = [str(score.clean) for score, _ in pairs]
     columns["fooled"] = [shown(attack.share("fooled")) for _, attack in pairs]
-    if any(attack.toward for _, attack in pairs):
+    if any(attack.target_rule for _, attack in pairs):
         columns["target reached"] = [shown(attack.share("reached")) for _, attack in pairs]
     held_out = [(score, attack) for score, attack in pairs if score.held_out]
     text = (
@@ -429,7 +429,7 @@ Attacked = Sequence[tuple[Score, Attack]]
 
 
 def _gap(pairs: Attacked) -> str:
-    gaps = [(gap.mean, score, attack) for score, attack in pairs if not attack.toward and (gap := attack.gap)]
+    gaps = [(gap.mean, score, attack) for score, attack in pairs if not attack.target_rule and (gap := attack.gap)]
     if not gaps:
         return ""
     widest, score, attack = max(gaps, key=lambda found: found[0])
@@ -443,7 +443,7 @@ def _robustness_curves(pairs: Attacked) -> list[Chart]:
     """A chart per kind of ball: accuracy of each model against the radius."""
     kinds: dict[tuple[str, str], dict[tuple[str, Spread], list[tuple[Score, Attack]]]] = {}
     for score, attack in pairs:
-        if attack.asked["attack"] != "spatial" and not attack.toward:
+        if attack.asked["attack"] != "spatial" and not attack.target_rule:
             models = kinds.setdefault((attack.asked["attack"], attack.asked["norm"]), {})
             models.setdefault((score.model, score.clean), []).append((score, attack))
     return [_curve(number, *kind, list(models.values())) for number, (kind, models) in enumerate(kinds.items())]
@@ -523,7 +523,7 @@ def _fooled(found: Gathered, source: Node, clean: Node, arch: str) -> float | No
     """How much an untargeted attack on a model fools another of some architecture that was trained on clean images."""
     scores = (score for score in found.held_out if score.kind == "D" and score.node.recipe.arch == arch)
     cells = [(without_seed(source.name), s.model) for s in scores if s.node.inputs["on"].id == clean.id]
-    untargeted = [matrix.cells for matrix in transfers(found.held_out) if matrix.toward is None]
+    untargeted = [matrix.cells for matrix in transfers(found.held_out) if matrix.target_rule is None]
     shares = (shares[cell] for shares in untargeted for cell in cells if cell in shares)
     return next((share.mean for share in shares if share is not None), None)
 

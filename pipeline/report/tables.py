@@ -61,7 +61,7 @@ class _InBall(_Attacked):
     step_size: Amount | None = None
     restarts: Count
     source: NodeName | None
-    toward: Word | None
+    target_rule: Word | None
     reached: Share | None = None
 
 
@@ -185,7 +185,7 @@ def attack_table(found: Sequence[Result]) -> str:
         "worst case": [str(attack.worst) for _, attack in pairs],
         "gap": [shown(attack.gap) for _, attack in pairs],
     }
-    if any(attack.toward for _, attack in pairs):
+    if any(attack.target_rule for _, attack in pairs):
         columns["target reached"] = [shown(attack.share("reached")) for _, attack in pairs]
     return table(list(columns), list(zip(*columns.values(), strict=True)))
 

@@ -562,8 +562,8 @@ class EvaluateJob(ScoreJob):
 
         recipe, classes = self.node.recipe, self.classes()
         models = self.models("models")
-        sources = self.models("sources", models)
-        return lambda shard: score(recipe, classes, models, sources, shard)
+        surrogates = self.models("surrogates", models)
+        return lambda shard: score(recipe, classes, models, surrogates, shard)
 
     def summary(self, sums: dict[str, Any]) -> dict[str, Any]:
         from stages.evaluate import summary
@@ -635,7 +635,7 @@ class ModelJob:
             raise BadInput(
                 f"{self.node.id} asks for {self.workers} workers, which takes Ray: leave out --engine inline"
             )
-        if self.node.stage == "bring":
+        if self.node.stage == "pretrained":
             yield from self._bring()
         else:
             yield from self.train()
@@ -693,7 +693,7 @@ class ModelJob:
 
     def _watched(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Some test images of the source that the dataset goes back to, for the learning curve: pixels and labels."""
-        source, count = self.node.inputs["on"], self.node.recipe.watch
+        source, count = self.node.inputs["on"], self.node.recipe.eval_images
         while "images" in source.inputs:
             source = source.inputs["images"]
         made = artifacts.find(self.place.store, source)
@@ -756,7 +756,7 @@ JOBS: dict[str, type[ShardJob] | type[ModelJob]] = {
     "invert": InvertJob,
     "select": SelectJob,
     "train": ModelJob,
-    "bring": ModelJob,
+    "pretrained": ModelJob,
     "evaluate": EvaluateJob,
     "usefulness": UsefulnessJob,
 }

@@ -60,8 +60,8 @@ def inversion(model, shard):
 
 def threats(model, shard):
     found = []
-    for toward in (None, Relabel(rule="next")):
-        asked = Threat(restarts=2, toward=toward, **BALL)
+    for rule in (None, Relabel(rule="next")):
+        asked = Threat(restarts=2, target_rule=rule, **BALL)
         outcome = in_ball(asked, CLASSES, {"m": model}, {}, shard)["m"]
         found += [outcome.right, outcome.average, outcome.aimed, outcome.reached]
     return found
@@ -75,8 +75,15 @@ def use(model, shard):
 
 @pytest.mark.parametrize(
     "work",
-    [attack, lambda m, s: attack(m, s, freeze=0.5), lambda m, s: attack(m, s, norm="linf"), inversion, threats, use],
-    ids=["attack", "freeze", "linf", "inversion", "threats", "usefulness"],
+    [
+        attack,
+        lambda m, s: attack(m, s, stop_at_margin=0.5),
+        lambda m, s: attack(m, s, norm="linf"),
+        inversion,
+        threats,
+        use,
+    ],
+    ids=["attack", "stop_at_margin", "linf", "inversion", "threats", "usefulness"],
 )
 def test_what_is_captured_once_and_repeated_gives_the_bytes_of_step_by_step(
     work, trained, digits, part, monkeypatch, replayed

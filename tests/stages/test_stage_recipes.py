@@ -8,12 +8,12 @@ from pydantic import TypeAdapter, ValidationError
 from stages import recipes
 from stages.recipes import (
     Attack,
-    Bring,
     Digits,
     Evaluate,
     ImageFolder,
     Invert,
     Perturbation,
+    Pretrained,
     Relabel,
     Select,
     Spatial,
@@ -37,8 +37,8 @@ ALL = [
     Relabel(rule="next"),
     Train(on="clean", arch="small_cnn"),
     Train(on="clean", probe="net", adversarial={"eps": 1}),
-    Bring(arch="resnet18", weights="w.pt"),
-    Evaluate(models=["net"], on="clean", attacks=[{"eps": [0.5, 1], "source": ["net", "other"]}]),
+    Pretrained(arch="resnet18", weights="w.pt"),
+    Evaluate(models=["net"], on="clean", attacks=[{"eps": [0.5, 1], "surrogate": ["net", "other"]}]),
     Usefulness(models=["net"], on="clean"),
 ]
 EACH = pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: type(recipe).__name__)
@@ -97,8 +97,8 @@ UNUSED = [
     (Evaluate(models=["a"], on="b", agreement="next"), {"agreement": Relabel(rule="next", seed=1)}),
     (Evaluate(models=["a"], on="b", spatial=[{}]), {"spatial": [Spatial(seed=1)]}),
     (
-        Evaluate(models=["a"], on="b", attacks=[{"toward": "next"}, {"method": "apgd"}]),
-        {"attacks": [Threat(toward=Relabel(rule="next", seed=1)), Threat(method="apgd", step_size=0.3)]},
+        Evaluate(models=["a"], on="b", attacks=[{"target_rule": "next"}, {"method": "apgd"}]),
+        {"attacks": [Threat(target_rule=Relabel(rule="next", seed=1)), Threat(method="apgd", step_size=0.3)]},
     ),
 ]
 
@@ -116,7 +116,7 @@ USED = [
     (Relabel(rule="other"), {"seed": 1}),
     (Threat(), {"step_size": 0.3}),
     (Spatial(search="random"), {"tries": 3}),
-    (Evaluate(models=["a"], on="b", attacks=[{}]), {"attacks": [Threat(toward="next")]}),
+    (Evaluate(models=["a"], on="b", attacks=[{}]), {"attacks": [Threat(target_rule="next")]}),
     (Evaluate(models=["a"], on="b", agreement="other"), {"agreement": Relabel(rule="other", seed=1)}),
     (Train(on="a", arch="n", adversarial={"eps": 1}), {"adversarial": recipes.Ball(eps=2)}),
 ]
@@ -287,10 +287,10 @@ def test_a_space_that_holds_the_untouched_image_alone_is_refused(wrong):
     (recipes.Synthetic, {"source": "synthetic", "size": 10**6}),
     (recipes.Synthetic, {"source": "synthetic", "images": {"train": 10**9}}),
     (Train, {"on": "a", "arch": "n", "epochs": 10**6}), (Threat, {"restarts": 10**6}),
-    (Bring, {"arch": "n", "weights": "w", "classes": 10**6}),
-    (Bring, {"arch": "n", "weights": "w", "outputs": [0, 10**6]}),
-    (Bring, {"arch": "n", "weights": "w", "shape": [3, 10**6, 10**6]}),
-    (Bring, {"arch": "n", "weights": "w", "shape": [224, 224, 3]}),
+    (Pretrained, {"arch": "n", "weights": "w", "classes": 10**6}),
+    (Pretrained, {"arch": "n", "weights": "w", "outputs": [0, 10**6]}),
+    (Pretrained, {"arch": "n", "weights": "w", "shape": [3, 10**6, 10**6]}),
+    (Pretrained, {"arch": "n", "weights": "w", "shape": [224, 224, 3]}),
     (ImageFolder, {"source": "image-folder", "root": "x", "resize": 10**6}),
     (ImageFolder, {"source": "image-folder", "root": "x", "crop": 10**6}),
     (Shards, {"source": "webdataset", "shards": {"a": "x"}, "classes": 10**9}),
@@ -299,7 +299,7 @@ def test_a_space_that_holds_the_untouched_image_alone_is_refused(wrong):
     (Shards, {"source": "webdataset", "shards": {"a": "x"}, "classes": ["a", "a"]}),
     (Train, {"on": "a", "arch": "n", "mean": [1e300]}), (Train, {"on": "a", "arch": "n", "std": [1e-320]}),
     (Train, {"on": "a", "arch": "n", "split": "a" * 65}),
-    (Train, {"on": "a", "arch": "n", "mean": []}), (Bring, {"arch": "n", "weights": "w", "std": []}),
+    (Train, {"on": "a", "arch": "n", "mean": []}), (Pretrained, {"arch": "n", "weights": "w", "std": []}),
     (Evaluate, {"models": ["m"], "on": "a", "attacks": [{"eps": [0.1] * 40, "steps": [1] * 40}]}),
 ])  # fmt: skip
 def test_what_has_no_end_or_no_entry_is_refused(kind, wrong):
@@ -331,7 +331,8 @@ def test_braces_stand_for_no_more_than_is_counted(pattern):
 
 
 @pytest.mark.parametrize(("kind", "said"), [
-    (Perturbation, {"steps": True}), (Perturbation, {"eps": True}), (Train, {"on": "a", "arch": "n", "drops": [True]}),
+    (Perturbation, {"steps": True}), (Perturbation, {"eps": True}),
+    (Train, {"on": "a", "arch": "n", "milestones": [True]}),
     (Relabel, {"rule": "map", "map": {"a": True}}), (Spatial, {"grid": [True, 3, 3]}),
     (recipes.Synthetic, {"source": "synthetic", "images": {"train": True}}), (Evaluate, {"models": [True], "on": "a"}),
 ])  # fmt: skip
@@ -371,9 +372,9 @@ def test_agreement_with_least_likely_is_refused():
         Evaluate(models=["a"], on="b", agreement="least_likely")
 
 
-@pytest.mark.parametrize("wrong", [{"schedule": "steps"}, {"drops": [3]}])
+@pytest.mark.parametrize("wrong", [{"schedule": "steps"}, {"milestones": [3]}])
 def test_drops_go_with_schedule_steps_only(wrong):
-    with pytest.raises(ValidationError, match="`drops` goes with schedule steps"):
+    with pytest.raises(ValidationError, match="`milestones` goes with schedule steps"):
         Train(on="a", arch="small_cnn", **wrong)
 
 
@@ -450,7 +451,7 @@ def test_a_url_with_credentials_is_refused_without_repeating_them(url):
         recipes.refuse_secrets(url)
     assert url not in str(caught.value)
     with pytest.raises(ValidationError):
-        Bring(arch="resnet18", weights=url)
+        Pretrained(arch="resnet18", weights=url)
     with pytest.raises(ValidationError):
         Shards(source="webdataset", shards={"train": url})
 
@@ -464,7 +465,7 @@ def test_a_fragment_is_refused_for_it_would_be_lost(url):
 @pytest.mark.parametrize("url", HARMLESS)
 def test_a_url_without_credentials_is_taken(url):
     recipes.refuse_secrets(url)
-    assert Bring(arch="resnet18", weights=url).weights == url
+    assert Pretrained(arch="resnet18", weights=url).weights == url
 
 
 @given(st.sampled_from(["s3", "https", "gs", "abfss"]), st.text("abcXYZ019/+", min_size=1), st.text("abc", min_size=1))
@@ -474,11 +475,11 @@ def test_a_user_part_is_refused_whatever_the_scheme(scheme, secret, bucket):
 
 
 def test_lists_of_radii_and_sources_stand_for_one_attack_each():
-    recipe = Evaluate(models=["a"], on="clean", attacks=[{"eps": [0.5, 1.0], "source": ["b", "c"]}, {"eps": 2}])
-    assert [(attack.eps, attack.source) for attack in recipe.attacks] == [
+    recipe = Evaluate(models=["a"], on="clean", attacks=[{"eps": [0.5, 1.0], "surrogate": ["b", "c"]}, {"eps": 2}])
+    assert [(attack.eps, attack.surrogate) for attack in recipe.attacks] == [
         (0.5, "b"), (0.5, "c"), (1.0, "b"), (1.0, "c"), (2.0, None),
     ]  # fmt: skip
-    assert recipe.sources == ["b", "c"]
+    assert recipe.surrogates == ["b", "c"]
 
 
 @pytest.mark.parametrize("method", ["pgd", "universal", "spatial"])

@@ -480,7 +480,7 @@ def test_a_one_cycle_without_warmup_starts_at_its_peak():
 
 
 def test_steps_divide_by_ten_at_each_drop():
-    asked = recipe(lr=1.0, schedule="steps", drops=[2, 4], epochs=6)
+    asked = recipe(lr=1.0, schedule="steps", milestones=[2, 4], epochs=6)
     rates = [train.learning_rate(asked, epoch, 6) for epoch in (0, 1.99, 2, 3.9, 4, 6)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 

@@ -86,14 +86,14 @@ EXPERIMENT: dict[str, Any] = {
 
 
 def under_attack(accuracy: float) -> list[dict[str, Any]]:
-    ball = {"norm": "l2", "steps": 7, "step_size": 0.1, "restarts": 1, "source": None, "toward": None}
+    ball = {"norm": "l2", "steps": 7, "step_size": 0.1, "restarts": 1, "surrogate": None, "target_rule": None}
     worst = {"low": 0.0, "high": 1.0, "n": 400, "average": accuracy, "fooled": 0.4}
     space = {"rotation": 30.0, "translation": 0.1, "search": "grid", "tries": 775}
     return [
         {"attack": "pgd", "accuracy": accuracy / 2, **worst, **ball, "eps": 0.25, "step_size": 0.05},
         {"attack": "pgd", "accuracy": accuracy / 5, **worst, **ball, "eps": 0.5},
-        {"attack": "pgd", "accuracy": accuracy / 3, **worst, **ball, "eps": 0.5, "source": "standard"},
-        {"attack": "pgd", "accuracy": 0.1, **worst, **ball, "eps": 0.5, "toward": "next", "reached": 0.7},
+        {"attack": "pgd", "accuracy": accuracy / 3, **worst, **ball, "eps": 0.5, "surrogate": "standard"},
+        {"attack": "pgd", "accuracy": 0.1, **worst, **ball, "eps": 0.5, "target_rule": "next", "reached": 0.7},
         {"attack": "spatial", "accuracy": accuracy / 4, **worst, **space},
     ]
 
@@ -535,7 +535,7 @@ SEEDED: dict[str, Any] = {
         "transfer": {
             "models": ["standard", "bigger"],
             "on": "clean",
-            "attacks": [{"eps": 0.5, "source": ["standard", "bigger"]}],
+            "attacks": [{"eps": 0.5, "surrogate": ["standard", "bigger"]}],
         },
     },
 }
@@ -545,12 +545,12 @@ FOOLED = {("standard", "standard"): 0.8, ("standard", "bigger"): 0.3, ("bigger",
 
 def carried_over(node: Node, model: Node) -> list[dict[str, Any]]:
     """Attacks that fool by FOOLED, 10 points more with seed 1; on a model of another seed not at all."""
-    base = {**under_attack(0.5)[2], "toward": None}
+    base = {**under_attack(0.5)[2], "target_rule": None}
     found = []
     for threat in node.recipe.attacks:
-        (source, _, seed), (name, _, own) = threat.source.partition("@"), model.name.partition("@")
+        (source, _, seed), (name, _, own) = threat.surrogate.partition("@"), model.name.partition("@")
         fooled = FOOLED.get((source, name), 0.1) + 0.1 * (seed == "seed=1")
-        found.append({**base, "source": threat.source, "fooled": fooled if seed == own else 0.0})
+        found.append({**base, "surrogate": threat.surrogate, "fooled": fooled if seed == own else 0.0})
     return found
 
 

@@ -17,9 +17,9 @@ def row(model="m", accuracy=0.5, **facts):
 
 
 def attack(accuracy=0.2, **facts):
-    given = {"attack": "pgd", "norm": "l2", "eps": 0.5, "steps": 7, "step_size": 0.1, "restarts": 1, "source": None}
+    given = {"attack": "pgd", "norm": "l2", "eps": 0.5, "steps": 7, "step_size": 0.1, "restarts": 1, "surrogate": None}
     ends = {"low": 0.1, "high": 0.3, "n": 100}
-    return given | ends | {"toward": None, "accuracy": accuracy, "average": 0.9, "fooled": 0.75} | facts
+    return given | ends | {"target_rule": None, "accuracy": accuracy, "average": 0.9, "fooled": 0.75} | facts
 
 
 @given(shares=st.lists(st.floats(0, 1), min_size=2, max_size=5))
@@ -95,7 +95,7 @@ def test_a_step_is_said_where_it_is_not_a_fifth_of_the_radius():
 
 
 def test_a_matrix_of_other_than_held_out_images_says_so():
-    given = {"on": "clean", "split": "train", "held_out": False, "under_attack": [attack(source="a", fooled=0.5)]}
+    given = {"on": "clean", "split": "train", "held_out": False, "under_attack": [attack(surrogate="a", fooled=0.5)]}
     (found,) = transfers(results([row("b", **given)]))
     assert found.title == "clean/train: fooled by L2 ε 0.5, 7 steps made on"
 
@@ -131,7 +131,11 @@ def test_attacks_on_another_seed_are_not_mixed_with_those_on_the_own_one():
 
 
 def test_attacks_of_other_settings_or_evaluations_are_other_tables():
-    attacks = [attack(source="a"), attack(source="a", eps=1.0), attack(source="a", toward="next", reached=0.3)]
+    attacks = [
+        attack(surrogate="a"),
+        attack(surrogate="a", eps=1.0),
+        attack(surrogate="a", target_rule="next", reached=0.3),
+    ]
     rows = [row("b", evaluation=name, under_attack=attacks) for name in ("e", "f")]
     found = transfers(results(rows))
     assert len({matrix.title for matrix in found}) == len(found) == 6

@@ -69,7 +69,7 @@ ORIGINS = {
     },
     "models": {
         "learner": {"train": {"on": "other", "arch": "small_cnn"}},
-        "brought": {"load": {"arch": "resnet18", "weights": "DEFAULT"}},
+        "brought": {"pretrained": {"arch": "resnet18", "weights": "DEFAULT"}},
     },
 }
 
@@ -118,9 +118,9 @@ def test_answers_under_another_rule_have_a_column():
 
 
 def attack(**facts):
-    given = {"attack": "pgd", "norm": "l2", "eps": 0.5, "steps": 7, "step_size": 0.1, "restarts": 1, "source": None}
+    given = {"attack": "pgd", "norm": "l2", "eps": 0.5, "steps": 7, "step_size": 0.1, "restarts": 1, "surrogate": None}
     ends = {"low": 0.1, "high": 0.3, "n": 100}
-    return given | ends | {"toward": None, "accuracy": 0.2, "average": 0.9, "fooled": 0.75} | facts
+    return given | ends | {"target_rule": None, "accuracy": 0.2, "average": 0.9, "fooled": 0.75} | facts
 
 
 def test_rows_that_differ_in_the_seed_alone_are_one_with_mean_and_deviation():
@@ -139,7 +139,7 @@ def test_a_targeted_attack_says_how_often_it_got_there():
     def under(*attacks):
         return result_text([row(under_attack=list(attacks))]).partition("average and worst case")[2]
 
-    shown = under(attack(toward="next", reached=0.33), attack())
+    shown = under(attack(target_rule="next", reached=0.33), attack())
     assert "toward next" in shown and "33.0 %" in shown
     assert "target reached" not in under(attack())
 
