@@ -60,7 +60,7 @@ class _InBall(_Attacked):
     steps: Count
     step_size: Amount | None = None
     restarts: Count
-    source: NodeName | None
+    surrogate: NodeName | None
     target_rule: Word | None
     reached: Share | None = None
 

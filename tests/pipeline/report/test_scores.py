@@ -101,7 +101,7 @@ def test_a_matrix_of_other_than_held_out_images_says_so():
 
 
 def carried(evaluation, model, fooled):
-    made = [attack(source=source, fooled=share) for source, share in fooled.items()]
+    made = [attack(surrogate=source, fooled=share) for source, share in fooled.items()]
     return row(model, evaluation=evaluation, under_attack=[attack(), *made])
 
 

@@ -153,7 +153,7 @@ def test_spatial_attacks_name_their_space():
 
 def test_transfer_is_a_matrix_of_source_and_model():
     rows = [
-        row(model=model, under_attack=[attack(source=source, fooled=fooled) for source, fooled in made.items()])
+        row(model=model, under_attack=[attack(surrogate=source, fooled=fooled) for source, fooled in made.items()])
         for model, made in {"a": {"a": 0.9, "b": 0.4}, "b": {"a": 0.3, "b": 0.8}}.items()
     ]
     shown = result_text(rows)
