@@ -418,7 +418,7 @@ def compared(
         ]
         for name in [*mine, *rest]
     ]
-    head = ["", "image·steps/s", f"over {fastest or 'others'}", "first step, s", "target reached %", "beside float32"]
+    head = ["", "image·steps/s", f"over {fastest or 'others'}", "first step, s", "attack success %", "beside float32"]
     return [*head, "mean margin", "mean L2"], lines
 
 

@@ -193,7 +193,7 @@ def finish(place: Place, wanted: Any, name: str) -> tuple[float, str]:
 
 READERS: dict[str, Callable[[bytes], Any]] = {
     "pyarrow, all columns": lambda content: pq.read_table(BytesIO(content)),
-    "pyarrow, two columns": lambda content: pq.read_table(BytesIO(content), columns=["key", "reached"]),
+    "pyarrow, two columns": lambda content: pq.read_table(BytesIO(content), columns=["key", "success"]),
     "pandas, all columns": lambda content: pd.read_parquet(BytesIO(content)),
 }
 

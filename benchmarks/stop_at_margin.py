@@ -71,7 +71,7 @@ def main(
         effect, taken = moved[margin].attack, seconds[name]
         lines.append([
             name, spread([images / each for each in taken]), f"{over(seconds['never'], taken):.2f}",
-            f"{100 * effect['reached'].mean():.1f}", f"{effect['margin'].mean():.2f}",
+            f"{100 * effect['success'].mean():.1f}", f"{effect['margin'].mean():.2f}",
             f"{median(effect['margin'].tolist()):.2f}", f"{effect['l2'].mean():.3f}",
         ])  # fmt: skip
     click.echo(f"{arch}, CIFAR-10, {images} images in one shard, batches of {batch}, L2 eps {eps:g}, {steps} steps")
@@ -80,13 +80,13 @@ def main(
         "frozen at a margin of",
         "images/s",
         "times as fast",
-        "target reached %",
+        "attack success %",
         "mean margin",
         "median",
         "mean L2",
     ]
     show("Frozen images", head, lines)
-    late = np.mean(moved[None].attack["reached_step"][moved[None].attack["reached"]])
+    late = np.mean(moved[None].attack["success_step"][moved[None].attack["success"]])
     click.echo(f"\nreached first after {late:.1f} steps on average, where it was")
 
 

@@ -59,8 +59,8 @@ class Picture:
         sure = dict(zip(("before", "after"), self.said[:, self.target].tolist(), strict=True))
         target = {"name": self.classes[self.target], "number": self.target, **sure}
         said = {when: dict(self.top(i)) for i, when in enumerate(("before", "after"))}
-        reached = bool(self.said[1].argmax() == self.target)
-        return {"target": target, "reached": reached, **said, "l2": self.l2, "linf": self.linf, "how": self.how}
+        success = bool(self.said[1].argmax() == self.target)
+        return {"target": target, "success": success, **said, "l2": self.l2, "linf": self.linf, "how": self.how}
 
 
 def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Classifier", list[str]]:

@@ -73,9 +73,9 @@ class Attacker:
             wanted = self._targets(shard)
             moved, said = self._move(shard, clean, wanted)
             effect = self._measure(clean, moved, wanted) | said
-            if "reached_step" in effect:  # the saved image is the last iterate that the model is shown
-                late = (effect["reached_step"] < 0) & effect["reached"]
-                effect["reached_step"] = np.where(late, self.recipe.steps, effect["reached_step"])
+            if "success_step" in effect:  # the saved image is the last iterate that the model is shown
+                late = (effect["success_step"] < 0) & effect["success"]
+                effect["success_step"] = np.where(late, self.recipe.steps, effect["success_step"])
         return replace(shard, label=wanted, pixels=moved, files=None, suffix="png", attack=effect, failures=[])
 
     @cached_property
@@ -103,8 +103,8 @@ class Attacker:
             case "leakage":
                 return self._leakage(shard, clean, wanted), {}
             case "pgd":
-                moved, reached = self.toward(clean, wanted, shard.source_label)
-                return moved, {"reached_step": reached}
+                moved, success_step = self.toward(clean, wanted, shard.source_label)
+                return moved, {"success_step": success_step}
             case "universal":
                 self._refuse_not_found(wanted)
                 return in_batches(self._shift, self.recipe.batch_size, clean, wanted), {}
@@ -178,7 +178,7 @@ class Attacker:
             return effect
         logits, target = torch.from_numpy(self._logits(moved)).double(), torch.from_numpy(wanted)
         margin, confidence = margins(logits, target), logits.softmax(1).gather(1, target[:, None])[:, 0]
-        effect |= {"margin": margin.float().numpy(), "reached": (margin > 0).numpy()}
+        effect |= {"margin": margin.float().numpy(), "success": (margin > 0).numpy()}
         effect["confidence"] = confidence.float().numpy()
         return effect
 

@@ -72,7 +72,7 @@ def _under(right_clean: np.ndarray, attacks: Sequence[Outcome]) -> dict[str, Any
         "right_under": [int((right_clean & each.right).sum()) for each in attacks],
         "average_under": [int(each.average.sum()) for each in attacks],
         "aimed_under": [int(each.aimed.sum()) for each in attacks],
-        "reached_under": [int(each.reached.sum()) for each in attacks],
+        "success_under": [int(each.success.sum()) for each in attacks],
     }
 
 
@@ -135,7 +135,7 @@ def _attacked(attack: Threat | Spatial, at: int, sums: Mapping[str, Any]) -> dic
             "target_rule": None if attack.target_rule is None else attack.target_rule.rule,
         }
         if attack.target_rule is not None:
-            what["reached"] = _share(sums["reached_under"][at], sums["aimed_under"][at])
+            what["success_rate"] = _share(sums["success_under"][at], sums["aimed_under"][at])
     else:
         draws = math.prod(attack.grid) if attack.search == "grid" else attack.tries
         what = attack.model_dump(include={"rotation", "translation", "search"}) | {"attack": "spatial", "tries": draws}

@@ -67,7 +67,7 @@ class Toward:
             itself, −1 where none is; the one after the last step is not looked at.
         """
         recipe, where = self.recipe, self.model.mean.device
-        moved, reached_step = np.empty_like(clean_NHWC), np.full(len(clean_NHWC), -1)
+        moved, success_step = np.empty_like(clean_NHWC), np.full(len(clean_NHWC), -1)
         places = Places(len(clean_NHWC), recipe.batch_size)
         x = to_unit(clean_NHWC[places.image], where)
         while places.busy.any():
@@ -79,15 +79,15 @@ class Toward:
             )
             x = self.descent(to_unit(clean_NHWC[image], where), target, label, *notes, steps=steps, start=x)
             first, margin, _ = (np.asarray(note.cpu()) for note in notes)
-            now = places.busy & (first >= 0) & (reached_step[image] < 0)
-            reached_step[image[now]] = places.steps[now] + first[now]
+            now = places.busy & (first >= 0) & (success_step[image] < 0)
+            success_step[image[now]] = places.steps[now] + first[now]
             places.steps += steps
             frozen = margin >= (np.inf if recipe.stop_at_margin is None else recipe.stop_at_margin)
             done = places.busy & (frozen | (places.steps >= recipe.steps))
             moved[image[done]] = grid(x[torch.from_numpy(done)], clean_NHWC[image[done]], recipe.norm, recipe.eps)
             fresh = places.leave(done)
             x[torch.from_numpy(fresh)] = to_unit(clean_NHWC[places.image[fresh]], where)
-        return moved, reached_step
+        return moved, success_step
 
 
 class Places:

@@ -30,13 +30,13 @@ class Outcome:
         right: N, bool; answered right under every try.
         average: N, int; how many draws of the average case were answered right.
         aimed: N, bool; there was a target to reach, other than the true class.
-        reached: N, bool; aimed, and answered as the target under some try.
+        success: N, bool; aimed, and answered as the target under some try.
     """
 
     right: np.ndarray
     average: np.ndarray
     aimed: np.ndarray
-    reached: np.ndarray
+    success: np.ndarray
 
 
 def in_ball(
@@ -63,7 +63,7 @@ def in_ball(
             right=(tries == label[:, None]).all(1),
             average=(noise == label).astype(np.int64),
             aimed=target != label,
-            reached=((tries == target[:, None]) & (target != label)[:, None]).any(1),
+            success=((tries == target[:, None]) & (target != label)[:, None]).any(1),
         )
         for name, noise, tries in zip(models, answers[:, :, 0].T, answers[:, :, 1:].swapaxes(0, 1), strict=True)
     }
@@ -160,4 +160,4 @@ def _in_space(space: Spatial, model: Classifier, shard: Shard, batch_size: int) 
 
     least, total = in_batches(one, batch_size, shard.images(), shard.label, shard.index).T
     nothing = np.zeros(len(shard), bool)
-    return Outcome(right=least == 1, average=total, aimed=nothing, reached=nothing)
+    return Outcome(right=least == 1, average=total, aimed=nothing, success=nothing)

@@ -80,7 +80,7 @@ class Bench:
         """The attacked shard, and what share of its images reached the target."""
         recipe = Attack(images="", model="", steps=self.steps, step_size=0.1, batch_size=self.count, **keys)  # type: ignore[arg-type]
         made = Attacker(recipe, OTHER, CLASSES, model)(self.test)
-        return _unit(made.images()), f"{percent(made.attack['reached'])} % reached"
+        return _unit(made.images()), f"{percent(made.attack['success'])} % success"
 
     def attack(self) -> None:
         self.both("logits", lambda model: (torch.from_numpy(logits_of(model, self.test.images(), self.count)), ""))

@@ -66,7 +66,9 @@ def facts(store: Path, dataset: str | None) -> str:
     if file is None:
         return ""
     said = json.loads(file.read_text())
-    reached = f", {100 * said['reached']:.1f} % reached, mean L2 {said['l2_mean']:.3f}" if "reached" in said else ""
+    reached = (
+        f", {100 * said['success_rate']:.1f} % success, mean L2 {said['l2_mean']:.3f}" if "success_rate" in said else ""
+    )
     return f"{said['counts']['train']:,} images{reached}"
 
 

@@ -14,11 +14,11 @@ from stages.recipes import STAGES, Recipe, Relabel
 
 REVISIONS = {
     "load": 3,
-    "attack": 3,
+    "attack": 4,
     "invert": 2,
     "select": 1,
     "relabel": 1,
-    "shard": 2,
+    "shard": 3,
     "train": 2,
     "pretrained": 2,
     "evaluate": 5,

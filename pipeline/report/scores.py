@@ -151,7 +151,7 @@ class Attack:
         return spread(row["average"] - row["accuracy"] for row in self.rows)
 
     def share(self, key: str) -> Spread | None:
-        """``average``, ``fooled`` or ``reached``."""
+        """``average``, ``fooled`` or ``success_rate``."""
         return spread(row.get(key) for row in self.rows)
 
 
@@ -220,9 +220,9 @@ class Result:
         return without_seed(self.rows[0]["trained_on"] or "elsewhere")
 
     @property
-    def target_reached(self) -> Spread | None:
-        """The share of the images that it learned from whose target was reached."""
-        return spread(row["target_reached"] for row in self.measured)
+    def attack_success_rate(self) -> Spread | None:
+        """Attack success rate on the images that it was trained on."""
+        return spread(row["attack_success_rate"] for row in self.measured)
 
     @property
     def rules(self) -> list[str]:
@@ -320,7 +320,7 @@ class Transfer:
     Attributes:
         title: what is counted, under what.
         target_rule: the rule that names their target; None for untargeted ones.
-        cells: the share of the images that an untargeted attack fooled a model on, or whose target was reached.
+        cells: share of the images that an untargeted attack fooled a model on; attack success rate of a targeted one.
     """
 
     title: str
@@ -363,7 +363,7 @@ def _as_seen_by(model: str, surrogate: str) -> str:
 
 def _transfer(place: str, cells: Mapping[Cell, Sequence[Row]]) -> Transfer:
     asked = next(iter(cells.values()))[0]
-    what, key = ("fooled", "fooled") if asked["target_rule"] is None else ("target reached", "reached")
+    what, key = ("fooled", "fooled") if asked["target_rule"] is None else ("attack success", "success_rate")
     shares = {cell: spread(row[key] for row in rows) for cell, rows in cells.items()}
     return Transfer(f"{place}{what} by {attack_name(asked)} made on", asked["target_rule"], shares)
 

@@ -116,7 +116,7 @@ def test_show_json_gives_the_rows_of_the_latest_run(finished):
         assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
         assert row["n"] == 192
     assert said["rows"][1]["trained_on"] == "other"
-    assert 0 <= said["rows"][1]["target_reached"] <= 1
+    assert 0 <= said["rows"][1]["attack_success_rate"] <= 1
 
 
 def test_run_json_prints_one_document_that_show_repeats(tiny, write, tmp_path):
@@ -128,7 +128,7 @@ def test_run_json_prints_one_document_that_show_repeats(tiny, write, tmp_path):
 def test_show_names_a_node(finished):
     _, store = finished
     text = invoke("show", "other", "--store", store).stdout
-    assert "target reached" in text
+    assert "attack success" in text
     assert "192 train" in text
     found = json.loads(invoke("show", "datasets/clean", "--json", "--store", store).stdout)["found"]
     assert found[0]["counts"] == {"train": 192, "test": 192}

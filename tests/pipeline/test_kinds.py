@@ -92,10 +92,10 @@ def test_everything_is_made(made):
 def test_a_step_is_named_at_which_the_target_was_reached(made):
     rows, facts = samples(made[0], "other"), manifest(made[0], "datasets/other")
     steps = ATTACK["steps"]
-    assert all(-1 <= step <= steps for step in rows["reached_step"])
-    by_step = facts["reached_by_step"]
+    assert all(-1 <= step <= steps for step in rows["success_step"])
+    by_step = facts["success_by_step"]
     assert by_step == sorted(by_step) and len(by_step) == steps + 1
-    assert by_step[-1] == pytest.approx(sum(s >= 0 for s in rows["reached_step"]) / len(rows["key"]), abs=1e-6)
+    assert by_step[-1] == pytest.approx(sum(s >= 0 for s in rows["success_step"]) / len(rows["key"]), abs=1e-6)
 
 
 def test_inverted_images_keep_their_labels_and_say_how_near_their_features_are(made):

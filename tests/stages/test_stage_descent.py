@@ -63,7 +63,7 @@ def threats(model, shard):
     for rule in (None, Relabel(rule="next")):
         asked = Threat(restarts=2, target_rule=rule, **BALL)
         outcome = in_ball(asked, CLASSES, {"m": model}, {}, shard)["m"]
-        found += [outcome.right, outcome.average, outcome.aimed, outcome.reached]
+        found += [outcome.right, outcome.average, outcome.aimed, outcome.success]
     return found
 
 

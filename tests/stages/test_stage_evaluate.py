@@ -115,10 +115,10 @@ def test_the_worst_case_stands_beside_the_average_case_and_what_it_turned(traine
         "surrogate": None,
     }.items() <= worst.items()
     assert worst["target_rule"] is None
-    assert "reached" not in worst
+    assert "success_rate" not in worst
     assert aimed["target_rule"] == "other"
-    assert aimed["reached"] == sums["reached_under"][1] / 60
-    assert 0 < aimed["reached"] <= 1 - aimed["accuracy"]
+    assert aimed["success_rate"] == sums["success_under"][1] / 60
+    assert 0 < aimed["success_rate"] <= 1 - aimed["accuracy"]
     assert {"rotation": 30, "translation": 0.1, "search": "grid", "tries": 9}.items() <= grid.items()
     assert {"search": "random", "tries": 10}.items() <= drawn.items()
     assert grid["average"] == sums["average_under"][2] / (60 * 9)
@@ -132,7 +132,7 @@ def test_of_no_right_answers_and_of_no_targets_there_is_no_share(trained, shard,
     said = summary(asked, CLASSES, score(asked, CLASSES, {"net": trained}, {}, wrong)["net"])
     assert said["accuracy"] == 0
     assert said["under_attack"][0]["fooled"] is None
-    assert said["under_attack"][0]["reached"] is None
+    assert said["under_attack"][0]["success_rate"] is None
 
 
 def test_an_attack_toward_the_true_class_makes_no_answer_right(trained, shard):

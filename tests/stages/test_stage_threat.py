@@ -57,7 +57,7 @@ def test_more_restarts_never_leave_a_model_better_off(trained_few, norm, method,
         attacked({**threat, "batch_size": BATCH, "restarts": count}, shard, model) for count in (restarts, restarts + 1)
     )
     assert not (more.right & ~few.right).any()
-    assert not (few.reached & ~more.reached).any()
+    assert not (few.success & ~more.success).any()
     np.testing.assert_array_equal(few.aimed, more.aimed)
     np.testing.assert_array_equal(few.average, more.average)
 
@@ -132,9 +132,9 @@ def test_toward_a_class_what_counts_is_the_class_reached(trained, shard):
     wanted = torch.from_numpy(target)
     answers = by_hand(trained, trained, shard, lambda model, part: targeted(model, wanted[part]))
     np.testing.assert_array_equal(outcome.aimed, target != shard.label)
-    np.testing.assert_array_equal(outcome.reached, (answers == target) & (target != shard.label))
+    np.testing.assert_array_equal(outcome.success, (answers == target) & (target != shard.label))
     np.testing.assert_array_equal(outcome.right, answers == shard.label)
-    assert 0 < outcome.reached.sum() < outcome.aimed.sum() < 60
+    assert 0 < outcome.success.sum() < outcome.aimed.sum() < 60
 
 
 def test_an_attack_on_a_surrogate_is_made_once_and_tried_on_every_model(trained, other, shard):
@@ -155,14 +155,14 @@ def test_an_attack_on_a_surrogate_is_made_once_and_tried_on_every_model(trained,
     own = attacked(WEAK, shard, trained)
     np.testing.assert_array_equal(found["b"].right, own.right)
     assert not own.aimed.any()
-    assert not own.reached.any()
+    assert not own.success.any()
 
 
 def test_apgd_counts_the_worse_of_both_losses_and_is_no_weaker_than_pgd(trained, shard):
     plain, free = (attacked({**WEAK, "steps": 8, "method": method}, shard, trained) for method in ("pgd", "apgd"))
     assert free.right.sum() <= plain.right.sum() + 1
     aimed = attacked({**WEAK, "steps": 8, "eps": 1.5, "method": "apgd", "target_rule": "other"}, shard, trained)
-    assert aimed.reached.sum() > 0.5 * 60
+    assert aimed.success.sum() > 0.5 * 60
 
 
 def test_the_average_case_is_noise_of_the_same_norm_and_radius(trained, shard):

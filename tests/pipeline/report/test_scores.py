@@ -13,7 +13,9 @@ def row(model="m", accuracy=0.5, **facts):
     given = {"kind": "accuracy", "evaluation": "e", "trained_on": "d", "n": 100, "chance": 0.1, "majority": 0.12}
     given |= {"on": "clean", "split": "test", "held_out": True}
     ends = {"low": accuracy - 0.1, "high": accuracy + 0.1}
-    return given | ends | {"model": model, "accuracy": accuracy, "target_reached": None, "under_attack": []} | facts
+    return (
+        given | ends | {"model": model, "accuracy": accuracy, "attack_success_rate": None, "under_attack": []} | facts
+    )
 
 
 def attack(accuracy=0.2, **facts):
@@ -134,10 +136,10 @@ def test_attacks_of_other_settings_or_evaluations_are_other_tables():
     attacks = [
         attack(surrogate="a"),
         attack(surrogate="a", eps=1.0),
-        attack(surrogate="a", target_rule="next", reached=0.3),
+        attack(surrogate="a", target_rule="next", success_rate=0.3),
     ]
     rows = [row("b", evaluation=name, under_attack=attacks) for name in ("e", "f")]
     found = transfers(results(rows))
     assert len({matrix.title for matrix in found}) == len(found) == 6
-    assert found[2].title == "e: target reached by L2 ε 0.5, 7 steps, toward next made on"
+    assert found[2].title == "e: attack success by L2 ε 0.5, 7 steps, toward next made on"
     assert str(found[2].cells["a", "b"]) == "30.0 %"

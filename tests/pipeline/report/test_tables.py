@@ -43,11 +43,11 @@ def row(**facts):
         "high": 0.6,
         "n": 100,
     }
-    return given | {"chance": 0.1, "majority": 0.12, "target_reached": 0.9, "under_attack": []} | facts
+    return given | {"chance": 0.1, "majority": 0.12, "attack_success_rate": 0.9, "under_attack": []} | facts
 
 
 def test_the_table_of_results_has_dataset_target_learner_accuracy_interval_and_chance():
-    shown = result_text([row(), row(model="n", trained_on=None, target_reached=None)])
+    shown = result_text([row(), row(model="n", trained_on=None, attack_success_rate=None)])
     assert "90.0 %" in shown and "40.0 % – 60.0 %" in shown and "10.0 %" in shown
     assert "elsewhere" in shown and "constant answer" not in shown
 
@@ -91,7 +91,7 @@ def test_held_out_are_images_as_they_were_loaded_of_a_split_that_was_not_trained
     inputs = {role: Made(one.folder, {"content": "c", "classes": ["a", "b"]}) for role, one in node.inputs.items()}
     store = Store(str(tmp_path))
     sums = {"n": 4, "right": 3, "right_per_class": [2, 1], "n_per_class": [2, 2]}
-    nothing = {"right_under": [], "average_under": [], "aimed_under": [], "reached_under": []}
+    nothing = {"right_under": [], "average_under": [], "aimed_under": [], "success_under": []}
     marks = {"test-000000": {"samples": 4, "sums": {model: sums | nothing}}}
     EvaluateJob(node, Place(store, Path(), Path()), inputs).finish(marks)
     (found,) = store.find_json(f"{node.folder}/result.json")["rows"]
@@ -139,9 +139,9 @@ def test_a_targeted_attack_says_how_often_it_got_there():
     def under(*attacks):
         return result_text([row(under_attack=list(attacks))]).partition("average and worst case")[2]
 
-    shown = under(attack(target_rule="next", reached=0.33), attack())
+    shown = under(attack(target_rule="next", success_rate=0.33), attack())
     assert "toward next" in shown and "33.0 %" in shown
-    assert "target reached" not in under(attack())
+    assert "attack success" not in under(attack())
 
 
 def test_spatial_attacks_name_their_space():
