@@ -40,12 +40,12 @@ from stages import model as models
 from stages import train
 from stages.device import computing, device, threads
 from stages.images import encode_png
+from stages.inference import prepared
 from stages.model import Classifier, Design, to_pixels, to_unit
 from stages.pgd import UNCAPTURED
-from stages.prepare import prepared
 from stages.pretrained.checkpoint import bring
 from stages.recipes import Attack, Perturbation, Train
-from stages.search import Toward, margins, targeted
+from stages.targeted_pgd import Toward, margins, targeted
 
 Loop = Callable[[np.ndarray, Tensor, Perturbation], Tensor]
 """Pixels, uint8, N × H × W × C; a target for each; ball and steps → images in [0, 1], N × C × H × W."""

@@ -23,9 +23,9 @@ from torch import Tensor
 from benchmarks.shards import CLASSES, shards_of
 from benchmarks.side_by_side import attacked, images, in_turns, machine, on_shards, over, seconds_of, show, spread
 from stages import evaluate, train
-from stages.ahead import ahead
 from stages.device import device, threads
 from stages.model import Classifier, Design, on_device, to_unit
+from stages.prefetch import ahead
 from stages.recipes import Evaluate, Train
 from stages.shard import pack, unpack
 

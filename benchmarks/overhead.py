@@ -32,9 +32,9 @@ from pipeline.run.runs import Run
 from pipeline.store import Store
 from stages.attack import distances, logits_of
 from stages.device import threads
+from stages.inference import prepared
 from stages.model import to_unit
 from stages.pgd import to_grid
-from stages.prepare import prepared
 from stages.recipes import Attack
 from stages.shard import Shard, pack, unpack
 

@@ -210,8 +210,8 @@ def move(
 
 def _push(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:
     """The picture after PGD, and what was done."""
-    from stages.prepare import prepared
-    from stages.search import Toward
+    from stages.inference import prepared
+    from stages.targeted_pgd import Toward
 
     wanted = np.array([target])
     after, _ = Toward(asked, prepared(model, asked))(pixels[None], wanted, wanted)
@@ -223,8 +223,8 @@ def _turn(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -
     import torch
 
     from stages.model import to_pixels, to_unit
-    from stages.search import targeted
     from stages.spatial import search
+    from stages.targeted_pgd import targeted
 
     space, where = asked.spatial, model.mean.device
     zero = np.zeros(1, dtype=np.int64)

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from stages.device import computing
 from stages.errors import BadData, BadInput
+from stages.inference import prepared
 from stages.model import Classifier, batches, in_batches, to_pixels, to_unit
 from stages.pgd import direction, grid, pgd, project
-from stages.prepare import prepared
 from stages.recipes import Attack, Perturbation, Relabel
 from stages.refused import explained
 from stages.relabel import targets
-from stages.search import Toward, margins, targeted
 from stages.seeds import torch_seed
 from stages.shard import Shard
 from stages.spatial import search
+from stages.targeted_pgd import Toward, margins, targeted
 
 
 def noise(pixels_NHWC: np.ndarray, ball: Perturbation, seed: int, index: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.adversarial_eval import Outcome, in_ball, in_space
 from stages.attack import logits_of
 from stages.device import computing
 from stages.model import Classifier
@@ -13,7 +14,6 @@ from stages.recipes import Evaluate, Spatial, Threat
 from stages.refused import explained
 from stages.relabel import targets
 from stages.shard import Shard
-from stages.threat import Outcome, in_ball, in_space
 
 Sums = dict[str, dict[str, Any]]
 """Model → what was counted on some samples."""

@@ -21,20 +21,20 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from stages import nets
-from stages.ahead import ahead
 from stages.augment import augment
 from stages.design import Design
 from stages.device import computing, kind, on, sent
 from stages.errors import BadData, BadInput
 from stages.features import head
+from stages.inference import compiled, folded, keep_memory
 from stages.model import Classifier, in_batches, load, on_device, to_unit, unit
 from stages.pgd import pgd
-from stages.prepare import compiled, folded, keep_memory
+from stages.prefetch import ahead
 from stages.recipes import Adversary, Train
 from stages.refused import explained
-from stages.search import untargeted
 from stages.seeds import generator, torch_seed
 from stages.shard import Shard
+from stages.targeted_pgd import untargeted
 
 SHUFFLE_SHARDS = 4
 """Shards mixed at a time when a split streams; as many are read ahead."""

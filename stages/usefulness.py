@@ -25,9 +25,9 @@ from stages.device import computing, sent
 from stages.errors import BadData
 from stages.evaluate import Sums
 from stages.features import Penultimate
+from stages.inference import prepared
 from stages.model import Classifier, in_batches, to_unit
 from stages.pgd import Descent, graphs
-from stages.prepare import prepared
 from stages.recipes import Usefulness
 from stages.refused import explained
 from stages.shard import Shard

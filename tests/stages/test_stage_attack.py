@@ -10,9 +10,9 @@ from stages.errors import BadData, BadInput
 from stages.model import Classifier, Design, to_unit
 from stages.pgd import grid, pgd, to_grid
 from stages.recipes import Attack, Perturbation, Relabel, Spatial
-from stages.search import targeted, untargeted
 from stages.shard import Shard, pack
 from stages.spatial import candidates, transform
+from stages.targeted_pgd import targeted, untargeted
 
 CLASSES = tuple("0123456789")
 BATCH = 16

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stages import invert, pgd, search, threat, usefulness
+from stages import adversarial_eval, invert, pgd, targeted_pgd, usefulness
+from stages.adversarial_eval import in_ball
 from stages.attack import Attacker
 from stages.invert import Inverter
 from stages.pgd import UNCAPTURED, Descent, captured, graphs
 from stages.recipes import Attack, Compute, Invert, Relabel, Threat, Usefulness
-from stages.search import Toward, unnoted
-from stages.threat import in_ball
+from stages.targeted_pgd import Toward, unnoted
 from stages.usefulness import measure
 
 CLASSES = [str(k) for k in range(10)]
@@ -110,7 +110,9 @@ def test_a_whole_attack_is_captured_once(trained, digits, part, replayed):
 
 
 def test_another_shape_is_captured_anew(replayed):
-    descent = Descent(lambda x: x.flatten(1).sum(1), norm="l2", eps=1, step_size=0.1, capture=search.graphs(None, None))
+    descent = Descent(
+        lambda x: x.flatten(1).sum(1), norm="l2", eps=1, step_size=0.1, capture=targeted_pgd.graphs(None, None)
+    )
     for shape in ((2, 1, 4, 4), (2, 1, 4, 4), (3, 1, 4, 4)):
         x = torch.rand(shape)
         once = pgd.pgd(lambda x: x.flatten(1).sum(1), x, norm="l2", eps=1, step_size=0.1, steps=5)
@@ -171,7 +173,7 @@ def test_a_step_copies_nothing_to_or_from_the_host(norm, trained, monkeypatch):
     assert inverter.descent(x, inverter.features(x), steps=2).shape == x.shape
     asked = Threat(**BALL | {"norm": norm, "steps": 2})
     for aim in (None, target):
-        assert threat._pgd(asked, model, x, target, aim, x).shape == x.shape
+        assert adversarial_eval._pgd(asked, model, x, target, aim, x).shape == x.shape
 
 
 def test_a_step_that_cannot_be_captured_is_run_as_it_is_and_says_so(monkeypatch):

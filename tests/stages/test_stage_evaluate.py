@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.adversarial_eval import in_ball
 from stages.attack import logits_of
 from stages.evaluate import add, score, summary, wilson
 from stages.model import Classifier, Design
 from stages.recipes import Evaluate
 from stages.shard import Shard
-from stages.threat import in_ball
 
 CLASSES = tuple("0123456789")
 BATCH = 20

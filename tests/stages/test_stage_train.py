@@ -18,9 +18,9 @@ from stages.errors import BadData, BadInput
 from stages.model import Classifier, Design, load, save, to_unit
 from stages.pgd import pgd
 from stages.recipes import Adversary, Train
-from stages.search import untargeted
 from stages.seeds import torch_seed
 from stages.shard import Shard
+from stages.targeted_pgd import untargeted
 
 # A network with dropout: its draws, too, must be the same after an interruption.
 DROPS = """

@@ -10,16 +10,16 @@ from torch import Tensor
 from stages.apgd import apgd, losses
 from stages.attack import noisy
 from stages.device import computing, sent
+from stages.inference import prepared
 from stages.model import Classifier, in_batches, to_unit
 from stages.pgd import Descent, direction, graphs
-from stages.prepare import prepared
 from stages.recipes import Ball, Spatial, Threat
 from stages.refused import explained
 from stages.relabel import targets
-from stages.search import targeted, untargeted
 from stages.seeds import generator
 from stages.shard import Shard
 from stages.spatial import search
+from stages.targeted_pgd import targeted, untargeted
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from stages.adversarial_eval import in_ball, in_space, random_start
 from stages.attack import noisy
 from stages.model import Classifier, to_unit
 from stages.pgd import pgd
 from stages.recipes import Ball, Spatial, Threat
 from stages.relabel import targets
-from stages.search import targeted, untargeted
 from stages.spatial import candidates, transform
-from stages.threat import in_ball, in_space, random_start
+from stages.targeted_pgd import targeted, untargeted
 
 CLASSES = tuple("0123456789")
 BATCH = 20

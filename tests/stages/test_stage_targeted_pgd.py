@@ -9,7 +9,7 @@ from torch import nn
 
 from stages.model import Classifier, Design
 from stages.recipes import Attack
-from stages.search import Places, Toward, Watched, margins, unnoted
+from stages.targeted_pgd import Places, Toward, Watched, margins, unnoted
 
 LINEAR = """
 import torch
