@@ -274,7 +274,7 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
         "label.",
         recipes.Evaluate,
     ),
-    ("evaluations.NAME.attacks", "A list of mappings with these keys.", recipes.Threat),
+    ("evaluations.NAME.attacks", "A list of mappings with these keys.", recipes.EvalAttack),
     ("evaluations.NAME.usefulness", "", recipes.Usefulness),
     ("evaluations.NAME: leakage", "See [above](#leakage).", controls.Leakage),
 ]

@@ -13,7 +13,7 @@ from stages.device import computing, sent
 from stages.inference import prepared
 from stages.model import Classifier, in_batches, to_unit
 from stages.pgd import Descent, direction, graphs
-from stages.recipes import Ball, Spatial, Threat
+from stages.recipes import Ball, EvalAttack, Spatial
 from stages.refused import explained
 from stages.relabel import targets
 from stages.seeds import generator
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def in_ball(
-    threat: Threat,
+    threat: EvalAttack,
     classes: Sequence[str],
     models: Mapping[str, Classifier],
     surrogates: Mapping[str, Classifier],
@@ -70,7 +70,7 @@ def in_ball(
 
 
 def _answers(
-    threat: Threat, attacked: Classifier, scored: Sequence[Classifier], shard: Shard, target_N: np.ndarray
+    threat: EvalAttack, attacked: Classifier, scored: Sequence[Classifier], shard: Shard, target_N: np.ndarray
 ) -> np.ndarray:
     """What each model answers of each image, N × models × (1 + tries): first under noise, then under each try."""
     plain = [model.using("float32") for model in scored]
@@ -90,7 +90,7 @@ def _answers(
 
 
 def _tries(
-    threat: Threat, model: Classifier, x_NCHW: Tensor, label_N: Tensor, target_N: Tensor, index: np.ndarray
+    threat: EvalAttack, model: Classifier, x_NCHW: Tensor, label_N: Tensor, target_N: Tensor, index: np.ndarray
 ) -> Iterator[Tensor]:
     """What each search of the attack ends with."""
     aim = None if threat.target_rule is None else target_N
@@ -103,7 +103,7 @@ def _tries(
 
 
 def _pgd(
-    threat: Threat, model: Classifier, x_NCHW: Tensor, label_N: Tensor, aim_N: Tensor | None, start: Tensor
+    threat: EvalAttack, model: Classifier, x_NCHW: Tensor, label_N: Tensor, aim_N: Tensor | None, start: Tensor
 ) -> Tensor:
     """One search; what its steps are is made once for a model and a ball."""
     goal, wanted = (untargeted, label_N) if aim_N is None else (targeted, aim_N)

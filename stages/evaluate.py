@@ -10,7 +10,7 @@ from stages.adversarial_eval import Outcome, in_ball, in_space
 from stages.attack import logits_of
 from stages.device import computing
 from stages.model import Classifier
-from stages.recipes import Evaluate, Spatial, Threat
+from stages.recipes import EvalAttack, Evaluate, Spatial
 from stages.refused import explained
 from stages.relabel import targets
 from stages.shard import Shard
@@ -95,7 +95,7 @@ def _add(values: Sequence[Any]) -> Any:
 def summary(recipe: Evaluate, classes: Sequence[str], sums: Mapping[str, Any]) -> dict[str, Any]:
     """What the sums of one model say: accuracies with 95 % intervals, per class, under attack, and chance."""
     n = sums["n"]
-    attacks: list[Threat | Spatial] = [*recipe.attacks, *recipe.spatial]
+    attacks: list[EvalAttack | Spatial] = [*recipe.attacks, *recipe.spatial]
     low, high = wilson(sums["right"], n)
     said = {
         "kind": "accuracy",
@@ -123,11 +123,11 @@ def summary(recipe: Evaluate, classes: Sequence[str], sums: Mapping[str, Any]) -
     return said
 
 
-def _attacked(attack: Threat | Spatial, at: int, sums: Mapping[str, Any]) -> dict[str, Any]:
+def _attacked(attack: EvalAttack | Spatial, at: int, sums: Mapping[str, Any]) -> dict[str, Any]:
     """What the sums say of one attack: worst case, average case, and the share of right answers that it turned."""
     n, right, draws = sums["n"], sums["right_under"][at], 1
     low, high = wilson(right, n)
-    if isinstance(attack, Threat):
+    if isinstance(attack, EvalAttack):
         ball = {"norm", "eps", "steps"} | ({"step_size"} if attack.method == "pgd" else set())
         what = attack.model_dump(include=ball | {"restarts", "surrogate"})
         what |= {

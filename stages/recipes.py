@@ -862,7 +862,7 @@ class Pretrained(Recipe):
 # ------------------------------------------------------------------------------------------ evaluate
 
 
-class Threat(Perturbation):
+class EvalAttack(Perturbation):
     """An attack that models are scored under."""
 
     method: Literal["pgd", "apgd"] = Field(
@@ -912,7 +912,7 @@ class Evaluate(Recipe):
     models: Distinct[str] = Field(min_length=1, description="Models to score.")
     on: str = Field(description="Dataset to score them on.")
     split: Split = Field("test", description="Its split.")
-    attacks: list[Threat] = Field(
+    attacks: list[EvalAttack] = Field(
         [],
         description="Attacks to score them under as well, each beside the average case: noise of the same radius. "
         "Where `norm`, `eps`, `steps` or `surrogate` is a list, one attack for each.",

@@ -19,7 +19,7 @@ from stages.evaluate import score
 from stages.invert import Inverter
 from stages.model import Classifier, Design
 from stages.pgd import to_grid
-from stages.recipes import Attack, Evaluate, Invert, Relabel, Threat, Train
+from stages.recipes import Attack, EvalAttack, Evaluate, Invert, Relabel, Train
 from stages.shard import Shard, pack
 
 CLASSES = [str(k) for k in range(10)]
@@ -117,7 +117,7 @@ class Bench:
 
     def evaluation(self) -> None:
         how = {"eps": 0.25, "steps": self.steps // 2 or 1, "batch_size": self.count}
-        threats = [Threat(method=method, **how) for method in ("pgd", "apgd")]  # type: ignore[arg-type]
+        threats = [EvalAttack(method=method, **how) for method in ("pgd", "apgd")]  # type: ignore[arg-type]
         asked = Evaluate(models=["m"], on="", batch_size=self.count, attacks=threats)
         for what, model in (("GPU", self.model), ("processor", self.there)):
             sums = score(asked, CLASSES, {"m": model}, {}, self.test)["m"]

@@ -24,7 +24,7 @@ from pipeline.run.on_ray import IN_FLIGHT
 from pipeline.run.progress import clock
 from pipeline.run.runs import Outlook
 from stages.errors import BadInput
-from stages.recipes import Evaluate, Invert, Relabel, Spatial, Threat, Usefulness
+from stages.recipes import EvalAttack, Evaluate, Invert, Relabel, Spatial, Usefulness
 
 if TYPE_CHECKING:
     from stages.design import Design
@@ -416,7 +416,7 @@ def _evaluation(node: Node, designs: "Mapping[str, Design]", source: Node, sizes
     return found
 
 
-def _any(threat: Threat) -> Threat:
+def _any(threat: EvalAttack) -> EvalAttack:
     """A threat that is as fast, and equal for all that are: radius, seed and source do not matter."""
     return threat.model_copy(
         update={"eps": 0.5, "step_size": 0.1, "steps": 1, "restarts": 1, "source": None, "seed": 0}

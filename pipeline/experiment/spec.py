@@ -29,6 +29,7 @@ from stages.recipes import (
     STAGES,
     Adversary,
     Attack,
+    EvalAttack,
     Evaluate,
     Invert,
     Load,
@@ -37,7 +38,6 @@ from stages.recipes import (
     Relabel,
     Select,
     Spatial,
-    Threat,
     Train,
     Usefulness,
 )
@@ -288,7 +288,7 @@ def _model_at(parts: list[str]) -> type[BaseModel] | None:
         case [*_, "spatial"] | [*_, "spatial", _]:
             return Spatial
         case [*_, "attacks", _]:
-            return Threat
+            return EvalAttack
         case [group, _, stage]:
             return STAGES.get(group, {}).get(stage)
     return None

@@ -19,14 +19,14 @@ from pydantic import BaseModel
 
 from stages.errors import BadInput, shown
 from stages.limits import POINTS, WRITTEN
-from stages.recipes import SOURCES, STAGES, Evaluate, Recipe, Relabel, Threat, fraction
+from stages.recipes import SOURCES, STAGES, EvalAttack, Evaluate, Recipe, Relabel, fraction
 
 SHOWN = 8
 """Nodes of a circle that are named."""
 
 SEED, SEEDS = "seed", "seeds"
 GROUPS = ("datasets", "models")
-FIELDS = len(Threat.model_fields)
+FIELDS = len(EvalAttack.model_fields)
 Axes = dict[str, list[Any]]
 Node = TypeVar("Node", str, tuple[str, str])
 Point = dict[str, Any]

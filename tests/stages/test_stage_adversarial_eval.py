@@ -13,7 +13,7 @@ from stages.adversarial_eval import in_ball, in_space, random_start
 from stages.attack import noisy
 from stages.model import Classifier, to_unit
 from stages.pgd import pgd
-from stages.recipes import Ball, Spatial, Threat
+from stages.recipes import Ball, EvalAttack, Spatial
 from stages.relabel import targets
 from stages.spatial import candidates, transform
 from stages.targeted_pgd import targeted, untargeted
@@ -36,7 +36,7 @@ def other(design):
 
 
 def attacked(threat, shard, model, **models):
-    return in_ball(Threat(**threat), CLASSES, {"net": model}, models, shard)["net"]
+    return in_ball(EvalAttack(**threat), CLASSES, {"net": model}, models, shard)["net"]
 
 
 # ------------------------------------------------------------------------------------------ restarts
@@ -128,7 +128,7 @@ def slices():
 def test_toward_a_class_what_counts_is_the_class_reached(trained, shard):
     rule = {"rule": "random", "seed": 4}
     outcome = attacked({**WEAK, "target_rule": rule}, shard, trained)
-    target = targets(Threat(target_rule=rule).target_rule, shard.label, shard.index, CLASSES)
+    target = targets(EvalAttack(target_rule=rule).target_rule, shard.label, shard.index, CLASSES)
     wanted = torch.from_numpy(target)
     answers = by_hand(trained, trained, shard, lambda model, part: targeted(model, wanted[part]))
     np.testing.assert_array_equal(outcome.aimed, target != shard.label)
@@ -145,7 +145,7 @@ def test_an_attack_on_a_surrogate_is_made_once_and_tried_on_every_model(trained,
             calls.append(len(x))
             return trained.network(x)
 
-    threat, surrogate = Threat(**WEAK, surrogate="theirs", fold=False), trained.through(Counted())
+    threat, surrogate = EvalAttack(**WEAK, surrogate="theirs", fold=False), trained.through(Counted())
     found = in_ball(threat, CLASSES, {"a": other, "b": trained, "c": other}, {"theirs": surrogate}, shard)
     assert len(calls) == 3 * 3  # three batches of three steps, however many models are scored
     label = torch.from_numpy(shard.label)
@@ -166,7 +166,7 @@ def test_apgd_counts_the_worse_of_both_losses_and_is_no_weaker_than_pgd(trained,
 
 
 def test_the_average_case_is_noise_of_the_same_norm_and_radius(trained, shard):
-    threat = Threat(norm="linf", eps=0.35, steps=1, batch_size=BATCH, seed=3)
+    threat = EvalAttack(norm="linf", eps=0.35, steps=1, batch_size=BATCH, seed=3)
     found = in_ball(threat, CLASSES, {"net": trained}, {}, shard)["net"]
     with torch.no_grad():
         answers = trained(noisy(to_unit(shard.images()), threat, 3, shard.index)).argmax(1).numpy()

@@ -13,7 +13,7 @@ from stages.adversarial_eval import in_ball
 from stages.attack import Attacker
 from stages.invert import Inverter
 from stages.pgd import UNCAPTURED, Descent, captured, graphs
-from stages.recipes import Attack, Compute, Invert, Relabel, Threat, Usefulness
+from stages.recipes import Attack, Compute, EvalAttack, Invert, Relabel, Usefulness
 from stages.targeted_pgd import Toward, unnoted
 from stages.usefulness import measure
 
@@ -38,7 +38,7 @@ def replayed(monkeypatch):
 
         return again
 
-    for module in (search, invert, threat, usefulness):
+    for module in (targeted_pgd, invert, adversarial_eval, usefulness):
         monkeypatch.setattr(module, "graphs", lambda recipe, where: capture)
     return counts
 
@@ -61,7 +61,7 @@ def inversion(model, shard):
 def threats(model, shard):
     found = []
     for rule in (None, Relabel(rule="next")):
-        asked = Threat(restarts=2, target_rule=rule, **BALL)
+        asked = EvalAttack(restarts=2, target_rule=rule, **BALL)
         outcome = in_ball(asked, CLASSES, {"m": model}, {}, shard)["m"]
         found += [outcome.right, outcome.average, outcome.aimed, outcome.success]
     return found
@@ -92,7 +92,7 @@ def test_what_is_captured_once_and_repeated_gives_the_bytes_of_step_by_step(
     mine = work(trained, some)
     assert 0 < replayed["captured"] < replayed["repeated"]
     before = dict(replayed)
-    for module in (search, invert, threat, usefulness):
+    for module in (targeted_pgd, invert, adversarial_eval, usefulness):
         monkeypatch.setattr(module, "graphs", graphs)
     trained.views.clear()
     plain = work(trained, some)
@@ -171,7 +171,7 @@ def test_a_step_copies_nothing_to_or_from_the_host(norm, trained, monkeypatch):
     assert toward.descent(x, target, target, *unnoted(target), steps=2).shape == x.shape
     inverter = Inverter(Invert(images="", model="", fold=False), model)
     assert inverter.descent(x, inverter.features(x), steps=2).shape == x.shape
-    asked = Threat(**BALL | {"norm": norm, "steps": 2})
+    asked = EvalAttack(**BALL | {"norm": norm, "steps": 2})
     for aim in (None, target):
         assert adversarial_eval._pgd(asked, model, x, target, aim, x).shape == x.shape
 

@@ -9,6 +9,7 @@ from stages import recipes
 from stages.recipes import (
     Attack,
     Digits,
+    EvalAttack,
     Evaluate,
     ImageFolder,
     Invert,
@@ -17,7 +18,6 @@ from stages.recipes import (
     Relabel,
     Select,
     Spatial,
-    Threat,
     Torchvision,
     Train,
     Usefulness,
@@ -90,7 +90,7 @@ UNUSED = [
     (Relabel(rule="next"), {"seed": 1}),
     (Relabel(rule="map", map={0: 1}), {"seed": 1}),
     (Relabel(rule="least_likely"), {"seed": 1}),
-    (Threat(method="apgd"), {"step_size": 0.3}),
+    (EvalAttack(method="apgd"), {"step_size": 0.3}),
     (Spatial(), {"tries": 3, "seed": 1}),
     (Spatial(search="random"), {"grid": [1, 1, 3]}),
     (Evaluate(models=["a"], on="b"), {"agreement": None, "spatial": []}),
@@ -98,7 +98,7 @@ UNUSED = [
     (Evaluate(models=["a"], on="b", spatial=[{}]), {"spatial": [Spatial(seed=1)]}),
     (
         Evaluate(models=["a"], on="b", attacks=[{"target_rule": "next"}, {"method": "apgd"}]),
-        {"attacks": [Threat(target_rule=Relabel(rule="next", seed=1)), Threat(method="apgd", step_size=0.3)]},
+        {"attacks": [EvalAttack(target_rule=Relabel(rule="next", seed=1)), EvalAttack(method="apgd", step_size=0.3)]},
     ),
 ]
 
@@ -114,9 +114,9 @@ USED = [
     (Attack(images="a", model="m", method="spatial"), {"spatial": Spatial(grid=[1, 1, 3])}),
     (Relabel(rule="random"), {"seed": 1}),
     (Relabel(rule="other"), {"seed": 1}),
-    (Threat(), {"step_size": 0.3}),
+    (EvalAttack(), {"step_size": 0.3}),
     (Spatial(search="random"), {"tries": 3}),
-    (Evaluate(models=["a"], on="b", attacks=[{}]), {"attacks": [Threat(target_rule="next")]}),
+    (Evaluate(models=["a"], on="b", attacks=[{}]), {"attacks": [EvalAttack(target_rule="next")]}),
     (Evaluate(models=["a"], on="b", agreement="other"), {"agreement": Relabel(rule="other", seed=1)}),
     (Train(on="a", arch="n", adversarial={"eps": 1}), {"adversarial": recipes.Ball(eps=2)}),
 ]
@@ -179,7 +179,7 @@ def test_what_is_no_fraction_is_refused(wrong):
     {"eps": 1e-300}, {"eps": 9e-5}, {"eps": 0.5, "step_size": 0.0001, "steps": 7}, {"eps": 3, "step_size": 1e-40},
     {"eps": 1e30, "step_size": 1},
 ])  # fmt: skip
-@pytest.mark.parametrize("kind", [recipes.Ball, recipes.Adversary, Perturbation, Threat, Usefulness, Attack])
+@pytest.mark.parametrize("kind", [recipes.Ball, recipes.Adversary, Perturbation, EvalAttack, Usefulness, Attack])
 def test_a_ball_without_room_or_a_search_that_stays_in_its_middle_is_refused(kind, wrong):
     named = {Usefulness: {"models": ["m"], "on": "a"}, Attack: {"images": "a", "model": "m"}}.get(kind, {})
     with pytest.raises(ValidationError, match=r"is more than 1, the whole|is less than 0\.0001|lead no further than"):
@@ -188,15 +188,15 @@ def test_a_ball_without_room_or_a_search_that_stays_in_its_middle_is_refused(kin
 
 def test_who_counts_in_levels_is_told_how_to_write_them():
     with pytest.raises(ValidationError, match="if it is meant in 8-bit levels, write eps: 8/255"):
-        Threat(norm="linf", eps=8)
-    assert "write eps: 128/255" in str(Threat(eps=128).misfit([3, 32, 32], 1000))
+        EvalAttack(norm="linf", eps=8)
+    assert "write eps: 128/255" in str(EvalAttack(eps=128).misfit([3, 32, 32], 1000))
 
 
 def test_what_a_method_does_not_use_may_say_anything():
     for method in ("none", "spatial"):
         Attack(images="a", model="m", method=method, norm="linf", eps=8, step_size=1e-9, steps=1)
     Attack(images="a", method="noise", eps=1, step_size=1e-9, steps=1)
-    Threat(method="apgd", norm="linf", eps=0.1, step_size=50)
+    EvalAttack(method="apgd", norm="linf", eps=0.1, step_size=50)
     assert Attack(images="a", method="none", eps=1e30).misfit([1, 8, 8], 10) is None
 
 
@@ -286,7 +286,7 @@ def test_a_space_that_holds_the_untouched_image_alone_is_refused(wrong):
     (recipes.Synthetic, {"source": "synthetic", "classes": 10**6}),
     (recipes.Synthetic, {"source": "synthetic", "size": 10**6}),
     (recipes.Synthetic, {"source": "synthetic", "images": {"train": 10**9}}),
-    (Train, {"on": "a", "arch": "n", "epochs": 10**6}), (Threat, {"restarts": 10**6}),
+    (Train, {"on": "a", "arch": "n", "epochs": 10**6}), (EvalAttack, {"restarts": 10**6}),
     (Pretrained, {"arch": "n", "weights": "w", "classes": 10**6}),
     (Pretrained, {"arch": "n", "weights": "w", "outputs": [0, 10**6]}),
     (Pretrained, {"arch": "n", "weights": "w", "shape": [3, 10**6, 10**6]}),
