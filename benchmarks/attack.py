@@ -41,11 +41,12 @@ from stages import train
 from stages.device import computing, device, threads
 from stages.images import encode_png
 from stages.inference import prepared
-from stages.model import Classifier, Design, to_pixels, to_unit
+from stages.model import Classifier, Design
 from stages.pgd import UNCAPTURED
 from stages.pretrained.checkpoint import bring
 from stages.recipes import Attack, Perturbation, Train
 from stages.targeted_pgd import Toward, margins, targeted
+from stages.tensors import to_pixels, to_unit
 
 Loop = Callable[[np.ndarray, Tensor, Perturbation], Tensor]
 """Pixels, uint8, N × H × W × C; a target for each; ball and steps → images in [0, 1], N × C × H × W."""

@@ -24,10 +24,11 @@ from benchmarks.shards import CLASSES, shards_of
 from benchmarks.side_by_side import attacked, images, in_turns, machine, on_shards, over, seconds_of, show, spread
 from stages import evaluate, train
 from stages.device import device, threads
-from stages.model import Classifier, Design, on_device, to_unit
+from stages.model import Classifier, Design, on_device
 from stages.prefetch import ahead
 from stages.recipes import Evaluate, Train
 from stages.shard import pack, unpack
+from stages.tensors import to_unit
 
 COLUMNS = ["", "images/s", "over tensors in memory"]
 

@@ -30,13 +30,13 @@ from pipeline.run.jobs import AttackJob, Place
 from pipeline.run.on_ray import OnRay
 from pipeline.run.runs import Run
 from pipeline.store import Store
-from stages.attack import distances, logits_of
 from stages.device import threads
 from stages.inference import prepared
-from stages.model import to_unit
+from stages.model import logits_of
 from stages.pgd import to_grid
 from stages.recipes import Attack
 from stages.shard import Shard, pack, unpack
+from stages.tensors import distances, to_unit
 
 NODE = "datasets/other"
 

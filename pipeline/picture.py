@@ -189,9 +189,10 @@ def move(
     """
     import torch
 
-    from stages.attack import distances, logits_of
     from stages.device import computing
+    from stages.model import logits_of
     from stages.refused import explained
+    from stages.tensors import distances
 
     try:
         asked = Attack(images="", model="", batch_size=1, **recipe)
@@ -222,9 +223,9 @@ def _turn(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -
     """The picture under the rotation and shift that bring it nearest to the class, and which these are."""
     import torch
 
-    from stages.model import to_pixels, to_unit
     from stages.spatial import search
     from stages.targeted_pgd import targeted
+    from stages.tensors import to_pixels, to_unit
 
     space, where = asked.spatial, model.mean.device
     zero = np.zeros(1, dtype=np.int64)

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from stages.apgd import apgd, losses
-from stages.attack import noisy
 from stages.device import computing, sent
 from stages.inference import prepared
-from stages.model import Classifier, in_batches, to_unit
-from stages.pgd import Descent, direction, graphs
+from stages.model import Classifier
+from stages.noise import noisy, random_start
+from stages.pgd import Descent, graphs
 from stages.recipes import Ball, EvalAttack, Spatial
 from stages.refused import explained
 from stages.relabel import targets
-from stages.seeds import generator
 from stages.shard import Shard
 from stages.spatial import search
 from stages.targeted_pgd import targeted, untargeted
+from stages.tensors import in_batches, to_unit
 
 
 @dataclass(frozen=True)
@@ -129,20 +129,6 @@ def _apgd(
 
     for loss in losses(label_N, aim_N, model.design.classes):
         yield apgd(model, loss, done, x_NCHW, norm=ball.norm, eps=ball.eps, steps=ball.steps, start=start)
-
-
-def random_start(x_NCHW: Tensor, ball: Ball, seed: int, index: np.ndarray, restart: int) -> Tensor:
-    """A point uniform in the volume of the ball round each image, cut off by the box; from (seed, index, restart)."""
-    draws = [generator(seed, f"restart {restart}", int(i)) for i in index]
-    shape = x_NCHW.shape[1:]
-    if ball.norm == "linf":
-        delta = torch.tensor(np.stack([draw.uniform(-1, 1, shape) for draw in draws]), dtype=torch.float32)
-    else:
-        gauss = torch.tensor(np.stack([draw.standard_normal(shape) for draw in draws]), dtype=torch.float32)
-        # The share of a ball's volume within radius r grows with r to the power of its dimension.
-        radius = torch.tensor([draw.uniform() ** (1 / shape.numel()) for draw in draws], dtype=torch.float32)
-        delta = direction(gauss, "l2") * radius.view(-1, 1, 1, 1)
-    return (x_NCHW + ball.eps * delta.to(x_NCHW.device)).clamp(0, 1)
 
 
 def in_space(space: Spatial, models: Mapping[str, Classifier], shard: Shard, batch_size: int) -> dict[str, Outcome]:

@@ -11,27 +11,16 @@ from torch import Tensor
 from stages.device import computing
 from stages.errors import BadData, BadInput
 from stages.inference import prepared
-from stages.model import Classifier, batches, in_batches, to_pixels, to_unit
-from stages.pgd import direction, grid, pgd, project
-from stages.recipes import Attack, Perturbation, Relabel
+from stages.model import Classifier, logits_of
+from stages.noise import noise
+from stages.pgd import grid, pgd
+from stages.recipes import Attack, Relabel
 from stages.refused import explained
 from stages.relabel import targets
-from stages.seeds import torch_seed
 from stages.shard import Shard
 from stages.spatial import search
 from stages.targeted_pgd import Toward, margins, targeted
-
-
-def noise(pixels_NHWC: np.ndarray, ball: Perturbation, seed: int, index: np.ndarray) -> np.ndarray:
-    """A random perturbation on the surface of the ball, as 8-bit images inside it: an attack's control."""
-    return grid(noisy(to_unit(pixels_NHWC), ball, seed, index), pixels_NHWC, ball.norm, ball.eps)
-
-
-def noisy(x_NCHW: Tensor, ball: Perturbation, seed: int, index: np.ndarray) -> Tensor:
-    """Images in [0, 1] with a random perturbation on the surface of the ball, drawn per image from (seed, index)."""
-    draws = [torch.Generator().manual_seed(torch_seed(seed, "noise", int(i))) for i in index]
-    gauss = torch.stack([torch.randn(x_NCHW.shape[1:], generator=draw) for draw in draws]).to(x_NCHW.device)
-    return (x_NCHW + project(direction(gauss, ball.norm) * ball.eps, ball.norm, ball.eps)).clamp(0, 1)
+from stages.tensors import batches, distances, in_batches, to_pixels, to_unit
 
 
 class Attacker:
@@ -202,29 +191,3 @@ def refuse_unmoved(recipe: Attack, aimed: int, moved: int) -> None:
             f"only {moved:,} of the {aimed:,} images to be moved have changed by a level of 8 bits: under new labels, "
             "they would be the control; raise eps, steps or step_size, or see whether the model has gradients"
         )
-
-
-def distances(clean_NHWC: np.ndarray, moved_NHWC: np.ndarray) -> dict[str, np.ndarray]:
-    """L2 and L∞ between saved images, uint8, in units of [0, 1]: N each."""
-    # One image at a time: a shard of photographs as int64 would take gigabytes.
-    levels = (moved - clean.astype(np.int64) for clean, moved in zip(clean_NHWC, moved_NHWC, strict=True))
-    sizes_N2 = np.array([((each**2).sum(), np.abs(each).max(initial=0)) for each in levels]).reshape(-1, 2)
-    return {"l2": np.sqrt(sizes_N2[:, 0]) / 255, "linf": sizes_N2[:, 1] / 255}
-
-
-def logits_of(model: Classifier, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
-    """What a model says of some images, in float32: N × classes.
-
-    Raises:
-        BadData: an answer is not a number.
-    """
-    plain = model.using("float32")
-
-    def answer(x: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return np.asarray(plain(to_unit(x, plain.mean.device)).cpu())
-
-    logits = in_batches(answer, batch_size, pixels_NHWC)
-    if not np.isfinite(logits).all():
-        raise BadData(f"the model ({model.design.arch}) answers some images with NaN or infinity")
-    return logits

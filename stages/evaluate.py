@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from stages.adversarial_eval import Outcome, in_ball, in_space
-from stages.attack import logits_of
 from stages.device import computing
-from stages.model import Classifier
+from stages.model import Classifier, logits_of
 from stages.recipes import EvalAttack, Evaluate, Spatial
 from stages.refused import explained
 from stages.relabel import targets

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.device import sent
-from stages.model import Classifier, to_unit
+from stages.model import Classifier
 from stages.pgd import Descent, graphs, grid
 from stages.recipes import Attack
+from stages.tensors import to_unit
 
 EVERY = 5
 """Steps between two looks at which images are far enough."""

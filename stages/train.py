@@ -27,7 +27,7 @@ from stages.device import computing, kind, on, sent
 from stages.errors import BadData, BadInput
 from stages.features import head
 from stages.inference import compiled, folded, keep_memory
-from stages.model import Classifier, in_batches, load, on_device, to_unit, unit
+from stages.model import Classifier, load, on_device
 from stages.pgd import pgd
 from stages.prefetch import ahead
 from stages.recipes import Adversary, Train
@@ -35,6 +35,7 @@ from stages.refused import explained
 from stages.seeds import generator, torch_seed
 from stages.shard import Shard
 from stages.targeted_pgd import untargeted
+from stages.tensors import in_batches, to_unit, unit
 
 SHUFFLE_SHARDS = 4
 """Shards mixed at a time when a split streams; as many are read ahead."""

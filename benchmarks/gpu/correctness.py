@@ -13,11 +13,11 @@ from torch import Tensor
 from benchmarks.gpu.sheet import Sheet, images, percent
 from stages import model as models
 from stages import train
-from stages.attack import Attacker, logits_of
+from stages.attack import Attacker
 from stages.device import device
 from stages.evaluate import score
 from stages.invert import Inverter
-from stages.model import Classifier, Design
+from stages.model import Classifier, Design, logits_of
 from stages.pgd import to_grid
 from stages.recipes import Attack, EvalAttack, Evaluate, Invert, Relabel, Train
 from stages.shard import Shard, pack

@@ -15,10 +15,10 @@ from benchmarks.gpu.sheet import Sheet, noise, seconds_of, untrained
 from stages import pgd
 from stages.device import computing, device
 from stages.inference import prepared
-from stages.model import to_unit
 from stages.pgd import UNCAPTURED
 from stages.recipes import Attack
 from stages.targeted_pgd import Toward, targeted
+from stages.tensors import to_unit
 
 STEPS = 100
 """Of a dataset's attack."""

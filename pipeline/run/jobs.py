@@ -274,7 +274,7 @@ def _totals(marks: Mapping[str, dict[str, Any]], steps: int) -> dict[str, Any]:
         "members": [next(iter(marks.values()))["suffix"], "cls", "json"],
     }
     if said["image_shape"]:
-        from stages.model import channel_statistics
+        from stages.tensors import channel_statistics
 
         sums, squares = (np.sum([s[key] for s in each], axis=0).tolist() for key in ("sums", "squares"))
         said["mean"], said["std"] = channel_statistics(sums, squares, sum(s["pixels"] for s in each))

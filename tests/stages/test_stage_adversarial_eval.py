@@ -9,14 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stages.adversarial_eval import in_ball, in_space, random_start
-from stages.attack import noisy
-from stages.model import Classifier, to_unit
+from stages.adversarial_eval import in_ball, in_space
+from stages.model import Classifier
+from stages.noise import noisy, random_start
 from stages.pgd import pgd
 from stages.recipes import Ball, EvalAttack, Spatial
 from stages.relabel import targets
 from stages.spatial import candidates, transform
 from stages.targeted_pgd import targeted, untargeted
+from stages.tensors import to_unit
 
 CLASSES = tuple("0123456789")
 BATCH = 20

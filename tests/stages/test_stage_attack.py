@@ -5,14 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from stages.attack import Attacker, logits_of, noise
+from stages.attack import Attacker
 from stages.errors import BadData, BadInput
-from stages.model import Classifier, Design, to_unit
+from stages.model import Classifier, Design, logits_of
+from stages.noise import noise
 from stages.pgd import grid, pgd, to_grid
 from stages.recipes import Attack, Perturbation, Relabel, Spatial
 from stages.shard import Shard, pack
 from stages.spatial import candidates, transform
 from stages.targeted_pgd import targeted, untargeted
+from stages.tensors import to_unit
 
 CLASSES = tuple("0123456789")
 BATCH = 16
@@ -144,7 +146,8 @@ def test_no_more_than_a_batch_of_images_is_ever_held_as_floats(shard, trained, m
         held.append(len(pixels))
         return to_unit(pixels, where)
 
-    monkeypatch.setattr("stages.attack.to_unit", counted)
+    for module in ("attack", "model", "noise"):
+        monkeypatch.setattr(f"stages.{module}.to_unit", counted)
     asked = recipe(method=method, steps=1, spatial=Spatial(grid=[1, 1, 2]))
     Attacker(asked, Relabel(rule="next"), CLASSES, trained, fit=[shard])(shard)
     assert max(held) == BATCH

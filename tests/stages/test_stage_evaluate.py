@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.adversarial_eval import in_ball
-from stages.attack import logits_of
 from stages.evaluate import add, score, summary, wilson
-from stages.model import Classifier, Design
+from stages.model import Classifier, Design, logits_of
 from stages.recipes import Evaluate
 from stages.shard import Shard
 

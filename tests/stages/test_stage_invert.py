@@ -8,9 +8,10 @@ from torch import nn
 from stages.errors import BadData, BadInput
 from stages.features import Penultimate
 from stages.invert import Inverter, derangement, noise
-from stages.model import Classifier, Design, to_unit
+from stages.model import Classifier, Design
 from stages.recipes import Invert
 from stages.shard import Shard, pack, rows, unpack
+from stages.tensors import to_unit
 
 SIDE = 4
 

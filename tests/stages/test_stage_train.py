@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from stages import train
 from stages.errors import BadData, BadInput
-from stages.model import Classifier, Design, load, save, to_unit
+from stages.model import Classifier, Design, load, save
 from stages.pgd import pgd
 from stages.recipes import Adversary, Train
 from stages.seeds import torch_seed
 from stages.shard import Shard
 from stages.targeted_pgd import untargeted
+from stages.tensors import to_unit
 
 # A network with dropout: its draws, too, must be the same after an interruption.
 DROPS = """
