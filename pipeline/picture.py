@@ -18,7 +18,7 @@ from pipeline.run.jobs import Place, open_model
 from pipeline.terminal import visible
 from stages.errors import BadData, BadInput, some
 from stages.images import decode, read_file
-from stages.recipes import Attack, Bring, is_own
+from stages.recipes import Attack, Pretrained, is_own
 
 if TYPE_CHECKING:
     from stages.model import Classifier
@@ -59,8 +59,8 @@ class Picture:
         sure = dict(zip(("before", "after"), self.said[:, self.target].tolist(), strict=True))
         target = {"name": self.classes[self.target], "number": self.target, **sure}
         said = {when: dict(self.top(i)) for i, when in enumerate(("before", "after"))}
-        reached = bool(self.said[1].argmax() == self.target)
-        return {"target": target, "reached": reached, **said, "l2": self.l2, "linf": self.linf, "how": self.how}
+        success = bool(self.said[1].argmax() == self.target)
+        return {"target": target, "success": success, **said, "l2": self.l2, "linf": self.linf, "how": self.how}
 
 
 def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Classifier", list[str]]:
@@ -96,7 +96,7 @@ def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Class
         )
     weights = models.get_model_weights(name).DEFAULT
     try:
-        design, content = checkpoint.bring(Bring(arch=name, weights=weights.name), place.data, place.here)
+        design, content = checkpoint.bring(Pretrained(arch=name, weights=weights.name), place.data, place.here)
     except BadInput as error:
         raise BadInput(f"--model {name}: {error}") from error
     return model.load(design, content, place.here), list(weights.meta["categories"])
@@ -189,9 +189,10 @@ def move(
     """
     import torch
 
-    from stages.attack import distances, logits_of
     from stages.device import computing
+    from stages.model import logits_of
     from stages.refused import explained
+    from stages.tensors import distances
 
     try:
         asked = Attack(images="", model="", batch_size=1, **recipe)
@@ -210,8 +211,8 @@ def move(
 
 def _push(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:
     """The picture after PGD, and what was done."""
-    from stages.prepare import prepared
-    from stages.search import Toward
+    from stages.inference import prepared
+    from stages.targeted_pgd import Toward
 
     wanted = np.array([target])
     after, _ = Toward(asked, prepared(model, asked))(pixels[None], wanted, wanted)
@@ -222,9 +223,9 @@ def _turn(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -
     """The picture under the rotation and shift that bring it nearest to the class, and which these are."""
     import torch
 
-    from stages.model import to_pixels, to_unit
-    from stages.search import targeted
     from stages.spatial import search
+    from stages.targeted_pgd import targeted
+    from stages.tensors import to_pixels, to_unit
 
     space, where = asked.spatial, model.mean.device
     zero = np.zeros(1, dtype=np.int64)

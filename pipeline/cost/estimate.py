@@ -24,7 +24,7 @@ from pipeline.run.on_ray import IN_FLIGHT
 from pipeline.run.progress import clock
 from pipeline.run.runs import Outlook
 from stages.errors import BadInput
-from stages.recipes import Evaluate, Invert, Relabel, Spatial, Threat, Usefulness
+from stages.recipes import EvalAttack, Evaluate, Invert, Relabel, Spatial, Usefulness
 
 if TYPE_CHECKING:
     from stages.design import Design
@@ -41,7 +41,7 @@ GAIN = 1.02
 UNKNOWN_CLASSES = 1000
 """Of a network whose weights are not here to tell: ImageNet's. The last layer takes next to no time."""
 
-NEUTRAL: dict[str, Any] = {"splits": ["train"], "seed": 0, "fit_shards": 1, "steps": 1, "freeze": None}
+NEUTRAL: dict[str, Any] = {"splits": ["train"], "seed": 0, "fit_shards": 1, "steps": 1, "stop_at_margin": None}
 """What does not change the speed of an attack or an inversion: equal for all, so that what is equally fast is seen."""
 
 NEXT = Relabel(rule="next")
@@ -52,9 +52,9 @@ SHORT: dict[str, Any] = {
     "epochs": 2,
     "lr": 1e-6,
     "schedule": "constant",
-    "drops": [],
+    "milestones": [],
     "memory_budget": 2**20,
-    "watch": 0,
+    "eval_images": 0,
     "workers": 1,
 }
 """The same of a training."""
@@ -243,7 +243,7 @@ def price(
     for name, parts in plan.items():
         node = known[name].node
         match node.stage:
-            case "bring":
+            case "pretrained":
                 nodes[name] = _brought(node, place)
             case "train":
                 nodes[name] = training(node, known[node.inputs["on"].id].facts, parts, rates, rehearsal.device.gpu)
@@ -306,14 +306,14 @@ def works(node: Node, known: Mapping[str, Outlook], left: Mapping[str, int], pla
         BadInput: the images that it takes may differ in size, or will only be known when they are there.
     """
     source, sizes = _source(node), list(left.values())
-    if node.stage not in ("load", "bring") and known[source.id].facts["image_shape"] is None:
+    if node.stage not in ("load", "pretrained") and known[source.id].facts["image_shape"] is None:
         raise BadInput(
             f"--cost: the size of the images of {source.name} is not known before they are loaded: first make it, "
             f"with --only {source.name}"
         )
     designs = {role: design_of(known[one.id]) for role, one in node.inputs.items() if one.group == "models"}
     match node.stage:
-        case "bring":
+        case "pretrained":
             return []
         case "load" | "select":
             return [Work(Part(node, {}, source.id, 0), (0,) * len(sizes))]
@@ -380,7 +380,7 @@ def _training(node: Node, design: "Design", probed: "Mapping[str, Design]", know
     update = SHORT | {"batch_size": recipe.batch_size // recipe.workers}
     short = replace(node, recipe=recipe.model_copy(update=update))
     steps = facts["counts"][recipe.split] // recipe.batch_size
-    watched = min(recipe.watch, known[source.id].facts["counts"].get("test", 0))
+    watched = min(recipe.eval_images, known[source.id].facts["counts"].get("test", 0))
     return [
         Work(Part(short, probed, source.id, steps, processes=recipe.workers), (recipe.epochs,)),
         _clean(design, source, [watched] * recipe.epochs, recipe.batch_size),
@@ -404,10 +404,10 @@ def _evaluation(node: Node, designs: "Mapping[str, Design]", source: Node, sizes
     found = [_clean(model, source, sizes, recipe.batch_size) for model in models]
     for threat in recipe.attacks:
         batches = _batches(sizes, threat.batch_size, threat.restarts)
-        for attacked in models if threat.source is None else [designs[f"sources.{threat.source}"]]:
+        for attacked in models if threat.surrogate is None else [designs[f"surrogates.{threat.surrogate}"]]:
             part = _scoring(attacked, source, threat.batch_size, threat.steps, attacks=[_any(threat)])
             found.append(Work(part, batches))
-        if threat.source is not None:  # what came of it, and noise, is shown to all models
+        if threat.surrogate is not None:  # what came of it, and noise, is shown to all models
             shown = _batches(sizes, threat.batch_size, 1 + threat.restarts)
             found += [Work(_scoring(model, source, threat.batch_size), shown) for model in models]
     for space in recipe.spatial:
@@ -416,7 +416,7 @@ def _evaluation(node: Node, designs: "Mapping[str, Design]", source: Node, sizes
     return found
 
 
-def _any(threat: Threat) -> Threat:
+def _any(threat: EvalAttack) -> EvalAttack:
     """A threat that is as fast, and equal for all that are: radius, seed and source do not matter."""
     return threat.model_copy(
         update={"eps": 0.5, "step_size": 0.1, "steps": 1, "restarts": 1, "source": None, "seed": 0}

@@ -14,14 +14,14 @@ from stages.recipes import STAGES, Recipe, Relabel
 
 REVISIONS = {
     "load": 3,
-    "attack": 3,
+    "attack": 4,
     "invert": 2,
     "select": 1,
     "relabel": 1,
-    "shard": 2,
+    "shard": 3,
     "train": 2,
-    "bring": 2,
-    "evaluate": 4,
+    "pretrained": 2,
+    "evaluate": 5,
     "usefulness": 3,
 }
 """A stage's revision is part of every version it makes: raise it when the stage makes other bytes."""
@@ -34,7 +34,7 @@ class Node:
     Attributes:
         group: datasets, models or evaluations.
         name: as the experiment calls it.
-        stage: what makes it: load, attack, invert, select, train, bring, evaluate or usefulness.
+        stage: what makes it: load, attack, invert, select, train, pretrained, evaluate or usefulness.
         recipe: how.
         relabel: the label rule of an attack.
         inputs: role → the node it is made from.
@@ -105,8 +105,8 @@ DATASETS = ("load", "attack", "invert", "select")
 def _roles(part: Any) -> dict[str, tuple[str, str]]:
     """Role → (key in the file, place that it names): `model`, or `models.standard` where a key names several."""
     stage, recipe = asked(part)
-    prefix = "" if stage == "evaluate" else "load." if stage == "bring" else f"{stage}."
-    said = {"sources": "attacks.source"}  # a property of the recipe, which the file says elsewhere
+    prefix = "" if stage == "evaluate" else f"{stage}."
+    said = {"surrogates": "attacks.surrogate"}  # a property of the recipe, which the file says elsewhere
     roles: dict[str, tuple[str, str]] = {}
     for field, group in recipe.inputs.items():
         named = getattr(recipe, field)

@@ -29,15 +29,15 @@ from stages.recipes import (
     STAGES,
     Adversary,
     Attack,
-    Bring,
+    EvalAttack,
     Evaluate,
     Invert,
     Load,
+    Pretrained,
     Recipe,
     Relabel,
     Select,
     Spatial,
-    Threat,
     Train,
     Usefulness,
 )
@@ -53,6 +53,17 @@ Name = Annotated[str, StringConstraints(pattern=rf"^{PLAIN}(@[A-Za-z0-9_.,=-]{{1
 
 TAGS = ("(accuracy)", "(measurement)", "[key]")
 """What pydantic puts into the place of an error that is no key of the file."""
+
+
+RENAMED = {
+    "drops": "milestones",
+    "freeze": "stop_at_margin",
+    "load": "pretrained",
+    "source": "surrogate",
+    "toward": "target_rule",
+    "watch": "eval_images",
+}
+"""Keys of earlier experiment files → what they are called now. An old name is refused where the new one is a key."""
 
 
 class _Part(BaseModel):
@@ -80,15 +91,15 @@ class Dataset(_Part):
 
 
 class Model(_Part):
-    """`train` or `load`."""
+    """`train` or `pretrained`."""
 
     train: Train | None = Field(None, description="Train it on a dataset.")
-    load: Bring | None = Field(None, description="Bring a model made elsewhere.")
+    pretrained: Pretrained | None = Field(None, description="Take weights that were trained elsewhere.")
 
     @model_validator(mode="after")
     def _one_way(self) -> "Model":
-        if (self.train is None) == (self.load is None):
-            raise ValueError("a model has either `train` or `load`")
+        if (self.train is None) == (self.pretrained is None):
+            raise ValueError("a model has either `train` or `pretrained`")
         return self
 
 
@@ -110,11 +121,8 @@ def _measures(found: Any) -> bool:
 
 def asked(part: Dataset | Model | Evaluate | Measurement) -> tuple[str, Recipe]:
     """What an entry of an experiment asks for: the stage, and the recipe."""
-    match part:
-        case Evaluate():
-            return "evaluate", part
-        case Model(load=Bring() as recipe):
-            return "bring", recipe
+    if isinstance(part, Evaluate):
+        return "evaluate", part
     stages = ((name, getattr(part, name)) for name in type(part).model_fields if name != "relabel")
     return next((name, recipe) for name, recipe in stages if recipe is not None)
 
@@ -219,6 +227,8 @@ def _reason(error: ErrorDetails, choices: Sequence[str]) -> str:
     match error["type"]:
         case "extra_forbidden":
             known = _keys(parts[:-1])
+            if (renamed := RENAMED.get(parts[-1])) in known:
+                return f"`{parts[-1]}` is called `{renamed}` now"
             near = [key for key in known if parts[-1].startswith(key)] or difflib.get_close_matches(parts[-1], known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
             return f"unknown key, {hint}"
@@ -271,14 +281,14 @@ def _model_at(parts: list[str]) -> type[BaseModel] | None:
             return Evaluate
         case ["datasets", _, "load", tag]:
             return SOURCES.get(tag)
-        case [*_, "relabel" | "agreement" | "toward"]:
+        case [*_, "relabel" | "agreement" | "target_rule"]:
             return Relabel
         case [*_, "adversarial"]:
             return Adversary
         case [*_, "spatial"] | [*_, "spatial", _]:
             return Spatial
         case [*_, "attacks", _]:
-            return Threat
+            return EvalAttack
         case [group, _, stage]:
             return STAGES.get(group, {}).get(stage)
     return None

@@ -19,14 +19,14 @@ from pydantic import BaseModel
 
 from stages.errors import BadInput, shown
 from stages.limits import POINTS, WRITTEN
-from stages.recipes import SOURCES, STAGES, Evaluate, Recipe, Relabel, Threat, fraction
+from stages.recipes import SOURCES, STAGES, EvalAttack, Evaluate, Recipe, Relabel, fraction
 
 SHOWN = 8
 """Nodes of a circle that are named."""
 
 SEED, SEEDS = "seed", "seeds"
 GROUPS = ("datasets", "models")
-FIELDS = len(Threat.model_fields)
+FIELDS = len(EvalAttack.model_fields)
 Axes = dict[str, list[Any]]
 Node = TypeVar("Node", str, tuple[str, str])
 Point = dict[str, Any]
@@ -152,8 +152,8 @@ def _all(
 def _meeting(name: str, part: Mapping[str, Any], own: Axes, axes: Mapping[Any, Axes]) -> Axes:
     """The axes of an evaluation: its own, those of what it scores on, and of what attacks are made on, so that each
     attack meets the models of its own point; the models that are scored it takes all."""
-    sources = [name for attack in _attacks(part) for name in _as_list(attack.get("source"))]
-    meets = [("datasets", _scoring(part).get("on")), *(("models", source) for source in sources)]
+    surrogates = [name for attack in _attacks(part) for name in _as_list(attack.get("surrogate"))]
+    meets = [("datasets", _scoring(part).get("on")), *(("models", name) for name in surrogates)]
     return _joined(("evaluations", name), [own, *(axes.get(place, {}) for place in meets if isinstance(place[1], str))])
 
 
@@ -333,5 +333,5 @@ def _evaluation_at(part: dict[str, Any], group: str, point: Point, axes: Mapping
     made = deepcopy(part)
     _rename(made, Evaluate.inputs, point, axes)
     for attack in _attacks(made):
-        _rename(attack, {"source": "models"}, point, axes)
+        _rename(attack, {"surrogate": "models"}, point, axes)
     return made

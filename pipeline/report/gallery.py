@@ -118,8 +118,8 @@ def _card(sample: Sample, before: np.ndarray, after: np.ndarray, scale: int, cla
 
 
 def _measured(attack: Mapping[str, Any]) -> str:
-    if {"reached", "confidence"} <= set(attack):
-        return f"{'reached' if attack['reached'] else 'not reached'}, {100 * attack['confidence']:.0f} %"
+    if {"success", "confidence"} <= set(attack):
+        return f"{'success' if attack['success'] else 'no success'}, {100 * attack['confidence']:.0f} %"
     return f"distance {attack['distance']:.2g}" if "distance" in attack else ""
 
 

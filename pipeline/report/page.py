@@ -181,7 +181,7 @@ def _largest_radius(score: Score) -> float:
 
 def _strongest(score: Score) -> Attack | None:
     """The untargeted attack of the largest radius that was made on the model itself."""
-    untargeted = [attack for attack in score.attacks() if attack.toward is None]
+    untargeted = [attack for attack in score.attacks() if attack.target_rule is None]
     return max(untargeted, key=lambda attack: attack.asked.get("eps", 0.0), default=None)
 
 

@@ -285,7 +285,7 @@ def _source(dataset: Node) -> Setting:
 
 def under(attack: Row) -> tuple[str, Setting]:
     """An attack that a model was scored under, as figures name it, and how it was searched for."""
-    if attack["attack"] == "pgd" and attack["toward"] is None:
+    if attack["attack"] == "pgd" and attack["target_rule"] is None:
         return ball(attack), {"under": Part("under", search(attack))}
     return attack_name(attack), {}
 

@@ -32,9 +32,9 @@ def attack_name(attack: Row) -> str:
     if attack["attack"] == "spatial":
         how = "grid" if attack["search"] == "grid" else "worst"
         return f"±{attack['rotation']:g}°, ±{100 * attack['translation']:g} %, {how} of {attack['tries']}"
-    toward = f", toward {attack['toward']}" if attack["toward"] else ""
+    target = f", toward {attack['target_rule']}" if attack["target_rule"] else ""
     method = "" if attack["attack"] == "pgd" else "APGD "
-    return f"{method}{ball(attack)}, {search(attack)}{toward}"
+    return f"{method}{ball(attack)}, {search(attack)}{target}"
 
 
 def ball(row: Row) -> str:
@@ -125,9 +125,9 @@ class Attack:
         return attack_name(self.asked)
 
     @property
-    def toward(self) -> str | None:
+    def target_rule(self) -> str | None:
         """The rule that names its target; None for an untargeted one."""
-        rule: str | None = self.asked.get("toward")
+        rule: str | None = self.asked.get("target_rule")
         return rule
 
     @property
@@ -151,7 +151,7 @@ class Attack:
         return spread(row["average"] - row["accuracy"] for row in self.rows)
 
     def share(self, key: str) -> Spread | None:
-        """``average``, ``fooled`` or ``reached``."""
+        """``average``, ``fooled`` or ``success_rate``."""
         return spread(row.get(key) for row in self.rows)
 
 
@@ -220,9 +220,9 @@ class Result:
         return without_seed(self.rows[0]["trained_on"] or "elsewhere")
 
     @property
-    def target_reached(self) -> Spread | None:
-        """The share of the images that it learned from whose target was reached."""
-        return spread(row["target_reached"] for row in self.measured)
+    def attack_success_rate(self) -> Spread | None:
+        """Attack success rate on the images that it was trained on."""
+        return spread(row["attack_success_rate"] for row in self.measured)
 
     @property
     def rules(self) -> list[str]:
@@ -237,7 +237,7 @@ class Result:
     def attacks(self) -> list[Attack]:
         """The attacks that were made on the model itself."""
         each = zip(*(row["under_attack"] for row in self.measured), strict=True)
-        return [Attack(rows) for rows in each if rows[0].get("source") is None]
+        return [Attack(rows) for rows in each if rows[0].get("surrogate") is None]
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:
@@ -319,22 +319,22 @@ class Transfer:
 
     Attributes:
         title: what is counted, under what.
-        toward: the rule that names their target; None for untargeted ones.
-        cells: the share of the images that an untargeted attack fooled a model on, or whose target was reached.
+        target_rule: the rule that names their target; None for untargeted ones.
+        cells: share of the images that an untargeted attack fooled a model on; attack success rate of a targeted one.
     """
 
     title: str
-    toward: str | None
+    target_rule: str | None
     cells: Mapping[Cell, Spread | None]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and lines: made on the model of a column, shown to the model of a line."""
-        sources, models = (list(dict.fromkeys(names)) for names in zip(*self.cells, strict=True))
-        return ["", *sources], [[m, *(shown(self.cells.get((s, m))) for s in sources)] for m in models]
+        surrogates, models = (list(dict.fromkeys(names)) for names in zip(*self.cells, strict=True))
+        return ["", *surrogates], [[m, *(shown(self.cells.get((s, m))) for s in surrogates)] for m in models]
 
 
-SETTINGS = ("attack", "norm", "eps", "steps", "step_size", "restarts", "toward")
-"""What an attack is, but for its source."""
+SETTINGS = ("attack", "norm", "eps", "steps", "step_size", "restarts", "target_rule")
+"""What an attack is, but for its surrogate."""
 
 
 def transfers(found: Sequence[Result]) -> list[Transfer]:
@@ -343,10 +343,10 @@ def transfers(found: Sequence[Result]) -> list[Transfer]:
     for result in found:
         for row in result.rows:
             for attack in row["under_attack"]:
-                if attack.get("source") is not None:
+                if attack.get("surrogate") is not None:
                     images = "" if result.held_out else f"{result.images}: "
                     what = (result.evaluation, images, *(attack.get(key) for key in SETTINGS))
-                    cell = (_as_seen_by(row["model"], attack["source"]), result.model)
+                    cell = (_as_seen_by(row["model"], attack["surrogate"]), result.model)
                     matrices.setdefault(what, {}).setdefault(cell, []).append(attack)
     several = len({evaluation for evaluation, *_ in matrices}) > 1
     return [
@@ -355,17 +355,17 @@ def transfers(found: Sequence[Result]) -> list[Transfer]:
     ]
 
 
-def _as_seen_by(model: str, source: str) -> str:
-    """A source's name, with its seed only where the model is of another."""
-    own, other = (split_name(name)[1].get(SEED) for name in (model, source))
-    return source if own is not None and other is not None and own != other else without_seed(source)
+def _as_seen_by(model: str, surrogate: str) -> str:
+    """A surrogate's name, with its seed only where the model is of another."""
+    own, other = (split_name(name)[1].get(SEED) for name in (model, surrogate))
+    return surrogate if own is not None and other is not None and own != other else without_seed(surrogate)
 
 
 def _transfer(place: str, cells: Mapping[Cell, Sequence[Row]]) -> Transfer:
     asked = next(iter(cells.values()))[0]
-    what, key = ("fooled", "fooled") if asked["toward"] is None else ("target reached", "reached")
+    what, key = ("fooled", "fooled") if asked["target_rule"] is None else ("attack success", "success_rate")
     shares = {cell: spread(row[key] for row in rows) for cell, rows in cells.items()}
-    return Transfer(f"{place}{what} by {attack_name(asked)} made on", asked["toward"], shares)
+    return Transfer(f"{place}{what} by {attack_name(asked)} made on", asked["target_rule"], shares)
 
 
 # ------------------------------------------------------------------------------------------- features

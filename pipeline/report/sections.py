@@ -128,7 +128,7 @@ def results(found: Gathered) -> Section | None:
         "which is": [score.kind or "–" for score in scores],
         "trained on": [score.trained_on for score in scores],
         "network and setting": [_made_with(score) for score in scores],
-        "target reached": [shown(score.target_reached) for score in scores],
+        "attack success": [shown(score.attack_success_rate) for score in scores],
         "chance": [percent(score.chance) for score in scores],
     }
     if unbalanced(scores):
@@ -280,7 +280,7 @@ def _points(share: float) -> str:
 
 
 def sweeps(found: Gathered) -> Section | None:
-    """Clean accuracy along every axis of a sweep that has numbers, with the target rate beside it."""
+    """Clean accuracy along every axis of a sweep that has numbers, with the attack success rate beside it."""
     curves: dict[tuple[str, str, str], dict[str, list[tuple[float, Score]]]] = {}
     for score in found.held_out:
         for axis, value in score.axes.items():
@@ -295,10 +295,7 @@ def sweeps(found: Gathered) -> Section | None:
     seeds = max(score.clean.seeds for score in found.held_out)
     spreads = f" Vertical lines are a standard deviation over {seeds} seeds." if seeds > 1 else ""
     left = f" {CURVES} of {len(charts)} curves are drawn." if len(charts) > CURVES else ""
-    text = (
-        "Solid: clean accuracy of the learner. Dashed: the share of the images that it learned from whose target was "
-        f"reached.{spreads}{left}"
-    )
+    text = f"Solid: clean accuracy of the learner. Dashed: attack success rate on its training images.{spreads}{left}"
     return Section("Sweeps", text, charts[:CURVES])
 
 
@@ -316,15 +313,15 @@ def _sweep(number: int, model: str, axis: str, drawn: Mapping[str, list[tuple[fl
         xs, clean = [x for x, _ in points], [score.clean for _, score in points]
         ends = ([c.low for c in clean], [c.high for c in clean])
         lines.append(Line(rest or model, xs, [c.mean for c in clean], *ends, colour=colour))
-        reached = [(x, r.mean) for x, score in points if (r := score.target_reached) is not None]
-        lines.append(Line("", [x for x, _ in reached], [r for _, r in reached], dashed=True, colour=colour))
+        success = [(x, r.mean) for x, score in points if (r := score.attack_success_rate) is not None]
+        lines.append(Line("", [x for x, _ in success], [r for _, r in success], dashed=True, colour=colour))
         best = max(range(len(xs)), key=lambda i: clean[i].mean)
         said.append(
             f"{model}{f' with {rest}' if rest else ''}: {clean[0]} at {axis} {xs[0]:g}, {clean[-1]} at {xs[-1]:g}, "
             f"highest {clean[best]} at {xs[best]:g}"
         )
-        if reached:
-            said[-1] += f"; target reached {percent(reached[0][1])} and {percent(reached[-1][1])}"
+        if success:
+            said[-1] += f"; attack success {percent(success[0][1])} and {percent(success[-1][1])}"
     first = next(iter(drawn.values()))
     values = [x for x, _ in first]
     log = min(values) > 0 and max(values) / min(values) >= 20
@@ -338,9 +335,9 @@ def _sweep(number: int, model: str, axis: str, drawn: Mapping[str, list[tuple[fl
 
 
 def target_rate(found: Gathered) -> Section | None:
-    """How many targets were reached by each step of an attack."""
+    """Attack success rate by step of the attack."""
     manifests = {without_seed(node.name): found.manifests[node.id] for node in found.datasets("attack")}
-    rates = {name: manifest["reached_by_step"] for name, manifest in manifests.items() if "reached_by_step" in manifest}
+    rates = {name: manifest["success_by_step"] for name, manifest in manifests.items() if "success_by_step" in manifest}
     if not rates:
         return None
     drawn = list(rates.items())[:COLOURS]
@@ -352,9 +349,9 @@ def target_rate(found: Gathered) -> Section | None:
     ]
     left = f" {COLOURS} of {len(rates)} datasets are shown." if len(rates) > COLOURS else ""
     text = f"{'. '.join(said)}."
-    chart = Chart(charts.lines("target", text, lines, "step of the attack", "target reached by then"), text)
+    chart = Chart(charts.lines("target", text, lines, "step of the attack", "attack success"), text)
     about = f"The share of images that the attacked model answered as their target, step by step.{left}"
-    return Section("Target rate", about, [chart])
+    return Section("Attack success rate", about, [chart])
 
 
 def _half(rate: Sequence[float]) -> str:
@@ -414,8 +411,8 @@ def robustness(found: Gathered) -> Section | None:
         columns["published average case"] = [_published(s, published.on_average(a.asked)) for s, a in pairs]
     columns["clean"] = [str(score.clean) for score, _ in pairs]
     columns["fooled"] = [shown(attack.share("fooled")) for _, attack in pairs]
-    if any(attack.toward for _, attack in pairs):
-        columns["target reached"] = [shown(attack.share("reached")) for _, attack in pairs]
+    if any(attack.target_rule for _, attack in pairs):
+        columns["attack success"] = [shown(attack.share("success_rate")) for _, attack in pairs]
     held_out = [(score, attack) for score, attack in pairs if score.held_out]
     text = (
         f"Average case: {NOISE}, or all rotations and shifts that were tried. Worst case: the attack. {_gap(held_out)} "
@@ -429,7 +426,7 @@ Attacked = Sequence[tuple[Score, Attack]]
 
 
 def _gap(pairs: Attacked) -> str:
-    gaps = [(gap.mean, score, attack) for score, attack in pairs if not attack.toward and (gap := attack.gap)]
+    gaps = [(gap.mean, score, attack) for score, attack in pairs if not attack.target_rule and (gap := attack.gap)]
     if not gaps:
         return ""
     widest, score, attack = max(gaps, key=lambda found: found[0])
@@ -443,7 +440,7 @@ def _robustness_curves(pairs: Attacked) -> list[Chart]:
     """A chart per kind of ball: accuracy of each model against the radius."""
     kinds: dict[tuple[str, str], dict[tuple[str, Spread], list[tuple[Score, Attack]]]] = {}
     for score, attack in pairs:
-        if attack.asked["attack"] != "spatial" and not attack.toward:
+        if attack.asked["attack"] != "spatial" and not attack.target_rule:
             models = kinds.setdefault((attack.asked["attack"], attack.asked["norm"]), {})
             models.setdefault((score.model, score.clean), []).append((score, attack))
     return [_curve(number, *kind, list(models.values())) for number, (kind, models) in enumerate(kinds.items())]
@@ -484,7 +481,7 @@ def transfer(found: Gathered) -> Section | None:
     left = f" {CURVES} of {len(matrices)} tables are shown." if len(matrices) > CURVES else ""
     text = (
         "Attacks made on the model of a column and shown to the model of a row. Fooled: of the images that it "
-        "answered right, those that it no longer does. Target reached: of the images whose target is not their true "
+        "answered right, those that it no longer does. Attack success: of the images whose target is not their true "
         f"class, those that it answers as their target.{left}"
     )
     tables = [Table(*matrix.table(), matrix.title[0].upper() + matrix.title[1:]) for matrix in matrices[:CURVES]]
@@ -523,7 +520,7 @@ def _fooled(found: Gathered, source: Node, clean: Node, arch: str) -> float | No
     """How much an untargeted attack on a model fools another of some architecture that was trained on clean images."""
     scores = (score for score in found.held_out if score.kind == "D" and score.node.recipe.arch == arch)
     cells = [(without_seed(source.name), s.model) for s in scores if s.node.inputs["on"].id == clean.id]
-    untargeted = [matrix.cells for matrix in transfers(found.held_out) if matrix.toward is None]
+    untargeted = [matrix.cells for matrix in transfers(found.held_out) if matrix.target_rule is None]
     shares = (shares[cell] for shares in untargeted for cell in cells if cell in shares)
     return next((share.mean for share in shares if share is not None), None)
 

@@ -60,9 +60,9 @@ class _InBall(_Attacked):
     steps: Count
     step_size: Amount | None = None
     restarts: Count
-    source: NodeName | None
-    toward: Word | None
-    reached: Share | None = None
+    surrogate: NodeName | None
+    target_rule: Word | None
+    success_rate: Share | None = None
 
 
 class _Turned(_Attacked):
@@ -118,20 +118,20 @@ def result_rows(store: Store, run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Each has ``kind``, ``evaluation``, the dataset ``on`` and its ``split``, ``held_out`` (whether these are images as
     they were loaded, of a split that the model was not trained on), ``model`` and ``trained_on``. Of kind accuracy:
-    ``accuracy``, ``low``, ``high`` (a 95 % interval) and ``n``; besides ``target_reached`` of the dataset trained on,
+    ``accuracy``, ``low``, ``high`` (a 95 % interval) and ``n``; ``attack_success_rate`` of the dataset trained on,
     ``chance``, ``majority``, ``per_class``, ``under_attack`` and, where asked for, ``agreement``. Of kind usefulness:
     ``counts`` and ``points``.
 
     Raises:
         BadData: a result is damaged.
     """
-    nodes, rows, reached = run["nodes"], [], dict[str | None, float | None]()
+    nodes, rows, success = run["nodes"], [], dict[str | None, float | None]()
     for node, progress in nodes.items():
         if node.startswith("evaluations/") and progress["state"] in ("done", "cached"):
             for row in documents.read(store, f"{node}/{progress['version']}/result.json", Results)["rows"]:
-                if (on := row["trained_on"]) not in reached:  # many rows of a sweep go back to one dataset
-                    reached[on] = _dataset(store, nodes, on).get("reached")
-                rows.append({"kind": "accuracy", **row, "target_reached": reached[on]})
+                if (on := row["trained_on"]) not in success:  # many rows of a sweep go back to one dataset
+                    success[on] = _dataset(store, nodes, on).get("success_rate")
+                rows.append({"kind": "accuracy", **row, "attack_success_rate": success[on]})
     return rows
 
 
@@ -159,7 +159,7 @@ def result_table(found: Sequence[Result]) -> str:
         "evaluation": [result.evaluation for result in found],
         **scored_on(found),
         "trained on": [result.trained_on for result in found],
-        "target reached": [shown(result.target_reached) for result in found],
+        "attack success": [shown(result.attack_success_rate) for result in found],
         "learner": [result.model for result in found],
         accuracy_head(found): [str(result.clean) for result in found],
         "95 % interval": [result.clean.interval for result in found],
@@ -185,8 +185,8 @@ def attack_table(found: Sequence[Result]) -> str:
         "worst case": [str(attack.worst) for _, attack in pairs],
         "gap": [shown(attack.gap) for _, attack in pairs],
     }
-    if any(attack.toward for _, attack in pairs):
-        columns["target reached"] = [shown(attack.share("reached")) for _, attack in pairs]
+    if any(attack.target_rule for _, attack in pairs):
+        columns["attack success"] = [shown(attack.share("success_rate")) for _, attack in pairs]
     return table(list(columns), list(zip(*columns.values(), strict=True)))
 
 
@@ -235,8 +235,8 @@ def manifest_lines(manifest: Mapping[str, Any]) -> list[str]:
     for split, share in manifest.get("majority", {}).items():
         lines.append(f"  majority class of {split}: {percent(share)}")
     if "l2_mean" in manifest:
-        reached = f"target reached {percent(manifest['reached'])}, " if "reached" in manifest else ""
-        lines.append(f"  {reached}mean L2 {manifest['l2_mean']:.3f}, largest L∞ {manifest['linf_max']:.3f}")
+        success = f"attack success {percent(manifest['success_rate'])}, " if "success_rate" in manifest else ""
+        lines.append(f"  {success}mean L2 {manifest['l2_mean']:.3f}, largest L∞ {manifest['linf_max']:.3f}")
     if "distance_mean" in manifest:
         lines.append(f"  mean distance of the features {manifest['distance_mean']:.3f}")
     if "design" in manifest:

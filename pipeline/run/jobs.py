@@ -247,17 +247,17 @@ def statistics(shard: Shard) -> dict[str, Any]:
         said["pixels"] = int(np.prod(shard.pixels.shape[:3]))
         levels, counts = np.arange(256), histogram(shard.pixels)
         said["sums"], said["squares"] = (counts @ levels).tolist(), (counts @ levels**2).tolist()
-    if "reached" in shard.attack:
-        said["reached"] = int(shard.attack["reached"].sum())
-    if "reached_step" in shard.attack:
-        steps = shard.attack["reached_step"]
-        said["reached_at"] = np.bincount(steps[steps >= 0]).tolist()
+    if "success" in shard.attack:
+        said["successes"] = int(shard.attack["success"].sum())
+    if "success_step" in shard.attack:
+        steps = shard.attack["success_step"]
+        said["successes_at"] = np.bincount(steps[steps >= 0]).tolist()
     if "distance" in shard.attack:
         said["distance"] = float(shard.attack["distance"].astype(np.float64).sum())
     if "l2" in shard.attack:
         said["l2"], said["linf"] = float(shard.attack["l2"].sum()), float(shard.attack["linf"].max(initial=0))
         # At their target from the start are those whose target is the true class, or was the model's answer at once.
-        aimed = (shard.label != shard.source_label) & (shard.attack.get("reached_step", np.array(-1)) != 0)
+        aimed = (shard.label != shard.source_label) & (shard.attack.get("success_step", np.array(-1)) != 0)
         said["aimed"], said["moved"] = int(aimed.sum()), int((aimed & (shard.attack["l2"] > 0)).sum())
     return said
 
@@ -274,17 +274,17 @@ def _totals(marks: Mapping[str, dict[str, Any]], steps: int) -> dict[str, Any]:
         "members": [next(iter(marks.values()))["suffix"], "cls", "json"],
     }
     if said["image_shape"]:
-        from stages.model import channel_statistics
+        from stages.tensors import channel_statistics
 
         sums, squares = (np.sum([s[key] for s in each], axis=0).tolist() for key in ("sums", "squares"))
         said["mean"], said["std"] = channel_statistics(sums, squares, sum(s["pixels"] for s in each))
     total = sum(counts.values())
-    if all("reached" in s for s in each):
-        said["reached"] = sum(s["reached"] for s in each) / total
-    if all("reached_at" in s for s in each):
-        length = max(steps + 1, *(len(s["reached_at"]) for s in each))
-        at = np.sum([np.pad(s["reached_at"], (0, length - len(s["reached_at"]))) for s in each], axis=0)
-        said["reached_by_step"] = [round(share, 6) for share in (at.cumsum() / total).tolist()]
+    if all("successes" in s for s in each):
+        said["success_rate"] = sum(s["successes"] for s in each) / total
+    if all("successes_at" in s for s in each):
+        length = max(steps + 1, *(len(s["successes_at"]) for s in each))
+        at = np.sum([np.pad(s["successes_at"], (0, length - len(s["successes_at"]))) for s in each], axis=0)
+        said["success_by_step"] = [round(share, 6) for share in (at.cumsum() / total).tolist()]
     if all("distance" in s for s in each):
         said["distance_mean"] = sum(s["distance"] for s in each) / total
     if all("l2" in s for s in each):
@@ -562,8 +562,8 @@ class EvaluateJob(ScoreJob):
 
         recipe, classes = self.node.recipe, self.classes()
         models = self.models("models")
-        sources = self.models("sources", models)
-        return lambda shard: score(recipe, classes, models, sources, shard)
+        surrogates = self.models("surrogates", models)
+        return lambda shard: score(recipe, classes, models, surrogates, shard)
 
     def summary(self, sums: dict[str, Any]) -> dict[str, Any]:
         from stages.evaluate import summary
@@ -635,7 +635,7 @@ class ModelJob:
             raise BadInput(
                 f"{self.node.id} asks for {self.workers} workers, which takes Ray: leave out --engine inline"
             )
-        if self.node.stage == "bring":
+        if self.node.stage == "pretrained":
             yield from self._bring()
         else:
             yield from self.train()
@@ -693,7 +693,7 @@ class ModelJob:
 
     def _watched(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Some test images of the source that the dataset goes back to, for the learning curve: pixels and labels."""
-        source, count = self.node.inputs["on"], self.node.recipe.watch
+        source, count = self.node.inputs["on"], self.node.recipe.eval_images
         while "images" in source.inputs:
             source = source.inputs["images"]
         made = artifacts.find(self.place.store, source)
@@ -756,7 +756,7 @@ JOBS: dict[str, type[ShardJob] | type[ModelJob]] = {
     "invert": InvertJob,
     "select": SelectJob,
     "train": ModelJob,
-    "bring": ModelJob,
+    "pretrained": ModelJob,
     "evaluate": EvaluateJob,
     "usefulness": UsefulnessJob,
 }

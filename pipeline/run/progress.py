@@ -75,7 +75,7 @@ class Lines:
         echo(f"{node}: {visible(self._tell(progress, event))}", err=True)
 
     def _tell(self, progress: Progress, event: str) -> str:
-        unit = "epochs" if progress.stage in ("train", "bring") else "shards"
+        unit = "epochs" if progress.stage in ("train", "pretrained") else "shards"
         match event:
             case "cached":
                 return f"there already ({progress.version})"

@@ -28,7 +28,7 @@ from stages import load
 from stages.apart import apart, forget
 from stages.errors import BadData, BadInput, did_you_mean, short, some
 from stages.limits import MEMORY
-from stages.recipes import Bring, Relabel, is_own
+from stages.recipes import Pretrained, Relabel, is_own
 from stages.select import kept
 
 if TYPE_CHECKING:
@@ -399,7 +399,7 @@ def preflight(nodes: list[Node], place: Place, fetch: bool = True) -> list[Outlo
 def _file_key(node: Node) -> str:
     """The place in the experiment file that asks for a node."""
     place = f"{node.group}.{node.name}"
-    key = {"bring": "load", "evaluate": None}.get(node.stage, node.stage)
+    key = None if node.stage == "evaluate" else node.stage
     return f"{place}.{key}" if key else place
 
 
@@ -426,7 +426,7 @@ def _foresee(
             return {k: images[k] for k in ("classes", "channels", "image_shape")} | _counted(shards)
         case "train":
             return {"design": _try_training(node, place, inputs)}
-        case "bring":
+        case "pretrained":
             from stages.pretrained import checkpoint
 
             if not fetch and checkpoint.is_remote(node.recipe):
@@ -468,7 +468,7 @@ def _neutral(channels: int) -> dict[str, list[float]]:
     return {"mean": [0.5] * channels, "std": [0.5] * channels}
 
 
-def _brought(recipe: Bring, data: Path, here: Path) -> "Design":
+def _brought(recipe: Pretrained, data: Path, here: Path) -> "Design":
     from stages.pretrained import checkpoint
 
     return checkpoint.bring(recipe, data, here)[0]
@@ -561,7 +561,7 @@ def refuse_mismatch(node: Node, inputs: Mapping[str, Mapping[str, Any]]) -> None
         _refuse_rule(f"{node.group}.{node.name}.relabel", node.relabel, images["classes"], recipe.model)
     if node.stage == "evaluate" and images is not None:
         rules = {"agreement": recipe.agreement} | {
-            f"attacks.{i}.toward": a.toward for i, a in enumerate(recipe.attacks)
+            f"attacks.{i}.target_rule": a.target_rule for i, a in enumerate(recipe.attacks)
         }
         for key, rule in rules.items():
             if rule is not None:
