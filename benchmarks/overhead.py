@@ -25,8 +25,8 @@ import torch
 from benchmarks.attack import ours
 from benchmarks.side_by_side import in_turns, machine, over, seconds_of, show, spread
 from pipeline.experiment.spec import parse
-from pipeline.run import jobs
 from pipeline.run.jobs import AttackJob, Place
+from pipeline.run.jobs import base as jobs
 from pipeline.run.on_ray import OnRay
 from pipeline.run.runs import Run
 from pipeline.store import Store

@@ -17,8 +17,8 @@ from PIL import Image
 from pipeline.cli import main
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
-from pipeline.run import jobs
 from pipeline.run.jobs import LoadJob, Place
+from pipeline.run.jobs import base as jobs
 from pipeline.store import Store
 
 SYNTHETIC = {"source": "synthetic", "images": {"train": 24, "test": 6}, "classes": 3, "size": 8, "shard_size": 6}
