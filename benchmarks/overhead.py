@@ -26,7 +26,7 @@ from benchmarks.attack import ours
 from benchmarks.side_by_side import in_turns, machine, over, seconds_of, show, spread
 from pipeline.experiment.spec import parse
 from pipeline.run.jobs import AttackJob, Place
-from pipeline.run.jobs import base as jobs
+from pipeline.run.jobs.datasets import statistics
 from pipeline.run.on_ray import OnRay
 from pipeline.run.runs import Run
 from pipeline.store import Store
@@ -136,7 +136,7 @@ def parts(job: AttackJob) -> dict[str, float]:
             "commit, whole": seconds_of(lambda: job.commit(unit, done, {})),
             "– of it encode and pack": seconds_of(lambda: pack(done)),
             "– of it read back": seconds_of(lambda: unpack(unit.name, tar, 3)),
-            "– of it statistics": seconds_of(lambda: jobs.statistics(done)),
+            "– of it statistics": seconds_of(lambda: statistics(done)),
         }
 
 
