@@ -21,6 +21,7 @@ from pipeline.experiment.spec import parse
 from pipeline.run import runs
 from pipeline.run.jobs import Place
 from pipeline.run.on_ray import OnRay
+from pipeline.run.preflight import preflight
 from pipeline.store import Store
 
 
@@ -56,8 +57,8 @@ def experiment(images: int, steps: int, epochs: int, arch: str, precision: str, 
 
 def predicted(wanted: Any, place: Place, workers: int | None) -> estimate.Prices:
     """What the plan says."""
-    outlooks = runs.preflight(build(wanted), place, fetch=False)
-    return estimate.price(outlooks, place, workers, lambda what: click.echo(f"trying: {what}", err=True))
+    statuses = preflight(build(wanted), place, fetch=False)
+    return estimate.price(statuses, place, workers, lambda what: click.echo(f"trying: {what}", err=True))
 
 
 def true(wanted: Any, place: Place, workers: int | None) -> dict[str, float]:

@@ -31,6 +31,7 @@ from pipeline.run.documents import NodeName, Version, fits
 from pipeline.run.engines import Engine, Inline, foreseen, reason_of
 from pipeline.run.jobs import Place
 from pipeline.run.on_ray import OnRay
+from pipeline.run.preflight import NodeStatus, preflight, wanted
 from pipeline.run.progress import clock, watcher
 from pipeline.store import Store
 from pipeline.terminal import Unheard, echo, relay, visible
@@ -261,41 +262,41 @@ def plan(
     if not cost and (gpus or workers):
         raise BadInput("--gpus and --workers go with --cost: add it, or leave them out")
     place = _place(store, data)
-    outlooks = runs.preflight(runs.wanted(build(spec.read(file)), only), place, fetch=False)
-    prices = _measured(outlooks, place, workers) if cost else None
+    statuses = preflight(wanted(build(spec.read(file)), only), place, fetch=False)
+    prices = _measured(statuses, place, workers) if cost else None
     if as_json:
-        nodes = [_planned(outlook) | _priced(outlook, prices, gpus) for outlook in outlooks]
+        nodes = [_planned(status) | _priced(status, prices, gpus) for status in statuses]
         total = {"cost": estimate.total_as_json(prices, gpus)} if prices else {}
         _print_json({"store": place.store.url, "nodes": nodes} | total)
         return
     lines = [
         [
-            o.node.id,
-            o.node.stage,
-            o.node.version,
-            _size(o.facts),
-            o.state,
-            ", ".join(p.name for p in o.node.inputs.values()),
+            s.node.id,
+            s.node.stage,
+            s.node.version,
+            _size(s.facts),
+            s.state,
+            ", ".join(p.name for p in s.node.inputs.values()),
         ]
-        for o in outlooks
+        for s in statuses
     ]
     echo(f"store {place.store.url}\n")
     echo(tables.table(["node", "stage", "version", "images", "state", "from"], lines))
-    for outlook in outlooks:
-        for line in tables.left_out_lines(outlook.facts):
-            echo(f"{outlook.node.id}: {line}")
-        for split, share in outlook.facts.get("majority", {}).items():
-            echo(f"{outlook.node.id} {split}: a constant answer scores {percent(share)}")
+    for status in statuses:
+        for line in tables.left_out_lines(status.facts):
+            echo(f"{status.node.id}: {line}")
+        for split, share in status.facts.get("majority", {}).items():
+            echo(f"{status.node.id} {split}: a constant answer scores {percent(share)}")
     if prices is not None:
         echo(f"\n{estimate.told(prices, gpus)}")
 
 
-def _measured(outlooks: list[runs.Outlook], place: Place, workers: int | None) -> estimate.Prices:
-    return estimate.price(outlooks, place, workers, lambda what: echo(f"trying: {what}", err=True))
+def _measured(statuses: list[NodeStatus], place: Place, workers: int | None) -> estimate.Prices:
+    return estimate.price(statuses, place, workers, lambda what: echo(f"trying: {what}", err=True))
 
 
-def _priced(outlook: runs.Outlook, prices: estimate.Prices | None, gpus: int | None) -> dict[str, Any]:
-    name = outlook.node.id
+def _priced(status: NodeStatus, prices: estimate.Prices | None, gpus: int | None) -> dict[str, Any]:
+    name = status.node.id
     if prices is None:
         return {}
     if name not in prices.nodes:
@@ -303,20 +304,20 @@ def _priced(outlook: runs.Outlook, prices: estimate.Prices | None, gpus: int | N
     return {"cost": estimate.as_json(prices.nodes[name], prices.site, gpus, prices.batches.get(name))}
 
 
-def _planned(outlook: runs.Outlook) -> dict[str, Any]:
-    node = outlook.node
+def _planned(status: NodeStatus) -> dict[str, Any]:
+    node = status.node
     said = {
         "node": node.id,
         "stage": node.stage,
         "version": node.version,
-        "there": outlook.there,
-        "state": outlook.state,
+        "there": status.there,
+        "state": status.state,
     }
     return said | {
-        "shards_there": outlook.partial,
-        "images": outlook.facts.get("counts"),
-        "majority": outlook.facts.get("majority"),
-        "skipped": outlook.facts.get("skipped", {}),
+        "shards_there": status.partial,
+        "images": status.facts.get("counts"),
+        "majority": status.facts.get("majority"),
+        "skipped": status.facts.get("skipped", {}),
         "inputs": {role: parent.id for role, parent in node.inputs.items()},
     }
 
@@ -392,10 +393,11 @@ def _run(
     terminal.if_interrupted("Nothing was begun; the same command again begins it.")
     place = _place(store, data, here)
     begin = _engine(experiment, place, **options)
-    runs.preflight(runs.wanted(build(experiment), only), place)
+    checked = preflight(wanted(build(experiment), only), place)
     place.store.refuse_unless_writable()
     watch = watcher()
-    attempt = runs.Run(experiment, place, only, watch)
+    attempt = runs.Run(experiment, place, only, watch, checked)
+    del checked  # a source's listing is large, and the run lets go of it
     echo(f"run {attempt.record.id}\nstore {place.store.url}", err=True)
     with watch:
         complete = _attempt(attempt, begin)
@@ -716,7 +718,7 @@ def submit(
     makes the same is under way, it is joined; one that failed or was stopped goes on where it was.
     """
     experiment = spec.read(file)
-    runs.wanted(build(experiment), only)
+    wanted(build(experiment), only)
     place = Store(store)
     if place.local and "://" not in store and not Path(store).is_absolute():
         raise BadInput(f"--store {store}: the cluster needs an s3:// or gs:// URL, or a folder that all machines share")

@@ -5,7 +5,6 @@ short epochs. Networks have random weights, for speed does not depend on them; i
 processes rehearse at the same time as there will be workers, for they share the processors and the memory.
 """
 
-import math
 import multiprocessing
 import os
 import platform
@@ -25,14 +24,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline import terminal
-from pipeline.experiment.graph import Node
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Made
-from pipeline.run.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit
-from pipeline.run.runs import Outlook
+from pipeline.run.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob
+from pipeline.run.jobs.base import Unit
+from pipeline.run.jobs.checks import neutral
+from pipeline.run.jobs.work import SAMPLE, Part, Trial
+from pipeline.run.preflight import NodeStatus
 from pipeline.store import Store, canonical, digest
 from stages.errors import BadData, BadInput
-from stages.recipes import Attack, Evaluate, Invert, Recipe, Spatial, Train
 from stages.shard import Shard, pack, unpack
 
 if TYPE_CHECKING:
@@ -50,20 +50,11 @@ REPEATS = 6
 PILOT = 8
 """Images of the first try, which says how many can be afforded."""
 
-SAMPLE = 128
-"""Images of the source that are looked at; where more are needed, they come again."""
-
-EPOCH = 4
-"""Most batches of a rehearsed epoch: a rehearsed training's images are written and read first."""
-
 CROWD = 4
 """Processes for each processor that may rehearse at the same time: more say nothing, and take the memory."""
 
 FILL = 0.5
 """Share of the memory that a batch which is proposed may fill, with one in every worker."""
-
-IMAGES = ("images", "on")
-"""Roles of a job's inputs that are datasets."""
 
 SHARD = "train-000000"
 
@@ -71,44 +62,6 @@ COLUMNS = ("margin", "confidence", "l2", "linf")
 """What an attack says of images: a selection chooses by it, and a commit adds it up."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Part:
-    """Work of one kind, which `steps` make longer: what is rehearsed.
-
-    Attributes:
-        node: whose job does it; its recipe is reduced to what decides the speed, so that equal work has equal keys.
-        models: role → design.
-        source: id of the load whose images are taken.
-        steps: of a batch, or of an epoch of a training; 0 where there are none.
-        once: whether it is what a worker does once, before its first shard.
-        processes: how many do it side by side, if not as many as there are workers.
-    """
-
-    node: Node
-    models: "Mapping[str, Design]"
-    source: str
-    steps: int
-    once: bool = False
-    processes: int | None = None
-
-    @property
-    def key(self) -> bytes:
-        """Equal for what is equally fast, whatever the number of steps."""
-        node, rule = self.node, self.node.relabel
-        designs = {role: design.as_json() for role, design in self.models.items()}
-        said = [node.stage, node.recipe.parameters(), rule.parameters() if rule else None, self.source, designs]
-        return canonical([*said, self.once, self.processes])
-
-    @property
-    def batch(self) -> int:
-        """Images of a batch."""
-        return int(getattr(self.node.recipe, "batch_size", SAMPLE))
-
-    def of_batch(self, batch: int) -> "Part":
-        """The same work in batches of another size."""
-        return replace(self, node=replace(self.node, recipe=self.node.recipe.model_copy(update={"batch_size": batch})))
 
 
 @dataclass(frozen=True)
@@ -182,16 +135,16 @@ class Rehearsal:
     """Rehearses parts of a plan, each kind once.
 
     Args:
-        outlooks: all nodes of the plan, by id.
+        statuses: all nodes of the plan, by id.
         place: where they will be made; nothing is written there.
         workers: how many work side by side; by default one for each device, as in a run.
         tell: told of each thing that is rehearsed.
     """
 
     def __init__(
-        self, outlooks: Mapping[str, Outlook], place: Place, workers: int | None, tell: Callable[[str], None]
+        self, statuses: Mapping[str, NodeStatus], place: Place, workers: int | None, tell: Callable[[str], None]
     ) -> None:
-        self.outlooks, self.home, self.tell = outlooks, place, tell
+        self.statuses, self.home, self.tell = statuses, place, tell
         self.device = device()
         self.workers = workers or self.device.count
         self.processes = 1 if self.device.gpu else self.workers
@@ -249,15 +202,15 @@ class Rehearsal:
             fixed = max(0.0, least - low * step)
         else:
             step, fixed = (least, 0.0) if low else (0.0, least)
-        whole, images = part.batch / batch, _images(part.node.recipe, batch, low)
+        whole, short = part.batch / batch, _trial(part, batch, low)
         return Rate(
             fixed=fixed * whole,
             step=step * whole,
             open=first.open,
             warm_up=max(0.0, pilot.first - pilot.work, first.first - first.work),
-            read=first.read / images,
-            commit=first.commit / images,
-            stored=first.stored / (1 if part.node.stage == "train" else images),
+            read=first.read / short.images,
+            commit=first.commit / short.images,
+            stored=first.stored / short.outputs,
             held=pilot.held / min(PILOT, part.batch),
             tried=batch,
         )
@@ -270,7 +223,7 @@ class Rehearsal:
         processes = min(part.processes or self.processes, self.processes)
         found = self._side_by_side(processes, _rehearse, job, unit, weigh)
         took = Took(*np.mean([astuple(one) for one in found], axis=0).tolist())
-        batches = 1 if part.node.stage == "train" else math.ceil(_images(part.node.recipe, batch, steps) / batch)
+        batches = _trial(part, batch, steps).batches
         return replace(took, first=took.first / batches, work=took.work / batches)
 
     def _side_by_side(self, processes: int, work: Callable[..., T], *args: Any) -> list[T]:
@@ -290,19 +243,20 @@ class Rehearsal:
 
     def _job(self, part: Part, batch: int, steps: int) -> tuple[ShardJob | ModelJob, Unit | None]:
         """The real job on the images of so many batches, in the store of the rehearsal."""
-        if part.node.stage == "load":
+        if part.node.id == part.source:
             return self._load(part, batch)
-        node = replace(part.node, recipe=_reduced(part.node.recipe, batch, steps))
-        images = self._dataset(part.source, _images(part.node.recipe, batch, steps))
-        inputs = {role: images for role in part.node.inputs if role in IMAGES}
+        short = _trial(part, batch, steps)
+        node = replace(part.node, recipe=short.recipe)
+        images = self._dataset(part.source, short.images)
+        inputs = {role: images for role, parent in part.node.inputs.items() if parent.group == "datasets"}
         inputs |= {role: self._model(design, part.source) for role, design in part.models.items()}
         job = JOBS[node.stage](node, self.place, inputs)
         return job, None if isinstance(job, ModelJob) else job.units()[0]
 
     def _load(self, part: Part, batch: int) -> tuple[ShardJob, Unit]:
         """A load's first images; its source is listed already."""
-        listed = self.outlooks[part.source].job
-        assert listed is not None
+        listed = self.statuses[part.source].job
+        assert isinstance(listed, LoadJob)
         recipe = part.node.recipe.model_copy(update={"max_undecodable": 1.0})
         job, unit = LoadJob(replace(part.node, recipe=recipe), self.place, {}), self._first(listed)
         job.listing = listed.listing
@@ -318,29 +272,29 @@ class Rehearsal:
     def _sample(self, source: str) -> Shard:
         """Some images of a load, from the store if it is there."""
         if source not in self.samples:
-            outlook = self.outlooks[source]
-            if outlook.job is not None:
-                self.samples[source] = outlook.job.read(self._first(outlook.job))
-            else:
-                name, made = min(outlook.facts["shards"]), Made(outlook.node.folder, dict(outlook.facts))
+            status, facts = self.statuses[source], self.statuses[source].facts
+            if status.there:
+                name, made = min(facts["shards"]), Made(status.node.folder, dict(facts))
                 tar = artifacts.read_file(self.home.store, made, f"{name}.tar")
-                self.samples[source] = unpack(name, tar, outlook.facts["channels"], len(outlook.facts["classes"]))
+                self.samples[source] = unpack(name, tar, facts["channels"], len(facts["classes"]))
+            else:
+                assert isinstance(status.job, LoadJob)
+                self.samples[source] = status.job.read(self._first(status.job))
         return self.samples[source]
 
     def _dataset(self, source: str, count: int) -> Made:
         """A dataset of one shard with so many images of a source, and columns to select by."""
         key = canonical([source, count])
         if key not in self.made:
-            facts, sample = self.outlooks[source].facts, self._sample(source)
+            facts, sample = self.statuses[source].facts, self._sample(source)
             again = np.arange(count) % len(sample)
             columns = {name: np.linspace(0, 1, count, dtype=np.float32) for name in COLUMNS}
             label, pixels = sample.label[again], sample.images()[again]
             tar = pack(Shard(SHARD, np.arange(count), label, label, pixels, attack=columns))
             files = {f"{SHARD}.tar": tar}
-            neutral = {"mean": [0.5] * facts["channels"], "std": [0.5] * facts["channels"]}
             counts = {"counts": {"train": count}, "shards": {SHARD: count}}
             known = {name: facts[name] for name in ("classes", "channels", "image_shape")}
-            self.made[key] = self._publish(digest(key), files, digest(tar), known | neutral | counts)
+            self.made[key] = self._publish(digest(key), files, digest(tar), known | neutral(facts["channels"]) | counts)
         return self.made[key]
 
     def _model(self, design: "Design", source: str) -> Made:
@@ -385,37 +339,13 @@ def _asked(part: Part, took: Took) -> float:
 
 
 def _steps(part: Part, least: float) -> int:
-    """How many steps to rehearse, if one takes so many seconds."""
-    most = min(part.steps, EPOCH) if part.node.stage == "train" else part.steps
+    """How many steps to try, if one takes so many seconds."""
+    most = int(min(part.steps, JOBS[part.node.stage].longest_trial))
     return min(most, max(3, round(SECONDS / max(least, 1e-3))))
 
 
-def _images(recipe: Recipe, batch: int, steps: int) -> int:
-    """Images that a rehearsal takes: those of all steps of a training's epoch, else a batch; an inversion needs two."""
-    return batch * steps if isinstance(recipe, Train) else max(batch, 2)
-
-
-def _reduced(recipe: Recipe, batch: int, steps: int) -> Recipe:
-    """A recipe of so many steps in batches of so many images."""
-    some, update = max(steps, 1), dict[str, Any]()
-    match recipe:
-        case Attack(method="spatial"):
-            update = {"spatial": _with_tries(recipe.spatial, some)}
-        case Attack():
-            # With such steps a few lead as far as the recipe's do, and what is saved is as large as it will be.
-            update = {"steps": some, "step_size": recipe.eps}
-        case Invert():
-            update = {"steps": some}
-        case Evaluate():
-            threats = [threat.model_copy(update={"steps": some, "batch_size": batch}) for threat in recipe.attacks]
-            update = {"attacks": threats, "spatial": [_with_tries(space, some) for space in recipe.spatial]}
-    sized = {"batch_size": batch} if hasattr(recipe, "batch_size") else {}
-    return recipe.model_copy(update=update | sized)
-
-
-def _with_tries(space: Spatial, count: int) -> Spatial:
-    """A space in which so many turns and shifts are tried."""
-    return space.model_copy(update={"grid": [1, 1, count], "tries": count})
+def _trial(part: Part, batch: int, steps: int) -> Trial:
+    return JOBS[part.node.stage].trial(part.node.recipe, batch, steps)
 
 
 def random_weights(design: "Design", pixels_NHWC: np.ndarray, here: Path) -> bytes:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.run.jobs import ModelJob
+from pipeline.run.jobs import TrainJob
 from pipeline.run.parcel import unpack
 from stages.errors import BadData, BadInput
 
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def steps(parcel: bytes, gpu: bool) -> Iterator[dict[str, Any]]:
-    """Make a model with a group of processes; says what ``ModelJob.steps`` says.
+    """Make a model with a group of processes; says what ``TrainJob.steps`` says.
 
     For a Ray task that reserves nothing: the group's processes are its children and die with it. There are as
     many as the cluster has room for, up to the job's ``workers``; when that changes, the group begins again
@@ -99,7 +99,7 @@ def _fit(parcel: bytes, gpu: bool, said: Any, scratch: str) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    job: ModelJob = unpack(parcel)
+    job: TrainJob = unpack(parcel)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"parcel": parcel, "said": said},
@@ -128,7 +128,7 @@ def _work(config: dict[str, Any]) -> None:
         config["said"].put(metrics)
 
 
-def _resources(job: ModelJob, gpu: bool) -> dict[str, float]:
+def _resources(job: TrainJob, gpu: bool) -> dict[str, float]:
     """What a process reserves: a processor per thread, or fewer where the group would not find room else."""
     import ray
 

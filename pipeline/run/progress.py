@@ -12,6 +12,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
+from pipeline.run.jobs import JOBS
 from pipeline.run.runs import Progress
 from pipeline.terminal import echo, visible
 
@@ -75,7 +76,7 @@ class Lines:
         echo(f"{node}: {visible(self._tell(progress, event))}", err=True)
 
     def _tell(self, progress: Progress, event: str) -> str:
-        unit = "epochs" if progress.stage in ("train", "bring") else "shards"
+        unit = JOBS[progress.stage].counted
         match event:
             case "cached":
                 return f"there already ({progress.version})"

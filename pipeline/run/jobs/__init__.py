@@ -1,13 +1,16 @@
 """How each kind of node is made, step by step; where the steps run is for `engines` to say.
 
 A dataset or an evaluation is a `ShardJob`: shard by shard, read → work → commit. A model is a
-`ModelJob`: epoch by epoch. Jobs are small and travel to workers; what is heavy they open there.
+`ModelJob`: epoch by epoch. Jobs are small and travel to workers; models and images are opened there.
+
+What a kind of node checks and predicts before it is made, and the parts that its cost is estimated from, are methods of
+its job too: nothing else asks what stage a node has.
 """
 
-from pipeline.run.jobs.base import Place, ShardJob, Unit, open_model
+from pipeline.run.jobs.base import Job, Place, ShardJob, Unit, open_model
 from pipeline.run.jobs.datasets import AttackJob, DatasetJob, InvertJob, LoadJob, SelectJob
 from pipeline.run.jobs.evaluations import EvaluateJob, UsefulnessJob
-from pipeline.run.jobs.models import ModelJob, design_of
+from pipeline.run.jobs.models import ModelJob, PretrainedJob, TrainJob
 
 __all__ = [
     "JOBS",
@@ -15,14 +18,16 @@ __all__ = [
     "DatasetJob",
     "EvaluateJob",
     "InvertJob",
+    "Job",
     "LoadJob",
     "ModelJob",
     "Place",
+    "PretrainedJob",
     "SelectJob",
     "ShardJob",
+    "TrainJob",
     "Unit",
     "UsefulnessJob",
-    "design_of",
     "open_model",
 ]
 
@@ -31,8 +36,8 @@ JOBS: dict[str, type[ShardJob] | type[ModelJob]] = {
     "attack": AttackJob,
     "invert": InvertJob,
     "select": SelectJob,
-    "train": ModelJob,
-    "bring": ModelJob,
+    "train": TrainJob,
+    "bring": PretrainedJob,
     "evaluate": EvaluateJob,
     "usefulness": UsefulnessJob,
 }

@@ -1,15 +1,17 @@
 """How datasets are made."""
 
 import io
+import math
 import re
 import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,14 +20,33 @@ import pyarrow.parquet as pq
 from pipeline.experiment.graph import Node
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Made
-from pipeline.run.jobs.base import Place, ShardJob, Unit, devices, open_model, read_shard
+from pipeline.run.jobs.base import (
+    ShardJob,
+    Unit,
+    devices,
+    largest_shard,
+    open_model,
+    read_shard,
+    shards_of,
+    source_of,
+)
+from pipeline.run.jobs.checks import refuse_rule, try_features
+from pipeline.run.jobs.work import Part, Work, in_batches, tries, with_tries
 from pipeline.store import canonical, digest
 from stages import load
-from stages.errors import BadData
+from stages.errors import BadData, BadInput
 from stages.images import histogram
-from stages.load import Item, Listing, printable
+from stages.limits import MEMORY
+from stages.load import Images, Item, Listing, printable
+from stages.recipes import Relabel
 from stages.select import kept, select
 from stages.shard import Shard, pack, rows, unpack
+
+if TYPE_CHECKING:
+    from stages.model import Classifier
+
+SPARED = "not_transferring_to."
+"""What the roles of the models begin with that an attack must not fool."""
 
 REASONS = 10
 """Reasons why something was left out that a manifest has at most, each with its number."""
@@ -37,9 +58,22 @@ ROWS = 2**18
 class DatasetJob(ShardJob):
     """A dataset: shards in the store, a row per sample, a manifest."""
 
+    copies: ClassVar[bool] = False
+    """Whether its images are those that it is made from, byte for byte."""
+
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """Class names and channels, for the manifest."""
+
+    @property
+    def steps(self) -> int:
+        """Steps after which it may be recorded that an image reached its target; 0 where there are none."""
+        return 0
+
+    @classmethod
+    def has_column(cls, node: Node, column: str) -> bool:
+        """Whether the samples of such a dataset have a column of what an attack did to them."""
+        return False
 
     def commit(self, unit: Unit, result: Shard, facts: dict[str, Any]) -> dict[str, Any]:
         """Pack the shard, read it back, write it, write its rows, and the mark last."""
@@ -90,10 +124,7 @@ class DatasetJob(ShardJob):
             files,
             artifacts.content_digest(shas),
             self.inputs,
-            self.facts()
-            | _totals(marks, getattr(self.node.recipe, "steps", 0))
-            | left_out(table)
-            | {"devices": devices(marks.values())},
+            self.facts() | _totals(marks, self.steps) | left_out(table) | {"devices": devices(marks.values())},
         )
 
     def _samples(self, marks: Mapping[str, dict[str, Any]]) -> bytes:
@@ -190,9 +221,11 @@ def _totals(marks: Mapping[str, dict[str, Any]], steps: int) -> dict[str, Any]:
 class LoadJob(DatasetJob):
     """Clean images from a source."""
 
-    def __init__(self, node: Node, place: Place, inputs: Mapping[str, Made], fetch: bool = True) -> None:
-        super().__init__(node, place, inputs)
-        self.fetch = fetch
+    key = "load"
+
+    @property
+    def heavy(self) -> bool:
+        return False
 
     @cached_property
     def listing(self) -> Listing:
@@ -220,6 +253,38 @@ class LoadJob(DatasetJob):
 
     def read(self, unit: Unit) -> Shard:
         return load.read(self.node.recipe, unit.name, unit.items, self.listing.channels, self.listing.suffix)
+
+    def predict_facts(self) -> dict[str, Any]:
+        spread = load.spread(self.listing, self.node.recipe)  # not `units`: these have a digest of every image
+        shards = {name: len(items) for name, items in spread.items()}
+        facts = self.facts() | counted(shards) | {"image_shape": self._first_shape(spread)}
+        _refuse_heavy(facts)
+        return facts
+
+    def _first_shape(self, spread: Mapping[str, Images]) -> list[int] | None:
+        """Channels, height and width, from the first image that decodes; None where sizes may differ."""
+        if getattr(self.node.recipe, "keeps_sizes", False):
+            return None
+        name, items = next(iter(spread.items()))
+        for at in range(len(items)):
+            with suppress(BadData):
+                shard = load.read(self.node.recipe, name, items[at : at + 1], self.listing.channels, None)
+                return [shard.images().shape[3], *shard.images().shape[1:3]]
+        return None
+
+
+def _refuse_heavy(facts: Mapping[str, Any]) -> None:
+    """Refuse shards that no worker could hold, as far as the size of the images is known."""
+    if facts["image_shape"] and (size := largest_shard(facts) * math.prod(facts["image_shape"])) > MEMORY:
+        raise BadInput(
+            f"a shard of {largest_shard(facts)} images of {'×'.join(map(str, facts['image_shape']))} takes "
+            f"{size / 2**30:.1f} GiB, at most {MEMORY / 2**30:g} GiB are taken: lower shard_size"
+        )
+
+
+def counted(shards: dict[str, int]) -> dict[str, Any]:
+    """Images of each shard and of each split, as a manifest has them."""
+    return {"shards": shards, "counts": artifacts.per_split(shards.items())}
 
 
 def _most(counts: Mapping[str, int]) -> dict[str, int]:
@@ -268,17 +333,26 @@ class ImagesJob(DatasetJob):
     """Another dataset's images, changed or chosen, shard for shard."""
 
     @property
-    def heavy(self) -> bool:  # type: ignore[override]
-        return "model" in self.inputs
+    def heavy(self) -> bool:
+        return "model" in self.node.inputs
 
     def facts(self) -> dict[str, Any]:
         images = self.inputs["images"].manifest
         return {"classes": images["classes"], "channels": images["channels"]}
 
+    def predict_facts(self) -> dict[str, Any]:
+        images = self.inputs["images"].manifest
+        shards = {name: self.samples(count) for name, count in shards_of(images, self.splits()).items()}
+        return {key: images[key] for key in ("classes", "channels", "image_shape")} | counted(shards)
+
+    def splits(self) -> list[str]:
+        """The splits whose images are taken."""
+        return [split for _, split in self.splits_asked()]
+
     def units(self) -> list[Unit]:
         images, found = self.inputs["images"], []
         others = {role: made.content for role, made in self.inputs.items() if role != "images"}
-        for split in getattr(self.node.recipe, "splits", images.manifest["counts"]):
+        for split in self.splits():
             for name in images.shards(split):
                 sha = images.files[f"{name}.tar"]["sha256"]
                 found.append(Unit(name, self.samples(images.manifest["shards"][name]), {"images": sha, **others}))
@@ -291,13 +365,61 @@ class ImagesJob(DatasetJob):
     def read(self, unit: Unit) -> Shard:
         return read_shard(self.place, self.inputs["images"], unit.name)
 
-    def model(self, role: str) -> Any:
+    def model(self, role: str) -> "Classifier":
         """A model that this is made with."""
         return open_model(self.place, self.inputs[role])
 
 
-class AttackJob(ImagesJob):
+class SearchJob(ImagesJob):
+    """Each image of some splits changed by a search in batches."""
+
+    tunes_batch = True
+
+    neutral: ClassVar[Mapping[str, Any]] = {"splits": ["train"], "seed": 0, "steps": 1}
+    """Fields that do not change the speed: equal for all parts, so that equally fast ones are measured once."""
+
+    @property
+    def steps(self) -> int:
+        return int(self.node.recipe.steps)
+
+    def splits_asked(self) -> list[tuple[str, str]]:
+        return [("splits", split) for split in self.node.recipe.splits]
+
+    def batch_steps(self) -> int:
+        """Forward and backward passes of a batch."""
+        return self.steps
+
+    def parts(self, left: Mapping[str, int], source: Mapping[str, Any]) -> list[Work]:
+        part = Part(self._neutral(), self.designs(), source_of(self.node).id, self.batch_steps())
+        return [Work(part, in_batches(left.values(), self.node.recipe.batch_size))]
+
+    def _neutral(self) -> Node:
+        """The node that stands for all that are equally fast."""
+        return replace(self.node, recipe=self.node.recipe.model_copy(update=self.neutral))
+
+
+class AttackJob(SearchJob):
     """Images perturbed and relabelled."""
+
+    key = "attack"
+    neutral: ClassVar[Mapping[str, Any]] = {**SearchJob.neutral, "fit_shards": 1, "freeze": None}
+
+    @classmethod
+    def has_column(cls, node: Node, column: str) -> bool:
+        return column == "l2" or "model" in node.inputs
+
+    def refuse_mismatch(self) -> None:
+        super().refuse_mismatch()
+        for role, spared in self.node.inputs.items():
+            if role.startswith(SPARED) and spared.version == (attacked := self.node.inputs["model"]).version:
+                raise BadInput(
+                    f"{self.file_key}.{SPARED.rstrip('.')}: {spared.name} is the attacked model, {attacked.name}, "
+                    "under another name; give it a seed of its own, or leave it out"
+                )
+        rule, recipe = self.node.relabel, self.node.recipe
+        assert rule is not None
+        place = f"{self.node.group}.{self.node.name}.relabel"
+        refuse_rule(place, rule, self.inputs["images"].manifest["classes"], recipe.model)
 
     def units(self) -> list[Unit]:
         units = super().units()
@@ -313,7 +435,7 @@ class AttackJob(ImagesJob):
         assert rule is not None
         model = self.model("model") if "model" in self.inputs else None
         # In the order of the roles, whichever the file has: the sum of their losses depends on it.
-        spared = [self.model(role) for role in sorted(self.inputs) if role.startswith("not_transferring_to.")]
+        spared = [self.model(role) for role in sorted(self.inputs) if role.startswith(SPARED)]
         first = self.units()[: recipe.fit_shards] if recipe.method == "universal" else []
         return Attacker(recipe, rule, self.facts()["classes"], model, spared, [self.read(unit) for unit in first])
 
@@ -321,22 +443,83 @@ class AttackJob(ImagesJob):
         from stages.attack import refuse_unmoved
 
         each = [mark["statistics"] for mark in marks.values()]
-        if all("moved" in said for said in each):  # else a shard is older than this count
-            refuse_unmoved(self.node.recipe, *(sum(said[name] for said in each) for name in ("aimed", "moved")))
+        if all("moved" in sums for sums in each):  # else a shard is older than this count
+            refuse_unmoved(self.node.recipe, *(sum(sums[name] for sums in each) for name in ("aimed", "moved")))
         return super().finish(marks)
 
+    def batch_steps(self) -> int:
+        recipe = self.node.recipe
+        if recipe.method == "spatial":
+            return tries(recipe.spatial)
+        return 0 if "steps" in recipe.unused or recipe.method == "universal" else self.steps
 
-class InvertJob(ImagesJob):
+    def parts(self, left: Mapping[str, int], source: Mapping[str, Any]) -> list[Work]:
+        recipe, found = self.node.recipe, super().parts(left, source)
+        if recipe.method == "universal":  # every worker finds the perturbations anew
+            fit = sum(list(left.values())[: recipe.fit_shards])
+            once = replace(found[0].part, steps=self.steps, once=True)
+            found.append(Work(once, in_batches([fit], recipe.batch_size)))
+        return found
+
+    def _neutral(self) -> Node:
+        """Of the label rules, only the least likely class takes time."""
+        rule = self.node.relabel
+        timed = rule is not None and rule.rule == "least_likely"
+        return replace(super()._neutral(), relabel=rule if timed else Relabel(rule="next"))
+
+    @classmethod
+    def shortened(cls, recipe: Any, batch: int, steps: int) -> dict[str, Any]:
+        sized = super().shortened(recipe, batch, steps)
+        if recipe.method == "spatial":
+            return sized | {"spatial": with_tries(recipe.spatial, steps)}
+        # With such steps a few lead as far as the recipe's do, and what is saved is as large as it will be.
+        return sized | {"steps": steps, "step_size": recipe.eps}
+
+
+class InvertJob(SearchJob):
     """Images that a model represents as it does others."""
+
+    key = "invert"
+
+    def predict_facts(self) -> dict[str, Any]:
+        model = self.inputs["model"].manifest["design"]
+        try_features(self.node.inputs["model"], model, self.node.recipe.layer, self.place.here)
+        return super().predict_facts()
 
     def open(self) -> Callable[[Shard], Shard]:
         from stages.invert import Inverter
 
         return Inverter(self.node.recipe, self.model("model"))
 
+    @classmethod
+    def shortened(cls, recipe: Any, batch: int, steps: int) -> dict[str, Any]:
+        return super().shortened(recipe, batch, steps) | {"steps": steps}
+
 
 class SelectJob(ImagesJob):
     """Some of the images, as they are."""
+
+    key = "select"
+    copies = True
+
+    @classmethod
+    def has_column(cls, node: Node, column: str) -> bool:
+        from pipeline.run.jobs import JOBS  # the table names this class
+
+        images = node.inputs["images"]
+        job = JOBS[images.stage]
+        return issubclass(job, DatasetJob) and job.has_column(images, column)
+
+    def refuse_mismatch(self) -> None:
+        super().refuse_mismatch()
+        if not self.has_column(self.node, self.node.recipe.by):
+            raise BadInput(
+                f"{self.file_key}: {self.node.recipe.images} has no column {self.node.recipe.by}: select from a "
+                "dataset that attacks a model"
+            )
+
+    def splits(self) -> list[str]:
+        return list(self.inputs["images"].manifest["counts"])
 
     def samples(self, count: int) -> int:
         return kept(self.node.recipe, count)

@@ -6,25 +6,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pipeline.experiment.graph import Node
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Made
-from pipeline.run.jobs.base import ShardJob, Unit, devices, open_model, read_shard
+from pipeline.run.jobs.base import ShardJob, Unit, devices, open_model, read_shard, shards_of, source_of
+from pipeline.run.jobs.checks import refuse_rule, try_features
+from pipeline.run.jobs.work import Part, Work, in_batches, scoring, scoring_clean, tries, with_tries
 from pipeline.store import canonical, digest
+from stages.recipes import Invert, Threat, Usefulness
 from stages.shard import Shard
 
 
 class ScoreJob(ShardJob):
     """What some models do on some splits of a dataset: sums per shard, added up at the end."""
 
-    heavy = True
-
     @abstractmethod
     def summary(self, sums: dict[str, Any]) -> dict[str, Any]:
         """What the sums of one model say."""
 
+    def splits_asked(self) -> list[tuple[str, str]]:
+        return [("split", self.node.recipe.split)]
+
     def splits(self) -> list[str]:
-        """The splits that are gone through."""
-        return [self.node.recipe.split]
+        """The splits whose shards are scored, each once."""
+        return list(dict.fromkeys(split for _, split in self.splits_asked()))
+
+    def predict_facts(self) -> dict[str, Any]:
+        return {"shards": shards_of(self.inputs["on"].manifest, self.splits())}
 
     def classes(self) -> list[str]:
         """Names of the classes."""
@@ -81,7 +89,7 @@ class ScoreJob(ShardJob):
             "evaluation": self.node.name,
             "on": on.name,
             "split": split,
-            "held_out": on.stage == "load" and not (scored.stage == "train" and scored.recipe.split == split),
+            "held_out": not on.inputs and not (scored.inputs and scored.recipe.split == split),
             "model": model,
             "trained_on": self.inputs[f"models.{model}"].manifest.get("trained_on"),
         }
@@ -89,6 +97,18 @@ class ScoreJob(ShardJob):
 
 class EvaluateJob(ScoreJob):
     """Accuracy, clean and under attack."""
+
+    key = None  # the entry itself
+
+    def refuse_mismatch(self) -> None:
+        super().refuse_mismatch()
+        recipe = self.node.recipe
+        rules = {"agreement": recipe.agreement} | {
+            f"attacks.{i}.toward": attack.toward for i, attack in enumerate(recipe.attacks)
+        }
+        for key, rule in rules.items():
+            if rule is not None:
+                refuse_rule(f"{self.file_key}.{key}", rule, self.classes(), None)
 
     def open(self) -> Callable[[Shard], dict[str, Any]]:
         from stages.evaluate import score
@@ -103,12 +123,54 @@ class EvaluateJob(ScoreJob):
 
         return summary(self.node.recipe, self.classes(), sums)
 
+    def parts(self, left: Mapping[str, int], source: Mapping[str, Any]) -> list[Work]:
+        recipe, origin, sizes, designs = self.node.recipe, source_of(self.node), left.values(), self.designs()
+        models = [designs[f"models.{name}"] for name in recipe.models]
+        found = [scoring_clean(model, origin, sizes, recipe.batch_size) for model in models]
+        for threat in recipe.attacks:
+            batches = in_batches(sizes, threat.batch_size, threat.restarts)
+            for searched in models if threat.source is None else [designs[f"sources.{threat.source}"]]:
+                part = scoring(searched, origin, threat.batch_size, threat.steps, attacks=[_neutral(threat)])
+                found.append(Work(part, batches))
+            if threat.source is not None:  # what came of it, and noise, is shown to all models
+                shown = in_batches(sizes, threat.batch_size, 1 + threat.restarts)
+                found += [Work(scoring(model, origin, threat.batch_size), shown) for model in models]
+        for space in recipe.spatial:
+            parts = [scoring(model, origin, recipe.batch_size, tries(space), spatial=[space]) for model in models]
+            found += [Work(part, in_batches(sizes, recipe.batch_size)) for part in parts]
+        return found
+
+    @classmethod
+    def shortened(cls, recipe: Any, batch: int, steps: int) -> dict[str, Any]:
+        threats = [threat.model_copy(update={"steps": steps, "batch_size": batch}) for threat in recipe.attacks]
+        spaces = [with_tries(space, steps) for space in recipe.spatial]
+        return super().shortened(recipe, batch, steps) | {"attacks": threats, "spatial": spaces}
+
+
+def _neutral(threat: Threat) -> Threat:
+    """A threat that stands for all that are equally fast: radius, seed and source do not matter."""
+    return threat.model_copy(
+        update={"eps": 0.5, "step_size": 0.1, "steps": 1, "restarts": 1, "source": None, "seed": 0}
+    )
+
 
 class UsefulnessJob(ScoreJob):
     """Usefulness and robust usefulness of features."""
 
+    key = "usefulness"
+
+    def splits_asked(self) -> list[tuple[str, str]]:
+        return [(key, getattr(self.node.recipe, key)) for key in ("split", "normalise")]
+
     def splits(self) -> list[str]:
-        return list(dict.fromkeys([self.node.recipe.normalise, self.node.recipe.split]))
+        return super().splits()[::-1]  # what is normalised by comes first
+
+    def predict_facts(self) -> dict[str, Any]:
+        for name in self.node.recipe.models:
+            role = f"models.{name}"
+            design = self.inputs[role].manifest["design"]
+            try_features(self.node.inputs[role], design, self.node.recipe.layer, self.place.here)
+        return super().predict_facts()
 
     def units(self) -> list[Unit]:
         total = self.inputs["on"].manifest["counts"][self.node.recipe.split]
@@ -125,3 +187,29 @@ class UsefulnessJob(ScoreJob):
         from stages.usefulness import summarise
 
         return summarise(self.node.recipe, self.classes(), sums)
+
+    def parts(self, left: Mapping[str, int], source: Mapping[str, Any]) -> list[Work]:
+        """Features of all images; of some a search for each feature, both ways, which is as fast as an inversion's."""
+        from stages.features import Penultimate
+        from stages.model import Classifier
+
+        recipe, origin, found = self.node.recipe, source_of(self.node), list[Work]()
+        total = self.inputs["on"].manifest["counts"][recipe.split]
+        searched = shards_of({"shards": left}, [recipe.split])
+        for design in self.designs().values():
+            width = Penultimate(Classifier(design, self.place.here).eval(), recipe.layer).width
+            searches = [
+                2 * width * math.ceil(recipe.limit * count / total) if name in searched else 0
+                for name, count in left.items()
+            ]
+            found.append(scoring_clean(design, origin, left.values(), recipe.batch_size))
+            part = Part(_search(self.node, origin), {"model": design}, origin.id, recipe.steps)
+            found.append(Work(part, in_batches(searches, recipe.batch_size)))
+        return found
+
+
+def _search(node: Node, source: Node) -> Node:
+    """An inversion that is as fast as the search for a feature."""
+    shared = Invert.model_fields.keys() & Usefulness.model_fields.keys() - {"step_size", "steps"}
+    asked = Invert(images="x", model="m", steps=1, **{name: getattr(node.recipe, name) for name in shared})
+    return Node("datasets", "trial", "invert", asked, None, {"images": source}, "")

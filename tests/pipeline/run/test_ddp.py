@@ -14,7 +14,7 @@ from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
 from pipeline.run import ddp
 from pipeline.run.engines import Inline, reason_of
-from pipeline.run.jobs import EvaluateJob, LoadJob, ModelJob, Place
+from pipeline.run.jobs import EvaluateJob, LoadJob, Place, TrainJob
 from pipeline.run.parcel import pack
 from pipeline.store import Store
 from stages import train
@@ -59,7 +59,7 @@ def plan(folder, **asked):
     }
     place = Place(Store(str(folder / "store")), folder, folder)
     clean = made(LoadJob(nodes["datasets/clean"], place, {}))
-    return ModelJob(nodes["models/standard"], place, {"on": clean}), nodes["evaluations/test"]
+    return TrainJob(nodes["models/standard"], place, {"on": clean}), nodes["evaluations/test"]
 
 
 def slow(**asked):
