@@ -9,11 +9,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
@@ -38,7 +39,7 @@ from pipeline.terminal import Unheard, echo, relay, visible
 from stages import own
 from stages.errors import BadInput, did_you_mean
 from stages.images import encode_png
-from stages.recipes import fraction, is_own
+from stages.recipes import Norm, fraction, is_own
 
 INTERRUPTED = 130
 
@@ -53,70 +54,109 @@ class _Number(click.FloatRange):
         return number
 
 
-def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options that several commands share."""
-    known = {
-        "store": click.option(
-            "--store",
-            default="notbugs-store",
-            envvar="NOTBUGS_STORE",
-            show_default=True,
-            help="Folder, or s3:// or gs:// URL.",
-        ),
-        "data": click.option(
-            "--data",
-            default="data",
-            envvar="NOTBUGS_DATA",
-            show_default=True,
-            type=click.Path(file_okay=False, path_type=Path),
-            help="Folder that local sources and checkpoints are looked for in, and downloads go to.",
-        ),
-        "json": click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
-        "engine": click.option(
-            "--engine",
-            type=click.Choice(["ray", "inline"]),
-            default="ray",
-            show_default=True,
-            help="inline: no Ray, this process alone.",
-        ),
-        "workers": click.option(
-            "--workers",
-            type=click.IntRange(1),
-            help="Workers that attack side by side [default: one per GPU, or per processor].",
-        ),
-        "gpu": click.option(
-            "--gpu/--no-gpu",
-            default=None,
-            help="Workers and trainings take a GPU each; a cluster that scales grows for them "
-            "[default: if the cluster has any].",
-        ),
-        "shard_timeout": click.option(
-            "--shard-timeout",
-            type=_Number(0, 1e8, min_open=True),
-            metavar="SECONDS",
-            help="A step of a shard that takes longer is ended and tried elsewhere "
-            "[default: ten times the slowest so far, at least 600].",
-        ),
-        "address": click.option("--address", help="Ray cluster to join, as auto or host:6379 [default: a local one]."),
-        "cluster": click.option(
-            "--address",
-            envvar="RAY_API_SERVER_ADDRESS",
-            default="http://localhost:8265",
-            show_default=True,
-            help="Job server of the cluster.",
-        ),
-        "only": click.option(
-            "--only",
-            multiple=True,
-            metavar="NODE",
-            help="Make only this node and what it needs; may be repeated.",
-        ),
-    }
+store_option = click.option(
+    "--store",
+    default="notbugs-store",
+    envvar="NOTBUGS_STORE",
+    show_default=True,
+    help="Folder, or s3:// or gs:// URL.",
+)
+data_option = click.option(
+    "--data",
+    default="data",
+    envvar="NOTBUGS_DATA",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that local sources and checkpoints are looked for in, and downloads go to.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+only_option = click.option(
+    "--only", multiple=True, metavar="NODE", help="Make only this node and what it needs; may be repeated."
+)
+job_server_option = click.option(
+    "--address",
+    envvar="RAY_API_SERVER_ADDRESS",
+    default="http://localhost:8265",
+    show_default=True,
+    help="Job server of the cluster.",
+)
 
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.reduce(lambda wrapped, name: known[name](wrapped), reversed(names), command)
 
-    return add
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is made, where it is not as usual.
+
+    Attributes:
+        workers: that attack side by side.
+        gpu: whether each takes a GPU.
+        shard_timeout: seconds that a step of a shard may take.
+        engine: ``ray`` or ``inline``.
+        address: of the Ray cluster that is joined.
+    """
+
+    workers: int | None
+    gpu: bool | None
+    shard_timeout: float | None
+    engine: str = "ray"
+    address: str | None = None
+
+    def arguments(self) -> list[str]:
+        """Those about workers, as `run` takes them."""
+        given: list[str] = []
+        if self.workers is not None:
+            given += ["--workers", str(self.workers)]
+        if self.gpu is not None:
+            given.append("--gpu" if self.gpu else "--no-gpu")
+        if self.shard_timeout is not None:
+            given += ["--shard-timeout", str(self.shard_timeout)]
+        return given
+
+
+def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a run that are about its workers, as one `RunOptions`."""
+
+    @click.option(
+        "--workers",
+        type=click.IntRange(1),
+        help="Workers that attack side by side [default: one per GPU, or per processor].",
+    )
+    @click.option(
+        "--gpu/--no-gpu",
+        default=None,
+        help="Workers and trainings take a GPU each; a cluster that scales grows for them "
+        "[default: if the cluster has any].",
+    )
+    @click.option(
+        "--shard-timeout",
+        type=_Number(0, 1e8, min_open=True),
+        metavar="SECONDS",
+        help="A step of a shard that takes longer is ended and tried elsewhere "
+        "[default: ten times the slowest so far, at least 600].",
+    )
+    @functools.wraps(command)
+    def wrapped(*args: Any, workers: int | None, gpu: bool | None, shard_timeout: float | None, **others: Any) -> Any:
+        return command(*args, options=RunOptions(workers, gpu, shard_timeout), **others)
+
+    return wrapped
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `run` and `resume` that are about the engine and its workers, as one `RunOptions`."""
+
+    @click.option(
+        "--engine",
+        type=click.Choice(["ray", "inline"]),
+        default="ray",
+        show_default=True,
+        help="inline: no Ray, this process alone.",
+    )
+    @worker_options
+    @click.option("--address", help="Ray cluster to join, as auto or host:6379 [default: a local one].")
+    @functools.wraps(command)
+    def wrapped(*args: Any, engine: str, address: str | None, options: RunOptions, **others: Any) -> Any:
+        return command(*args, options=replace(options, engine=engine, address=address), **others)
+
+    return wrapped
 
 
 class _Command(click.Command):
@@ -235,7 +275,10 @@ def main(debug: bool) -> None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_options("store", "data", "only", "json")
+@store_option
+@data_option
+@only_option
+@json_option
 @click.option("--cost", is_flag=True, help="Measure on this machine, and say what is left to make takes.")
 @click.option(
     "--gpus", type=click.IntRange(1, 100_000), help="With --cost: also the time on so many devices like those here."
@@ -268,7 +311,13 @@ def plan(
         nodes = [_planned(status) | _priced(status, prices, gpus) for status in statuses]
         total = {"cost": estimate.total_as_json(prices, gpus)} if prices else {}
         _print_json({"store": place.store.url, "nodes": nodes} | total)
-        return
+    else:
+        _print_plan(place.store, statuses)
+        if prices is not None:
+            echo(f"\n{estimate.told(prices, gpus)}")
+
+
+def _print_plan(store: Store, statuses: list[NodeStatus]) -> None:
     lines = [
         [
             s.node.id,
@@ -280,15 +329,13 @@ def plan(
         ]
         for s in statuses
     ]
-    echo(f"store {place.store.url}\n")
+    echo(f"store {store.url}\n")
     echo(tables.table(["node", "stage", "version", "images", "state", "from"], lines))
     for status in statuses:
         for line in tables.left_out_lines(status.facts):
             echo(f"{status.node.id}: {line}")
         for split, share in status.facts.get("majority", {}).items():
             echo(f"{status.node.id} {split}: a constant answer scores {percent(share)}")
-    if prices is not None:
-        echo(f"\n{estimate.told(prices, gpus)}")
 
 
 def _measured(statuses: list[NodeStatus], place: Place, workers: int | None) -> estimate.Prices:
@@ -328,32 +375,47 @@ def _size(facts: Any) -> str:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_options("store", "data", "engine", "workers", "gpu", "shard_timeout", "address", "only", "json")
-def run(file: Path, **options: Any) -> None:
+@store_option
+@data_option
+@run_options
+@only_option
+@json_option
+def run(file: Path, store: str, data: Path, options: RunOptions, only: tuple[str, ...], as_json: bool) -> None:
     """Make what FILE (- for standard input) names and is missing, then print the table.
 
     What is there already is not made again: after a failure or an interruption, run it again.
     """
-    _run(spec.read(file), **options)
+    _run(spec.read(file), _place(store, data), options, only, as_json)
 
 
 @main.command()
 @click.argument("run", required=False)
-@_options("store", "engine", "workers", "gpu", "shard_timeout", "address", "only", "json")
+@store_option
+@run_options
+@only_option
+@json_option
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="As for run [default: that run's].")
 @click.option(
     "--modules",
     type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
     help="Folder of the experiment's own networks: code that a store names is run only if you say so.",
 )
-def resume(run: str | None, store: str, data: Path | None, modules: Path | None, **options: Any) -> None:
+def resume(
+    run: str | None,
+    store: str,
+    options: RunOptions,
+    only: tuple[str, ...],
+    as_json: bool,
+    data: Path | None,
+    modules: Path | None,
+) -> None:
     """Go on with RUN (default: the latest of the store), with the experiment, --only and --data it was started with."""
     found = _recorded(Store(store), run)
-    only = options.pop("only") or tuple(found["only"])
     experiment = spec.parse(found["experiment"])
     if modules is None:
         _refuse_code(experiment, found["run"], Path(found["here"]))
-    _run(experiment, store=store, data=data or Path(found["data"]), only=only, here=modules, **options)
+    place = _place(store, data or Path(found["data"]), modules)
+    _run(experiment, place, options, only or tuple(found["only"]), as_json)
 
 
 def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
@@ -381,18 +443,9 @@ def _lies_in(folder: Path, arch: str) -> bool:
     return not installed and PathFinder.find_spec(top, [str(folder)]) is not None
 
 
-def _run(
-    experiment: Experiment,
-    store: str,
-    data: Path,
-    only: tuple[str, ...],
-    as_json: bool,
-    here: Path | None = None,
-    **options: Any,
-) -> None:
+def _run(experiment: Experiment, place: Place, options: RunOptions, only: tuple[str, ...], as_json: bool) -> None:
     terminal.if_interrupted("Nothing was begun; the same command again begins it.")
-    place = _place(store, data, here)
-    begin = _engine(experiment, place, **options)
+    begin = _engine(experiment, place, options)
     checked = preflight(wanted(build(experiment), only), place)
     place.store.refuse_unless_writable()
     watch = watcher()
@@ -405,26 +458,29 @@ def _run(
     _conclude(place.store, attempt.record.id, complete, as_json)
 
 
-def _engine(
-    experiment: Experiment, place: Place, engine: str, address: str | None, shard_timeout: float | None, **options: Any
-) -> Callable[[], Engine]:
+def _engine(experiment: Experiment, place: Place, options: RunOptions) -> Callable[[], Engine]:
     """What begins the engine that was asked for."""
-    if engine == "inline":
-        if address or shard_timeout or any(value is not None for value in options.values()):
-            raise BadInput("--workers, --gpu, --shard-timeout and --address go with the Ray engine, not with inline")
-        for name, model in experiment.models.items():
-            if model.train is not None and model.train.workers > 1:
-                raise BadInput(f"models.{name}.train.workers: several workers go with the Ray engine, not with inline")
+    if options.engine == "inline":
+        _refuse_parallel(experiment, options)
         return Inline
+    address, sent = options.address, None
     if address and "://" in address:
         raise BadInput(
             f"--address {address}: must be auto or host:6379, on a machine of the cluster; "
             "from elsewhere: notbugs submit FILE --address http://…"
         )
-    sent = None
     if address and JOB_VARIABLE not in os.environ:  # a job's workers have what was sent with the job
         sent = runtime_env(Request(experiment, place.store), place.here)
-    return lambda: OnRay(address=address, limit=shard_timeout, runtime_env=sent, **options)
+    return lambda: OnRay(options.workers, address, options.gpu, options.shard_timeout, sent)
+
+
+def _refuse_parallel(experiment: Experiment, options: RunOptions) -> None:
+    """Refuse what one process alone cannot do."""
+    if options != replace(options, workers=None, gpu=None, shard_timeout=None, address=None):
+        raise BadInput("--workers, --gpu, --shard-timeout and --address go with the Ray engine, not with inline")
+    for name, model in experiment.models.items():
+        if model.train is not None and model.train.workers > 1:
+            raise BadInput(f"models.{name}.train.workers: several workers go with the Ray engine, not with inline")
 
 
 def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:
@@ -468,7 +524,8 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
 
 @main.command()
 @click.argument("run", required=False)
-@_options("store", "json")
+@store_option
+@json_option
 def status(run: str | None, store: str, as_json: bool) -> None:
     """Say how far RUN is (default: the latest of the store)."""
     place = Store(store)
@@ -495,7 +552,7 @@ def _at_work(progress: dict[str, Any]) -> str:
 
 @main.command("report")
 @click.argument("run", required=False)
-@_options("store")
+@store_option
 @click.option("--out", type=click.Path(path_type=Path), help="Write it here as well, a file of its own.")
 def report_(run: str | None, store: str, out: Path | None) -> None:
     """Write the page of RUN (default: the latest of the store) anew: report.html, one file that needs no network."""
@@ -544,49 +601,80 @@ def _written(path: Path | None) -> Iterator[None]:
 @click.option("--to", "target", required=True, metavar="CLASS", help="The class, by name or number.")
 @click.option("--arch", metavar="MODULE:NAME", help="The model's network, where it is code of your own.")
 @click.option("--out", type=click.Path(path_type=Path), help="The picture to write [default: IMAGE-as-CLASS.png].")
-@click.option("--norm", type=click.Choice(["l2", "linf"]), default="l2", show_default=True, help="Norm of the ball.")
+@click.option("--norm", type=click.Choice(get_args(Norm)), default="l2", show_default=True, help="Norm of the ball.")
 @click.option("--eps", type=_Number(0, min_open=True), metavar="LENGTH", help="Radius in units of [0, 1], as 0.5 or "
               "8/255 [default: L2 0.5 for 32 pixels, larger in proportion; L∞ 8/255].")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Steps of gradient descent.")
 @click.option("--rotate", is_flag=True, help="Search rotations and shifts instead.")
-@_options("store", "data", "json")
-def attack(image: Path, model: str, target: str, out: Path | None, store: str, data: Path, **options: Any) -> None:
+@store_option
+@data_option
+@json_option
+def attack(
+    image: Path,
+    model: str,
+    target: str,
+    arch: str | None,
+    out: Path | None,
+    norm: str,
+    eps: float | None,
+    steps: int,
+    rotate: bool,
+    store: str,
+    data: Path,
+    as_json: bool,
+) -> None:
     """Move one IMAGE toward a class: the pig that becomes an airliner.
 
     Writes a picture of it before, the change magnified, and after, each with what the model says, and beside it the
     moved image itself.
     """
-    as_json, rotate, norm, eps, arch = (options.pop(name) for name in ("as_json", "rotate", "norm", "eps", "arch"))
-    source = click.get_current_context().get_parameter_source
-    idle = [f"--{name}" for name in ("norm", "eps", "steps") if source(name) is not ParameterSource.DEFAULT]
-    if rotate and idle:
-        raise BadInput(f"--rotate: has no use for {' and '.join(idle)}; leave out the one or the other")
+    if rotate:
+        _refuse_idle("norm", "eps", "steps")
     _refuse_no_place(out)
     place = _place(store, data)
     attacked, classes = picture.find_model(place, model, arch)
-    pixels = picture.read(image, attacked.design.shape)
-    eps = eps or (8 / 255 if norm == "linf" else picture.radius(attacked.design.shape))
-    recipe = {"method": "spatial"} if rotate else {"norm": norm, "eps": eps, **options}
+    pixels, shape = picture.read(image, attacked.design.shape), attacked.design.shape
+    ball = {"norm": norm, "eps": eps or RADIUS[norm](shape), "steps": steps}
     number = picture.class_number(target, classes)
-    made = picture.move(pixels, attacked, classes, number, recipe)
+    made = picture.move(pixels, attacked, classes, number, {"method": "spatial"} if rotate else ball)
     drawn = out or image.with_name(f"{image.stem}-as-{re.sub(r'[^A-Za-z0-9]+', '-', classes[number])}.png")
     moved = drawn.with_name(f"{drawn.stem}-image.png")
     _write(drawn, picture.draw(made))
     _write(moved, encode_png(made.after))
     if as_json:
         _print_json({**made.as_json(), "picture": str(drawn), "image": str(moved)})
-        return
+    else:
+        _print_answers(made, number, classes)
+        echo(f"\n{made.how}: moved by L2 {made.l2:.3f}, L∞ {made.linf:.3f}\n{drawn}\n{moved}")
+
+
+RADIUS: Mapping[str, Callable[[tuple[int, int, int]], float]] = {
+    "l2": picture.radius,
+    "linf": lambda shape: 8 / 255,
+}
+"""Norm → the usual radius for images of some channels, height and width."""
+
+
+def _refuse_idle(*names: str) -> None:
+    """Refuse options of an attack that rotations do not use."""
+    source = click.get_current_context().get_parameter_source
+    if idle := [f"--{name}" for name in names if source(name) is not ParameterSource.DEFAULT]:
+        raise BadInput(f"--rotate: has no use for {' and '.join(idle)}; leave out the one or the other")
+
+
+def _print_answers(made: picture.Picture, number: int, classes: list[str]) -> None:
+    """The model's answers to an image before and after."""
     lines = [
         [when, percent(made.said[i, number]), *(f"{name} {percent(share)}" for name, share in made.top(i))]
         for i, when in enumerate(("before", "after"))
     ]
     echo(tables.table(["", classes[number], "first", "second", "third"][: len(lines[0])], lines))
-    echo(f"\n{made.how}: moved by L2 {made.l2:.3f}, L∞ {made.linf:.3f}\n{drawn}\n{moved}")
 
 
 @main.command()
 @click.argument("name", required=False)
-@_options("store", "json")
+@store_option
+@json_option
 def show(name: str | None, store: str, as_json: bool) -> None:
     """Show the results of a run, or what a dataset, model or evaluation is.
 
@@ -638,7 +726,8 @@ def _named(store: Store, name: str) -> list[dict[str, Any]]:
 @main.command()
 @click.argument("names", nargs=-1)
 @click.option("--keep", is_flag=True, help="Only report; take nothing back.")
-@_options("store", "json")
+@store_option
+@json_option
 def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> None:
     """Read every byte of the store, or of the nodes NAMES, and compare it with manifests and commit marks.
 
@@ -692,7 +781,10 @@ def _taken_back(store: Store, found: list[artifacts.Damage]) -> str | None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_options("cluster", "store", "workers", "gpu", "shard_timeout", "only")
+@job_server_option
+@store_option
+@worker_options
+@only_option
 @click.option("--data", help="Folder of local sources and checkpoints, on the cluster's machines.")
 @click.option("--pip", multiple=True, metavar="PACKAGE", help="Package to install for the job; may be repeated.")
 @click.option(
@@ -706,11 +798,12 @@ def submit(
     file: Path,
     address: str,
     store: str,
+    options: RunOptions,
     only: tuple[str, ...],
+    data: str | None,
     pip: tuple[str, ...],
     env: tuple[str, ...],
     follow: bool,
-    **options: Any,
 ) -> None:
     """Send FILE to a Ray cluster as a job.
 
@@ -723,7 +816,8 @@ def submit(
     if place.local and "://" not in store and not Path(store).is_absolute():
         raise BadInput(f"--store {store}: the cluster needs an s3:// or gs:// URL, or a folder that all machines share")
     variables = dict(_variable(text) for text in env)
-    request = Request(experiment, place, only, _passed_on(options), pip, variables)
+    passed_on = [*options.arguments(), *(["--data", data] if data is not None else [])]
+    request = Request(experiment, place, only, tuple(passed_on), pip, variables)
     cluster = Cluster(address)
     job, fresh = cluster.submit(request, Path.cwd())
     echo(job.id)
@@ -741,19 +835,9 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value if given else os.environ[name]
 
 
-def _passed_on(options: dict[str, Any]) -> tuple[str, ...]:
-    """Options of `run` as they were given to `submit`."""
-    said: list[str] = []
-    for name, value in options.items():
-        if isinstance(value, bool):
-            said.append(f"--{name}" if value else f"--no-{name}")
-        elif value is not None:
-            said += [f"--{name.replace('_', '-')}", str(value)]
-    return tuple(said)
-
-
 @main.command()
-@_options("cluster", "json")
+@job_server_option
+@json_option
 def jobs(address: str, as_json: bool) -> None:
     """List the jobs that were submitted to a cluster, the oldest first."""
     found = Cluster(address).jobs()
@@ -770,7 +854,7 @@ def _took(job: Job) -> str:
 
 @main.command()
 @click.argument("job", required=False)
-@_options("cluster")
+@job_server_option
 @click.option("--follow", "-f", is_flag=True, help="Go on until the job ends, and end as it ends.")
 def logs(job: str | None, address: str, follow: bool) -> None:
     """Print what JOB has said (default: the newest job, of those under way if there are any)."""
@@ -793,7 +877,7 @@ def _follow(cluster: Cluster, job: Job) -> None:
 
 @main.command()
 @click.argument("job", required=False)
-@_options("cluster")
+@job_server_option
 def stop(job: str | None, address: str) -> None:
     """Stop JOB (default: the newest under way). What is done is kept; submit it again to go on."""
     cluster = Cluster(address)
