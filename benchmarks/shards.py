@@ -29,7 +29,7 @@ from PIL import Image
 from benchmarks.side_by_side import attacked, images, in_turns, machine, on_shards, over, seconds_of, show, spread
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs import AttackJob, Place, Unit
 from pipeline.store import Store, digest
 from stages.device import threads
@@ -73,7 +73,7 @@ def write_ours(shards: list[Shard], folder: Path) -> None:
     }
     node = build(parse({"name": "shards", "datasets": wanted}))[-1]
     classes = [str(name) for name in range(CLASSES)]
-    clean = Made("datasets/clean", {"classes": classes, "channels": shards[0].images().shape[3]})
+    clean = Artifact("datasets/clean", {"classes": classes, "channels": shards[0].images().shape[3]})
     job = AttackJob(node, Place(Store(str(folder)), folder, folder), {"images": clean})
     for shard in shards:
         job.commit(Unit(shard.name, len(shard), {}), shard, {})

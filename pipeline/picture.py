@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.report.scores import NORMS
 from pipeline.run import artifacts
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import NodeName, Version, fits
 from pipeline.run.jobs import Place, open_model
 from pipeline.terminal import visible
@@ -88,7 +88,7 @@ def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Class
     if found:
         folder, manifest = max(found.items(), key=lambda item: str(item[1]["made"]))
         _refuse_code(name, str(manifest["design"]["arch"]), arch)
-        return open_model(place, Made(folder, manifest)), _class_names(place, manifest)
+        return open_model(place, Artifact(folder, manifest)), _class_names(place, manifest)
     if name not in models.list_models(module=models):
         known = ", ".join(place.store.folders("models")) or "none"
         raise BadInput(

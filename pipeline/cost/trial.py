@@ -25,7 +25,7 @@ import numpy as np
 
 from pipeline import terminal
 from pipeline.run import artifacts
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob
 from pipeline.run.jobs.base import Unit
 from pipeline.run.jobs.checks import neutral
@@ -153,7 +153,7 @@ class Rehearsal:
                 f"--workers {self.workers}: so many would be tried here at the same time, at most {most} can be"
             )
         self.rates: dict[bytes, Rate] = {}
-        self.made: dict[bytes, Made] = {}
+        self.made: dict[bytes, Artifact] = {}
         self.samples: dict[str, Shard] = {}
         self.firsts: dict[str, Unit] = {}
 
@@ -274,7 +274,7 @@ class Rehearsal:
         if source not in self.samples:
             status, facts = self.statuses[source], self.statuses[source].facts
             if status.there:
-                name, made = min(facts["shards"]), Made(status.node.folder, dict(facts))
+                name, made = min(facts["shards"]), Artifact(status.node.folder, dict(facts))
                 tar = artifacts.read_file(self.home.store, made, f"{name}.tar")
                 self.samples[source] = unpack(name, tar, facts["channels"], len(facts["classes"]))
             else:
@@ -282,7 +282,7 @@ class Rehearsal:
                 self.samples[source] = status.job.read(self._first(status.job))
         return self.samples[source]
 
-    def _dataset(self, source: str, count: int) -> Made:
+    def _dataset(self, source: str, count: int) -> Artifact:
         """A dataset of one shard with so many images of a source, and columns to select by."""
         key = canonical([source, count])
         if key not in self.made:
@@ -297,7 +297,7 @@ class Rehearsal:
             self.made[key] = self._publish(digest(key), files, digest(tar), known | neutral(facts["channels"]) | counts)
         return self.made[key]
 
-    def _model(self, design: "Design", source: str) -> Made:
+    def _model(self, design: "Design", source: str) -> Artifact:
         """A network with random weights."""
         key = canonical(design.as_json())
         if key not in self.made:
@@ -306,11 +306,11 @@ class Rehearsal:
             self.made[key] = self._publish(digest(key), {"weights.safetensors": weights}, digest(weights), facts)
         return self.made[key]
 
-    def _publish(self, folder: str, files: dict[str, bytes], content: str, facts: dict[str, Any]) -> Made:
+    def _publish(self, folder: str, files: dict[str, bytes], content: str, facts: dict[str, Any]) -> Artifact:
         for name, body in files.items():
             self.place.store.put(f"{folder}/{name}", body)
         listed = [{"name": name, "bytes": len(body), "sha256": digest(body)} for name, body in files.items()]
-        return Made(folder, facts | {"content": content, "files": listed})
+        return Artifact(folder, facts | {"content": content, "files": listed})
 
 
 @contextmanager

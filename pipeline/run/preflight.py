@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.experiment.graph import Node
 from pipeline.experiment.sweeps import split_name
 from pipeline.run import artifacts
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs import JOBS, ModelJob, Place, ShardJob
 from pipeline.run.jobs.checks import neutral, tried
 from stages.apart import forget
@@ -92,7 +92,7 @@ def preflight(nodes: list[Node], place: Place, fetch: bool = True) -> list[NodeS
 
 
 def _checked(node: Node, place: Place, found: Mapping[str, NodeStatus], fetch: bool) -> NodeStatus:
-    inputs = {role: Made(parent.folder, dict(found[parent.id].facts)) for role, parent in node.inputs.items()}
+    inputs = {role: Artifact(parent.folder, dict(found[parent.id].facts)) for role, parent in node.inputs.items()}
     job = JOBS[node.stage](node, place, inputs, fetch)
     job.refuse_mismatch()
     made = artifacts.find(place.store, node)

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.experiment.graph import Node, build
 from pipeline.experiment.spec import Experiment
 from pipeline.run import artifacts, documents
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import Amount, Count, Document, Moment, NodeId, RunName, Version, Word
 from pipeline.run.engines import Engine, Inline, Lost, reason_of
 from pipeline.run.jobs import JOBS, ModelJob, Place, ShardJob, Unit
@@ -172,7 +172,7 @@ class Run:
         self.experiment, self.place = experiment, place
         self.jobs = {status.node.id: status.job for status in checked or ()}
         self.nodes = [status.node for status in checked] if checked else wanted(build(experiment), only)
-        self.made: dict[str, Made] = {}
+        self.made: dict[str, Artifact] = {}
         self.record = Record(place, experiment, only, self.nodes, watch)
 
     def go(self, engine: Engine) -> bool:
@@ -203,7 +203,7 @@ class Run:
         self.record.end("done" if complete else "failed")
         return complete
 
-    def _settle(self, node: Node, future: "Future[Made]") -> None:
+    def _settle(self, node: Node, future: "Future[Artifact]") -> None:
         progress, error = self.record.nodes[node.id], future.exception()
         if error is None:
             self.made[node.id] = future.result()
@@ -216,7 +216,7 @@ class Run:
             missing = [i.id for i in node.inputs.values() if i.id not in self.made]
             self.record.nodes[node.id].why = f"needs {', '.join(missing)}"
 
-    def _make(self, node: Node, engine: Engine) -> Made:
+    def _make(self, node: Node, engine: Engine) -> Artifact:
         inputs = {role: self.made[parent.id] for role, parent in node.inputs.items()}
         checked, progress = self.jobs.pop(node.id, None), self.record.nodes[node.id]
         if (there := artifacts.find_or_withdraw(self.place.store, node, inputs)) is not None:
@@ -233,7 +233,7 @@ class Run:
         self.record.note(node.id, "done", seconds=progress.seconds, devices=progress.devices)
         return made
 
-    def _make_shards(self, job: ShardJob, engine: Engine) -> Made:
+    def _make_shards(self, job: ShardJob, engine: Engine) -> Artifact:
         """Make what one listing says is missing; then read the marks of the rest, and make what does not hold."""
         units, there, marks = job.units(), job.stored(), dict[str, dict[str, Any]]()
         progress = self.record.nodes[job.node.id]
@@ -271,15 +271,15 @@ class Run:
             progress.lost = [asdict(one) for one in lost]
             raise BadData(_tell(lost, progress.total))
 
-    def _make_model(self, job: ModelJob, engine: Engine) -> Made:
+    def _make_model(self, job: ModelJob, engine: Engine) -> Artifact:
         node, progress = job.node, self.record.nodes[job.node.id]
         progress.total, progress.total_images = job.epochs, job.epoch_images() * job.epochs
-        published: list[Made] = []
+        published: list[Artifact] = []
         self.record.note(node.id, "started", epochs=job.epochs)
 
         def report(event: str, facts: dict[str, Any]) -> None:
             if "manifest" in facts:
-                published.append(Made(node.folder, facts["manifest"]))
+                published.append(Artifact(node.folder, facts["manifest"]))
                 return
             if event == "epoch":
                 if progress.images == 0:

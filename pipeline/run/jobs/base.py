@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.experiment.graph import Node
 from pipeline.run import artifacts
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import fits
 from pipeline.run.jobs.checks import refuse_model
 from pipeline.run.jobs.work import Part, Trial, Work, assumed_design
@@ -81,7 +81,7 @@ class Job(ABC):
     tunes_batch: ClassVar[bool] = False
     """Whether the batch size is only a matter of speed, so that a faster one is worth proposing."""
 
-    def __init__(self, node: Node, place: Place, inputs: Mapping[str, Made], fetch: bool = True) -> None:
+    def __init__(self, node: Node, place: Place, inputs: Mapping[str, Artifact], fetch: bool = True) -> None:
         self.node, self.place, self.inputs, self.fetch = node, place, dict(inputs), fetch
 
     # ------------------------------------------------------------------------------ before it is made
@@ -193,7 +193,7 @@ class ShardJob(Job):
         """Write the result of the work, then its commit mark, which is returned."""
 
     @abstractmethod
-    def finish(self, marks: Mapping[str, dict[str, Any]]) -> Made:
+    def finish(self, marks: Mapping[str, dict[str, Any]]) -> Artifact:
         """Publish the node from the commit marks of all its shards."""
 
     def stored(self) -> dict[str, int]:
@@ -276,7 +276,7 @@ def devices(parts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 # ------------------------------------------------------------------------------------ from the store
 
 
-def read_shard(place: Place, made: Made, name: str) -> Shard:
+def read_shard(place: Place, made: Artifact, name: str) -> Shard:
     """A shard of a dataset of the store; a damaged one is withdrawn, so that the next run makes it again.
 
     Raises:
@@ -286,7 +286,7 @@ def read_shard(place: Place, made: Made, name: str) -> Shard:
     return unpack(name, tar, made.manifest["channels"], len(made.manifest["classes"]))
 
 
-def open_model(place: Place, made: Made) -> "Classifier":
+def open_model(place: Place, made: Artifact) -> "Classifier":
     """A model of the store, ready for use on this process's device.
 
     Raises:
@@ -297,7 +297,7 @@ def open_model(place: Place, made: Made) -> "Classifier":
     return model.load(Design.from_json(made.manifest["design"]), weights_of(place, made), place.here)
 
 
-def weights_of(place: Place, made: Made) -> bytes:
+def weights_of(place: Place, made: Artifact) -> bytes:
     """The weights of a model of the store.
 
     Raises:

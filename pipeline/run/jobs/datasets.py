@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.experiment.graph import Node
 from pipeline.run import artifacts
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs.base import (
     ShardJob,
     Unit,
@@ -111,7 +111,7 @@ class DatasetJob(ShardJob):
             mark["rows"]["bytes"],
         )
 
-    def finish(self, marks: Mapping[str, dict[str, Any]]) -> Made:
+    def finish(self, marks: Mapping[str, dict[str, Any]]) -> Artifact:
         store, folder = self.place.store, self.node.folder
         order, table = sorted(marks), self._samples(marks)
         store.put(f"{folder}/samples.parquet", table)
@@ -439,7 +439,7 @@ class AttackJob(SearchJob):
         first = self.units()[: recipe.fit_shards] if recipe.method == "universal" else []
         return Attacker(recipe, rule, self.facts()["classes"], model, spared, [self.read(unit) for unit in first])
 
-    def finish(self, marks: Mapping[str, dict[str, Any]]) -> Made:
+    def finish(self, marks: Mapping[str, dict[str, Any]]) -> Artifact:
         from stages.attack import refuse_unmoved
 
         each = [mark["statistics"] for mark in marks.values()]

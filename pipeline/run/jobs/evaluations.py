@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.experiment.graph import Node
 from pipeline.run import artifacts
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs.base import ShardJob, Unit, devices, open_model, read_shard, shards_of, source_of
 from pipeline.run.jobs.checks import refuse_rule, try_features
 from pipeline.run.jobs.work import Part, Work, in_batches, scoring, scoring_clean, tries, with_tries
@@ -69,7 +69,7 @@ class ScoreJob(ShardJob):
         self.place.store.put_json(f"{self.node.folder}/{artifacts.mark_path(unit.name)}", mark | facts)
         return mark | facts
 
-    def finish(self, marks: Mapping[str, dict[str, Any]]) -> Made:
+    def finish(self, marks: Mapping[str, dict[str, Any]]) -> Artifact:
         from stages.evaluate import add
 
         found = []

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.experiment.graph import Node
 from pipeline.run import artifacts
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs.base import Job, devices, read_shard, source_of, weights_of
 from pipeline.run.jobs.checks import neutral, tried
 from pipeline.run.jobs.work import Part, Trial, Work, assumed_design, scoring_clean
@@ -86,7 +86,7 @@ class ModelJob(Job):
             BadInput: several processes are needed to make it.
         """
 
-    def _publish(self, design: dict[str, Any], weights: bytes, history: list[dict[str, Any]]) -> Made:
+    def _publish(self, design: dict[str, Any], weights: bytes, history: list[dict[str, Any]]) -> Artifact:
         store, folder = self.place.store, self.node.folder
         metrics = "".join(json.dumps(line) + "\n" for line in history).encode()
         recipe = store.put_json(f"{folder}/recipe.json", self.node.described())
@@ -227,7 +227,7 @@ class TrainJob(ModelJob):
             return recipe
         return recipe.model_copy(update={"seed": torch_seed(recipe.seed, "generation", generation)})
 
-    def _examples(self, on: Made) -> "Examples":
+    def _examples(self, on: Artifact) -> "Examples":
         from stages.train import Examples
 
         names = on.shards(self.node.recipe.split)

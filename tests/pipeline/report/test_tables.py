@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
 from pipeline.report.tables import feature_table, result_text, table
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs import EvaluateJob, Place
 from pipeline.store import Store
 
@@ -88,7 +88,7 @@ def test_held_out_are_images_as_they_were_loaded_of_a_split_that_was_not_trained
 ):
     asked = {"e": {"models": [model], "on": on, "split": split}}
     (node,) = [n for n in build(parse({**ORIGINS, "evaluations": asked})) if n.group == "evaluations"]
-    inputs = {role: Made(one.folder, {"content": "c", "classes": ["a", "b"]}) for role, one in node.inputs.items()}
+    inputs = {role: Artifact(one.folder, {"content": "c", "classes": ["a", "b"]}) for role, one in node.inputs.items()}
     store = Store(str(tmp_path))
     sums = {"n": 4, "right": 3, "right_per_class": [2, 1], "n_per_class": [2, 2]}
     nothing = {"right_under": [], "average_under": [], "aimed_under": [], "reached_under": []}
