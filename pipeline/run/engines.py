@@ -25,7 +25,7 @@ Report = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Lost:
+class FailedShard:
     """A shard that could not be made, and why."""
 
     unit: str
@@ -42,7 +42,7 @@ class Engine(Protocol):
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
         """Begin some work that calls `shards` or `model`; side by side with other work where the engine can."""
 
-    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[Lost]:
+    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[FailedShard]:
         """Make some shards; those that failed."""
 
     def model(self, job: ModelJob, report: Report) -> None:
@@ -112,8 +112,8 @@ class Inline:
             done.set_exception(error)
         return done
 
-    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[Lost]:
-        work, lost = job.open(), list[Lost]()
+    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[FailedShard]:
+        work, lost = job.open(), list[FailedShard]()
         if not job.heavy:
             for unit in units:
                 self._attempt(unit, report, lost, partial(make, job, work, unit))
@@ -140,7 +140,9 @@ class Inline:
             settle(0)
         return lost
 
-    def _attempt(self, unit: Unit, report: Report, lost: list[Lost], make: Callable[[int], dict[str, Any]]) -> None:
+    def _attempt(
+        self, unit: Unit, report: Report, lost: list[FailedShard], make: Callable[[int], dict[str, Any]]
+    ) -> None:
         """Make a shard, in as many attempts as it takes or may."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -148,7 +150,7 @@ class Inline:
                 return
             except Exception as error:  # noqa: BLE001 - a failed shard does not stop the others
                 if attempt == ATTEMPTS or hopeless(error):
-                    lost.append(Lost(unit.name, reason_of(error)))
+                    lost.append(FailedShard(unit.name, reason_of(error)))
                     return
                 report("retried", {"unit": unit.name, "attempt": attempt, "reason": reason_of(error)})
 
@@ -168,7 +170,7 @@ class Inline:
 
 
 def _first(
-    pool: ThreadPoolExecutor, job: ShardJob, work: Callable[[Any], Any], unit: Unit, given: "Future[Given]"
+    pool: ThreadPoolExecutor, job: ShardJob, work: Callable[[Any], Any], unit: Unit, given: "Future[StepResult]"
 ) -> "Future[dict[str, Any]]":
     """The first attempt at a shard that is being read: the work here and now, the commit in the pool."""
     try:
@@ -183,7 +185,7 @@ def _first(
 
 
 @dataclass(frozen=True)
-class Given:
+class StepResult:
     """What passes from step to step: a value, the seconds that each step took, what the store made it repeat.
 
     And the kind of device that it was worked on.
@@ -200,19 +202,19 @@ def make(job: ShardJob, work: Callable[[Any], Any], unit: Unit, attempt: int) ->
     return commit(job, unit, work_on(work, read(job, unit), job.heavy), attempt)
 
 
-def read(job: ShardJob, unit: Unit) -> Given:
+def read(job: ShardJob, unit: Unit) -> StepResult:
     """The first step."""
     started, before = time.perf_counter(), job.place.store.retries
     value = job.read(unit)
-    return Given(value, {"read": round(time.perf_counter() - started, 3)}, job.place.store.retries - before)
+    return StepResult(value, {"read": round(time.perf_counter() - started, 3)}, job.place.store.retries - before)
 
 
-def work_on(work: Callable[[Any], Any], given: Given, heavy: bool) -> Given:
+def work_on(work: Callable[[Any], Any], given: StepResult, heavy: bool) -> StepResult:
     """The second step; work that is not heavy has no device but the processor."""
     started = time.perf_counter()
     value = work(given.value)
     seconds = given.seconds | {"work": round(time.perf_counter() - started, 3)}
-    return Given(value, seconds, given.retries, _device() if heavy else platform.machine())
+    return StepResult(value, seconds, given.retries, _device() if heavy else platform.machine())
 
 
 def _device() -> str:
@@ -221,7 +223,7 @@ def _device() -> str:
     return kind()
 
 
-def commit(job: ShardJob, unit: Unit, given: Given, attempt: int) -> dict[str, Any]:
+def commit(job: ShardJob, unit: Unit, given: StepResult, attempt: int) -> dict[str, Any]:
     """The last step; the commit mark, and how often the store had to be asked again (``store_retries``)."""
     before = job.place.store.retries
     facts = {"attempt": attempt, "seconds": given.seconds, "device": given.device}

@@ -19,9 +19,9 @@ from typing import Any
 from pipeline.run import ddp
 from pipeline.run.engines import (
     ATTEMPTS,
-    Given,
-    Lost,
+    FailedShard,
     Report,
+    StepResult,
     Stopped,
     commit,
     hopeless,
@@ -111,7 +111,7 @@ class OnRay:
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
         return self.pool.submit(work)
 
-    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[Lost]:
+    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[FailedShard]:
         return _Crew(self, job, units, report).go()
 
     def model(self, job: ModelJob, report: Report) -> None:
@@ -315,11 +315,11 @@ class _Crew:
         self.worked: dict[Any, _Seat] = {}
         self.seats: list[_Seat] = []
         self.starting: dict[Any, _Seat] = {}
-        self.lost: list[Lost] = []
+        self.lost: list[FailedShard] = []
         self.given = self.stillborn = 0
         self.staffed, self.slowest = 0.0, dict[str, float]()
 
-    def go(self) -> list[Lost]:
+    def go(self) -> list[FailedShard]:
         """Make the shards; those that could not be made."""
         try:
             while self.waiting or self.running:
@@ -476,7 +476,7 @@ class _Crew:
         elif isinstance(error, died.ObjectLostError | died.NodeDiedError | died.LocalRayletDiedError):
             self._move(turn, error)
         elif turn.attempt == ATTEMPTS or hopeless(error):
-            self.lost.append(Lost(turn.unit.name, reason_of(error)))
+            self.lost.append(FailedShard(turn.unit.name, reason_of(error)))
         else:
             self._again(turn, reason_of(error))
             turn.attempt += 1
@@ -499,13 +499,13 @@ class _Crew:
         if len([node for node in turn.died_on if node in alive]) < DEATHS:
             self._move(turn, error, reason)
         else:
-            self.lost.append(Lost(turn.unit.name, f"{DEATHS} workers died over it, the last one: {reason}"))
+            self.lost.append(FailedShard(turn.unit.name, f"{DEATHS} workers died over it, the last one: {reason}"))
 
     def _move(self, turn: _Turn, error: BaseException, reason: str | None = None) -> None:
         turn.moves += 1
         if turn.moves > MOVES:
             self.lost.append(
-                Lost(turn.unit.name, f"was interrupted {turn.moves} times, the last time: {_death(error)}")
+                FailedShard(turn.unit.name, f"was interrupted {turn.moves} times, the last time: {_death(error)}")
             )
         else:
             self._again(turn, reason or f"its worker was lost: {_death(error)}")
@@ -562,18 +562,18 @@ class _Worker:
     def open(self) -> Callable[[Any], Any]:
         return unpack(self.parcel).open()  # type: ignore[no-any-return]
 
-    def work(self, given: Given, limit: float | None) -> tuple[Given, None]:
+    def work(self, given: StepResult, limit: float | None) -> tuple[StepResult, None]:
         """What it made, and a sign that it is done, which the driver can have without the data."""
         with _watched(limit):
             return work_on(self.open, given, heavy=True), None
 
 
-def _read(parcel: bytes, unit: Unit, limit: float | None) -> Given:
+def _read(parcel: bytes, unit: Unit, limit: float | None) -> StepResult:
     with _watched(limit):
         return read(unpack(parcel), unit)
 
 
-def _commit(parcel: bytes, unit: Unit, given: Given, attempt: int, limit: float | None) -> dict[str, Any]:
+def _commit(parcel: bytes, unit: Unit, given: StepResult, attempt: int, limit: float | None) -> dict[str, Any]:
     with _watched(limit):
         return commit(unpack(parcel), unit, given, attempt)
 

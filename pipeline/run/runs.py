@@ -18,7 +18,7 @@ from pipeline.experiment.spec import Experiment
 from pipeline.run import artifacts, documents
 from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import Amount, Count, Document, Moment, NodeId, RunName, Version, Word
-from pipeline.run.engines import Engine, Inline, Lost, reason_of
+from pipeline.run.engines import Engine, FailedShard, Inline, reason_of
 from pipeline.run.jobs import JOBS, ModelJob, Place, ShardJob, Unit
 from pipeline.run.preflight import NodeStatus, wanted
 from pipeline.store import Store
@@ -300,7 +300,7 @@ def _brief(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in facts.items() if k in ("name", "unit", "samples", "attempt", "seconds", "reason", "host")}
 
 
-def _tell(lost: list[Lost], total: int) -> str:
+def _tell(lost: list[FailedShard], total: int) -> str:
     first = f"{lost[0].unit}: {lost[0].reason}"
     return f"{len(lost)} of {total} shards failed, {'the first: ' if len(lost) > 1 else ''}{first}"
 
