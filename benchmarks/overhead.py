@@ -25,7 +25,7 @@ import torch
 from benchmarks.attack import ours
 from benchmarks.side_by_side import in_turns, machine, over, seconds_of, show, spread
 from pipeline.experiment.spec import parse
-from pipeline.run.jobs import AttackJob, Place
+from pipeline.run.jobs import AttackJob, Context
 from pipeline.run.jobs.datasets import statistics
 from pipeline.run.on_ray import OnRay
 from pipeline.run.runs import Run
@@ -58,7 +58,7 @@ def experiment(images: int, shard_size: int, attack: dict[str, Any], arch: str, 
 def job_of(run: Run) -> AttackJob:
     """The dataset node as the pipeline would make it."""
     node = next(node for node in run.nodes if node.id == NODE)
-    return AttackJob(node, run.place, {role: run.made[parent.id] for role, parent in node.inputs.items()})
+    return AttackJob(node, run.context, {role: run.made[parent.id] for role, parent in node.inputs.items()})
 
 
 # ---------------------------------------------------------------------------------------------- the bare loop
@@ -154,7 +154,7 @@ def main(data: Path, images: int, shard_size: int, steps: int, arch: str, precis
     attack = {"images": "clean", "model": "standard", "eps": 0.5, "steps": steps, "precision": precision}
     told: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        place, engine = Place(Store(folder), data.absolute(), Path.cwd()), OnRay()
+        place, engine = Context(Store(folder), data.absolute(), Path.cwd()), OnRay()
         workers = sum(one.gpus or one.cpus for one in engine.nodes())
 
         def run_of(seed: int) -> Run:

@@ -19,7 +19,7 @@ from pipeline.cost import estimate
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
 from pipeline.run import runs
-from pipeline.run.jobs import Place
+from pipeline.run.jobs import Context
 from pipeline.run.on_ray import OnRay
 from pipeline.run.preflight import preflight
 from pipeline.store import Store
@@ -55,13 +55,13 @@ def experiment(images: int, steps: int, epochs: int, arch: str, precision: str, 
     )
 
 
-def predicted(wanted: Any, place: Place, workers: int | None) -> estimate.Prices:
+def predicted(wanted: Any, place: Context, workers: int | None) -> estimate.Prices:
     """What the plan says."""
     statuses = preflight(build(wanted), place, fetch=False)
     return estimate.price(statuses, place, workers, lambda what: click.echo(f"trying: {what}", err=True))
 
 
-def true(wanted: Any, place: Place, workers: int | None) -> dict[str, float]:
+def true(wanted: Any, place: Context, workers: int | None) -> dict[str, float]:
     """Seconds that each node took, made alone."""
     engine, seconds = OnRay(workers=workers), dict[str, float]()
     for node in build(wanted):
@@ -86,7 +86,7 @@ def main(data: Path, workers: int | None, **asked: Any) -> None:
     """Predict, make, compare."""
     wanted = experiment(**asked)
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(Store(folder), data.absolute(), Path.cwd())
+        place = Context(Store(folder), data.absolute(), Path.cwd())
         started = time.perf_counter()
         prices = predicted(wanted, place, workers)
         took = time.perf_counter() - started

@@ -30,7 +30,7 @@ from pipeline.report.scores import percent
 from pipeline.run import artifacts, runs
 from pipeline.run.documents import NodeName, Version, fits
 from pipeline.run.engines import Engine, Inline, foreseen, reason_of
-from pipeline.run.jobs import Place
+from pipeline.run.jobs import Context
 from pipeline.run.on_ray import OnRay
 from pipeline.run.preflight import NodeStatus, preflight, wanted
 from pipeline.run.progress import clock, watcher
@@ -304,15 +304,15 @@ def plan(
     """
     if not cost and (gpus or workers):
         raise BadInput("--gpus and --workers go with --cost: add it, or leave them out")
-    place = _place(store, data)
-    statuses = preflight(wanted(build(spec.read(file)), only), place, fetch=False)
-    prices = _measured(statuses, place, workers) if cost else None
+    context = _context(store, data)
+    statuses = preflight(wanted(build(spec.read(file)), only), context, fetch=False)
+    prices = _measured(statuses, context, workers) if cost else None
     if as_json:
         nodes = [_planned(status) | _priced(status, prices, gpus) for status in statuses]
         total = {"cost": estimate.total_as_json(prices, gpus)} if prices else {}
-        _print_json({"store": place.store.url, "nodes": nodes} | total)
+        _print_json({"store": context.store.url, "nodes": nodes} | total)
     else:
-        _print_plan(place.store, statuses)
+        _print_plan(context.store, statuses)
         if prices is not None:
             echo(f"\n{estimate.told(prices, gpus)}")
 
@@ -338,8 +338,8 @@ def _print_plan(store: Store, statuses: list[NodeStatus]) -> None:
             echo(f"{status.node.id} {split}: a constant answer scores {percent(share)}")
 
 
-def _measured(statuses: list[NodeStatus], place: Place, workers: int | None) -> estimate.Prices:
-    return estimate.price(statuses, place, workers, lambda what: echo(f"trying: {what}", err=True))
+def _measured(statuses: list[NodeStatus], context: Context, workers: int | None) -> estimate.Prices:
+    return estimate.price(statuses, context, workers, lambda what: echo(f"trying: {what}", err=True))
 
 
 def _priced(status: NodeStatus, prices: estimate.Prices | None, gpus: int | None) -> dict[str, Any]:
@@ -385,7 +385,7 @@ def run(file: Path, store: str, data: Path, options: RunOptions, only: tuple[str
 
     What is there already is not made again: after a failure or an interruption, run it again.
     """
-    _run(spec.read(file), _place(store, data), options, only, as_json)
+    _run(spec.read(file), _context(store, data), options, only, as_json)
 
 
 @main.command()
@@ -414,8 +414,8 @@ def resume(
     experiment = spec.parse(found["experiment"])
     if modules is None:
         _refuse_code(experiment, found["run"], Path(found["here"]))
-    place = _place(store, data or Path(found["data"]), modules)
-    _run(experiment, place, options, only or tuple(found["only"]), as_json)
+    context = _context(store, data or Path(found["data"]), modules)
+    _run(experiment, context, options, only or tuple(found["only"]), as_json)
 
 
 def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
@@ -443,22 +443,22 @@ def _lies_in(folder: Path, arch: str) -> bool:
     return not installed and PathFinder.find_spec(top, [str(folder)]) is not None
 
 
-def _run(experiment: Experiment, place: Place, options: RunOptions, only: tuple[str, ...], as_json: bool) -> None:
+def _run(experiment: Experiment, context: Context, options: RunOptions, only: tuple[str, ...], as_json: bool) -> None:
     terminal.if_interrupted("Nothing was begun; the same command again begins it.")
-    begin = _engine(experiment, place, options)
-    checked = preflight(wanted(build(experiment), only), place)
-    place.store.refuse_unless_writable()
+    begin = _engine(experiment, context, options)
+    checked = preflight(wanted(build(experiment), only), context)
+    context.store.refuse_unless_writable()
     watch = watcher()
-    attempt = runs.Run(experiment, place, only, watch, checked)
+    attempt = runs.Run(experiment, context, only, watch, checked)
     del checked  # a source's listing is large, and the run lets go of it
-    echo(f"run {attempt.record.id}\nstore {place.store.url}", err=True)
+    echo(f"run {attempt.record.id}\nstore {context.store.url}", err=True)
     with watch:
         complete = _attempt(attempt, begin)
-    terminal.if_interrupted(f"What was made is kept; see it with: notbugs report --store {place.store.url}")
-    _conclude(place.store, attempt.record.id, complete, as_json)
+    terminal.if_interrupted(f"What was made is kept; see it with: notbugs report --store {context.store.url}")
+    _conclude(context.store, attempt.record.id, complete, as_json)
 
 
-def _engine(experiment: Experiment, place: Place, options: RunOptions) -> Callable[[], Engine]:
+def _engine(experiment: Experiment, context: Context, options: RunOptions) -> Callable[[], Engine]:
     """What begins the engine that was asked for."""
     if options.engine == "inline":
         _refuse_parallel(experiment, options)
@@ -470,7 +470,7 @@ def _engine(experiment: Experiment, place: Place, options: RunOptions) -> Callab
             "from elsewhere: notbugs submit FILE --address http://…"
         )
     if address and JOB_VARIABLE not in os.environ:  # a job's workers have what was sent with the job
-        sent = runtime_env(Request(experiment, place.store), place.here)
+        sent = runtime_env(Request(experiment, context.store), context.here)
     return lambda: OnRay(options.workers, address, options.gpu, options.shard_timeout, sent)
 
 
@@ -488,7 +488,7 @@ def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:
         terminal.listen(force=True)
     engine = begin()
     try:
-        terminal.if_interrupted(f"What is done is kept; go on with: {_again(attempt.place.store)}")
+        terminal.if_interrupted(f"What is done is kept; go on with: {_again(attempt.context.store)}")
         return attempt.go(engine)
     finally:
         engine.close()
@@ -631,8 +631,8 @@ def attack(
     if rotate:
         _refuse_idle("norm", "eps", "steps")
     _refuse_no_place(out)
-    place = _place(store, data)
-    attacked, classes = picture.find_model(place, model, arch)
+    context = _context(store, data)
+    attacked, classes = picture.find_model(context, model, arch)
     pixels, shape = picture.read(image, attacked.design.shape), attacked.design.shape
     ball = {"norm": norm, "eps": eps or RADIUS[norm](shape), "steps": steps}
     number = picture.class_number(target, classes)
@@ -890,8 +890,8 @@ def stop(job: str | None, address: str) -> None:
     sys.exit(1 if ended.live else 0)
 
 
-def _place(store: str, data: Path, here: Path | None = None) -> Place:
-    return Place(Store(store), data.expanduser().absolute(), here or Path.cwd())
+def _context(store: str, data: Path, here: Path | None = None) -> Context:
+    return Context(Store(store), data.expanduser().absolute(), here or Path.cwd())
 
 
 def _said(store: Store, run: dict[str, Any]) -> dict[str, Any]:

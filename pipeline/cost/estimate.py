@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.cost.trial import Rate, Rehearsal
 from pipeline.report import tables
-from pipeline.run.jobs import JOBS, DatasetJob, Place, PretrainedJob, ShardJob, TrainJob
+from pipeline.run.jobs import JOBS, Context, DatasetJob, PretrainedJob, ShardJob, TrainJob
 from pipeline.run.jobs.base import source_of
 from pipeline.run.jobs.work import Part, Work, in_batches
 from pipeline.run.on_ray import IN_FLIGHT
@@ -177,13 +177,16 @@ class Prices:
 
 
 def price(
-    statuses: Sequence[NodeStatus], place: Place, workers: int | None, tell: Callable[[str], None] = lambda what: None
+    statuses: Sequence[NodeStatus],
+    context: Context,
+    workers: int | None,
+    tell: Callable[[str], None] = lambda what: None,
 ) -> Prices:
     """Measure, and add up.
 
     Args:
         statuses: all nodes, each after its inputs.
-        place: where they are to be made; nothing is written there.
+        context: where they are to be made; nothing is written there.
         workers: as for a run.
         tell: told of each thing that is measured.
 
@@ -191,12 +194,12 @@ def price(
         BadInput: something cannot be known before a node that comes first is made.
     """
     known = {status.node.id: status for status in statuses}
-    left = {status.node.id: _left(status, place) for status in statuses if not status.there}
+    left = {status.node.id: _left(status, context) for status in statuses if not status.there}
     plan = {name: parts_of(known[name], known, left[name]) for name in left}
     longest: dict[bytes, Part] = {}
     for part in (work.part for parts in plan.values() for work in parts):
         longest[part.key] = max(part, longest.get(part.key, part), key=lambda one: one.steps)
-    with Rehearsal(known, place, workers, tell) as rehearsal:
+    with Rehearsal(known, context, workers, tell) as rehearsal:
         rates = {key: rehearsal.rate(part) for key, part in longest.items()}
         batches = {name: fastest(plan[name], list(left[name].values()), rehearsal) for name in plan}
     stored = {s.node.id: _stored(s) for s in statuses if s.there and s.node.group == "datasets"}
@@ -213,10 +216,10 @@ def price(
     )
 
 
-def _left(status: NodeStatus, place: Place) -> dict[str, int]:
+def _left(status: NodeStatus, context: Context) -> dict[str, int]:
     """The shards that are still to be made, with their images; none for a model."""
     shards: Mapping[str, int] = status.facts.get("shards", {})
-    marked = set(place.store.files(f"{status.node.folder}/commits")) if shards else set()
+    marked = set(context.store.files(f"{status.node.folder}/commits")) if shards else set()
     return {name: count for name, count in shards.items() if f"{name}.json" not in marked}
 
 

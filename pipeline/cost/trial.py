@@ -26,7 +26,7 @@ import numpy as np
 from pipeline import terminal
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
-from pipeline.run.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob
+from pipeline.run.jobs import JOBS, Context, LoadJob, ModelJob, ShardJob
 from pipeline.run.jobs.base import Unit
 from pipeline.run.jobs.checks import neutral
 from pipeline.run.jobs.work import SAMPLE, Part, Trial
@@ -136,15 +136,15 @@ class Rehearsal:
 
     Args:
         statuses: all nodes of the plan, by id.
-        place: where they will be made; nothing is written there.
+        context: where they will be made; nothing is written there.
         workers: how many work side by side; by default one for each device, as in a run.
         tell: told of each thing that is rehearsed.
     """
 
     def __init__(
-        self, statuses: Mapping[str, NodeStatus], place: Place, workers: int | None, tell: Callable[[str], None]
+        self, statuses: Mapping[str, NodeStatus], context: Context, workers: int | None, tell: Callable[[str], None]
     ) -> None:
-        self.statuses, self.home, self.tell = statuses, place, tell
+        self.statuses, self.home, self.tell = statuses, context, tell
         self.device = device()
         self.workers = workers or self.device.count
         self.processes = 1 if self.device.gpu else self.workers
@@ -159,7 +159,7 @@ class Rehearsal:
 
     def __enter__(self) -> "Rehearsal":
         self.folder = TemporaryDirectory()
-        self.place = replace(self.home, store=Store(self.folder.name))
+        self.context = replace(self.home, store=Store(self.folder.name))
         context = multiprocessing.get_context("spawn")
         with _safe_path():
             self.together = context.Barrier(self.processes)
@@ -250,7 +250,7 @@ class Rehearsal:
         images = self._dataset(part.source, short.images)
         inputs = {role: images for role, parent in part.node.inputs.items() if parent.group == "datasets"}
         inputs |= {role: self._model(design, part.source) for role, design in part.models.items()}
-        job = JOBS[node.stage](node, self.place, inputs)
+        job = JOBS[node.stage](node, self.context, inputs)
         return job, None if isinstance(job, ModelJob) else job.units()[0]
 
     def _load(self, part: Part, batch: int) -> tuple[ShardJob, Unit]:
@@ -258,7 +258,7 @@ class Rehearsal:
         listed = self.statuses[part.source].job
         assert isinstance(listed, LoadJob)
         recipe = part.node.recipe.model_copy(update={"max_undecodable": 1.0})
-        job, unit = LoadJob(replace(part.node, recipe=recipe), self.place, {}), self._first(listed)
+        job, unit = LoadJob(replace(part.node, recipe=recipe), self.context, {}), self._first(listed)
         job.listing = listed.listing
         return job, replace(unit, samples=batch, items=unit.items[:batch])
 
@@ -301,14 +301,14 @@ class Rehearsal:
         """A network with random weights."""
         key = canonical(design.as_json())
         if key not in self.made:
-            weights = random_weights(design, self._sample(source).images()[:PILOT], self.place.here)
+            weights = random_weights(design, self._sample(source).images()[:PILOT], self.context.here)
             facts = {"design": design.as_json()}
             self.made[key] = self._publish(digest(key), {"weights.safetensors": weights}, digest(weights), facts)
         return self.made[key]
 
     def _publish(self, folder: str, files: dict[str, bytes], content: str, facts: dict[str, Any]) -> Artifact:
         for name, body in files.items():
-            self.place.store.put(f"{folder}/{name}", body)
+            self.context.store.put(f"{folder}/{name}", body)
         listed = [{"name": name, "bytes": len(body), "sha256": digest(body)} for name, body in files.items()]
         return Artifact(folder, facts | {"content": content, "files": listed})
 

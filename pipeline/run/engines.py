@@ -118,7 +118,11 @@ class Inline:
             for unit in units:
                 self._attempt(unit, report, lost, partial(make, job, work, unit))
             return lost
-        store, counted, begun = job.place.store, job.place.store.retries, deque[tuple[Unit, Future[dict[str, Any]]]]()
+        store, counted, begun = (
+            job.context.store,
+            job.context.store.retries,
+            deque[tuple[Unit, Future[dict[str, Any]]]](),
+        )
 
         def settle(most: int) -> None:
             while len(begun) > most:
@@ -143,7 +147,7 @@ class Inline:
     def _attempt(
         self, unit: Unit, report: Report, lost: list[FailedShard], make: Callable[[int], dict[str, Any]]
     ) -> None:
-        """Make a shard, in as many attempts as it takes or may."""
+        """Make a shard, in as many attempts as it needs, `ATTEMPTS` at most."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 report("committed", make(attempt))
@@ -204,9 +208,9 @@ def make(job: ShardJob, work: Callable[[Any], Any], unit: Unit, attempt: int) ->
 
 def read(job: ShardJob, unit: Unit) -> StepResult:
     """The first step."""
-    started, before = time.perf_counter(), job.place.store.retries
+    started, before = time.perf_counter(), job.context.store.retries
     value = job.read(unit)
-    return StepResult(value, {"read": round(time.perf_counter() - started, 3)}, job.place.store.retries - before)
+    return StepResult(value, {"read": round(time.perf_counter() - started, 3)}, job.context.store.retries - before)
 
 
 def work_on(work: Callable[[Any], Any], given: StepResult, heavy: bool) -> StepResult:
@@ -225,7 +229,7 @@ def _device() -> str:
 
 def commit(job: ShardJob, unit: Unit, given: StepResult, attempt: int) -> dict[str, Any]:
     """The last step; the commit mark, and how often the store had to be asked again (``store_retries``)."""
-    before = job.place.store.retries
+    before = job.context.store.retries
     facts = {"attempt": attempt, "seconds": given.seconds, "device": given.device}
     mark = job.commit(unit, given.value, facts)
-    return mark | {"store_retries": given.retries + job.place.store.retries - before}
+    return mark | {"store_retries": given.retries + job.context.store.retries - before}

@@ -8,7 +8,7 @@ from pipeline.experiment.graph import Node
 from pipeline.experiment.sweeps import split_name
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
-from pipeline.run.jobs import JOBS, ModelJob, Place, ShardJob
+from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob
 from pipeline.run.jobs.checks import neutral, tried
 from stages.apart import forget
 from stages.errors import BadInput, did_you_mean, short, some
@@ -66,7 +66,7 @@ class NodeStatus:
         return f"{self.partial} shards there, rest to make" if self.partial else "to make"
 
 
-def preflight(nodes: list[Node], place: Place, fetch: bool = True) -> list[NodeStatus]:
+def preflight(nodes: list[Node], context: Context, fetch: bool = True) -> list[NodeStatus]:
     """Check all that can be checked without doing the work, and find out what is there already.
 
     Sources are listed, pretrained weights read, networks built and tried once on empty images, splits and maps held
@@ -75,7 +75,7 @@ def preflight(nodes: list[Node], place: Place, fetch: bool = True) -> list[NodeS
 
     Args:
         nodes: what is to be made, each after its inputs.
-        place: where.
+        context: where.
         fetch: whether sources and weights that are not there may be downloaded.
 
     Raises:
@@ -85,28 +85,28 @@ def preflight(nodes: list[Node], place: Place, fetch: bool = True) -> list[NodeS
     found: dict[str, NodeStatus] = {}
     try:
         for node in nodes:
-            found[node.id] = _checked(node, place, found, fetch)
+            found[node.id] = _checked(node, context, found, fetch)
     finally:
         forget()  # what was tried in another process may be as large as a model's weights
     return list(found.values())
 
 
-def _checked(node: Node, place: Place, found: Mapping[str, NodeStatus], fetch: bool) -> NodeStatus:
+def _checked(node: Node, context: Context, found: Mapping[str, NodeStatus], fetch: bool) -> NodeStatus:
     inputs = {role: Artifact(parent.folder, dict(found[parent.id].facts)) for role, parent in node.inputs.items()}
-    job = JOBS[node.stage](node, place, inputs, fetch)
+    job = JOBS[node.stage](node, context, inputs, fetch)
     job.refuse_mismatch()
-    made = artifacts.find(place.store, node)
-    marks = [] if made else [f for f in place.store.files(f"{node.folder}/commits") if f.endswith(".json")]
+    made = artifacts.find(context.store, node)
+    marks = [] if made else [f for f in context.store.files(f"{node.folder}/commits") if f.endswith(".json")]
     try:
         if made is None:
-            _try_models(node, place, found)
+            _try_models(node, context, found)
         facts = made.manifest if made else job.predict_facts()
     except BadInput as error:
         raise BadInput(f"{job.file_key}: {error}") from error
     return NodeStatus(job, made is not None, len(marks), facts)
 
 
-def _try_models(node: Node, place: Place, found: Mapping[str, NodeStatus]) -> None:
+def _try_models(node: Node, context: Context, found: Mapping[str, NodeStatus]) -> None:
     """Try the user's networks among the models that are there already and that a node is made from.
 
     Raises:
@@ -119,4 +119,4 @@ def _try_models(node: Node, place: Place, found: Mapping[str, NodeStatus]) -> No
         if parent.group == "models" and found[parent.id].there and is_own(parent.arch):
             design = found[parent.id].facts["design"] | {"arch": parent.arch}
             design = Design.from_json(design | neutral(design["shape"][0]))
-            tried(parent, train.refuse_misfit, design, place.here)
+            tried(parent, train.refuse_misfit, design, context.here)

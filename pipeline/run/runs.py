@@ -19,7 +19,7 @@ from pipeline.run import artifacts, documents
 from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import Amount, Count, Document, Moment, NodeId, RunName, Version, Word
 from pipeline.run.engines import Engine, FailedShard, Inline, reason_of
-from pipeline.run.jobs import JOBS, ModelJob, Place, ShardJob, Unit
+from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob, Unit
 from pipeline.run.preflight import NodeStatus, wanted
 from pipeline.store import Store
 from stages.errors import BadData, BadInput
@@ -87,9 +87,9 @@ class Record:
     """The run in the store: ``run.json`` every few seconds, ``events.jsonl`` every minute, both at every turn."""
 
     def __init__(
-        self, place: Place, experiment: Experiment, only: tuple[str, ...], nodes: list[Node], watch: Watcher
+        self, context: Context, experiment: Experiment, only: tuple[str, ...], nodes: list[Node], watch: Watcher
     ) -> None:
-        self.store, self.watch, self.lock, self.ended = place.store, watch, RLock(), Event()
+        self.store, self.watch, self.lock, self.ended = context.store, watch, RLock(), Event()
         started = datetime.now(UTC)
         self.id = f"{started:%Y%m%d-%H%M%S}-{experiment.name}-{secrets.token_hex(2)}"
         self.nodes = {node.id: Progress(node.stage, node.version) for node in nodes}
@@ -99,8 +99,8 @@ class Record:
             "state": "running",
             "started": started.isoformat(timespec="seconds"),
             "only": list(only),
-            "data": str(place.data),
-            "here": str(place.here),
+            "data": str(context.data),
+            "here": str(context.here),
             "host": artifacts.host(),
             "pid": os.getpid(),
             "job": os.environ.get("NOTBUGS_JOB"),
@@ -155,7 +155,7 @@ class Run:
 
     Args:
         experiment: what to make.
-        place: where.
+        context: where.
         only: names or ids of the nodes wanted, with what they need; by default all.
         watch: called with each event.
         checked: what `preflight` found out about these nodes; without it, each job finds out for itself.
@@ -164,16 +164,16 @@ class Run:
     def __init__(
         self,
         experiment: Experiment,
-        place: Place,
+        context: Context,
         only: tuple[str, ...] = (),
         watch: Watcher = lambda node, progress, event: None,
         checked: Sequence[NodeStatus] | None = None,
     ) -> None:
-        self.experiment, self.place = experiment, place
+        self.experiment, self.context = experiment, context
         self.jobs = {status.node.id: status.job for status in checked or ()}
         self.nodes = [status.node for status in checked] if checked else wanted(build(experiment), only)
         self.made: dict[str, Artifact] = {}
-        self.record = Record(place, experiment, only, self.nodes, watch)
+        self.record = Record(context, experiment, only, self.nodes, watch)
 
     def go(self, engine: Engine) -> bool:
         """Make every node whose inputs are there, side by side where the engine can.
@@ -181,7 +181,7 @@ class Run:
         Returns:
             Whether everything was made.
         """
-        self.place.store.sweep(older_than=time.time() - LEFTOVERS)
+        self.context.store.sweep(older_than=time.time() - LEFTOVERS)
         todo, running = list(self.nodes), dict[Future[Any], Node]()
         self.record.start()
         try:
@@ -219,12 +219,12 @@ class Run:
     def _make(self, node: Node, engine: Engine) -> Artifact:
         inputs = {role: self.made[parent.id] for role, parent in node.inputs.items()}
         checked, progress = self.jobs.pop(node.id, None), self.record.nodes[node.id]
-        if (there := artifacts.find_or_withdraw(self.place.store, node, inputs)) is not None:
+        if (there := artifacts.find_or_withdraw(self.context.store, node, inputs)) is not None:
             progress.state = "cached"
             self.record.note(node.id, "cached")
             return there
         progress.state, progress.started = "running", time.time()
-        job = checked or JOBS[node.stage](node, self.place, inputs)
+        job = checked or JOBS[node.stage](node, self.context, inputs)
         job.inputs = inputs  # until now, what was predicted of them
         job.refuse_mismatch()
         made = self._make_model(job, engine) if isinstance(job, ModelJob) else self._make_shards(job, engine)

@@ -17,7 +17,7 @@ from pipeline.cli import main
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
 from pipeline.run import artifacts
-from pipeline.run.jobs import Place, TrainJob
+from pipeline.run.jobs import Context, TrainJob
 from pipeline.run.preflight import preflight
 from pipeline.store import Store
 from stages.load import list_source, spread
@@ -264,7 +264,7 @@ def test_a_plan_passes_over_a_first_image_that_does_not_decode(tmp_path, write, 
     first[0].ref.write_bytes(b"no picture")
     file = write({"name": "f", "datasets": {"pictures": {"load": load}}})
     invoke("plan", file)
-    (status,) = preflight(build(spec.read(file)), Place(Store("s"), Path("data"), Path()))
+    (status,) = preflight(build(spec.read(file)), Context(Store("s"), Path("data"), Path()))
     assert status.facts["image_shape"] == [3, 8, 8]
 
 
@@ -424,7 +424,7 @@ def test_a_flipped_byte_in_a_checkpoint_is_not_gone_on_from(tiny, write, tmp_pat
     file, store = write(tiny), tmp_path / "s"
     make(file, tmp_path / "undisturbed", "--only", "standard")
     make(file, store, "--only", "clean")
-    place = Place(Store(str(store)), tmp_path, tmp_path)
+    place = Context(Store(str(store)), tmp_path, tmp_path)
     node = next(node for node in build(spec.parse(tiny)) if node.id == "models/standard")
     clean = artifacts.find(place.store, node.inputs["on"])
     steps = TrainJob(node, place, {"on": clean}).steps()

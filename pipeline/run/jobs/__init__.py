@@ -7,7 +7,7 @@ What a kind of node checks and predicts before it is made, and the parts that it
 its job too: nothing else asks what stage a node has.
 """
 
-from pipeline.run.jobs.base import Job, Place, ShardJob, Unit, open_model
+from pipeline.run.jobs.base import Context, Job, ShardJob, Unit, open_model
 from pipeline.run.jobs.datasets import AttackJob, DatasetJob, InvertJob, LoadJob, SelectJob
 from pipeline.run.jobs.evaluations import EvaluateJob, UsefulnessJob
 from pipeline.run.jobs.models import ModelJob, PretrainedJob, TrainJob
@@ -15,13 +15,13 @@ from pipeline.run.jobs.models import ModelJob, PretrainedJob, TrainJob
 __all__ = [
     "JOBS",
     "AttackJob",
+    "Context",
     "DatasetJob",
     "EvaluateJob",
     "InvertJob",
     "Job",
     "LoadJob",
     "ModelJob",
-    "Place",
     "PretrainedJob",
     "SelectJob",
     "ShardJob",

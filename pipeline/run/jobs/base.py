@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
+class Context:
     """Where things are: the store, the folder of local sources, the folder of the user's own modules."""
 
     store: Store
@@ -64,7 +64,7 @@ class Job(ABC):
 
     Args:
         node: what is made.
-        place: where.
+        context: where.
         inputs: role → what it is made from; assigned anew once these are made.
         fetch: whether what lies on another machine may be downloaded.
     """
@@ -81,8 +81,8 @@ class Job(ABC):
     tunes_batch: ClassVar[bool] = False
     """Whether the batch size is only a matter of speed, so that a faster one is worth proposing."""
 
-    def __init__(self, node: Node, place: Place, inputs: Mapping[str, Artifact], fetch: bool = True) -> None:
-        self.node, self.place, self.inputs, self.fetch = node, place, dict(inputs), fetch
+    def __init__(self, node: Node, context: Context, inputs: Mapping[str, Artifact], fetch: bool = True) -> None:
+        self.node, self.context, self.inputs, self.fetch = node, context, dict(inputs), fetch
 
     # ------------------------------------------------------------------------------ before it is made
 
@@ -162,7 +162,7 @@ class Job(ABC):
     # ---------------------------------------------------------------------------------------------
 
     def _write_recipe(self) -> tuple[int, str]:
-        content = self.place.store.put_json(f"{self.node.folder}/recipe.json", self.node.described())
+        content = self.context.store.put_json(f"{self.node.folder}/recipe.json", self.node.described())
         return len(content), digest(content)
 
 
@@ -198,7 +198,7 @@ class ShardJob(Job):
 
     def stored(self) -> dict[str, int]:
         """Every file of the node that is in the store, with its size in bytes."""
-        return self.place.store.files(self.node.folder, recursive=True)
+        return self.context.store.files(self.node.folder, recursive=True)
 
     def committed(self, units: Sequence[Unit], there: Mapping[str, int]) -> dict[str, dict[str, Any]]:
         """The commit marks that hold: made from the same inputs, the shard there with its size.
@@ -209,7 +209,7 @@ class ShardJob(Job):
         """
         paths = {f"{self.node.folder}/{artifacts.mark_path(unit.name)}": unit for unit in units}
         kind, found = artifacts.MARKS[self.node.group], {}
-        for path, content in self.place.store.find_all(paths).items():
+        for path, content in self.context.store.find_all(paths).items():
             unit, mark = paths[path], unsealed(path, content or b"")
             if not mark or not fits(kind, mark) or (mark["name"], mark["inputs"]) != (unit.name, unit.inputs):
                 continue
@@ -276,17 +276,17 @@ def devices(parts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 # ------------------------------------------------------------------------------------ from the store
 
 
-def read_shard(place: Place, made: Artifact, name: str) -> Shard:
+def read_shard(context: Context, made: Artifact, name: str) -> Shard:
     """A shard of a dataset of the store; a damaged one is withdrawn, so that the next run makes it again.
 
     Raises:
         BadData: it is damaged.
     """
-    tar = artifacts.read_file(place.store, made, f"{name}.tar", take_back=True)
+    tar = artifacts.read_file(context.store, made, f"{name}.tar", take_back=True)
     return unpack(name, tar, made.manifest["channels"], len(made.manifest["classes"]))
 
 
-def open_model(place: Place, made: Artifact) -> "Classifier":
+def open_model(context: Context, made: Artifact) -> "Classifier":
     """A model of the store, ready for use on this process's device.
 
     Raises:
@@ -294,13 +294,13 @@ def open_model(place: Place, made: Artifact) -> "Classifier":
     """
     from stages import model
 
-    return model.load(Design.from_json(made.manifest["design"]), weights_of(place, made), place.here)
+    return model.load(Design.from_json(made.manifest["design"]), weights_of(context, made), context.here)
 
 
-def weights_of(place: Place, made: Artifact) -> bytes:
+def weights_of(context: Context, made: Artifact) -> bytes:
     """The weights of a model of the store.
 
     Raises:
         BadData: they are not those that were published.
     """
-    return artifacts.read_file(place.store, made, "weights.safetensors", take_back=True)
+    return artifacts.read_file(context.store, made, "weights.safetensors", take_back=True)

@@ -77,7 +77,7 @@ class DatasetJob(ShardJob):
 
     def commit(self, unit: Unit, result: Shard, facts: dict[str, Any]) -> dict[str, Any]:
         """Pack the shard, read it back, write it, write its rows, and the mark last."""
-        store, folder = self.place.store, self.node.folder
+        store, folder = self.context.store, self.node.folder
         started = time.perf_counter()
         tar, table = pack(result), _parquet(rows(result))
         back = unpack(unit.name, tar, self.facts()["channels"], len(self.facts()["classes"]))
@@ -112,7 +112,7 @@ class DatasetJob(ShardJob):
         )
 
     def finish(self, marks: Mapping[str, dict[str, Any]]) -> Artifact:
-        store, folder = self.place.store, self.node.folder
+        store, folder = self.context.store, self.node.folder
         order, table = sorted(marks), self._samples(marks)
         store.put(f"{folder}/samples.parquet", table)
         shas = {f"{name}.tar": marks[name]["sha256"] for name in order}
@@ -132,7 +132,7 @@ class DatasetJob(ShardJob):
         out, writer = io.BytesIO(), None
         for names in _together(marks):
             paths = {f"{self.node.folder}/{artifacts.rows_path(name)}": marks[name] for name in names}
-            tables = self.place.store.find_all(paths)
+            tables = self.context.store.find_all(paths)
             group = pa.concat_tables(self._rows(paths[path], content) for path, content in tables.items())
             writer = writer or pq.ParquetWriter(out, group.schema, compression="zstd")
             writer.write_table(group)
@@ -143,7 +143,7 @@ class DatasetJob(ShardJob):
     def _rows(self, mark: Mapping[str, Any], content: bytes | None) -> pa.Table:
         """The rows of a shard, as they were committed; else its mark is taken back, so that the next run makes it."""
         if content is None or digest(content) != mark["rows"]["sha256"]:
-            artifacts.withdraw(self.place.store, self.node.folder, {mark["name"]})
+            artifacts.withdraw(self.context.store, self.node.folder, {mark["name"]})
             raise BadData(
                 f"{artifacts.rows_path(mark['name'])} is damaged and was withdrawn: the next run makes it again"
             )
@@ -229,7 +229,7 @@ class LoadJob(DatasetJob):
 
     @cached_property
     def listing(self) -> Listing:
-        return load.list_source(self.node.recipe, self.place.data, self.fetch)
+        return load.list_source(self.node.recipe, self.context.data, self.fetch)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the images: a unit carries its own."""
@@ -248,7 +248,7 @@ class LoadJob(DatasetJob):
         }
 
     def units(self) -> list[Unit]:
-        spread, data = load.spread(self.listing, self.node.recipe), self.place.data
+        spread, data = load.spread(self.listing, self.node.recipe), self.context.data
         return [Unit(name, len(items), {"source": _listed(items, data)}, items) for name, items in spread.items()]
 
     def read(self, unit: Unit) -> Shard:
@@ -363,11 +363,11 @@ class ImagesJob(DatasetJob):
         return count
 
     def read(self, unit: Unit) -> Shard:
-        return read_shard(self.place, self.inputs["images"], unit.name)
+        return read_shard(self.context, self.inputs["images"], unit.name)
 
     def model(self, role: str) -> "Classifier":
         """A model that this is made with."""
-        return open_model(self.place, self.inputs[role])
+        return open_model(self.context, self.inputs[role])
 
 
 class SearchJob(ImagesJob):
@@ -483,7 +483,7 @@ class InvertJob(SearchJob):
 
     def predict_facts(self) -> dict[str, Any]:
         model = self.inputs["model"].manifest["design"]
-        try_features(self.node.inputs["model"], model, self.node.recipe.layer, self.place.here)
+        try_features(self.node.inputs["model"], model, self.node.recipe.layer, self.context.here)
         return super().predict_facts()
 
     def open(self) -> Callable[[Shard], Shard]:

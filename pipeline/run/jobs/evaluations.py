@@ -48,7 +48,7 @@ class ScoreJob(ShardJob):
         ]
 
     def read(self, unit: Unit) -> Shard:
-        return read_shard(self.place, self.inputs["on"], unit.name)
+        return read_shard(self.context, self.inputs["on"], unit.name)
 
     def models(self, role: str, opened: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The models of a role, opened, by name; those that are open already are not opened again."""
@@ -56,7 +56,7 @@ class ScoreJob(ShardJob):
         found = {
             name.removeprefix(f"{role}."): made for name, made in self.inputs.items() if name.startswith(f"{role}.")
         }
-        return {name: there[name] if name in there else open_model(self.place, made) for name, made in found.items()}
+        return {name: there[name] if name in there else open_model(self.context, made) for name, made in found.items()}
 
     def commit(self, unit: Unit, result: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         mark = {
@@ -66,7 +66,7 @@ class ScoreJob(ShardJob):
             "sums": result,
             "host": artifacts.host(),
         }
-        self.place.store.put_json(f"{self.node.folder}/{artifacts.mark_path(unit.name)}", mark | facts)
+        self.context.store.put_json(f"{self.node.folder}/{artifacts.mark_path(unit.name)}", mark | facts)
         return mark | facts
 
     def finish(self, marks: Mapping[str, dict[str, Any]]) -> Artifact:
@@ -76,11 +76,11 @@ class ScoreJob(ShardJob):
         for name in self.node.recipe.models:
             sums = add([marks[shard]["sums"][name] for shard in sorted(marks)])
             found.append(self._facts(name) | self.summary(sums))
-        content = self.place.store.put_json(f"{self.node.folder}/result.json", {"rows": found})
+        content = self.context.store.put_json(f"{self.node.folder}/result.json", {"rows": found})
         files = {"result.json": (len(content), digest(content)), "recipe.json": self._write_recipe()}
         facts = {"shards": {name: mark["samples"] for name, mark in sorted(marks.items())}}
         facts["devices"] = devices(marks.values())
-        return artifacts.publish(self.place.store, self.node, files, digest(canonical(found)), self.inputs, facts)
+        return artifacts.publish(self.context.store, self.node, files, digest(canonical(found)), self.inputs, facts)
 
     def _facts(self, model: str) -> dict[str, Any]:
         """What was scored, and on what: held out are images as they were loaded, of a split that was not trained on."""
@@ -169,7 +169,7 @@ class UsefulnessJob(ScoreJob):
         for name in self.node.recipe.models:
             role = f"models.{name}"
             design = self.inputs[role].manifest["design"]
-            try_features(self.node.inputs[role], design, self.node.recipe.layer, self.place.here)
+            try_features(self.node.inputs[role], design, self.node.recipe.layer, self.context.here)
         return super().predict_facts()
 
     def units(self) -> list[Unit]:
@@ -197,7 +197,7 @@ class UsefulnessJob(ScoreJob):
         total = self.inputs["on"].manifest["counts"][recipe.split]
         searched = shards_of({"shards": left}, [recipe.split])
         for design in self.designs().values():
-            width = Penultimate(Classifier(design, self.place.here).eval(), recipe.layer).width
+            width = Penultimate(Classifier(design, self.context.here).eval(), recipe.layer).width
             searches = [
                 2 * width * math.ceil(recipe.limit * count / total) if name in searched else 0
                 for name, count in left.items()

@@ -87,7 +87,7 @@ class ModelJob(Job):
         """
 
     def _publish(self, design: dict[str, Any], weights: bytes, history: list[dict[str, Any]]) -> Artifact:
-        store, folder = self.place.store, self.node.folder
+        store, folder = self.context.store, self.node.folder
         metrics = "".join(json.dumps(line) + "\n" for line in history).encode()
         recipe = store.put_json(f"{folder}/recipe.json", self.node.described())
         contents = {"weights.safetensors": weights, "metrics.jsonl": metrics}
@@ -147,9 +147,9 @@ class TrainJob(ModelJob):
         if (design := self._predicted_design()) is None:
             on = self.inputs["on"].manifest
             return {"design": {"classes": len(on["classes"]), "shape": on["image_shape"]}}
-        tried(self.node, train.refuse_misfit, design, self.place.here)
+        tried(self.node, train.refuse_misfit, design, self.context.here)
         if recipe.probe:
-            tried(self.node, features.refuse_without, design, None, self.place.here)
+            tried(self.node, features.refuse_without, design, None, self.context.here)
         return {"design": dict(design.as_json())}
 
     def _predicted_design(self) -> Design | None:
@@ -199,14 +199,14 @@ class TrainJob(ModelJob):
         """
         from stages import train
 
-        store, recipe, on, group = self.place.store, self._recipe(), self.inputs["on"], group or train.ALONE
+        store, recipe, on, group = self.context.store, self._recipe(), self.inputs["on"], group or train.ALONE
         probed, counted = self.inputs.get("probe"), store.retries
         design = design_of(self.node, on.manifest, probed.manifest if probed else None)
-        start = weights_of(self.place, probed) if probed else None
+        start = weights_of(self.context, probed) if probed else None
         watch = self._watched() if group.rank == 0 else None
         checkpoint = before = store.find(self._checkpoint) if group.rank == 0 else None
         examples = self._examples(on)
-        for checkpoint, history in train.fit(recipe, design, examples, self.place.here, before, group, start, watch):
+        for checkpoint, history in train.fit(recipe, design, examples, self.context.here, before, group, start, watch):
             store.put(self._checkpoint, checkpoint)
             yield history[-1] | {"store_retries": store.retries - counted}
             counted = store.retries
@@ -234,17 +234,17 @@ class TrainJob(ModelJob):
         counts = {name: on.manifest["shards"][name] for name in names}
         size = sum(counts.values()) * int(np.prod(on.manifest["image_shape"]))
         origin = digest(canonical({role: made.content for role, made in self.inputs.items()}))
-        return Examples(names, counts, partial(read_shard, self.place, on), size, origin)
+        return Examples(names, counts, partial(read_shard, self.context, on), size, origin)
 
     def _watched(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Some test images of the source that the dataset goes back to, for the learning curve: pixels and labels."""
-        count, made = self.node.recipe.watch, artifacts.find(self.place.store, source_of(self.node))
+        count, made = self.node.recipe.watch, artifacts.find(self.context.store, source_of(self.node))
         names = made.shards("test") if made and count else []
         if made is None or not names:
             return None
         shards: list[Shard] = []
         while sum(map(len, shards)) < count and len(shards) < len(names):
-            shards.append(read_shard(self.place, made, names[len(shards)]))
+            shards.append(read_shard(self.context, made, names[len(shards)]))
         pixels, labels = np.concatenate([s.images() for s in shards]), np.concatenate([s.label for s in shards])
         return pixels[:count], labels[:count]
 
@@ -279,7 +279,7 @@ class PretrainedJob(ModelJob):
         Raises:
             BadInput: it cannot be read, or does not fit the network.
         """
-        return tried(self.node, _import, self.node.recipe, self.place.data, self.place.here)
+        return tried(self.node, _import, self.node.recipe, self.context.data, self.context.here)
 
     @property
     def ready(self) -> bool:

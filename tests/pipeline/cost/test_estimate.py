@@ -17,7 +17,7 @@ from pipeline.cost.estimate import Cost, Measured, Prices, Site, cost_of, makesp
 from pipeline.cost.trial import Rate
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
-from pipeline.run.jobs import Place
+from pipeline.run.jobs import Context
 from pipeline.run.preflight import preflight
 from pipeline.store import Store
 
@@ -102,7 +102,7 @@ def test_options_of_the_cost_are_refused_without_it(tiny, write, tmp_path):
 
 def looked_at(experiment, folder):
     """What is known of every node before it is made."""
-    place = Place(Store(str(folder / "store")), folder, folder)
+    place = Context(Store(str(folder / "store")), folder, folder)
     statuses = preflight(build(spec.parse(experiment)), place, fetch=False)
     return {status.node.id: status for status in statuses}
 

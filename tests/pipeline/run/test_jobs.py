@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.cli import main
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
-from pipeline.run.jobs import LoadJob, Place, datasets
+from pipeline.run.jobs import Context, LoadJob, datasets
 from pipeline.run.jobs.datasets import left_out
 from pipeline.store import Store
 
@@ -33,7 +33,7 @@ EXPERIMENT = {
 
 def load_job(**said):
     (node,) = build(parse({"name": "made", "datasets": {"clean": {"load": SYNTHETIC | said}}}))
-    return LoadJob(node, Place(Store("nowhere"), Path(), Path()), {})
+    return LoadJob(node, Context(Store("nowhere"), Path(), Path()), {})
 
 
 def described(units):
@@ -121,7 +121,7 @@ def test_reasons_that_differ_in_numbers_alone_are_one_and_the_rarest_are_put_tog
 def folder_job(root, data):
     said = {"source": "image-folder", "root": root, "splits": {"train": "train"}}
     (node,) = build(parse({"name": "made", "datasets": {"clean": {"load": said}}}))
-    return LoadJob(node, Place(Store("nowhere"), data, data), {})
+    return LoadJob(node, Context(Store("nowhere"), data, data), {})
 
 
 def test_the_digest_of_a_listing_holds_whole_paths_wherever_the_data_lie(tmp_path):
