@@ -25,6 +25,7 @@ from pipeline.cost import estimate
 from pipeline.experiment import spec
 from pipeline.experiment.graph import GROUPS, build
 from pipeline.experiment.spec import Experiment
+from pipeline.formats import clock
 from pipeline.report import tables
 from pipeline.report.scores import percent
 from pipeline.run import artifacts, runs
@@ -33,7 +34,7 @@ from pipeline.run.engines import Engine, Inline, foreseen, reason_of
 from pipeline.run.jobs import Context
 from pipeline.run.on_ray import OnRay
 from pipeline.run.preflight import NodeStatus, preflight, wanted
-from pipeline.run.progress import clock, watcher
+from pipeline.run.progress import watcher
 from pipeline.store import Store
 from pipeline.terminal import Unheard, echo, relay, visible
 from stages import own
@@ -306,15 +307,15 @@ def plan(
         raise BadInput("--gpus and --workers go with --cost: add it, or leave them out")
     context = _context(store, data)
     statuses = preflight(wanted(build(spec.read(file)), only), context, fetch=False)
-    prices = _measured(statuses, context, workers) if cost else None
+    estimated = _estimated(statuses, context, workers) if cost else None
     if as_json:
-        nodes = [_planned(status) | _priced(status, prices, gpus) for status in statuses]
-        total = {"cost": estimate.total_as_json(prices, gpus)} if prices else {}
+        nodes = [_status_as_json(status) | _cost_as_json(status, estimated, gpus) for status in statuses]
+        total = {"cost": estimate.total_as_json(estimated, gpus)} if estimated else {}
         _print_json({"store": context.store.url, "nodes": nodes} | total)
     else:
         _print_plan(context.store, statuses)
-        if prices is not None:
-            echo(f"\n{estimate.told(prices, gpus)}")
+        if estimated is not None:
+            echo(f"\n{estimate.as_text(estimated, gpus)}")
 
 
 def _print_plan(store: Store, statuses: list[NodeStatus]) -> None:
@@ -338,20 +339,20 @@ def _print_plan(store: Store, statuses: list[NodeStatus]) -> None:
             echo(f"{status.node.id} {split}: a constant answer scores {percent(share)}")
 
 
-def _measured(statuses: list[NodeStatus], context: Context, workers: int | None) -> estimate.Prices:
-    return estimate.price(statuses, context, workers, lambda what: echo(f"trying: {what}", err=True))
+def _estimated(statuses: list[NodeStatus], context: Context, workers: int | None) -> estimate.Estimate:
+    return estimate.estimate(statuses, context, workers, lambda what: echo(f"trying: {what}", err=True))
 
 
-def _priced(status: NodeStatus, prices: estimate.Prices | None, gpus: int | None) -> dict[str, Any]:
+def _cost_as_json(status: NodeStatus, estimated: estimate.Estimate | None, gpus: int | None) -> dict[str, Any]:
     name = status.node.id
-    if prices is None:
+    if estimated is None:
         return {}
-    if name not in prices.nodes:
+    if name not in estimated.nodes:
         return {"cost": None}
-    return {"cost": estimate.as_json(prices.nodes[name], prices.site, gpus, prices.batches.get(name))}
+    return {"cost": estimate.as_json(estimated.nodes[name], estimated.site, gpus, estimated.batches.get(name))}
 
 
-def _planned(status: NodeStatus) -> dict[str, Any]:
+def _status_as_json(status: NodeStatus) -> dict[str, Any]:
     node = status.node
     said = {
         "node": node.id,
@@ -510,7 +511,7 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
     except Exception as error:  # noqa: BLE001 - what was made is made, with or without a page
         where = f"The page could not be written: {visible(reason_of(error))}; try again with: notbugs report"
     if as_json:
-        _print_json(_said(store, found))
+        _print_json(_results_as_json(store, found))
     else:
         _print_results(store, found)
         for node, progress in found["nodes"].items():
@@ -693,7 +694,7 @@ def show(name: str | None, store: str, as_json: bool) -> None:
         return
     found = _recorded(place, name, runs.has_results)
     if as_json:
-        _print_json(_said(place, found))
+        _print_json(_results_as_json(place, found))
     else:
         echo(f"run {found['run']}: {found['state']}\nstore {place.url}")
         _print_results(place, found)
@@ -894,7 +895,7 @@ def _context(store: str, data: Path, here: Path | None = None) -> Context:
     return Context(Store(store), data.expanduser().absolute(), here or Path.cwd())
 
 
-def _said(store: Store, run: dict[str, Any]) -> dict[str, Any]:
+def _results_as_json(store: Store, run: dict[str, Any]) -> dict[str, Any]:
     nodes = {name: {k: p[k] for k in ("state", "version", "why", "seconds")} for name, p in run["nodes"].items()}
     return {
         "run": run["run"],

@@ -1,11 +1,11 @@
-"""What is to be made, and what it takes, node by node: images, steps, shards, bytes, hours of devices, and time.
+"""The estimated cost of a plan, node by node: images, steps, shards, bytes, device-hours, and time.
 
-A node's work is cut into parts of one kind each, which `rehearsal` measures; here they are counted and added up:
+A node's work is cut into parts of one kind each, which `trial` measures; here they are counted and added up:
 
     shard = read + work + commit;  work = sum over parts of batches × (fixed + steps × step)
 
-A worker (a GPU, or a processor where there is none) makes one shard after the other; where there are processors for it,
-the next is read and the last one committed beside that. Shards are never divided.
+A worker (a GPU, or a processor where there is none) makes one shard after the other. Where processors are free, reading
+the next shard and committing the last one overlap with that. Shards are never divided.
 """
 
 import heapq
@@ -16,24 +16,24 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
-from pipeline.cost.trial import Rate, Rehearsal
+from pipeline.cost.trial import Rate, Trials
+from pipeline.formats import duration, hours, size
 from pipeline.report import tables
 from pipeline.run.jobs import JOBS, Context, DatasetJob, PretrainedJob, ShardJob, TrainJob
 from pipeline.run.jobs.base import source_of
 from pipeline.run.jobs.work import Part, Work, in_batches
 from pipeline.run.on_ray import IN_FLIGHT
 from pipeline.run.preflight import NodeStatus
-from pipeline.run.progress import clock
 from stages.errors import BadInput
 
 SIZES = (0.25, 0.5, 2, 4)
-"""Batches that are tried, besides the recipe's, as shares of it; and the one that a shard is made of without a rest."""
+"""Batch sizes that are tried, besides the recipe's, as multiples of it; one more divides a shard without remainder."""
 
 SMALLEST = 8
 """Images of the smallest batch that is tried."""
 
 GAIN = 1.02
-"""From here on another batch is worth proposing: below, it is the noise of measuring."""
+"""The least speed-up for which another batch size is proposed: anything below is measurement noise."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a node takes.
+    """The cost of a node.
 
     Attributes:
         images: gone through, in all epochs.
@@ -70,8 +70,8 @@ class Cost:
         heavy: whether it takes workers with models; the rest is done by any processor.
         workers: of a training: how many it asks for; 0 for shards.
         held: processors that a worker of a training holds, where there is no GPU.
-        tried: share of a batch that was measured, and the time of the rest foretold from it.
-        known: whether it was measured at all; what is fetched from elsewhere is not.
+        tried: share of a batch that was measured; the time of the whole is extrapolated from it.
+        known: whether it was measured at all; a download is not.
     """
 
     images: int
@@ -90,7 +90,7 @@ class Cost:
     known: bool = True
 
     def wall(self, site: Site) -> float:
-        """Seconds from its first worker's start to its last commit, with nothing else beside it."""
+        """Seconds from its first worker's start to its last commit, if nothing else runs."""
         if not self.work:
             return 0.0
         if self.workers:  # fewer workers have larger parts of every batch
@@ -103,7 +103,7 @@ class Cost:
         return site.start + self.once + makespan(paces, site.devices) + whole[last] - paces[last]
 
     def device_seconds(self, site: Site) -> float:
-        """Seconds that devices are held, start and waiting for the last shard left out; of a processor the same."""
+        """Seconds that devices, or processors, are held, without their start and the wait for the last shard."""
         if self.workers:
             larger = self.workers / min(self.workers, site.devices)
             busy = self.once + sum(self.read) + larger * sum(self.work) + sum(self.commit)
@@ -114,16 +114,16 @@ class Cost:
         return [sum(steps) for steps in zip(self.read, self.work, self.commit, strict=True)]
 
     def _paces(self, site: Site) -> list[float]:
-        """Seconds from a shard to the next of one worker: as it works on one, others are read and committed.
+        """Seconds from one shard to the next of a worker.
 
-        That is free where there are processors for it; so many of its shards at most are under way.
+        Reading and committing overlap with work while processors are free, up to `IN_FLIGHT` shards per worker.
         """
         overlap = max(1.0, min(IN_FLIGHT, site.processors / site.devices))
         return [max(work, whole / overlap) for work, whole in zip(self.work, self._whole(), strict=True)]
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
-    """When the last of some shards is done, each given to the worker that is free first."""
+    """Seconds until the last shard is done, if each goes to the first free worker."""
     free = [0.0] * workers
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
@@ -132,7 +132,7 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """The fastest batch size of an attack or an inversion, and how many times as fast as the recipe's it is."""
+    """The fastest batch size of an attack or an inversion, and its speed-up over the recipe's."""
 
     recipe: int
     fastest: int
@@ -140,8 +140,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Prices:
-    """What a plan takes.
+class Estimate:
+    """The cost of a plan.
 
     Attributes:
         device: what a worker has.
@@ -162,10 +162,10 @@ class Prices:
         return sum(cost.device_seconds(site) for cost in self.nodes.values())
 
     def wall(self, site: Site) -> tuple[float, float]:
-        """Seconds at least and at most: nodes that do not depend on each other run side by side where there is room.
+        """Lower and upper bound in seconds: independent nodes run side by side where there is room.
 
-        At least as long as the longest chain of nodes, and as all devices together are held; at most one node after the
-        other.
+        The lower bound is the longest chain of nodes, or the device time over the devices; the upper bound is one node
+        after the other.
         """
         ends: dict[str, float] = {}
         for name, cost in self.nodes.items():
@@ -176,22 +176,22 @@ class Prices:
         return min(total, max(longest, self.device_seconds(site) / site.devices)), total
 
 
-def price(
+def estimate(
     statuses: Sequence[NodeStatus],
     context: Context,
     workers: int | None,
-    tell: Callable[[str], None] = lambda what: None,
-) -> Prices:
-    """Measure, and add up.
+    announce: Callable[[str], None] = lambda what: None,
+) -> Estimate:
+    """Estimate the cost of a plan from trials on this machine.
 
     Args:
         statuses: all nodes, each after its inputs.
         context: where they are to be made; nothing is written there.
         workers: as for a run.
-        tell: told of each thing that is measured.
+        announce: called with each kind of work before it is measured.
 
     Raises:
-        BadInput: something cannot be known before a node that comes first is made.
+        BadInput: the cost depends on a node that has to be made first.
     """
     known = {status.node.id: status for status in statuses}
     left = {status.node.id: _left(status, context) for status in statuses if not status.there}
@@ -199,17 +199,17 @@ def price(
     longest: dict[bytes, Part] = {}
     for part in (work.part for parts in plan.values() for work in parts):
         longest[part.key] = max(part, longest.get(part.key, part), key=lambda one: one.steps)
-    with Rehearsal(known, context, workers, tell) as rehearsal:
-        rates = {key: rehearsal.rate(part) for key, part in longest.items()}
-        batches = {name: fastest(plan[name], list(left[name].values()), rehearsal) for name in plan}
+    with Trials(known, context, workers, announce) as trials:
+        rates = {key: trials.rate(part) for key, part in longest.items()}
+        batches = {name: fastest(plan[name], list(left[name].values()), trials) for name in plan}
     stored = {s.node.id: _stored(s) for s in statuses if s.there and s.node.group == "datasets"}
     nodes: dict[str, Cost] = {}
     for name, parts in plan.items():
-        nodes[name] = cost_of(known[name].job, left[name], parts, Measured(rates, rehearsal.device.gpu, stored))
-    device = rehearsal.device
-    return Prices(
+        nodes[name] = cost_of(known[name].job, left[name], parts, Measured(rates, trials.device.gpu, stored))
+    device = trials.device
+    return Estimate(
         device=device.name if device.gpu else f"one of {device.count} processors, {device.name}",
-        site=Site(rehearsal.workers, os.cpu_count() or 1, rehearsal.start),
+        site=Site(trials.workers, os.cpu_count() or 1, trials.start),
         nodes=nodes,
         batches={name: found for name, found in batches.items() if found is not None},
         inputs={name: [parent.id for parent in known[name].node.inputs.values()] for name in nodes},
@@ -253,7 +253,7 @@ def parts_of(status: NodeStatus, known: Mapping[str, NodeStatus], left: Mapping[
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured.
+    """The measurements that costs are computed from.
 
     Attributes:
         rates: of every part, by its key.
@@ -276,7 +276,7 @@ class Measured:
 
 @singledispatch
 def cost_of(job: Any, left: Mapping[str, int], parts: Sequence[Work], measured: Measured) -> Cost:
-    """What a node takes.
+    """The cost of a node.
 
     Args:
         job: how it is made.
@@ -316,7 +316,7 @@ def _sharded(job: ShardJob, left: Mapping[str, int], parts: Sequence[Work], meas
 
 @cost_of.register
 def _trained(job: TrainJob, left: Mapping[str, int], parts: Sequence[Work], measured: Measured) -> Cost:
-    """A training: its images are read once, or, where they do not fit into its memory, in every epoch."""
+    """A training: its images are read once, or in every epoch if they exceed its memory budget."""
     recipe, (fit, watch) = job.node.recipe, parts
     on, count, rate = job.inputs["on"].manifest, job.epoch_images(), measured.of(fit)
     streamed = count * math.prod(on["image_shape"]) > recipe.memory_budget * 2**20 * recipe.workers
@@ -351,19 +351,19 @@ def _tried(parts: Sequence[Work], measured: Measured) -> float:
     return min(measured.of(work).tried / work.part.batch for work in parts)
 
 
-def fastest(parts: Sequence[Work], sizes: Sequence[int], rehearsal: Rehearsal) -> Batch | None:
+def fastest(parts: Sequence[Work], sizes: Sequence[int], trials: Trials) -> Batch | None:
     """The fastest batch size of an attack or an inversion, of those tried; None where there is nothing to try."""
     part = parts[0].part if parts else None
     if part is None or not JOBS[part.node.stage].tunes_batch or not part.steps or not sizes:
         return None
-    own, largest = rehearsal.rate(part), max(sizes)
+    own, largest = trials.rate(part), max(sizes)
     most = min(largest, own.tried) if own.tried < part.batch else largest
     took = {part.batch: sum(in_batches(sizes, part.batch)) * own.seconds(part.steps)}
     even = math.ceil(largest / sum(in_batches([largest], part.batch)))
     for batch in sorted({even, *(int(part.batch * share) for share in SIZES)} - {part.batch}):
         other = part.of_batch(batch)
-        if SMALLEST <= batch <= most and rehearsal.fits(other, own):
-            took[batch] = sum(in_batches(sizes, batch)) * rehearsal.rate(other).seconds(part.steps)
+        if SMALLEST <= batch <= most and trials.fits(other, own):
+            took[batch] = sum(in_batches(sizes, batch)) * trials.rate(other).seconds(part.steps)
     if len(took) == 1:
         return None
     best = min(took, key=lambda batch: took[batch])
@@ -393,18 +393,18 @@ def as_json(cost: Cost, site: Site, gpus: int | None, batch: Batch | None) -> di
     return said
 
 
-def total_as_json(prices: Prices, gpus: int | None) -> dict[str, Any]:
-    """What all nodes take together."""
+def total_as_json(estimated: Estimate, gpus: int | None) -> dict[str, Any]:
+    """The cost of all nodes together."""
     said = {
-        "device": prices.device,
-        "devices": prices.site.devices,
-        "worker_start_seconds": round(prices.site.start, 3),
-        "stored_bytes": sum(cost.stored for cost in prices.nodes.values()),
-        "device_seconds": round(prices.device_seconds(prices.site), 3),
-        "wall_seconds": _between(prices.wall(prices.site)),
+        "device": estimated.device,
+        "devices": estimated.site.devices,
+        "worker_start_seconds": round(estimated.site.start, 3),
+        "stored_bytes": sum(cost.stored for cost in estimated.nodes.values()),
+        "device_seconds": round(estimated.device_seconds(estimated.site), 3),
+        "wall_seconds": _between(estimated.wall(estimated.site)),
     }
     if gpus is not None:
-        said |= {"gpus": gpus, "wall_seconds_on_gpus": _between(prices.wall(prices.site.of(gpus)))}
+        said |= {"gpus": gpus, "wall_seconds_on_gpus": _between(estimated.wall(estimated.site.of(gpus)))}
     return said
 
 
@@ -412,9 +412,9 @@ def _between(seconds: tuple[float, float]) -> dict[str, float]:
     return {"at_least": round(seconds[0], 3), "at_most": round(seconds[1], 3)}
 
 
-def told(prices: Prices, gpus: int | None) -> str:
-    """Prices as a person reads them."""
-    site = prices.site
+def as_text(estimated: Estimate, gpus: int | None) -> str:
+    """An estimate as a table, with notes."""
+    site = estimated.site
     sites = [site] + ([site.of(gpus)] if gpus else [])
     head = ["to make", "images", "steps", "shards", "size", "device-hours", "warm-up"]
     lines = [
@@ -426,47 +426,29 @@ def told(prices: Prices, gpus: int | None) -> str:
             f"{cost.warm_up:.1f} s" if cost.warm_up >= 0.05 else "–",
             *(duration(cost.wall(each)) if cost.known else "not known" for each in sites),
         ]
-        for name, cost in prices.nodes.items()
+        for name, cost in estimated.nodes.items()
     ]
-    stored = sum(cost.stored for cost in prices.nodes.values())
-    total = ["all", "", "", "", size(stored), hours(prices.device_seconds(site)), ""]
-    lines.append([*total, *(" – ".join(map(duration, prices.wall(each))) for each in sites)])
+    stored = sum(cost.stored for cost in estimated.nodes.values())
+    total = ["all", "", "", "", size(stored), hours(estimated.device_seconds(site)), ""]
+    lines.append([*total, *(" – ".join(map(duration, estimated.wall(each))) for each in sites)])
     walls = [f"time on {each.devices}" for each in sites]
-    return "\n".join([tables.table([*head, *walls], lines), "", *_notes(prices)])
+    return "\n".join([tables.table([*head, *walls], lines), "", *_notes(estimated)])
 
 
-def _notes(prices: Prices) -> list[str]:
+def _notes(estimated: Estimate) -> list[str]:
     said = [
-        f"A device is {prices.device}. A worker starts in {prices.site.start:.1f} s; the times contain it.",
-        "All: at least the longest chain of nodes, or the device-hours over the devices; at most node after node.",
+        f"A device is {estimated.device}. A worker starts in {estimated.site.start:.1f} s; times include it.",
+        "All: at least the longest chain of nodes, or the device-hours over the devices; "
+        "at most one node after the other.",
     ]
-    for name, cost in prices.nodes.items():
+    for name, cost in estimated.nodes.items():
         if not cost.known:
-            said.append(f"{name} is fetched from elsewhere: not measured.")
+            said.append(f"{name} is downloaded: not measured.")
         elif cost.tried < 1:
-            said.append(f"{name}: a batch takes too long to be tried; foretold from {cost.tried:.0%} of it.")
-    better = {name: batch for name, batch in prices.batches.items() if batch.fastest != batch.recipe}
+            said.append(f"{name}: a whole batch takes too long to be tried; extrapolated from {cost.tried:.0%} of it.")
+    better = {name: batch for name, batch in estimated.batches.items() if batch.fastest != batch.recipe}
     for name, batch in better.items():
         said.append(f"{name}: batch_size {batch.fastest} is {batch.gain:.2f} times as fast as {batch.recipe}.")
-    if len(better) < len(prices.batches):
+    if len(better) < len(estimated.batches):
         said.append("Of the other attacks and inversions, the recipe's batch_size is the fastest of those tried.")
     return said
-
-
-def size(count: float) -> str:
-    """Bytes, in units of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if count else "–"
-        count /= 1000
-    return f"{count:,.3g} TB"
-
-
-def duration(seconds: float) -> str:
-    """A time as a person reads it."""
-    return f"{seconds:.1f} s" if seconds < 100 else clock(seconds)
-
-
-def hours(seconds: float) -> str:
-    """Hours, to a few digits."""
-    return f"{seconds / 3600:,.4f}" if seconds < 36_000 else f"{seconds / 3600:,.1f}"

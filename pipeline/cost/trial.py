@@ -1,8 +1,8 @@
 """How fast this machine does a node's work: the real job, on a few images, in a store of its own.
 
-A rehearsal opens, reads, works and commits as a run does, with the same code: a batch, a few steps, a training of two
-short epochs. Networks have random weights, for speed does not depend on them; images are the source's own. As many
-processes rehearse at the same time as there will be workers, for they share the processors and the memory.
+A trial opens, reads, works and commits as a run does, with the same code: one batch, a few steps, a training of two
+short epochs. Networks have random weights, since speed does not depend on them; images are the source's own. As many
+processes are tried at once as there will be workers, since they share processors and memory.
 """
 
 import multiprocessing
@@ -39,34 +39,34 @@ if TYPE_CHECKING:
     from stages.design import Design
 
 SECONDS = 2.0
-"""How long a rehearsal of many steps takes, about: the longer, the surer."""
+"""Approximate duration of a trial of many steps: the longer, the more precise."""
 
 LIMIT = 20.0
-"""Seconds that all rehearsals of one part may take, about: what is too slow for that is tried on fewer images."""
+"""Approximate limit in seconds for all trials of one part: slower parts are tried on fewer images."""
 
 REPEATS = 6
-"""How many times a batch goes through its least work in all rehearsals of one part."""
+"""Upper bound on the one-step passes of a batch in all trials of one part."""
 
 PILOT = 8
-"""Images of the first try, which says how many can be afforded."""
+"""Images of the first trial, from which the affordable number is computed."""
 
 CROWD = 4
-"""Processes for each processor that may rehearse at the same time: more say nothing, and take the memory."""
+"""Most processes per processor that are tried at once: more add no information and take memory."""
 
 FILL = 0.5
-"""Share of the memory that a batch which is proposed may fill, with one in every worker."""
+"""Share of the memory that a proposed batch size may fill, with one batch in every worker."""
 
 SHARD = "train-000000"
 
 COLUMNS = ("margin", "confidence", "l2", "linf")
-"""What an attack says of images: a selection chooses by it, and a commit adds it up."""
+"""Columns that an attack measures: a selection chooses by them, and a commit adds them up."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Took:
-    """What one rehearsal took, in seconds, and left.
+class Measurement:
+    """The seconds that one trial took, and what it left.
 
     Attributes:
         open: until the job was ready to work.
@@ -96,7 +96,7 @@ class Rate:
         read, commit: seconds of an image.
         stored: bytes of an image, or of a model.
         held: bytes that the gradients of an image hold on to.
-        tried: images of the batches that were rehearsed; another number than asked for where these would take too long.
+        tried: images of the batches that were tried; fewer than asked for where these would take too long.
     """
 
     fixed: float
@@ -131,33 +131,31 @@ class Device:
     gpu: bool
 
 
-class Rehearsal:
-    """Rehearses parts of a plan, each kind once.
+class Trials:
+    """Trials of the parts of a plan, each kind once.
 
     Args:
         statuses: all nodes of the plan, by id.
         context: where they will be made; nothing is written there.
         workers: how many work side by side; by default one for each device, as in a run.
-        tell: told of each thing that is rehearsed.
+        announce: called with each part before it is tried.
     """
 
     def __init__(
-        self, statuses: Mapping[str, NodeStatus], context: Context, workers: int | None, tell: Callable[[str], None]
+        self, statuses: Mapping[str, NodeStatus], context: Context, workers: int | None, announce: Callable[[str], None]
     ) -> None:
-        self.statuses, self.home, self.tell = statuses, context, tell
+        self.statuses, self.home, self.announce = statuses, context, announce
         self.device = device()
         self.workers = workers or self.device.count
         self.processes = 1 if self.device.gpu else self.workers
         if self.processes > (most := CROWD * (os.cpu_count() or 1)):
-            raise BadInput(
-                f"--workers {self.workers}: so many would be tried here at the same time, at most {most} can be"
-            )
+            raise BadInput(f"--workers {self.workers}: at most {most} processes can be tried at once on this machine")
         self.rates: dict[bytes, Rate] = {}
         self.made: dict[bytes, Artifact] = {}
         self.samples: dict[str, Shard] = {}
         self.firsts: dict[str, Unit] = {}
 
-    def __enter__(self) -> "Rehearsal":
+    def __enter__(self) -> "Trials":
         self.folder = TemporaryDirectory()
         self.context = replace(self.home, store=Store(self.folder.name))
         context = multiprocessing.get_context("spawn")
@@ -170,23 +168,23 @@ class Rehearsal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:  # nobody waits for what they are at
+        if kind is not None:  # their results are no longer needed
             for process in multiprocessing.active_children():
                 process.terminate()
         self.pool.shutdown(cancel_futures=True)
         self.folder.cleanup()
 
-    # ------------------------------------------------------------------------------------ what it says
+    # --------------------------------------------------------------------------------------- results
 
     def rate(self, part: Part) -> Rate:
-        """How fast a part is, of whose kind this is the one with most steps."""
+        """The rate of a part; of equally fast ones, the one with most steps is to be tried."""
         if part.key not in self.rates:
-            self.tell(_named(part))
+            self.announce(_named(part))
             self.rates[part.key] = self._rate(part)
         return self.rates[part.key]
 
     def fits(self, part: Part, rate: Rate) -> bool:
-        """Whether a batch of this part fits into the memory, going by what an image holds in one of another size."""
+        """Whether a batch of this part fits into memory, judged by the bytes per image of another batch size."""
         return self.processes * part.batch * rate.held < FILL * self.device.memory
 
     def _rate(self, part: Part) -> Rate:
@@ -217,12 +215,12 @@ class Rehearsal:
 
     # ------------------------------------------------------------------------------------- how it is done
 
-    def _time(self, part: Part, batch: int, steps: int, weigh: bool = False) -> Took:
-        """One rehearsal, the mean over all processes that do it at the same time; work as of one batch."""
+    def _time(self, part: Part, batch: int, steps: int, weigh: bool = False) -> Measurement:
+        """One trial: the mean over all processes that run it at once, with work per batch."""
         job, unit = self._job(part, batch, steps)
         processes = min(part.processes or self.processes, self.processes)
-        found = self._side_by_side(processes, _rehearse, job, unit, weigh)
-        took = Took(*np.mean([astuple(one) for one in found], axis=0).tolist())
+        found = self._side_by_side(processes, _measure, job, unit, weigh)
+        took = Measurement(*np.mean([astuple(one) for one in found], axis=0).tolist())
         batches = _trial(part, batch, steps).batches
         return replace(took, first=took.first / batches, work=took.work / batches)
 
@@ -233,16 +231,14 @@ class Rehearsal:
         wait(futures)
         errors = [error for future in futures if (error := future.exception()) is not None]
         if any(isinstance(error, BrokenProcessPool) for error in errors):
-            raise BadData(
-                "a process that tried this died, as for want of memory: try with fewer --workers"
-            ) from errors[0]
+            raise BadData("a process died during a trial, probably out of memory: use fewer --workers") from errors[0]
         if errors:
             self.together.reset()
             raise next((error for error in errors if not isinstance(error, BrokenBarrierError)), errors[0])
         return [future.result() for future in futures]
 
     def _job(self, part: Part, batch: int, steps: int) -> tuple[ShardJob | ModelJob, Unit | None]:
-        """The real job on the images of so many batches, in the store of the rehearsal."""
+        """The real job on the images of so many batches, in the store of the trials."""
         if part.node.id == part.source:
             return self._load(part, batch)
         short = _trial(part, batch, steps)
@@ -333,8 +329,8 @@ def _named(part: Part) -> str:
     return f"{node.stage} {archs}".rstrip() + f" on {part.source}{batch}"
 
 
-def _asked(part: Part, took: Took) -> float:
-    """Seconds of what is asked for."""
+def _asked(part: Part, took: Measurement) -> float:
+    """The seconds that are measured of a part: of its opening, or of its work."""
     return took.open if part.once else took.work
 
 
@@ -368,7 +364,7 @@ def random_weights(design: "Design", pixels_NHWC: np.ndarray, here: Path) -> byt
 
 
 def device() -> Device:
-    """What this machine has for its workers."""
+    """The devices of this machine."""
     import torch
 
     if torch.cuda.is_available():
@@ -392,7 +388,7 @@ def _begin(together: Barrier) -> None:
 
 
 def _perform(all_of_them: bool, work: Callable[..., T], *args: Any) -> T:
-    """Some work, for which all processes wait for each other, or none."""
+    """Do some work; all processes wait for each other before it, or none do."""
     try:
         return work(_together.wait if all_of_them else _nobody, *args)
     except BaseException:
@@ -401,11 +397,11 @@ def _perform(all_of_them: bool, work: Callable[..., T], *args: Any) -> T:
 
 
 def _nobody() -> None:
-    """There is nobody to wait for."""
+    """The barrier of a process that is tried alone."""
 
 
 def _ready(meet: Callable[[], Any]) -> None:
-    """What a worker loads as it starts."""
+    """Load the modules that a worker loads as it starts."""
     import torch
 
     from stages import attack, device, evaluate, invert, train, usefulness  # noqa: F401
@@ -414,8 +410,8 @@ def _ready(meet: Callable[[], Any]) -> None:
     meet()
 
 
-def _rehearse(meet: Callable[[], Any], job: ShardJob | ModelJob, unit: Unit | None, weigh: bool) -> Took:
-    job.node = replace(job.node, version=uuid.uuid4().hex)  # a folder of its own: others rehearse the same
+def _measure(meet: Callable[[], Any], job: ShardJob | ModelJob, unit: Unit | None, weigh: bool) -> Measurement:
+    job.node = replace(job.node, version=uuid.uuid4().hex)  # a folder of its own: others try the same
     if isinstance(job, ModelJob):
         return _train(meet, job)
     assert unit is not None
@@ -427,17 +423,17 @@ def _rehearse(meet: Callable[[], Any], job: ShardJob | ModelJob, unit: Unit | No
     result, again = _timed(lambda: work(given))
     mark, commit = _timed(lambda: job.commit(unit, result, {}))
     stored = mark["bytes"] + 2 * mark["rows"]["bytes"] if "rows" in mark else 0  # the rows are in `samples.parquet` too
-    return Took(opened, read, first, again, commit, stored, held)
+    return Measurement(opened, read, first, again, commit, stored, held)
 
 
-def _train(meet: Callable[[], Any], job: ModelJob) -> Took:
+def _train(meet: Callable[[], Any], job: ModelJob) -> Measurement:
     """Two epochs; the second, with its checkpoint, is the work."""
     meet()
     steps = job.steps()
     _, first = _timed(lambda: next(steps))
     _, again = _timed(lambda: next(steps))
     made = next(steps)["manifest"]
-    return Took(0.0, 0.0, first, again, 0.0, sum(file["bytes"] for file in made["files"]))
+    return Measurement(0.0, 0.0, first, again, 0.0, sum(file["bytes"] for file in made["files"]))
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
@@ -446,7 +442,7 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def _weighed(work: Callable[[Any], Any], given: Any, weigh: bool) -> int:
-    """Do some work; the bytes of all that was kept for gradients meanwhile, if that is asked for."""
+    """Do some work; returns the bytes saved for backward, if `weigh`."""
     import torch
 
     held = 0

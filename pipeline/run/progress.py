@@ -12,6 +12,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
+from pipeline.formats import clock
 from pipeline.run.jobs import JOBS
 from pipeline.run.runs import Progress
 from pipeline.terminal import echo, visible
@@ -33,12 +34,6 @@ def left(progress: Progress) -> str:
     if not speed or progress.state != "running":
         return ""
     return f"{clock((progress.total_images - progress.images) / speed)} left"
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
 
 
 def measured(progress: Progress) -> str:

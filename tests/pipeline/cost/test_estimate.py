@@ -13,7 +13,7 @@ from support import TINY
 
 from pipeline.cli import main
 from pipeline.cost import estimate, trial
-from pipeline.cost.estimate import Cost, Measured, Prices, Site, cost_of, makespan, parts_of
+from pipeline.cost.estimate import Cost, Estimate, Measured, Site, cost_of, makespan, parts_of
 from pipeline.cost.trial import Rate
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
@@ -255,6 +255,6 @@ def test_a_device_more_is_never_slower(shards, devices, heavy):
 def test_a_chain_of_nodes_cannot_be_shortened():
     node = Cost(1, 1, 1, 0, (0.0,), (5.0,), (0.0,))
     inputs = {"a": [], "b": ["a"], "c": []}
-    prices = Prices("a processor", Site(4, 4, 0.0), dict.fromkeys(inputs, node), {}, inputs)
-    assert prices.wall(prices.site) == (10.0, 15.0)
-    assert prices.wall(prices.site.of(1)) == (15.0, 15.0)
+    estimated = Estimate("a processor", Site(4, 4, 0.0), dict.fromkeys(inputs, node), {}, inputs)
+    assert estimated.wall(estimated.site) == (10.0, 15.0)
+    assert estimated.wall(estimated.site.of(1)) == (15.0, 15.0)
