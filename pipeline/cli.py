@@ -30,7 +30,7 @@ from pipeline.report import tables
 from pipeline.report.scores import percent
 from pipeline.run import artifacts, runs
 from pipeline.run.documents import NodeName, Version, fits
-from pipeline.run.engines import Engine, Inline, foreseen, reason_of
+from pipeline.run.engines import Engine, Inline, expected, reason_of
 from pipeline.run.jobs import Context
 from pipeline.run.on_ray import OnRay
 from pipeline.run.preflight import NodeStatus, preflight, wanted
@@ -220,7 +220,7 @@ class _Group(click.Group):
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            hint = "" if foreseen(error) else "; notbugs --debug shows where"
+            hint = "" if expected(error) else "; notbugs --debug shows where"
             _say_error(f"{reason_of(error)}{hint}")
             asked = isinstance(error, BadInput) or getattr(error, "errno", None) == errno.ENAMETOOLONG
             sys.exit(2 if asked else 1)

@@ -1,4 +1,4 @@
-"""One attempt to make what an experiment names: what it found, made and failed to make, on record."""
+"""One attempt to make an experiment's nodes, and its record: what was found, made, and failed."""
 
 import json
 import os
@@ -28,36 +28,36 @@ BEAT = 10.0
 """Seconds between signs of life of a run."""
 
 EVENTS = 60.0
-"""Seconds between two writings of all events so far."""
+"""Seconds between two writes of all events so far."""
 
 LOST_AFTER = 60.0
 """Seconds without a sign of life after which a run counts as dead."""
 
 TOMORROW = 86_400.0
-"""Seconds by which a clock may be ahead before what it dated is not believed."""
+"""Seconds by which a clock may be ahead before its dates are ignored."""
 
 LEFTOVERS = 3600.0
-"""Age in seconds of half-written files that a new run sweeps away."""
+"""Age in seconds from which a new run deletes half-written files."""
 
 
 @dataclass
 class Progress:
-    """How far a node is.
+    """The progress of a node.
 
     Attributes:
         state: waiting, running, done, cached, failed, or interrupted: at work when the run ended.
-        why: one sentence, where it failed or cannot start.
+        why: one sentence, if it failed or cannot start.
         total, done: shards, or epochs of a training.
         found: of those done, how many were there before this run.
-        images: images gone through in this run.
-        total_images: images that this run has to go through.
-        retries: shards or epochs that were begun again.
+        images: images processed in this run.
+        total_images: images that this run has to process.
+        retries: shards or epochs that were restarted.
         store_retries: requests that its workers sent to the store again.
-        started, seconds: when it began (seconds since 1970), and how long it took.
-        work: seconds that workers were at the work on its shards, all of them together.
+        started, seconds: when it began (seconds since 1970), and its duration.
+        work: seconds that all workers together spent working on its shards.
         lost: shards that could not be made, with reasons.
-        last: what the last step measured.
-        devices: kind of device → how many of its shards or epochs were made on one, in this run and before.
+        last: metrics of the last step.
+        devices: kind of device → its shards or epochs that were made on one, in this run and before.
     """
 
     stage: Word
@@ -80,7 +80,7 @@ class Progress:
 
 
 Watcher = Callable[[str, Progress, str], None]
-"""Told of each event: node, how far it is, what happened."""
+"""Called with each event: node, its progress, the event."""
 
 
 class Record:
@@ -110,7 +110,7 @@ class Record:
         self.told = 0.0
 
     def note(self, node: str, event: str, **facts: Any) -> None:
-        """Record an event, and tell the watcher; what changes a node's state is written at once."""
+        """Record an event and call the watcher; a change of a node's state is written at once."""
         with self.lock:
             self.watch(node, self.nodes[node], event)
             at = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -128,7 +128,7 @@ class Record:
             try:
                 self.write()
             except (OSError, BadInput):
-                continue  # the store is away: that there is no sign of life says so; the work itself reports it
+                continue  # the store is away: the missing sign of life shows it, and the work itself reports it
 
     def write(self, turn: bool = False) -> None:
         """Write the record; the events, which no object store can append to, seldom or at a turn."""
@@ -151,14 +151,14 @@ class Record:
 
 
 class Run:
-    """Makes what is missing of an experiment.
+    """Makes the missing nodes of an experiment.
 
     Args:
         experiment: what to make.
         context: where.
-        only: names or ids of the nodes wanted, with what they need; by default all.
+        only: names or ids of the wanted nodes, which are made with all that they need; by default all.
         watch: called with each event.
-        checked: what `preflight` found out about these nodes; without it, each job finds out for itself.
+        checked: the outcome of `preflight`, whose jobs have listed sources and read weights; else they do so here.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class Run:
         return made
 
     def _make_shards(self, job: ShardJob, engine: Engine) -> Artifact:
-        """Make what one listing says is missing; then read the marks of the rest, and make what does not hold."""
+        """Make the shards that a listing lacks; then read the marks of the rest, and make those without a valid one."""
         units, there, marks = job.units(), job.stored(), dict[str, dict[str, Any]]()
         progress = self.record.nodes[job.node.id]
         marked = [unit for unit in units if artifacts.mark_path(unit.name) in there]
@@ -269,7 +269,7 @@ class Run:
 
         if todo and (lost := engine.shards(job, todo, report)):
             progress.lost = [asdict(one) for one in lost]
-            raise BadData(_tell(lost, progress.total))
+            raise BadData(_sentence(lost, progress.total))
 
     def _make_model(self, job: ModelJob, engine: Engine) -> Artifact:
         node, progress = job.node, self.record.nodes[job.node.id]
@@ -300,7 +300,7 @@ def _brief(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in facts.items() if k in ("name", "unit", "samples", "attempt", "seconds", "reason", "host")}
 
 
-def _tell(lost: list[FailedShard], total: int) -> str:
+def _sentence(lost: list[FailedShard], total: int) -> str:
     first = f"{lost[0].unit}: {lost[0].reason}"
     return f"{len(lost)} of {total} shards failed, {'the first: ' if len(lost) > 1 else ''}{first}"
 
