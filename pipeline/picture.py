@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from pipeline.report.scores import NORMS
 from pipeline.run import artifacts
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import NodeName, Version, fits
-from pipeline.run.jobs import Place, open_model
+from pipeline.run.jobs import Context, open_model
 from pipeline.terminal import visible
 from stages.errors import BadData, BadInput, some
 from stages.images import decode, read_file
@@ -63,7 +63,7 @@ class Picture:
         return {"target": target, "success": success, **said, "l2": self.l2, "linf": self.linf, "how": self.how}
 
 
-def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Classifier", list[str]]:
+def find_model(place: Context, name: str, arch: str | None = None) -> tuple["Classifier", list[str]]:
     """A model by name, ready for use, and the names of its classes.
 
     Args:
@@ -88,7 +88,7 @@ def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Class
     if found:
         folder, manifest = max(found.items(), key=lambda item: str(item[1]["made"]))
         _refuse_code(name, str(manifest["design"]["arch"]), arch)
-        return open_model(place, Made(folder, manifest)), _class_names(place, manifest)
+        return open_model(place, Artifact(folder, manifest)), _class_names(place, manifest)
     if name not in models.list_models(module=models):
         known = ", ".join(place.store.folders("models")) or "none"
         raise BadInput(
@@ -117,7 +117,7 @@ def _refuse_code(name: str, asked: str, given: str | None) -> None:
         )
 
 
-def _class_names(place: Place, manifest: dict[str, Any]) -> list[str]:
+def _class_names(place: Context, manifest: dict[str, Any]) -> list[str]:
     """Those of the dataset it was trained on; ImageNet's, of a network for a thousand classes; or numbers."""
     from torchvision.models._meta import _IMAGENET_CATEGORIES as IMAGENET
 

@@ -13,7 +13,7 @@ from pipeline.report import published
 from pipeline.report.scores import Result, Row, over_seeds, results, without_seed
 from pipeline.report.tables import result_rows
 from pipeline.run import artifacts
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.store import READERS, Store
 
 
@@ -87,7 +87,9 @@ class Gathered:
         Raises:
             BadData: they are not those that were published.
         """
-        content = artifacts.read_file(self.store, Made(self.folder(node), dict(self.manifests[node])), "metrics.jsonl")
+        content = artifacts.read_file(
+            self.store, Artifact(self.folder(node), dict(self.manifests[node])), "metrics.jsonl"
+        )
         return [json.loads(line) for line in content.splitlines()]
 
     def folder(self, node: str) -> str:

@@ -202,7 +202,7 @@ MARKS: dict[str, type[Mark]] = {"datasets": ShardMark, "evaluations": ScoreMark}
 
 
 @dataclass(frozen=True)
-class Made:
+class Artifact:
     """A node that is there, whole."""
 
     folder: str
@@ -230,12 +230,12 @@ def manifest_at(store: Store, folder: str) -> dict[str, Any] | None:
     return found if found and (found["group"], found["name"], found["version"]) == (group, name, version) else None
 
 
-def find(store: Store, node: Node) -> Made | None:
+def find(store: Store, node: Node) -> Artifact | None:
     """The node as it stands in the store; None unless every file and commit mark is there with its size."""
     manifest = manifest_at(store, node.folder)
     if manifest is None or (node.group == "models" and manifest["design"]["arch"] != node.arch):
         return None
-    made = Made(node.folder, manifest)
+    made = Artifact(node.folder, manifest)
     there = store.files(node.folder, recursive=True)
     whole = all(there.get(name) == file["bytes"] for name, file in made.files.items())
     marked = all(mark_path(name) in there for name in manifest.get("shards", {}))
@@ -243,7 +243,7 @@ def find(store: Store, node: Node) -> Made | None:
     return made if whole and marked and read else None
 
 
-def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Made]) -> Made | None:
+def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Artifact]) -> Artifact | None:
     """The node, if it is whole and was made from these very inputs; otherwise its manifest is taken back.
 
     A node that is about to be made again is not there meanwhile: under its old manifest, new shards
@@ -256,7 +256,7 @@ def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Made]) -> Ma
     return None
 
 
-def read_file(store: Store, made: Made, name: str, take_back: bool = False) -> bytes:
+def read_file(store: Store, made: Artifact, name: str, take_back: bool = False) -> bytes:
     """A file of a node, as it was published.
 
     Args:
@@ -279,7 +279,7 @@ def read_file(store: Store, made: Made, name: str, take_back: bool = False) -> b
     raise BadData(f"{made.folder}/{name} is damaged and was withdrawn: the next run makes it again")
 
 
-def parents_of(made: Made) -> dict[str, str]:
+def parents_of(made: Artifact) -> dict[str, str]:
     """Role → content digest of what it was made from."""
     return {role: parent["content"] for role, parent in made.manifest["parents"].items()}
 
@@ -297,9 +297,9 @@ def publish(
     node: Node,
     files: dict[str, tuple[int, str]],
     content: str,
-    inputs: Mapping[str, Made],
+    inputs: Mapping[str, Artifact],
     facts: dict[str, Any],
-) -> Made:
+) -> Artifact:
     """Write the manifest, last of all files: from now on the node is there.
 
     Args:
@@ -330,7 +330,7 @@ def publish(
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     store.put_json(f"{node.folder}/manifest.json", manifest)
-    return Made(node.folder, manifest)
+    return Artifact(node.folder, manifest)
 
 
 def per_split(samples: Iterable[tuple[str, int]]) -> dict[str, int]:

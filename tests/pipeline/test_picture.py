@@ -18,7 +18,7 @@ from pipeline import picture
 from pipeline.cli import main
 from pipeline.experiment import spec
 from pipeline.run.engines import Inline
-from pipeline.run.jobs import Place
+from pipeline.run.jobs import Context
 from pipeline.run.runs import Run
 from pipeline.store import Store
 from stages.errors import BadInput
@@ -30,7 +30,7 @@ def store(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     train = {**TINY["models"]["standard"]["train"], "epochs": 15}
     known = {**TINY, "models": {**TINY["models"], "standard": {"train": train}}}
-    assert Run(spec.parse(known), Place(Store(str(folder)), folder, folder), ("standard",)).go(Inline())
+    assert Run(spec.parse(known), Context(Store(str(folder)), folder, folder), ("standard",)).go(Inline())
     return folder
 
 

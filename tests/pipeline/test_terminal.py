@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 from support import TINY
 
-from pipeline import terminal
+from pipeline import cli, terminal
 from pipeline.cli import main
 from pipeline.report import page
 from pipeline.run import on_ray, runs
@@ -336,7 +336,7 @@ def told(number):
 @pytest.mark.parametrize(
     ("where", "name", "engine", "sentence"),
     [
-        (runs, "preflight", "inline", "Nothing was begun; the same command again begins it."),
+        (cli, "preflight", "inline", "Nothing was begun; the same command again begins it."),
         (on_ray, "_begin", "ray", "Nothing was begun; the same command again begins it."),
         (runs.Run, "_make_shards", "inline", "What is done is kept; go on with: notbugs resume --store {store}"),
         (page, "write", "inline", "What was made is kept; see it with: notbugs report --store {store}"),

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
 from pipeline.report.tables import feature_table, result_text, table
-from pipeline.run.artifacts import Made
-from pipeline.run.jobs import EvaluateJob, Place
+from pipeline.run.artifacts import Artifact
+from pipeline.run.jobs import Context, EvaluateJob
 from pipeline.store import Store
 
 WORDS = st.text(st.characters(codec="ascii", exclude_categories=["Cc", "Zs"]), min_size=1, max_size=12)
@@ -88,12 +88,12 @@ def test_held_out_are_images_as_they_were_loaded_of_a_split_that_was_not_trained
 ):
     asked = {"e": {"models": [model], "on": on, "split": split}}
     (node,) = [n for n in build(parse({**ORIGINS, "evaluations": asked})) if n.group == "evaluations"]
-    inputs = {role: Made(one.folder, {"content": "c", "classes": ["a", "b"]}) for role, one in node.inputs.items()}
+    inputs = {role: Artifact(one.folder, {"content": "c", "classes": ["a", "b"]}) for role, one in node.inputs.items()}
     store = Store(str(tmp_path))
     sums = {"n": 4, "right": 3, "right_per_class": [2, 1], "n_per_class": [2, 2]}
     nothing = {"right_under": [], "average_under": [], "aimed_under": [], "success_under": []}
     marks = {"test-000000": {"samples": 4, "sums": {model: sums | nothing}}}
-    EvaluateJob(node, Place(store, Path(), Path()), inputs).finish(marks)
+    EvaluateJob(node, Context(store, Path(), Path()), inputs).finish(marks)
     (found,) = store.find_json(f"{node.folder}/result.json")["rows"]
     assert (found["on"], found["split"], found["held_out"]) == (on, split, held_out)
 
