@@ -26,7 +26,7 @@ from pipeline.experiment import spec
 from pipeline.experiment.graph import GROUPS, build
 from pipeline.experiment.spec import Experiment
 from pipeline.formats import clock
-from pipeline.report import tables
+from pipeline.report import results, tables
 from pipeline.report.scores import percent
 from pipeline.run import artifacts, runs
 from pipeline.run.documents import NodeName, Version, fits
@@ -901,13 +901,13 @@ def _results_as_json(store: Store, run: dict[str, Any]) -> dict[str, Any]:
         "run": run["run"],
         "state": run["state"],
         "store": store.url,
-        "rows": tables.result_rows(store, run),
+        "rows": results.result_rows(store, run),
         "nodes": nodes,
     }
 
 
 def _print_results(store: Store, run: dict[str, Any]) -> None:
-    rows = tables.result_rows(store, run)
+    rows = results.result_rows(store, run)
     if rows:
         echo("\n" + tables.result_text(rows))
     for line in tables.left_out_of(store, run):

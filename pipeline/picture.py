@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from pipeline.report.scores import NORMS
+from pipeline.report.scores import norm_name
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import NodeName, Version, fits
@@ -216,7 +216,7 @@ def _push(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -
 
     wanted = np.array([target])
     after, _ = Toward(asked, prepared(model, asked))(pixels[None], wanted, wanted)
-    return after[0], f"{asked.steps} steps of PGD, {NORMS[asked.norm]} ε {asked.eps:g}"
+    return after[0], f"{asked.steps} steps of PGD, {norm_name(asked.norm)} ε {asked.eps:g}"
 
 
 def _turn(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:

@@ -66,6 +66,15 @@ Length = Annotated[float, BeforeValidator(fraction)]
 ClassMap = dict[str, list[int | str]]
 
 
+class _Later:
+    """Marks a key that was added to a recipe which stored versions already name."""
+
+
+Later = Annotated[T, _Later()]
+"""A key added later. A version includes it only where its value is not the default, so recipes written before the key
+existed keep their versions. Keys that were there from the start are always part of a version, default or not."""
+
+
 class Recipe(BaseModel):
     """Base of all recipes: frozen, unknown keys refused."""
 
@@ -80,6 +89,15 @@ class Recipe(BaseModel):
     def unused(self) -> frozenset[str]:
         """Fields that play no part in this recipe, whatever they say."""
         return frozenset()
+
+    @property
+    def implied(self) -> frozenset[str]:
+        """Fields added `Later` that have their default: a recipe written before them means the same."""
+        return frozenset(
+            name
+            for name, field in type(self).model_fields.items()
+            if any(isinstance(mark, _Later) for mark in field.metadata) and getattr(self, name) == field.get_default()
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -100,8 +118,9 @@ class Recipe(BaseModel):
         return None
 
     def parameters(self) -> dict[str, Any]:
-        """Every parameter that changes the result, defaults filled in; of the recipes within it likewise."""
-        said = self.model_dump(mode="json", exclude={*self.where, *self.inputs, *self.unused})
+        """Every parameter that changes the result, defaults filled in except those of keys added `Later`; likewise for
+        nested recipes. This is what a version is the digest of."""
+        said = self.model_dump(mode="json", exclude={*self.where, *self.inputs, *self.unused, *self.implied})
         return {name: _parameters(getattr(self, name), dumped) for name, dumped in said.items()}
 
 
@@ -169,12 +188,12 @@ class _Geometry(_Source):
         None, ge=1, le=SIDE, description="Shorter side after resizing (bilinear, antialiased), in pixels."
     )
     crop: int | None = Field(None, ge=1, le=SIDE, description="Side of the centre crop, in pixels.")
-    channels: Literal[1, 3] | None = Field(
+    channels: Later[Literal[1, 3] | None] = Field(
         None,
         description="`1`: grey, `3`: RGB; images are converted. By default RGB; or grey for WebDataset shards, if all "
         "images are.",
     )
-    keep_files: bool = Field(
+    keep_files: Later[bool] = Field(
         True,
         description="Without `resize` and `crop`: store files as they are, where all are png, jpg or webp; `false` "
         "stores every image as png.",
@@ -188,9 +207,8 @@ class _Geometry(_Source):
 
     @property
     def unused(self) -> frozenset[str]:
-        """Keys that came later, where they change nothing: recipes without them keep their versions."""
-        as_before = {"channels": self.channels is None, "keep_files": self.keep_files or not self.keeps_sizes}
-        return frozenset(key for key, same in as_before.items() if same)
+        """Images that are resized or cropped are not stored as their files."""
+        return _unless(self.keeps_sizes, "keep_files")
 
     @property
     def keeps_sizes(self) -> bool:
@@ -227,12 +245,12 @@ class WebDataset(_Geometry):
     shards: InOrder[str] = Field(
         min_length=1, description="Split name → path or URL, braces allowed: `train-{000000..000146}.tar`."
     )
-    image: str | None = Field(
+    image: Later[str | None] = Field(
         None,
         description="Extension of the image, all that follows the first dot of its name; needed where a sample has "
         "several images, or one such as `rgb.png`.",
     )
-    label: str = Field(
+    label: Later[str] = Field(
         "cls",
         description="Extension of the file that holds the label, or `json.KEY`, its place in the sample's JSON; "
         "`json.meta.label` if it is nested. A label is a whole number from 0, or a name that `classes` lists.",
@@ -240,12 +258,6 @@ class WebDataset(_Geometry):
     classes: Annotated[Distinct[str], Field(min_length=1)] | Annotated[int, Field(ge=1, le=CLASSES)] | None = Field(
         None, description="Class names, or their number; by default one more than the largest label."
     )
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """Where samples are plain, what could be said of others: it makes no other version."""
-        plain = {"image": None, "label": "cls"}
-        return super().unused | {key for key, value in plain.items() if getattr(self, key) == value}
 
     @field_validator("image", "label")
     @classmethod
@@ -416,7 +428,7 @@ class Adversary(Ball):
 
 
 Deterministic = Annotated[
-    bool,
+    Later[bool],
     Field(
         description="Kernels that give the same bits every time. Turn it off for a network that has a layer without "
         "such a kernel on a GPU; its bytes then differ from run to run."
@@ -448,11 +460,6 @@ class Compute(Recipe):
     )
     batch_size: int = Field(128, ge=1, description="Images searched together; the last batch is padded to it.")
     deterministic: Deterministic = True
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """Deterministic kernels are what a version stands for, unless it says otherwise."""
-        return _unless(not self.deterministic, "deterministic")
 
     def misfit(self, shape: Sequence[int], shard: int) -> str | None:
         return _too_large(self.batch_size, shape, shard) or super().misfit(shape, shard)
@@ -529,7 +536,7 @@ class Attack(Perturbation):
         "to the loss (Nakkiran 2019).",
     )
     spatial: Spatial = Field(Spatial(), description="For `spatial`: the space, and how it is searched.")
-    stop_at_margin: float | None = Field(
+    stop_at_margin: Later[float | None] = Field(
         None,
         ge=0,
         description="For `pgd`: an image whose target leads all other classes by this much (logits) is moved no "
@@ -592,7 +599,7 @@ class Attack(Perturbation):
         ball, moves = {"norm", "eps"}, {"steps", "step_size"}
         idle = moves | {"precision", "fold", "compile", "spatial", "fit_shards", "stop_at_margin"}
         by_method = {
-            "pgd": {"spatial", "fit_shards", "seed"} | _unless(self.stop_at_margin is not None, "stop_at_margin"),
+            "pgd": {"spatial", "fit_shards", "seed"},
             "universal": {"spatial", "stop_at_margin", "seed"},
             "spatial": ball | moves | {"fit_shards", "stop_at_margin", "seed"},
             "noise": idle,
@@ -694,7 +701,7 @@ class Train(Recipe):
         description="Instead of an arch: a model whose features are kept as they are; only its last linear layer is "
         "trained, from new weights (a linear probe).",
     )
-    adversarial: Adversary | None = Field(
+    adversarial: Later[Adversary | None] = Field(
         None,
         description="Adversarial training: every batch is first moved away from its labels by PGD in this ball.",
     )
@@ -727,7 +734,7 @@ class Train(Recipe):
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="Precision of the forward and backward pass; `tf32` as in an attack."
     )
-    compile: Literal["reduce-overhead"] | bool = Field(
+    compile: Later[Literal["reduce-overhead"] | bool] = Field(
         False,
         description="Compile the network with `torch.compile`, as in an attack; `reduce-overhead` is for small images "
         "on a GPU.",
@@ -765,16 +772,6 @@ class Train(Recipe):
         why = self.adversarial and self.adversarial.misfit(shape, shard)
         return f"adversarial: {why}" if why else super().misfit(shape, shard)
 
-    @property
-    def unused(self) -> frozenset[str]:
-        """Parameters that are not used: they make no other version of the model."""
-        idle = {
-            "adversarial": self.adversarial is None,
-            "compile": not self.compile,
-            "deterministic": self.deterministic,
-        }
-        return frozenset(name for name, unused in idle.items() if unused)
-
     @model_validator(mode="after")
     def _arch_or_probe(self) -> "Train":
         if (self.arch is None) == (self.probe is None):
@@ -809,7 +806,7 @@ class Pretrained(Recipe):
         description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`), or path (below `--data`), URL or "
         "`package://PACKAGE/FILE` (a file of an installed Python package) of what torch.save or safetensors wrote."
     )
-    key: str | None = Field(
+    key: Later[str | None] = Field(
         None,
         description="Where the file has several weights that fit, or others beside them, those to take: "
         "`state_dict_ema`, `teacher.backbone`.",
@@ -838,11 +835,6 @@ class Pretrained(Recipe):
     std: list[Deviation] | None = Field(
         None, min_length=1, description="Per-channel deviation that it expects to be divided by."
     )
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """What is not said: it makes no other version of the model."""
-        return frozenset({"key"} if self.key is None else {})
 
     @field_validator("shape")
     @classmethod
@@ -949,11 +941,6 @@ class Evaluate(Recipe):
     @classmethod
     def _no_model_needed(cls, rule: Relabel | None) -> Relabel | None:
         return _refuse_least_likely(rule)
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """As for an attack."""
-        return _unless(not self.deterministic, "deterministic")
 
     @property
     def surrogates(self) -> list[str]:

@@ -129,7 +129,7 @@ def test_run_json_prints_one_document_that_show_repeats(tiny, write, tmp_path):
 def test_show_names_a_node(finished):
     _, store = finished
     text = invoke("show", "other", "--store", store).stdout
-    assert "attack success" in text
+    assert "attack success rate" in text
     assert "192 train" in text
     found = json.loads(invoke("show", "datasets/clean", "--json", "--store", store).stdout)["found"]
     assert found[0]["counts"] == {"train": 192, "test": 192}

@@ -13,7 +13,7 @@ from pipeline.run.jobs.base import ShardJob, Unit, devices, open_model, read_sha
 from pipeline.run.jobs.checks import refuse_rule, try_features
 from pipeline.run.jobs.work import Part, Work, in_batches, scoring, scoring_clean, tries, with_tries
 from pipeline.store import canonical, digest
-from stages.recipes import Invert, EvalAttack, Usefulness
+from stages.recipes import EvalAttack, Invert, Usefulness
 from stages.shard import Shard
 
 
@@ -104,7 +104,7 @@ class EvaluateJob(ScoreJob):
         super().refuse_mismatch()
         recipe = self.node.recipe
         rules = {"agreement": recipe.agreement} | {
-            f"attacks.{i}.toward": attack.toward for i, attack in enumerate(recipe.attacks)
+            f"attacks.{i}.target_rule": attack.target_rule for i, attack in enumerate(recipe.attacks)
         }
         for key, rule in rules.items():
             if rule is not None:
