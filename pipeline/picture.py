@@ -12,13 +12,13 @@ from pydantic import ValidationError
 
 from pipeline.report.scores import norm_name
 from pipeline.run import artifacts
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import NodeName, Version, fits
-from pipeline.run.jobs import Place, open_model
+from pipeline.run.jobs import Context, open_model
 from pipeline.terminal import visible
 from stages.errors import BadData, BadInput, nearest, some
 from stages.images import decode, read_file
-from stages.recipes import Attack, Bring, is_own
+from stages.recipes import Attack, Pretrained, is_own
 
 if TYPE_CHECKING:
     from stages.model import Classifier
@@ -59,11 +59,11 @@ class Picture:
         confidence = dict(zip(("before", "after"), self.confidence[:, self.target].tolist(), strict=True))
         target = {"name": self.classes[self.target], "number": self.target, **confidence}
         top = {when: dict(self.top(i)) for i, when in enumerate(("before", "after"))}
-        reached = bool(self.confidence[1].argmax() == self.target)
-        return {"target": target, "reached": reached, **top, "l2": self.l2, "linf": self.linf, "how": self.how}
+        success = bool(self.confidence[1].argmax() == self.target)
+        return {"target": target, "success": success, **top, "l2": self.l2, "linf": self.linf, "how": self.how}
 
 
-def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Classifier", list[str]]:
+def find_model(place: Context, name: str, arch: str | None = None) -> tuple["Classifier", list[str]]:
     """A model by name, ready for use, and the names of its classes.
 
     Args:
@@ -88,7 +88,7 @@ def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Class
     if manifests:
         folder, manifest = max(manifests.items(), key=lambda item: str(item[1]["made"]))
         _refuse_code(name, str(manifest["design"]["arch"]), arch)
-        return open_model(place, Made(folder, manifest)), _class_names(place, manifest)
+        return open_model(place, Artifact(folder, manifest)), _class_names(place, manifest)
     if name not in models.list_models(module=models):
         known = ", ".join(place.store.folders("models")) or "none"
         raise BadInput(
@@ -96,7 +96,7 @@ def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Class
         )
     weights = models.get_model_weights(name).DEFAULT
     try:
-        design, content = checkpoint.bring(Bring(arch=name, weights=weights.name), place.data, place.here)
+        design, content = checkpoint.bring(Pretrained(arch=name, weights=weights.name), place.data, place.here)
     except BadInput as error:
         raise BadInput(f"--model {name}: {error}") from error
     return model.load(design, content, place.here), list(weights.meta["categories"])
@@ -117,7 +117,7 @@ def _refuse_code(name: str, asked: str, given: str | None) -> None:
         )
 
 
-def _class_names(place: Place, manifest: dict[str, Any]) -> list[str]:
+def _class_names(place: Context, manifest: dict[str, Any]) -> list[str]:
     """The class names of its training set; ImageNet's for a network of a thousand classes; else numbers."""
     from torchvision.models._meta import _IMAGENET_CATEGORIES as IMAGENET
 
@@ -187,9 +187,10 @@ def move(
     """
     import torch
 
-    from stages.attack import distances, logits_of
     from stages.device import computing
+    from stages.model import logits_of
     from stages.refused import explained
+    from stages.tensors import distances
 
     try:
         asked = Attack(images="", model="", batch_size=1, **recipe)
@@ -208,8 +209,8 @@ def move(
 
 def _push(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:
     """The picture after PGD, and the attack in words."""
-    from stages.prepare import prepared
-    from stages.search import Toward
+    from stages.inference import prepared
+    from stages.targeted_pgd import Toward
 
     goal = np.array([target])
     after, _ = Toward(asked, prepared(model, asked))(pixels[None], goal, goal)
@@ -220,9 +221,9 @@ def _turn(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -
     """The picture under the rotation and shift that bring it nearest to the class, and these in words."""
     import torch
 
-    from stages.model import to_pixels, to_unit
-    from stages.search import targeted
     from stages.spatial import search
+    from stages.targeted_pgd import targeted
+    from stages.tensors import to_pixels, to_unit
 
     space, where = asked.spatial, model.mean.device
     zero = np.zeros(1, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The terminal: output, formats of times and sizes, missing streams, and signals.
+"""The terminal: output, missing streams, and signals.
 
 Imports only the standard library: the terminal is set up before the rest of the program is imported.
 """
@@ -164,36 +164,6 @@ def find_home() -> None:
         Path.home()
     except RuntimeError:
         os.environ["HOME"] = tempfile.gettempdir()
-
-
-# ------------------------------------------------------------------------------------------ formats
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds: ``1:02:03``."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
-
-
-def duration(seconds: float | None) -> str:
-    """A time span: ``12.3 s``, or `clock` from 100 seconds on."""
-    if seconds is None:
-        return "–"
-    return f"{seconds:.1f} s" if seconds < 100 else clock(seconds)
-
-
-def hours(seconds: float) -> str:
-    """Hours with four decimals, or with one from ten hours on."""
-    return f"{seconds / 3600:,.4f}" if seconds < 36_000 else f"{seconds / 3600:,.1f}"
-
-
-def size(count: float) -> str:
-    """Bytes, in units of 1000: ``1.23 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if count else "–"
-        count /= 1000
-    return f"{count:,.3g} TB"
 
 
 # ------------------------------------------------------------------------------------------ signals

@@ -541,7 +541,7 @@ class Attack(Perturbation):
         "to the loss (Nakkiran 2019).",
     )
     spatial: Spatial = Field(Spatial(), description="For `spatial`: the space, and how it is searched.")
-    freeze: Later[float | None] = Field(
+    stop_at_margin: Later[float | None] = Field(
         None,
         ge=0,
         description="For `pgd`: an image whose target leads all other classes by this much (logits) is moved no "
@@ -568,8 +568,8 @@ class Attack(Perturbation):
             raise ValueError(f"method {self.method} needs a model to attack: add `model: NAME`")
         if self.not_transferring_to and self.method != "pgd":
             raise ValueError(f"`not_transferring_to` goes with method pgd, not with {self.method}")
-        if self.freeze is not None and (self.method != "pgd" or self.not_transferring_to):
-            raise ValueError("`freeze` goes with method pgd, and not with `not_transferring_to`")
+        if self.stop_at_margin is not None and (self.method != "pgd" or self.not_transferring_to):
+            raise ValueError("`stop_at_margin` goes with method pgd, and not with `not_transferring_to`")
         if self.model in self.not_transferring_to:
             raise ValueError(f"not_transferring_to names {self.model!r}, the model that is attacked")
         return self
@@ -602,11 +602,11 @@ class Attack(Perturbation):
     def unused(self) -> frozenset[str]:
         """Parameters that the method does not use: they make no other version of the dataset."""
         ball, moves = {"norm", "eps"}, {"steps", "step_size"}
-        idle = moves | {"precision", "fold", "compile", "spatial", "fit_shards", "freeze"}
+        idle = moves | {"precision", "fold", "compile", "spatial", "fit_shards", "stop_at_margin"}
         by_method = {
             "pgd": {"spatial", "fit_shards", "seed"},
-            "universal": {"spatial", "freeze", "seed"},
-            "spatial": ball | moves | {"fit_shards", "freeze", "seed"},
+            "universal": {"spatial", "stop_at_margin", "seed"},
+            "spatial": ball | moves | {"fit_shards", "stop_at_margin", "seed"},
             "noise": idle,
             "leakage": idle,
             "none": ball | idle | {"seed"},
@@ -718,9 +718,9 @@ class Train(Recipe):
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, on every parameter.")
     schedule: Literal["one-cycle", "steps", "cosine", "constant"] = Field(
         "one-cycle",
-        description="Learning rate over time: up and down (cosine), ÷ 10 at `drops`, cosine to 0, or constant.",
+        description="Learning rate over time: up and down (cosine), ÷ 10 at `milestones`, cosine to 0, or constant.",
     )
-    drops: list[int] = Field([], description="Epochs at which schedule `steps` divides the rate by 10.")
+    milestones: list[int] = Field([], description="Epochs at which schedule `steps` divides the rate by 10.")
     warmup: float = Field(0.25, ge=0, lt=1, description="Share of a one-cycle schedule in which the rate rises.")
     augment: Augmentation = Field(
         "none",
@@ -763,14 +763,14 @@ class Train(Recipe):
         description="MiB of pixels that each process may hold in memory; a larger split streams from its shards.",
     )
 
-    watch: int = Field(
+    eval_images: int = Field(
         1000,
         ge=0,
         description="Images of the source's test split that are scored after every epoch, for the learning curve. Not "
         "part of the version.",
     )
 
-    where = frozenset({"watch"})
+    where = frozenset({"eval_images"})
     inputs = {"on": "datasets", "probe": "models"}
 
     def misfit(self, shape: Sequence[int], shard: int) -> str | None:
@@ -795,15 +795,15 @@ class Train(Recipe):
         return self
 
     @model_validator(mode="after")
-    def _drops_and_schedule(self) -> "Train":
-        if any(not 0 < drop < self.epochs for drop in self.drops):
-            raise ValueError(f"drops must lie between 1 and {self.epochs - 1}, the epochs before the last")
-        if bool(self.drops) != (self.schedule == "steps"):
-            raise ValueError("`drops` goes with schedule steps, and schedule steps needs it")
+    def _milestones_and_schedule(self) -> "Train":
+        if any(not 0 < milestone < self.epochs for milestone in self.milestones):
+            raise ValueError(f"milestones must lie between 1 and {self.epochs - 1}, the epochs before the last")
+        if bool(self.milestones) != (self.schedule == "steps"):
+            raise ValueError("`milestones` goes with schedule steps, and schedule steps needs it")
         return self
 
 
-class Bring(Recipe):
+class Pretrained(Recipe):
     """A model made elsewhere: torchvision's pretrained weights, or a checkpoint with the arch that reads it."""
 
     arch: str = Field(description="As in `train`.")
@@ -859,7 +859,7 @@ class Bring(Recipe):
 # ------------------------------------------------------------------------------------------ evaluate
 
 
-class Threat(Perturbation):
+class EvalAttack(Perturbation):
     """An attack that models are scored under."""
 
     method: Literal["pgd", "apgd"] = Field(
@@ -873,10 +873,10 @@ class Threat(Perturbation):
         le=ATTACKS,
         description="The first search starts at the image, the others at random in the ball; the worst counts.",
     )
-    toward: Relabel | None = Field(
-        None, description="Targeted: toward the class that this rule names. Else untargeted."
+    target_rule: Relabel | None = Field(
+        None, description="For a targeted attack: the rule that names the target class. By default untargeted."
     )
-    source: str | None = Field(
+    surrogate: str | None = Field(
         None, description="Model that the attack is made on (a transfer attack); by default each model itself."
     )
     seed: Seed = Field(0, description="Seed of the random starts and of the average case; drawn per image.")
@@ -886,7 +886,7 @@ class Threat(Perturbation):
         """APGD chooses its step size."""
         return super().unused | _unless(self.method != "apgd", "step_size")
 
-    @field_validator("toward")
+    @field_validator("target_rule")
     @classmethod
     def _no_model_needed(cls, rule: Relabel | None) -> Relabel | None:
         return _refuse_least_likely(rule)
@@ -909,10 +909,10 @@ class Evaluate(Recipe):
     models: Distinct[str] = Field(min_length=1, description="Models to score.")
     on: str = Field(description="Dataset to score them on.")
     split: Split = Field("test", description="Its split.")
-    attacks: list[Threat] = Field(
+    attacks: list[EvalAttack] = Field(
         [],
         description="Attacks to score them under as well, each beside the average case: noise of the same radius. "
-        "Where `norm`, `eps`, `steps` or `source` is a list, one attack for each.",
+        "Where `norm`, `eps`, `steps` or `surrogate` is a list, one attack for each.",
     )
     spatial: list[Spatial] = Field(
         [], description="Rotations and translations to score them under as well, worst beside average case."
@@ -924,7 +924,7 @@ class Evaluate(Recipe):
     batch_size: int = Field(250, ge=1, description="Images per forward pass.")
     deterministic: Deterministic = True
 
-    inputs = {"on": "datasets", "models": "models", "sources": "models"}
+    inputs = {"on": "datasets", "models": "models", "surrogates": "models"}
 
     def misfit(self, shape: Sequence[int], shard: int) -> str | None:
         each = {f"attacks.{i}: ": attack.misfit(shape, shard) for i, attack in enumerate(self.attacks)}
@@ -934,8 +934,8 @@ class Evaluate(Recipe):
     @field_validator("attacks", mode="before")
     @classmethod
     def _one_for_each(cls, attacks: Any) -> Any:
-        """A list of radii or of sources stands for one attack each: a curve, a row of a transfer matrix."""
-        for key in ("norm", "eps", "steps", "source"):
+        """A list of radii or of surrogates stands for one attack each: a curve, a row of a transfer matrix."""
+        for key in ("norm", "eps", "steps", "surrogate"):
             if isinstance(attacks, list):
                 attacks = [one for attack in attacks for one in _each(attack, key)]
                 if len(attacks) > ATTACKS:
@@ -948,9 +948,9 @@ class Evaluate(Recipe):
         return _refuse_least_likely(rule)
 
     @property
-    def sources(self) -> list[str]:
+    def surrogates(self) -> list[str]:
         """Models that attacks are made on, besides those scored."""
-        return list(dict.fromkeys(a.source for a in self.attacks if a.source is not None))
+        return list(dict.fromkeys(a.surrogate for a in self.attacks if a.surrogate is not None))
 
 
 class Usefulness(Ball, Compute):
@@ -988,7 +988,7 @@ class Usefulness(Ball, Compute):
 
 STAGES: dict[str, dict[str, type[Recipe]]] = {
     "datasets": {"attack": Attack, "invert": Invert, "select": Select},
-    "models": {"train": Train, "load": Bring},
+    "models": {"train": Train, "pretrained": Pretrained},
     "evaluations": {"usefulness": Usefulness},
 }
 """Group → key in the experiment file → what it asks for. A dataset's `load` is one of SOURCES, an evaluation without

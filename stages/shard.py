@@ -34,8 +34,8 @@ COLUMNS: dict[str, pa.DataType] = {
     "label": pa.int64(),
     "source_label": pa.int64(),
     "target": pa.int64(),
-    "reached": pa.bool_(),
-    "reached_step": pa.int64(),
+    "success": pa.bool_(),
+    "success_step": pa.int64(),
     "margin": pa.float32(),
     "confidence": pa.float32(),
     "l2": pa.float64(),
@@ -217,8 +217,8 @@ class Facts(BaseModel):
     split: str
     source_label: int = Field(ge=0)
     target: int = Field(0, ge=0)
-    reached: bool = False
-    reached_step: int = Field(-1, ge=-1, le=10**6)
+    success: bool = False
+    success_step: int = Field(-1, ge=-1, le=10**6)
     margin: float = 0.0
     confidence: float = 0.0
     l2: float = 0.0

@@ -13,14 +13,14 @@ from stages.recipes import STAGES, Recipe, Relabel
 
 REVISIONS = {
     "load": 3,
-    "attack": 3,
+    "attack": 4,
     "invert": 2,
     "select": 1,
     "relabel": 1,
-    "shard": 2,
+    "shard": 3,
     "train": 2,
-    "bring": 2,
-    "evaluate": 4,
+    "pretrained": 2,
+    "evaluate": 5,
     "usefulness": 3,
 }
 """A stage's revision is part of the version of its nodes: raise it when the stage gives other bytes."""
@@ -33,7 +33,7 @@ class Node:
     Attributes:
         group: datasets, models or evaluations.
         name: its name in the experiment.
-        stage: the stage that makes it: load, attack, invert, select, train, bring, evaluate or usefulness.
+        stage: the stage that makes it: load, attack, invert, select, train, pretrained, evaluate or usefulness.
         recipe: the parameters of that stage.
         relabel: the label rule of an attack.
         inputs: role → input node.
@@ -104,8 +104,8 @@ DATASETS = ("load", "attack", "invert", "select")
 def _roles(part: Any) -> dict[str, tuple[str, str]]:
     """Role → (key in the file, node that it names): `model`, or `models.standard` if the key is a list of names."""
     stage, recipe = asked(part)
-    prefix = "" if stage == "evaluate" else "load." if stage == "bring" else f"{stage}."
-    keys = {"sources": "attacks.source"}  # a property of the recipe, under another key in the file
+    prefix = "" if stage == "evaluate" else f"{stage}."
+    keys = {"surrogates": "attacks.surrogate"}  # a property of the recipe, under another key in the file
     roles: dict[str, tuple[str, str]] = {}
     for field, group in recipe.inputs.items():
         named = getattr(recipe, field)

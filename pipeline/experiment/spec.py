@@ -28,15 +28,15 @@ from stages.recipes import (
     STAGES,
     Adversary,
     Attack,
-    Bring,
+    EvalAttack,
     Evaluate,
     Invert,
     Load,
+    Pretrained,
     Recipe,
     Relabel,
     Select,
     Spatial,
-    Threat,
     Train,
     Usefulness,
 )
@@ -52,6 +52,17 @@ Name = Annotated[str, StringConstraints(pattern=rf"^{PLAIN}(@[A-Za-z0-9_.,=-]{{1
 
 TAGS = ("(accuracy)", "(measurement)", "[key]")
 """Parts of pydantic's error locations that are no keys of the file."""
+
+
+RENAMED = {
+    "drops": "milestones",
+    "freeze": "stop_at_margin",
+    "load": "pretrained",
+    "source": "surrogate",
+    "toward": "target_rule",
+    "watch": "eval_images",
+}
+"""Keys of earlier experiment files → what they are called now. An old name is refused where the new one is a key."""
 
 
 class _Part(BaseModel):
@@ -79,15 +90,15 @@ class Dataset(_Part):
 
 
 class Model(_Part):
-    """`train` or `load`."""
+    """`train` or `pretrained`."""
 
     train: Train | None = Field(None, description="Train it on a dataset.")
-    load: Bring | None = Field(None, description="Bring a model made elsewhere.")
+    pretrained: Pretrained | None = Field(None, description="Take weights that were trained elsewhere.")
 
     @model_validator(mode="after")
     def _one_way(self) -> "Model":
-        if (self.train is None) == (self.load is None):
-            raise ValueError("a model has either `train` or `load`")
+        if (self.train is None) == (self.pretrained is None):
+            raise ValueError("a model has either `train` or `pretrained`")
         return self
 
 
@@ -109,11 +120,8 @@ def _measures(part: Any) -> bool:
 
 def asked(part: Dataset | Model | Evaluate | Measurement) -> tuple[str, Recipe]:
     """The stage and the recipe of an entry of an experiment."""
-    match part:
-        case Evaluate():
-            return "evaluate", part
-        case Model(load=Bring() as recipe):
-            return "bring", recipe
+    if isinstance(part, Evaluate):
+        return "evaluate", part
     stages = ((name, getattr(part, name)) for name in type(part).model_fields if name != "relabel")
     return next((name, recipe) for name, recipe in stages if recipe is not None)
 
@@ -241,6 +249,8 @@ def _reason(error: ErrorDetails, choices: Sequence[str]) -> str:
 
 
 def _unknown_key(key: str, known: Sequence[str]) -> str:
+    if (renamed := RENAMED.get(key)) in known:
+        return f"`{key}` is called `{renamed}` now"
     near = [name for name in known if key.startswith(name)] or nearest(key, known)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
     return f"unknown key, {hint}"
@@ -271,14 +281,14 @@ def _model_at(parts: list[str]) -> type[BaseModel] | None:
             return Evaluate
         case ["datasets", _, "load", tag]:
             return SOURCES.get(tag)
-        case [*_, "relabel" | "agreement" | "toward"]:
+        case [*_, "relabel" | "agreement" | "target_rule"]:
             return Relabel
         case [*_, "adversarial"]:
             return Adversary
         case [*_, "spatial"] | [*_, "spatial", _]:
             return Spatial
         case [*_, "attacks", _]:
-            return Threat
+            return EvalAttack
         case [group, _, stage]:
             return STAGES.get(group, {}).get(stage)
     return None

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from stages.errors import BadInput, shown
 from stages.limits import POINTS, WRITTEN
-from stages.recipes import SOURCES, STAGES, Evaluate, Recipe, Relabel, Threat, fraction
+from stages.recipes import SOURCES, STAGES, EvalAttack, Evaluate, Recipe, Relabel, fraction
 
 CIRCLE = 8
 """Nodes of a circle that an error lists."""
@@ -27,7 +27,7 @@ SEED, SEEDS = "seed", "seeds"
 SWEPT = ("datasets", "models")
 """Groups whose lists are axes. An evaluation follows the axes of what it scores."""
 
-FIELDS = len(Threat.model_fields)
+FIELDS = len(EvalAttack.model_fields)
 Axes = dict[str, list[Any]]
 Node = TypeVar("Node", str, tuple[str, str])
 Point = dict[str, Any]
@@ -153,8 +153,8 @@ def _all(
 def _met_axes(name: str, part: Mapping[str, Any], own: Axes, axes: Mapping[Any, Axes]) -> Axes:
     """The axes of an evaluation: its own, those of its dataset, and those of its surrogates, so that each attack is
     made on the surrogate of its own point. It scores all variants of its models."""
-    sources = [name for attack in _attacks(part) for name in _as_list(attack.get("source"))]
-    meets = [("datasets", _scoring(part).get("on")), *(("models", source) for source in sources)]
+    surrogates = [name for attack in _attacks(part) for name in _as_list(attack.get("surrogate"))]
+    meets = [("datasets", _scoring(part).get("on")), *(("models", surrogate) for surrogate in surrogates)]
     return _joined(("evaluations", name), [own, *(axes.get(place, {}) for place in meets if isinstance(place[1], str))])
 
 
@@ -335,5 +335,5 @@ def _evaluation_at(part: dict[str, Any], group: str, point: Point, axes: Mapping
     variant = deepcopy(part)
     _rename(variant, Evaluate.inputs, point, axes)
     for attack in _attacks(variant):
-        _rename(attack, {"source": "models"}, point, axes)
+        _rename(attack, {"surrogate": "models"}, point, axes)
     return variant

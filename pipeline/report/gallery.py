@@ -118,13 +118,13 @@ def _card(sample: Sample, before: np.ndarray, after: np.ndarray, scale: int, cla
     )
 
 
-ANSWER, DISTANCE = {"reached", "confidence"}, {"distance"}
+ANSWER, DISTANCE = {"success", "confidence"}, {"distance"}
 """Facts that an attack on a model, and an inversion of its features, measure of a sample."""
 
 
 def _measured(attack: Mapping[str, Any]) -> str:
     if set(attack) >= ANSWER:
-        return f"{'reached' if attack['reached'] else 'not reached'}, {100 * attack['confidence']:.0f} %"
+        return f"{'reached' if attack['success'] else 'not reached'}, {100 * attack['confidence']:.0f} %"
     return f"distance {attack['distance']:.2g}" if set(attack) >= DISTANCE else ""
 
 

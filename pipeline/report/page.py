@@ -181,7 +181,7 @@ def _largest_radius(score: Score) -> float:
 
 def _strongest(score: Score) -> AttackResult | None:
     """The untargeted attack on the model itself with the largest radius."""
-    untargeted = [attack for attack in score.attacks() if attack.toward is None]
+    untargeted = [attack for attack in score.attacks() if attack.target_rule is None]
     return max(untargeted, key=lambda attack: attack.settings.get("eps", 0.0), default=None)
 
 

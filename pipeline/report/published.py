@@ -294,7 +294,7 @@ def _source(dataset: Node) -> Setting:
 
 def under(attack: Row) -> tuple[str, Setting]:
     """The attack that a model is scored under, as figures name it, and its search settings."""
-    if attack["attack"] == "pgd" and attack["toward"] is None:
+    if attack["attack"] == "pgd" and attack["target_rule"] is None:
         return ball(attack), {"under": Condition("under", search_settings(attack))}
     return attack_name(attack), {}
 

@@ -14,7 +14,7 @@ from pipeline.experiment.sweeps import split_name
 from pipeline.report import published
 from pipeline.report.scores import Result, Row, by_seed, results, without_seed
 from pipeline.run import artifacts, documents
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import Amount, Count, Document, NodeName, Share, Word
 from pipeline.store import READERS, Store
 
@@ -54,9 +54,9 @@ class _InBall(_Attacked):
     steps: Count
     step_size: Amount | None = None
     restarts: Count
-    source: NodeName | None
-    toward: Word | None
-    reached: Share | None = None
+    surrogate: NodeName | None
+    target_rule: Word | None
+    success_rate: Share | None = None
 
 
 class _Spatial(_Attacked):
@@ -112,20 +112,20 @@ def result_rows(store: Store, run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Each has ``kind``, ``evaluation``, the dataset ``on`` and its ``split``, ``held_out`` (whether the images are
     unmodified and of a split that the model was not trained on), ``model`` and ``trained_on``. Rows of kind accuracy
-    have ``accuracy``, ``low``, ``high`` (a 95 % interval), ``n``, ``target_reached`` (attack success rate of the
+    have ``accuracy``, ``low``, ``high`` (a 95 % interval), ``n``, ``attack_success_rate`` (attack success rate of the
     dataset trained on), ``chance``, ``majority``, ``per_class``, ``under_attack`` and, if requested, ``agreement``.
     Rows of kind usefulness have ``counts`` and ``points``.
 
     Raises:
         BadData: a result is damaged.
     """
-    nodes, rows, reached = run["nodes"], [], dict[str | None, float | None]()
+    nodes, rows, success = run["nodes"], [], dict[str | None, float | None]()
     for node, progress in nodes.items():
         if node.startswith("evaluations/") and progress["state"] in ("done", "cached"):
             for row in documents.read(store, f"{node}/{progress['version']}/result.json", Results)["rows"]:
-                if (on := row["trained_on"]) not in reached:  # many rows of a sweep go back to one dataset
-                    reached[on] = dataset_manifest(store, run, on).get("reached")
-                rows.append({"kind": "accuracy", **row, "target_reached": reached[on]})
+                if (on := row["trained_on"]) not in success:  # many rows of a sweep go back to one dataset
+                    success[on] = dataset_manifest(store, run, on).get("success_rate")
+                rows.append({"kind": "accuracy", **row, "attack_success_rate": success[on]})
     return rows
 
 
@@ -209,7 +209,9 @@ class RunResults:
         Raises:
             BadData: they are not those that were published.
         """
-        content = artifacts.read_file(self.store, Made(self.folder(node), dict(self.manifests[node])), "metrics.jsonl")
+        content = artifacts.read_file(
+            self.store, Artifact(self.folder(node), dict(self.manifests[node])), "metrics.jsonl"
+        )
         return [json.loads(line) for line in content.splitlines()]
 
     def folder(self, node: str) -> str:

@@ -38,7 +38,7 @@ def attack_name(attack: Row) -> str:
     if attack["attack"] == "spatial":
         how = "grid" if attack["search"] == "grid" else "worst"
         return f"±{attack['rotation']:g}°, ±{100 * attack['translation']:g} %, {how} of {attack['tries']}"
-    toward = f", toward {attack['toward']}" if attack["toward"] else ""
+    toward = f", toward {attack['target_rule']}" if attack["target_rule"] else ""
     method = "" if attack["attack"] == "pgd" else f"{attack['attack'].upper()} "
     return f"{method}{ball(attack)}, {search_settings(attack)}{toward}"
 
@@ -135,9 +135,9 @@ class AttackResult:
         return attack_name(self.settings)
 
     @property
-    def toward(self) -> str | None:
+    def target_rule(self) -> str | None:
         """The rule that names the target class; None for an untargeted attack."""
-        rule: str | None = self.settings.get("toward")
+        rule: str | None = self.settings.get("target_rule")
         return rule
 
     @property
@@ -161,7 +161,7 @@ class AttackResult:
         return over_seeds(row["average"] - row["accuracy"] for row in self.rows)
 
     def share(self, key: str) -> OverSeeds | None:
-        """``average``, ``fooled`` or ``reached``."""
+        """``average``, ``fooled`` or ``success_rate``."""
         return over_seeds(row.get(key) for row in self.rows)
 
 
@@ -232,7 +232,7 @@ class Result:
     @property
     def success(self) -> OverSeeds | None:
         """Attack success rate of the dataset that the model was trained on."""
-        return over_seeds(row["target_reached"] for row in self.measured)
+        return over_seeds(row["attack_success_rate"] for row in self.measured)
 
     @property
     def rules(self) -> list[str]:
@@ -247,7 +247,7 @@ class Result:
     def attacks(self) -> list[AttackResult]:
         """Attacks made on the model itself, not transferred from another."""
         each = zip(*(row["under_attack"] for row in self.measured), strict=True)
-        return [AttackResult(rows) for rows in each if rows[0].get("source") is None]
+        return [AttackResult(rows) for rows in each if rows[0].get("surrogate") is None]
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:
@@ -359,8 +359,8 @@ def attack_columns(pairs: Sequence[tuple[R, AttackResult]]) -> Columns:
         "robust accuracy": [str(attack.worst) for _, attack in pairs],
         "gap": [shown(attack.gap) for _, attack in pairs],
     }
-    if any(attack.toward for _, attack in pairs):
-        columns[SUCCESS] = [shown(attack.share("reached")) for _, attack in pairs]
+    if any(attack.target_rule for _, attack in pairs):
+        columns[SUCCESS] = [shown(attack.share("success_rate")) for _, attack in pairs]
     return columns
 
 
@@ -376,12 +376,12 @@ class Transfer:
 
     Attributes:
         title: what is counted, and the attack.
-        toward: the rule that names the target class; None for untargeted attacks.
+        target_rule: the rule that names the target class; None for untargeted attacks.
         cells: fooling rate of an untargeted attack, or attack success rate of a targeted one.
     """
 
     title: str
-    toward: str | None
+    target_rule: str | None
     cells: Mapping[Cell, OverSeeds | None]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -390,7 +390,7 @@ class Transfer:
         return ["", *sources], [[m, *(shown(self.cells.get((s, m))) for s in sources)] for m in models]
 
 
-SETTINGS = ("attack", "norm", "eps", "steps", "step_size", "restarts", "toward")
+SETTINGS = ("attack", "norm", "eps", "steps", "step_size", "restarts", "target_rule")
 """The settings of an attack, without its source model."""
 
 
@@ -400,10 +400,10 @@ def transfers(found: Sequence[Result]) -> list[Transfer]:
     for result in found:
         for row in result.rows:
             for attack in row["under_attack"]:
-                if attack.get("source") is not None:
+                if attack.get("surrogate") is not None:
                     images = "" if result.held_out else f"{result.images}: "
                     key = (result.evaluation, images, *(attack.get(setting) for setting in SETTINGS))
-                    cell = (_as_seen_by(row["model"], attack["source"]), result.model)
+                    cell = (_as_seen_by(row["model"], attack["surrogate"]), result.model)
                     matrices.setdefault(key, {}).setdefault(cell, []).append(attack)
     several = len({evaluation for evaluation, *_ in matrices}) > 1
     return [
@@ -420,9 +420,9 @@ def _as_seen_by(model: str, source: str) -> str:
 
 def _transfer(place: str, cells: Mapping[Cell, Sequence[Row]]) -> Transfer:
     settings = next(iter(cells.values()))[0]
-    counted, key = ("fooling rate", "fooled") if settings["toward"] is None else (SUCCESS, "reached")
+    counted, key = ("fooling rate", "fooled") if settings["target_rule"] is None else (SUCCESS, "success_rate")
     shares = {cell: over_seeds(row[key] for row in rows) for cell, rows in cells.items()}
-    return Transfer(f"{place}{counted} of {attack_name(settings)} made on", settings["toward"], shares)
+    return Transfer(f"{place}{counted} of {attack_name(settings)} made on", settings["target_rule"], shares)
 
 
 # ------------------------------------------------------------------------------------------- features

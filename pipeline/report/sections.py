@@ -11,6 +11,7 @@ import yaml
 
 from pipeline.experiment.graph import Node
 from pipeline.experiment.sweeps import name_at, split_name
+from pipeline.formats import duration
 from pipeline.report import charts, published
 from pipeline.report.charts import COLOURS, Bar, Drawing, Line
 from pipeline.report.gallery import Gallery, gallery
@@ -37,7 +38,6 @@ from pipeline.report.scores import (
     transfers,
     without_seed,
 )
-from pipeline.terminal import duration
 
 LINES = 200
 """Lines shown of a table."""
@@ -341,7 +341,7 @@ def _sweep(number: int, model: str, axis: str, curves: Mapping[str, list[tuple[f
 def success_rate(run: RunResults) -> Section | None:
     """Attack success rate of each dataset, step by step."""
     manifests = {without_seed(node.name): run.manifests[node.id] for node in run.datasets()}
-    rates = {name: manifest["reached_by_step"] for name, manifest in manifests.items() if "reached_by_step" in manifest}
+    rates = {name: manifest["success_by_step"] for name, manifest in manifests.items() if "success_by_step" in manifest}
     if not rates:
         return None
     first = list(rates.items())[:COLOURS]
@@ -427,7 +427,7 @@ def _robustness_columns(pairs: Attacked) -> Columns:
 
 
 def _gap(pairs: Attacked) -> str:
-    gaps = [(gap.mean, score, attack) for score, attack in pairs if not attack.toward and (gap := attack.gap)]
+    gaps = [(gap.mean, score, attack) for score, attack in pairs if not attack.target_rule and (gap := attack.gap)]
     if not gaps:
         return ""
     widest, score, attack = max(gaps, key=lambda gap: gap[0])
@@ -441,7 +441,7 @@ def _robustness_curves(pairs: Attacked) -> list[Chart]:
     """A chart per kind of ball: accuracy of each model against the radius."""
     kinds: dict[tuple[str, str], dict[tuple[str, OverSeeds], list[tuple[Score, AttackResult]]]] = {}
     for score, attack in pairs:
-        if not attack.spatial and not attack.toward:
+        if not attack.spatial and not attack.target_rule:
             models = kinds.setdefault((attack.settings["attack"], attack.settings["norm"]), {})
             models.setdefault((score.model, score.clean), []).append((score, attack))
     return [_curve(number, *kind, list(models.values())) for number, (kind, models) in enumerate(kinds.items())]
@@ -522,7 +522,7 @@ def _fooled(run: RunResults, source: Node, clean: Node, arch: str) -> float | No
     """Fooling rate of an untargeted attack on a source model, on another of some architecture and the same images."""
     scores = (score for score in run.held_out if score.kind == "D" and score.node.recipe.arch == arch)
     cells = [(without_seed(source.name), s.model) for s in scores if s.node.inputs["on"].id == clean.id]
-    untargeted = [matrix.cells for matrix in transfers(run.held_out) if matrix.toward is None]
+    untargeted = [matrix.cells for matrix in transfers(run.held_out) if matrix.target_rule is None]
     shares = (shares[cell] for shares in untargeted for cell in cells if cell in shares)
     return next((share.mean for share in shares if share is not None), None)
 

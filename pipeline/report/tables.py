@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.formats import size
 from pipeline.report.results import dataset_manifest
 from pipeline.report.scores import (
     FEATURES,
@@ -24,7 +25,7 @@ from pipeline.report.scores import (
     without_seed,
 )
 from pipeline.store import Store
-from pipeline.terminal import size, visible
+from pipeline.terminal import visible
 
 
 def result_text(rows: Sequence[Row]) -> str:
@@ -98,7 +99,7 @@ def manifest_lines(manifest: Mapping[str, Any]) -> list[str]:
     for split, share in manifest.get("majority", {}).items():
         lines.append(f"  majority class of {split}: {percent(share)}")
     if "l2_mean" in manifest:
-        success = f"{SUCCESS} {percent(manifest['reached'])}, " if "reached" in manifest else ""
+        success = f"{SUCCESS} {percent(manifest['success_rate'])}, " if "success_rate" in manifest else ""
         lines.append(f"  {success}mean L2 {manifest['l2_mean']:.3f}, largest L∞ {manifest['linf_max']:.3f}")
     if "distance_mean" in manifest:
         lines.append(f"  mean distance of the features {manifest['distance_mean']:.3f}")

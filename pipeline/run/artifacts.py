@@ -38,7 +38,7 @@ from pipeline.store import Store, canonical, digest
 from stages.design import Design
 from stages.errors import BadData, BadInput
 
-FORMAT = 2
+FORMAT = 3
 
 NOT_OURS, LOST = "is damaged, or of another version of this program", "is missing, although all else is there"
 """What may be wrong with a document that says what a folder holds."""
@@ -68,7 +68,7 @@ class Parent(Document):
 class Manifest(Document):
     """What stands in every manifest; `docs/data-format.md` says what each key means."""
 
-    format: Literal[2]
+    format: Literal[3]
     group: Group
     name: NodeName
     version: Version
@@ -106,8 +106,8 @@ class DatasetManifest(Manifest):
     mean: list[float] | None = None
     std: list[Annotated[float, Field(gt=0)]] | None = None
     majority: dict[Word, Share] | None = None
-    reached: Share | None = None
-    reached_by_step: list[Share] | None = None
+    success_rate: Share | None = None
+    success_by_step: list[Share] | None = None
     l2_mean: Amount | None = None
     linf_max: Amount | None = None
     distance_mean: Amount | None = None
@@ -174,8 +174,8 @@ class Statistics(Document):
     pixels: Count | None = None
     sums: list[Count] | None = None
     squares: list[Count] | None = None
-    reached: Count | None = None
-    reached_at: list[Count] | None = None
+    successes: Count | None = None
+    successes_at: list[Count] | None = None
     distance: Amount | None = None
     l2: Amount | None = None
     linf: Amount | None = None
@@ -202,7 +202,7 @@ MARKS: dict[str, type[Mark]] = {"datasets": ShardMark, "evaluations": ScoreMark}
 
 
 @dataclass(frozen=True)
-class Made:
+class Artifact:
     """A node that is there, whole."""
 
     folder: str
@@ -230,12 +230,12 @@ def manifest_at(store: Store, folder: str) -> dict[str, Any] | None:
     return found if found and (found["group"], found["name"], found["version"]) == (group, name, version) else None
 
 
-def find(store: Store, node: Node) -> Made | None:
+def find(store: Store, node: Node) -> Artifact | None:
     """The node as it stands in the store; None unless every file and commit mark is there with its size."""
     manifest = manifest_at(store, node.folder)
     if manifest is None or (node.group == "models" and manifest["design"]["arch"] != node.arch):
         return None
-    made = Made(node.folder, manifest)
+    made = Artifact(node.folder, manifest)
     there = store.files(node.folder, recursive=True)
     whole = all(there.get(name) == file["bytes"] for name, file in made.files.items())
     marked = all(mark_path(name) in there for name in manifest.get("shards", {}))
@@ -243,7 +243,7 @@ def find(store: Store, node: Node) -> Made | None:
     return made if whole and marked and read else None
 
 
-def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Made]) -> Made | None:
+def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Artifact]) -> Artifact | None:
     """The node, if it is whole and was made from these very inputs; otherwise its manifest is taken back.
 
     A node that is about to be made again is not there meanwhile: under its old manifest, new shards
@@ -256,7 +256,7 @@ def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Made]) -> Ma
     return None
 
 
-def read_file(store: Store, made: Made, name: str, take_back: bool = False) -> bytes:
+def read_file(store: Store, made: Artifact, name: str, take_back: bool = False) -> bytes:
     """A file of a node, as it was published.
 
     Args:
@@ -279,7 +279,7 @@ def read_file(store: Store, made: Made, name: str, take_back: bool = False) -> b
     raise BadData(f"{made.folder}/{name} is damaged and was withdrawn: the next run makes it again")
 
 
-def parents_of(made: Made) -> dict[str, str]:
+def parents_of(made: Artifact) -> dict[str, str]:
     """Role → content digest of what it was made from."""
     return {role: parent["content"] for role, parent in made.manifest["parents"].items()}
 
@@ -297,9 +297,9 @@ def publish(
     node: Node,
     files: dict[str, tuple[int, str]],
     content: str,
-    inputs: Mapping[str, Made],
+    inputs: Mapping[str, Artifact],
     facts: dict[str, Any],
-) -> Made:
+) -> Artifact:
     """Write the manifest, last of all files: from now on the node is there.
 
     Args:
@@ -330,7 +330,7 @@ def publish(
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     store.put_json(f"{node.folder}/manifest.json", manifest)
-    return Made(node.folder, manifest)
+    return Artifact(node.folder, manifest)
 
 
 def per_split(samples: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -63,7 +63,7 @@ def unpack(parcel: bytes) -> Any:
     if code != CODE:
         raise BadInput(_other_code(home))
     job: ShardJob | ModelJob = cloudpickle.loads(content)
-    job.place = replace(job.place, here=_land(job.place.here))
+    job.context = replace(job.context, here=_land(job.context.here))
     return job
 
 

@@ -25,8 +25,8 @@ from pipeline.cost import estimate
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
 from pipeline.report import published
-from pipeline.run import runs
-from pipeline.run.jobs import Place
+from pipeline.run.jobs import Context
+from pipeline.run.preflight import preflight
 from pipeline.store import Store
 from stages import attack, images, load, pgd, recipes, relabel, shard
 from stages.recipes import Attack, Digits, ImageFolder, Relabel
@@ -211,10 +211,10 @@ def test_what_was_added_is_none_of_the_papers_sets(added):
 
 
 def test_the_steps_of_what_was_added_are_paid_for(added, tmp_path):
-    place = Place(Store(str(tmp_path / "s")), tmp_path, tmp_path)
-    known = {outlook.node.id: outlook for outlook in runs.preflight(build(spec.parse(added)), place, fetch=False)}
-    outlook = known["datasets/other"]
-    (work,) = estimate.works(outlook.node, known, outlook.facts["shards"], place)
+    place = Context(Store(str(tmp_path / "s")), tmp_path, tmp_path)
+    known = {status.node.id: status for status in preflight(build(spec.parse(added)), place, fetch=False)}
+    left = known["datasets/other"].facts["shards"]
+    (work,) = estimate.parts_of(known["datasets/other"], known, left)
     assert work.part.steps == 7
-    (idle,) = estimate.works(known["datasets/control"].node, known, outlook.facts["shards"], place)
+    (idle,) = estimate.parts_of(known["datasets/control"], known, left)
     assert idle.part.steps == 0

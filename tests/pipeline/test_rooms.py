@@ -10,7 +10,7 @@ import pipeline
 
 HOME = Path(pipeline.HOME)
 FLOORS = [
-    {"pipeline", "store", "terminal"},
+    {"pipeline", "store", "terminal", "formats"},
     {"experiment"},
     {"run"},
     {"report"},

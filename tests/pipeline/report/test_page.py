@@ -86,14 +86,14 @@ EXPERIMENT: dict[str, Any] = {
 
 
 def under_attack(accuracy: float) -> list[dict[str, Any]]:
-    ball = {"norm": "l2", "steps": 7, "step_size": 0.1, "restarts": 1, "source": None, "toward": None}
+    ball = {"norm": "l2", "steps": 7, "step_size": 0.1, "restarts": 1, "surrogate": None, "target_rule": None}
     worst = {"low": 0.0, "high": 1.0, "n": 400, "average": accuracy, "fooled": 0.4}
     space = {"rotation": 30.0, "translation": 0.1, "search": "grid", "tries": 775}
     return [
         {"attack": "pgd", "accuracy": accuracy / 2, **worst, **ball, "eps": 0.25, "step_size": 0.05},
         {"attack": "pgd", "accuracy": accuracy / 5, **worst, **ball, "eps": 0.5},
-        {"attack": "pgd", "accuracy": accuracy / 3, **worst, **ball, "eps": 0.5, "source": "standard"},
-        {"attack": "pgd", "accuracy": 0.1, **worst, **ball, "eps": 0.5, "toward": "next", "reached": 0.7},
+        {"attack": "pgd", "accuracy": accuracy / 3, **worst, **ball, "eps": 0.5, "surrogate": "standard"},
+        {"attack": "pgd", "accuracy": 0.1, **worst, **ball, "eps": 0.5, "target_rule": "next", "success_rate": 0.7},
         {"attack": "spatial", "accuracy": accuracy / 4, **worst, **space},
     ]
 
@@ -161,7 +161,7 @@ def shard_of(node: Node) -> bytes:
     if node.stage == "load":
         return pack(Shard("train-000000", np.arange(20), truth, truth, pixels))
     pixels[:, ::5] += 10
-    facts = {"target": truth, "reached": np.arange(20) % 2 == 0, "confidence": np.full(20, 0.875), "l2": truth / 10}
+    facts = {"target": truth, "success": np.arange(20) % 2 == 0, "confidence": np.full(20, 0.875), "l2": truth / 10}
     if node.stage == "invert":
         facts = {"l2": truth / 10, "distance": np.full(20, 0.25)}
     return pack(Shard("train-000000", np.arange(20), (truth + 1) % 10, truth, pixels, attack=facts))
@@ -193,7 +193,7 @@ def manifest(node: Node, files: dict[str, bytes]) -> dict[str, Any]:
     if node.group == "evaluations":
         base |= {"shards": {"test-000000": 20}}
     if node.stage == "attack" and node.recipe.method == "pgd":
-        base |= {"reached": 0.98, "reached_by_step": [0.1 + 0.088 * step for step in range(9)] + [0.804] * 2}
+        base |= {"success_rate": 0.98, "success_by_step": [0.1 + 0.088 * step for step in range(9)] + [0.804] * 2}
     return base
 
 
@@ -543,7 +543,7 @@ SEEDED: dict[str, Any] = {
         "transfer": {
             "models": ["standard", "bigger"],
             "on": "clean",
-            "attacks": [{"eps": 0.5, "source": ["standard", "bigger"]}],
+            "attacks": [{"eps": 0.5, "surrogate": ["standard", "bigger"]}],
         },
     },
 }
@@ -553,12 +553,12 @@ FOOLED = {("standard", "standard"): 0.8, ("standard", "bigger"): 0.3, ("bigger",
 
 def carried_over(node: Node, model: Node) -> list[dict[str, Any]]:
     """Attacks that fool by FOOLED, 10 points more with seed 1; on a model of another seed not at all."""
-    base = {**under_attack(0.5)[2], "toward": None}
+    base = {**under_attack(0.5)[2], "target_rule": None}
     found = []
     for threat in node.recipe.attacks:
-        (source, _, seed), (name, _, own) = threat.source.partition("@"), model.name.partition("@")
+        (source, _, seed), (name, _, own) = threat.surrogate.partition("@"), model.name.partition("@")
         fooled = FOOLED.get((source, name), 0.1) + 0.1 * (seed == "seed=1")
-        found.append({**base, "source": threat.source, "fooled": fooled if seed == own else 0.0})
+        found.append({**base, "surrogate": threat.surrogate, "fooled": fooled if seed == own else 0.0})
     return found
 
 

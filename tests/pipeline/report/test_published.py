@@ -56,7 +56,7 @@ def made(load, **models):
     sources = {
         "b": {"train": {**TRAIN, "on": "a"}},
         "robust": {"train": {**TRAIN, "on": "a", "adversarial": {"eps": 0.5, "steps": 7}}},
-        "brought": {"load": {"arch": "resnet18", "weights": "DEFAULT"}},
+        "brought": {"pretrained": {"arch": "resnet18", "weights": "DEFAULT"}},
     }
     experiment = {"name": "e", "datasets": datasets, "models": {**sources, **learners, **models}}
     return {node.name: node for node in build(parse(experiment))}
@@ -173,7 +173,7 @@ def test_a_setting_is_what_a_model_and_its_images_were_made_with(nodes, name, sa
     ],
 )
 def test_data_is_that_of_the_source_however_often_it_was_changed(load, data):
-    assert {data_of(node) for node in made(load).values() if node.stage != "bring"} == {data}
+    assert {data_of(node) for node in made(load).values() if node.stage != "pretrained"} == {data}
 
 
 def test_a_model_from_elsewhere_was_trained_on_no_data_known_here(nodes):
