@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
-from stages.recipes import SOURCES, STAGES, Attack, Bring, Evaluate, Later, Train
+from stages.recipes import SOURCES, STAGES, Attack, Evaluate, Later, Pretrained, Train
 
 HERE = Path(__file__).resolve()
 FROZEN = HERE.parents[2] / "data" / "versions.json"
@@ -40,7 +40,7 @@ SMALLEST: dict[str, Any] = {
         "train": {"train": ON},
         "adversarial": {"train": {**ON, "adversarial": {}}},
         "probe": {"train": {"on": "pgd", "probe": "adversarial"}},
-        "load": {"load": {"arch": "resnet18", "weights": "x.pt"}},
+        "pretrained": {"pretrained": {"arch": "resnet18", "weights": "x.pt"}},
     },
     "evaluations": {
         "evaluate": {"models": ["train"], "on": "cifar10"},
@@ -107,7 +107,7 @@ def test_the_rule_holds_in_recipes_within_recipes():
 
 
 def test_keys_that_came_later_are_marked_on_the_field():
-    assert {"key"} == Bring(arch="resnet18", weights="w.pt").implied
+    assert {"key"} == Pretrained(arch="resnet18", weights="w.pt").implied
     assert {"adversarial", "compile", "deterministic"} == Train(on="clean", arch="small_cnn").implied
 
 
