@@ -29,7 +29,6 @@ from pipeline.formats import clock
 from pipeline.report import tables
 from pipeline.report.scores import percent
 from pipeline.run import artifacts, runs
-from pipeline.run.documents import NodeName, Version, fits
 from pipeline.run.engines import Engine, Inline, expected, reason_of
 from pipeline.run.jobs import Context
 from pipeline.run.on_ray import OnRay
@@ -682,7 +681,7 @@ def show(name: str | None, store: str, as_json: bool) -> None:
     NAME is a run (default: the latest of the store), or a node's name such as `rand` or `datasets/rand`.
     """
     place = Store(store)
-    manifests = _named(place, name) if name else []
+    manifests = [one.manifest for one in artifacts.by_name(place, name)] if name else []
     if name and not manifests and name not in (past := place.folders("runs")):
         near = did_you_mean(name, [*_names(place), *past]) or "; `notbugs status` names the latest run and its nodes"
         raise BadInput(f"{place.url} has neither a node nor a run of the name {name}{near}")
@@ -714,14 +713,6 @@ def _recorded(
 def _names(store: Store) -> list[str]:
     """What a node of a store may be called: ``rand`` and ``datasets/rand``."""
     return [name for group in GROUPS for base in store.folders(group) for name in (base, f"{group}/{base}")]
-
-
-def _named(store: Store, name: str) -> list[dict[str, Any]]:
-    group, _, base = name.rpartition("/")
-    folders = [f"{g}/{base}" for g in GROUPS if group in ("", g) and fits(NodeName, base)]
-    versions = [f"{folder}/{one}" for folder in folders for one in store.folders(folder) if fits(Version, one)]
-    found = [manifest for one in versions if (manifest := artifacts.manifest_at(store, one)) is not None]
-    return sorted(found, key=lambda manifest: str(manifest["made"]))
 
 
 @main.command()

@@ -507,6 +507,11 @@ class Spatial(Recipe):
         """Parameters of the other search: they make no other version."""
         return frozenset({"grid"} if self.search == "random" else {"tries", "seed"})
 
+    @property
+    def transformations(self) -> int:
+        """Rotations and translations that are tried of each image."""
+        return {"grid": math.prod(self.grid), "random": self.tries}[self.search]
+
 
 class Attack(Perturbation):
     """Move every image toward its target class, inside the ball, and save it on the 8-bit grid."""

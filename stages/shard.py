@@ -122,7 +122,7 @@ class Shard:
 
     @property
     def split(self) -> str:
-        return self.name.rpartition("-")[0]
+        return split_of(self.name)
 
     def images(self) -> np.ndarray:
         """The pixels, N × H × W × C.
@@ -155,6 +155,11 @@ def rows(shard: Shard) -> pa.Table:
                 *(None for _ in lost),
             ]
     return pa.table({name: pa.array(values[name], kind) for name, kind in COLUMNS.items()})
+
+
+def split_of(shard: str) -> str:
+    """The split that a shard's name begins with."""
+    return shard.rpartition("-")[0]
 
 
 def key(index: int) -> str:

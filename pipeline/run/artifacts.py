@@ -6,7 +6,7 @@ what the manifest says is damaged. Sizes are checked by every run, from one list
 
 import platform
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,6 +37,7 @@ from pipeline.run.documents import (
 from pipeline.store import Store, canonical, digest
 from stages.design import Design
 from stages.errors import BadData, BadInput
+from stages.shard import split_of
 
 FORMAT = 2
 
@@ -220,7 +221,7 @@ class Artifact:
 
     def shards(self, split: str) -> list[str]:
         """Names of a split's shards, in order."""
-        return sorted(name for name in self.manifest["shards"] if name.rpartition("-")[0] == split)
+        return sorted(name for name in self.manifest["shards"] if split_of(name) == split)
 
 
 def manifest_at(store: Store, folder: str) -> dict[str, Any] | None:
@@ -228,6 +229,29 @@ def manifest_at(store: Store, folder: str) -> dict[str, Any] | None:
     group, name, version = folder.split("/")
     found = documents.find(store, f"{folder}/manifest.json", MANIFESTS[group])
     return found if found and (found["group"], found["name"], found["version"]) == (group, name, version) else None
+
+
+def by_name(store: Store, name: str, groups: Sequence[str] = GROUPS) -> list[Artifact]:
+    """The artifacts of a name, the oldest first.
+
+    Args:
+        store: where.
+        name: ``rand``, ``datasets/rand`` or ``datasets/rand/<version>``.
+        groups: where to look.
+    """
+    prefix = next((group for group in groups if name.startswith(f"{group}/")), "")
+    base, *rest = name.removeprefix(f"{prefix}/").split("/")
+    if len(rest) > 1 or not fits(NodeName, base):
+        return []
+    folders = [
+        f"{group}/{base}/{version}"
+        for group in groups
+        if prefix in ("", group)
+        for version in store.folders(f"{group}/{base}")
+        if fits(Version, version) and version in (rest or [version])
+    ]
+    found = [Artifact(folder, manifest) for folder in folders if (manifest := manifest_at(store, folder))]
+    return sorted(found, key=lambda one: str(one.manifest["made"]))
 
 
 def find(store: Store, node: Node) -> Artifact | None:
@@ -337,7 +361,7 @@ def per_split(samples: Iterable[tuple[str, int]]) -> dict[str, int]:
     """Samples of each split, from those of each shard."""
     counts: dict[str, int] = {}
     for name, count in samples:
-        split = name.rpartition("-")[0]
+        split = split_of(name)
         counts[split] = counts.get(split, 0) + count
     return counts
 

@@ -11,7 +11,7 @@ from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs.base import ShardJob, Unit, devices, open_model, read_shard, shards_of, source_of
 from pipeline.run.jobs.checks import refuse_rule, try_features
-from pipeline.run.jobs.work import Part, Work, in_batches, scoring, scoring_clean, tries, with_tries
+from pipeline.run.jobs.work import Part, Work, in_batches, scoring, scoring_clean, with_tries
 from pipeline.store import canonical, digest
 from stages.recipes import Invert, Threat, Usefulness
 from stages.shard import Shard
@@ -136,7 +136,9 @@ class EvaluateJob(ScoreJob):
                 shown = in_batches(sizes, threat.batch_size, 1 + threat.restarts)
                 found += [Work(scoring(model, origin, threat.batch_size), shown) for model in models]
         for space in recipe.spatial:
-            parts = [scoring(model, origin, recipe.batch_size, tries(space), spatial=[space]) for model in models]
+            parts = [
+                scoring(model, origin, recipe.batch_size, space.transformations, spatial=[space]) for model in models
+            ]
             found += [Work(part, in_batches(sizes, recipe.batch_size)) for part in parts]
         return found
 
