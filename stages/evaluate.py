@@ -134,7 +134,7 @@ def _attacked(attack: Threat | Spatial, at: int, sums: Mapping[str, Any]) -> dic
         if attack.toward is not None:
             what["reached"] = _share(sums["reached_under"][at], sums["aimed_under"][at])
     else:
-        draws = attack.transformations
+        draws = attack.candidates
         what = attack.model_dump(include={"rotation", "translation", "search"}) | {"attack": "spatial", "tries": draws}
     return what | {
         "accuracy": right / n,

@@ -490,6 +490,11 @@ class Spatial(Recipe):
     tries: int = Field(10, ge=1, le=STEPS, description="For search `random`: transformations tried of each image.")
     seed: Seed = Field(0, description="For search `random`: seed; drawn per image, by its index.")
 
+    @property
+    def candidates(self) -> int:
+        """Transformations that are tried of each image."""
+        return math.prod(self.grid) if self.search == "grid" else self.tries
+
     @model_validator(mode="after")
     def _moves(self) -> Self:
         down, right, turns = self.grid
@@ -506,11 +511,6 @@ class Spatial(Recipe):
     def unused(self) -> frozenset[str]:
         """Parameters of the other search: they make no other version."""
         return frozenset({"grid"} if self.search == "random" else {"tries", "seed"})
-
-    @property
-    def transformations(self) -> int:
-        """Rotations and translations that are tried of each image."""
-        return {"grid": math.prod(self.grid), "random": self.tries}[self.search]
 
 
 class Attack(Perturbation):

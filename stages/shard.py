@@ -46,6 +46,11 @@ COLUMNS: dict[str, pa.DataType] = {
 """Columns of ``samples.parquet``, in order; `docs/data-format.md` says what each means."""
 
 
+def split_of(name: str) -> str:
+    """``train-000003`` → ``train``."""
+    return name.rpartition("-")[0]
+
+
 @dataclass(frozen=True)
 class Failure:
     """An image that was left out, and why."""
@@ -155,11 +160,6 @@ def rows(shard: Shard) -> pa.Table:
                 *(None for _ in lost),
             ]
     return pa.table({name: pa.array(values[name], kind) for name, kind in COLUMNS.items()})
-
-
-def split_of(shard: str) -> str:
-    """The split that a shard's name begins with."""
-    return shard.rpartition("-")[0]
 
 
 def key(index: int) -> str:

@@ -369,7 +369,7 @@ class AttackJob(SearchJob):
     def batch_steps(self) -> int:
         recipe = self.node.recipe
         if recipe.method == "spatial":
-            return int(recipe.spatial.transformations)
+            return int(recipe.spatial.candidates)
         return 0 if "steps" in recipe.unused or recipe.method == "universal" else self.steps
 
     def parts(self, left: Mapping[str, int], source: Mapping[str, Any]) -> list[Work]:

@@ -136,9 +136,7 @@ class EvaluateJob(ScoreJob):
                 shown = in_batches(sizes, threat.batch_size, 1 + threat.restarts)
                 found += [Work(scoring(model, origin, threat.batch_size), shown) for model in models]
         for space in recipe.spatial:
-            parts = [
-                scoring(model, origin, recipe.batch_size, space.transformations, spatial=[space]) for model in models
-            ]
+            parts = [scoring(model, origin, recipe.batch_size, space.candidates, spatial=[space]) for model in models]
             found += [Work(part, in_batches(sizes, recipe.batch_size)) for part in parts]
         return found
 
