@@ -26,7 +26,7 @@ from benchmarks.attack import ours
 from benchmarks.side_by_side import in_turns, machine, over, seconds_of, show, spread
 from pipeline.experiment.spec import parse
 from pipeline.run.jobs import AttackJob, Context
-from pipeline.run.jobs.datasets import statistics
+from pipeline.run.jobs.statistics import statistics
 from pipeline.run.on_ray import OnRay
 from pipeline.run.runs import Run
 from pipeline.store import Store

@@ -46,6 +46,11 @@ COLUMNS: dict[str, pa.DataType] = {
 """Columns of ``samples.parquet``, in order; `docs/data-format.md` says what each means."""
 
 
+def split_of(name: str) -> str:
+    """``train-000003`` → ``train``."""
+    return name.rpartition("-")[0]
+
+
 @dataclass(frozen=True)
 class Failure:
     """An image that was left out, and why."""
@@ -122,7 +127,7 @@ class Shard:
 
     @property
     def split(self) -> str:
-        return self.name.rpartition("-")[0]
+        return split_of(self.name)
 
     def images(self) -> np.ndarray:
         """The pixels, N × H × W × C.
