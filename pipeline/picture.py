@@ -211,11 +211,11 @@ def move(
 
 def _push(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:
     """The picture after PGD, and what was done."""
-    from stages.inference import prepared
-    from stages.targeted_pgd import Toward
+    from stages.inference import optimized
+    from stages.targeted_pgd import TargetedPGD
 
     wanted = np.array([target])
-    after, _ = Toward(asked, prepared(model, asked))(pixels[None], wanted, wanted)
+    after, _ = TargetedPGD(asked, optimized(model, asked))(pixels[None], wanted, wanted)
     return after[0], f"{asked.steps} steps of PGD, {NORMS[asked.norm]} ε {asked.eps:g}"
 
 

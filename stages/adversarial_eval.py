@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stages.apgd import apgd, losses
 from stages.device import computing, sent
-from stages.inference import prepared
+from stages.inference import optimized
 from stages.model import Classifier
 from stages.noise import noisy, random_start
 from stages.pgd import Descent, graphs
@@ -85,7 +85,7 @@ def _answers(
         return np.asarray(torch.stack(said, 2).cpu())
 
     with computing(threat), explained(threat, attacked, *scored):
-        made = prepared(attacked, threat)
+        made = optimized(attacked, threat)
         return in_batches(one, threat.batch_size, shard.images(), shard.label, target_N, shard.index)
 
 

@@ -1,7 +1,6 @@
 """Move the images of a shard toward their target classes, round them to 8 bits, and measure what came of it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -10,16 +9,16 @@ from torch import Tensor
 
 from stages.device import computing
 from stages.errors import BadData, BadInput
-from stages.inference import prepared
+from stages.inference import optimized
 from stages.model import Classifier, logits_of
 from stages.noise import noise
-from stages.pgd import grid, pgd
+from stages.pgd import pgd, quantize
 from stages.recipes import Attack, Relabel
 from stages.refused import explained
 from stages.relabel import targets
 from stages.shard import Shard
 from stages.spatial import search
-from stages.targeted_pgd import Toward, margins, targeted
+from stages.targeted_pgd import TargetedPGD, margins, targeted
 from stages.tensors import batches, distances, in_batches, to_pixels, to_unit
 
 
@@ -51,7 +50,7 @@ class Attacker:
         self.recipe, self.rule, self.classes, self.model = recipe, rule, classes, model
         self._models = [one for one in (model, *spared) if one is not None]
         with computing(recipe), explained(recipe, *self._models):
-            self.spared = [prepared(other, recipe) for other in spared]
+            self.spared = [optimized(other, recipe) for other in spared]
             if recipe.method == "universal":
                 self.universal, self.found = self._universal(fit)
 
@@ -65,18 +64,18 @@ class Attacker:
             if "success_step" in effect:  # the saved image is the last iterate that the model is shown
                 late = (effect["success_step"] < 0) & effect["success"]
                 effect["success_step"] = np.where(late, self.recipe.steps, effect["success_step"])
-        return replace(shard, label=wanted, pixels=moved, files=None, suffix="png", attack=effect, failures=[])
+        return shard.changed(moved, effect, label=wanted)
 
     @cached_property
-    def toward(self) -> Toward:
+    def targeted_pgd(self) -> TargetedPGD:
         """The search of `pgd`."""
-        return Toward(self.recipe, self.attacked, self.spared)
+        return TargetedPGD(self.recipe, self.attacked, self.spared)
 
     @property
     def attacked(self) -> Classifier:
         """The model, as it is searched with."""
         assert self.model is not None
-        return prepared(self.model, self.recipe)
+        return optimized(self.model, self.recipe)
 
     def _targets(self, shard: Shard) -> np.ndarray:
         logits = self._logits(shard.images()) if self.rule.rule == "least_likely" else None
@@ -92,7 +91,7 @@ class Attacker:
             case "leakage":
                 return self._leakage(shard, clean, wanted), {}
             case "pgd":
-                moved, success_step = self.toward(clean, wanted, shard.source_label)
+                moved, success_step = self.targeted_pgd(clean, wanted, shard.source_label)
                 return moved, {"success_step": success_step}
             case "universal":
                 self._refuse_not_found(wanted)
@@ -118,7 +117,7 @@ class Attacker:
 
     def _shift(self, pixels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         moved = (to_unit(pixels) + self.universal[torch.from_numpy(wanted)]).clamp(0, 1)
-        return grid(moved, pixels, self.recipe.norm, self.recipe.eps)
+        return quantize(moved, pixels, self.recipe.norm, self.recipe.eps)
 
     def _refuse_not_found(self, wanted: np.ndarray) -> None:
         """Refuse targets that no image of the shards searched on had: their perturbation would be none at all."""

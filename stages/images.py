@@ -33,6 +33,9 @@ PNG_LEVEL = 1  # Adversarial images hardly compress: level 6 takes three times a
 
 MODES = {1: "L", 3: "RGB"}
 
+ENCODED = "png"
+"""What pixels are encoded as."""
+
 KEPT = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 """What a file can be kept as: suffix in a shard → Pillow's name of the format."""
 

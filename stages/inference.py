@@ -1,8 +1,6 @@
 """Make a classifier ready for passes without number: the same function, in fewer and cheaper operations."""
 
 import copy
-import ctypes
-import sys
 from collections import Counter
 from typing import Any
 
@@ -10,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from stages.device import tune_malloc
 from stages.errors import BadInput
 from stages.model import LOW, Classifier
 from stages.recipes import Compute
@@ -18,7 +17,7 @@ TOLERANCE = 1e-2
 """Of the largest logit: what folding may change. Rounding changes 1e-5 of it, TF32 of a GPU 1e-3, a wrong fold all."""
 
 
-def prepared(model: Classifier, compute: Compute, keep: str | None = None) -> Classifier:
+def optimized(model: Classifier, compute: Compute, keep: str | None = None) -> Classifier:
     """The same classifier, to search with; made once for each way to compute.
 
     Args:
@@ -31,13 +30,13 @@ def prepared(model: Classifier, compute: Compute, keep: str | None = None) -> Cl
     """
     key = (compute.precision, compute.fold, compute.compile, keep)
     if key not in model.views:
-        model.views[key] = _prepare(model, compute, keep)
+        model.views[key] = _optimize(model, compute, keep)
     made: Classifier = model.views[key]
     return made
 
 
-def _prepare(model: Classifier, compute: Compute, keep: str | None) -> Classifier:
-    keep_memory()
+def _optimize(model: Classifier, compute: Compute, keep: str | None) -> Classifier:
+    tune_malloc()
     made = (folded(model, keep) if compute.fold else model).using(compute.precision)
     if compute.precision in LOW:
         made = made.through(_cast(made.network, LOW[compute.precision]))
@@ -134,14 +133,3 @@ def _with(network: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
         conv.weight, conv.bias = (nn.Parameter(value.detach(), requires_grad=False) for value in (weight, bias))
         other.set_submodule(norm_name, nn.Identity())
     return other.requires_grad_(False).to(memory_format=torch.channels_last)
-
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
-
-def keep_memory() -> None:
-    """Have the C library keep what is freed: each step asks for the same memory, and the kernel zeroes what is new."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

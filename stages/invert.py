@@ -1,7 +1,5 @@
 """Find, for every image of a shard, another that a model represents alike (Ilyas et al. 2019, appendix C)."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,7 +7,7 @@ from torch import Tensor
 from stages.device import computing, sent
 from stages.errors import BadData
 from stages.features import Penultimate
-from stages.inference import prepared
+from stages.inference import optimized
 from stages.model import Classifier
 from stages.pgd import Descent, graphs
 from stages.recipes import Invert
@@ -29,7 +27,7 @@ class Inverter:
     def __init__(self, recipe: Invert, model: Classifier) -> None:
         self.recipe, self.model, self.where = recipe, model, model.mean.device
         with computing(recipe), explained(recipe, model):
-            self.features = Penultimate(prepared(model, recipe, recipe.layer), recipe.layer)
+            self.features = Penultimate(optimized(model, recipe, recipe.layer), recipe.layer)
             self.descent = Descent(
                 self._loss, norm="l2", eps=None, step_size=recipe.step_size, capture=graphs(recipe, self.where)
             )
@@ -46,7 +44,7 @@ class Inverter:
             others = clean[derangement(self.recipe.seed, shard)] if self.recipe.start == "other" else clean
             found = in_batches(self._search, size, clean, others, shard.index)
             effect = {**distances(clean, found), "distance": in_batches(self._distance, size, clean, found)}
-        return replace(shard, pixels=found, files=None, suffix="png", attack=effect, failures=[])
+        return shard.changed(found, effect)
 
     def _search(self, pixels_NHWC: np.ndarray, other_NHWC: np.ndarray, index_N: np.ndarray) -> np.ndarray:
         with torch.no_grad():

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.pgd import direction, grid, project
+from stages.pgd import direction, project, quantize
 from stages.recipes import Ball, Perturbation
 from stages.seeds import generator, torch_seed
 from stages.tensors import to_unit
@@ -12,7 +12,7 @@ from stages.tensors import to_unit
 
 def noise(pixels_NHWC: np.ndarray, ball: Perturbation, seed: int, index: np.ndarray) -> np.ndarray:
     """A random perturbation on the surface of the ball, as 8-bit images inside it: an attack's control."""
-    return grid(noisy(to_unit(pixels_NHWC), ball, seed, index), pixels_NHWC, ball.norm, ball.eps)
+    return quantize(noisy(to_unit(pixels_NHWC), ball, seed, index), pixels_NHWC, ball.norm, ball.eps)
 
 
 def noisy(x_NCHW: Tensor, ball: Perturbation, seed: int, index: np.ndarray) -> Tensor:

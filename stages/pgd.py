@@ -190,16 +190,16 @@ AT_ONCE = 2**22
 """Pixel values that are rounded at once: some of what that takes is eight bytes each."""
 
 
-def grid(x_NCHW: Tensor, clean_NHWC: np.ndarray, norm: Norm, eps: float) -> np.ndarray:
-    """`to_grid` for the images of a shard: uint8, N × H × W × C, computed where x is."""
+def quantize(x_NCHW: Tensor, clean_NHWC: np.ndarray, norm: Norm, eps: float) -> np.ndarray:
+    """`round_in_ball` for the images of a shard: uint8, N × H × W × C, computed where x is."""
     clean = torch.from_numpy(np.require(clean_NHWC, requirements=["C", "W"])).permute(0, 3, 1, 2)
     some = max(1, AT_ONCE // x_NCHW[:1].numel()) if len(clean) else 1
     parts = zip(*(torch.split(images, some) for images in (x_NCHW, clean.to(x_NCHW.device))), strict=True)
-    saved = torch.cat([to_grid(x, near, norm, eps) for x, near in parts])
+    saved = torch.cat([round_in_ball(x, near, norm, eps) for x, near in parts])
     return np.asarray(saved.permute(0, 2, 3, 1).contiguous().cpu())
 
 
-def to_grid(x_NCHW: Tensor, clean_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:
+def round_in_ball(x_NCHW: Tensor, clean_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:
     """Round to 8 bits so that the saved image is inside the ball, not just near it.
 
     Every pixel goes to its nearest level. If that leaves the L2 ball (plain rounding makes .500 into

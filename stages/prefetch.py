@@ -10,7 +10,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+def prefetch(work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
     """What some work makes of each item, in order; the next ones are under way in threads meanwhile.
 
     Threads do for reading and decoding, which let others run: files, Pillow and sockets do not hold the interpreter.
@@ -24,7 +24,7 @@ def ahead(work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]
         Exception: whatever the work raised, at the item's turn; what is under way is still done, no more is begun.
     """
     left = iter(items)
-    with ThreadPoolExecutor(count, thread_name_prefix="ahead") as pool:
+    with ThreadPoolExecutor(count, thread_name_prefix="prefetch") as pool:
         under_way = deque(pool.submit(work, item) for item in islice(left, count))
         while under_way:
             done = under_way.popleft().result()

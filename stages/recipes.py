@@ -568,7 +568,7 @@ class Attack(Perturbation):
         With r = min(eps, steps × step_size), or eps where there are no steps: a value is saved as another level only
         if it moves by half of one, 1/510, and then differs by a whole one. In L∞ each of them moves by r at most: none
         changes if 255 eps < 1 or 510 r < 1. In L2 the squares of all moves add up to r² at most, and those of the
-        levels saved to (255 eps)² (`pgd.to_grid`): no more than min((510 r)², (255 eps)²) of them change.
+        levels saved to (255 eps)² (`pgd.round_in_ball`): no more than min((510 r)², (255 eps)²) of them change.
         """
         if "eps" in self.unused:  # none, or turned and shifted as a whole
             return values

@@ -27,7 +27,7 @@ PAUSE, LONGEST_PAUSE = 0.5, 15.0
 T = TypeVar("T")
 
 
-def persist(
+def retry(
     work: Callable[[], T],
     patience: float,
     refuse: Callable[[Exception], None],

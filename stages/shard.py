@@ -10,7 +10,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -19,11 +19,11 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.errors import BadData
-from stages.images import decode, encode_png
+from stages.images import ENCODED, KEPT, decode, encode_png
 from stages.limits import CLASSES, MEMORY
 from stages.tar import FILE, shortened, walk
 
-SUFFIXES = ("png", "jpg", "webp")
+SUFFIXES = tuple(KEPT)
 """What the images of a shard may be."""
 
 COLUMNS: dict[str, pa.DataType] = {
@@ -44,6 +44,16 @@ COLUMNS: dict[str, pa.DataType] = {
     "error": pa.string(),
 }
 """Columns of ``samples.parquet``, in order; `docs/data-format.md` says what each means."""
+
+
+def shard_name(split: str, number: int) -> str:
+    """``train`` and 3 → ``train-000003``."""
+    return f"{split}-{number:06d}"
+
+
+def split_of(name: str) -> str:
+    """``train-000003`` → ``train``."""
+    return name.rpartition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class Shard:
     source_label: np.ndarray
     pixels: np.ndarray | None
     files: list[bytes] | None = None
-    suffix: str = "png"
+    suffix: str = ENCODED
     attack: dict[str, np.ndarray] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
@@ -122,7 +132,27 @@ class Shard:
 
     @property
     def split(self) -> str:
-        return self.name.rpartition("-")[0]
+        return split_of(self.name)
+
+    def changed(
+        self, pixels_NHWC: np.ndarray, attack: dict[str, np.ndarray], label: np.ndarray | None = None
+    ) -> "Shard":
+        """This shard with other pixels, and other labels where given; its files and failures are left behind.
+
+        Args:
+            pixels_NHWC: uint8.
+            attack: columns of what was done to each image, N each.
+            label: N, int64.
+        """
+        return replace(
+            self,
+            label=self.label if label is None else label,
+            pixels=pixels_NHWC,
+            files=None,
+            suffix=ENCODED,
+            attack=attack,
+            failures=[],
+        )
 
     def images(self) -> np.ndarray:
         """The pixels, N × H × W × C.
@@ -255,7 +285,7 @@ def samples(name: str, tar: bytes, classes: int = CLASSES) -> Iterator[Sample]:
     """
     try:
         for sample, content in members(tar):
-            yield _sample(shortened(sample), content, name.rpartition("-")[0], classes)
+            yield _sample(shortened(sample), content, split_of(name), classes)
     except BadData as error:
         raise BadData(f"{name} {error}") from error
 

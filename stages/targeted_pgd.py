@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stages.device import sent
 from stages.model import Classifier
-from stages.pgd import Descent, graphs, grid
+from stages.pgd import Descent, graphs, quantize
 from stages.recipes import Attack
 from stages.tensors import to_unit
 
@@ -27,7 +27,7 @@ def untargeted(model: Callable[[Tensor], Tensor], label_N: Tensor) -> Callable[[
     return lambda x: -F.cross_entropy(model(x), label_N, reduction="none")
 
 
-class Toward:
+class TargetedPGD:
     """The search of a targeted attack, made once for any number of shards.
 
     Args:
@@ -85,7 +85,7 @@ class Toward:
             places.steps += steps
             frozen = margin >= (np.inf if recipe.stop_at_margin is None else recipe.stop_at_margin)
             done = places.busy & (frozen | (places.steps >= recipe.steps))
-            moved[image[done]] = grid(x[torch.from_numpy(done)], clean_NHWC[image[done]], recipe.norm, recipe.eps)
+            moved[image[done]] = quantize(x[torch.from_numpy(done)], clean_NHWC[image[done]], recipe.norm, recipe.eps)
             fresh = places.leave(done)
             x[torch.from_numpy(fresh)] = to_unit(clean_NHWC[places.image[fresh]], where)
         return moved, success_step

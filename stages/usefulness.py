@@ -25,7 +25,7 @@ from stages.device import computing, sent
 from stages.errors import BadData
 from stages.evaluate import Sums
 from stages.features import Penultimate
-from stages.inference import prepared
+from stages.inference import optimized
 from stages.model import Classifier
 from stages.pgd import Descent, graphs
 from stages.recipes import Usefulness
@@ -61,7 +61,7 @@ def measure(
 
 
 def _measure(recipe: Usefulness, count: int, model: Classifier, shard: Shard, limit: int) -> dict[str, Any]:
-    features = Penultimate(prepared(model, recipe, recipe.layer), recipe.layer)
+    features = Penultimate(optimized(model, recipe, recipe.layer), recipe.layer)
     pixels = shard.images()
     clean = _features(features, pixels, recipe.batch_size)
     sums: dict[str, Any] = {}

@@ -25,6 +25,7 @@ from pipeline.run.progress import clock
 from pipeline.run.runs import Outlook
 from stages.errors import BadInput
 from stages.recipes import EvalAttack, Evaluate, Invert, Relabel, Spatial, Usefulness
+from stages.shard import split_of
 
 if TYPE_CHECKING:
     from stages.design import Design
@@ -438,7 +439,7 @@ def _usefulness(
     for design in designs.values():
         width = Penultimate(Classifier(design, place.here).eval(), recipe.layer).width
         searches = [
-            2 * width * math.ceil(recipe.limit * count / total) if name.rpartition("-")[0] == recipe.split else 0
+            2 * width * math.ceil(recipe.limit * count / total) if split_of(name) == recipe.split else 0
             for name, count in left.items()
         ]
         found.append(_clean(design, source, left.values(), recipe.batch_size))

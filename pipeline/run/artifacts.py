@@ -37,6 +37,7 @@ from pipeline.run.documents import (
 from pipeline.store import Store, canonical, digest
 from stages.design import Design
 from stages.errors import BadData, BadInput
+from stages.shard import split_of
 
 FORMAT = 3
 
@@ -220,7 +221,7 @@ class Made:
 
     def shards(self, split: str) -> list[str]:
         """Names of a split's shards, in order."""
-        return sorted(name for name in self.manifest["shards"] if name.rpartition("-")[0] == split)
+        return sorted(name for name in self.manifest["shards"] if split_of(name) == split)
 
 
 def manifest_at(store: Store, folder: str) -> dict[str, Any] | None:
@@ -337,7 +338,7 @@ def per_split(samples: Iterable[tuple[str, int]]) -> dict[str, int]:
     """Samples of each split, from those of each shard."""
     counts: dict[str, int] = {}
     for name, count in samples:
-        split = name.rpartition("-")[0]
+        split = split_of(name)
         counts[split] = counts.get(split, 0) + count
     return counts
 

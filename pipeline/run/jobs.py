@@ -33,7 +33,7 @@ from stages.images import histogram
 from stages.load import Item, Listing, printable
 from stages.seeds import torch_seed
 from stages.select import kept, select
-from stages.shard import Shard, pack, rows, unpack
+from stages.shard import Shard, pack, rows, split_of, unpack
 
 if TYPE_CHECKING:
     from stages.train import Group
@@ -73,7 +73,7 @@ class Unit:
     @property
     def split(self) -> str:
         """The split that it is a shard of."""
-        return self.name.rpartition("-")[0]
+        return split_of(self.name)
 
 
 class ShardJob(ABC):
@@ -320,7 +320,7 @@ class LoadJob(DatasetJob):
         }
 
     def units(self) -> list[Unit]:
-        spread, data = load.spread(self.listing, self.node.recipe), self.place.data
+        spread, data = load.assign_to_shards(self.listing, self.node.recipe), self.place.data
         return [Unit(name, len(items), {"source": _listed(items, data)}, items) for name, items in spread.items()]
 
     def read(self, unit: Unit) -> Shard:

@@ -30,6 +30,7 @@ from stages.errors import BadData, BadInput, did_you_mean, short, some
 from stages.limits import MEMORY
 from stages.recipes import Pretrained, Relabel, is_own
 from stages.select import kept
+from stages.shard import split_of
 
 if TYPE_CHECKING:
     from stages.design import Design
@@ -410,7 +411,8 @@ def _foresee(
     match node.stage:
         case "load":
             assert job is not None
-            spread = load.spread(job.listing, node.recipe)  # not `job.units`: these are digests of every image
+            # Not `job.units`, which digest every image.
+            spread = load.assign_to_shards(job.listing, node.recipe)
             shards = {name: len(items) for name, items in spread.items()}
             facts = job.facts() | _counted(shards) | {"image_shape": _first_shape(job, spread)}
             _refuse_heavy(facts)
@@ -450,7 +452,7 @@ def _refuse_heavy(facts: Mapping[str, Any]) -> None:
 
 
 def _shards_of(dataset: Mapping[str, Any], splits: Container[str]) -> dict[str, int]:
-    return {name: count for name, count in dataset["shards"].items() if name.rpartition("-")[0] in splits}
+    return {name: count for name, count in dataset["shards"].items() if split_of(name) in splits}
 
 
 def _counted(shards: dict[str, int]) -> dict[str, Any]:

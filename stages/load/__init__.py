@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.errors import BadData, BadInput
-from stages.images import encode_png, open_image
+from stages.images import ENCODED, encode_png, open_image
 from stages.limits import CLASSES, SHARDS
 from stages.load.arrays import list_digits, list_torchvision
 from stages.load.files import Files, place_of
@@ -16,9 +16,9 @@ from stages.load.synthetic import list_synthetic, synthetic
 from stages.load.webdataset import list_webdataset
 from stages.recipes import Digits, ImageFolder, Load, Synthetic, Torchvision, WebDataset
 from stages.seeds import generator
-from stages.shard import Failure, Pixels, Shard
+from stages.shard import Failure, Pixels, Shard, shard_name
 
-__all__ = ["RESTRICTED_IMAGENET", "Images", "Item", "Listing", "list_source", "printable", "read", "spread"]
+__all__ = ["RESTRICTED_IMAGENET", "Images", "Item", "Listing", "assign_to_shards", "list_source", "printable", "read"]
 
 
 def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
@@ -74,7 +74,7 @@ def _refuse_if_damaged(load: ImageFolder, listing: Listing, data: Path) -> None:
             )
 
 
-def spread(listing: Listing, load: Load) -> dict[str, Images]:
+def assign_to_shards(listing: Listing, load: Load) -> dict[str, Images]:
     """Spread a source over shards with a seeded permutation, so that each is a fair sample of its split.
 
     Returns:
@@ -89,7 +89,7 @@ def spread(listing: Listing, load: Load) -> dict[str, Images]:
     for split, items in listing.items.items():
         order = generator(load.seed, f"order/{split}").permutation(len(items))
         for number, first in enumerate(range(0, len(order), load.shard_size)):
-            shards[f"{split}-{number:06d}"] = items[order[first : first + load.shard_size]]
+            shards[shard_name(split, number)] = items[order[first : first + load.shard_size]]
     return shards
 
 
@@ -134,7 +134,7 @@ def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: st
         source_label=labels.copy(),
         pixels=pixels.array(),
         files=whole or None,
-        suffix=suffix or "png",
+        suffix=suffix or ENCODED,
         failures=failures,
     )
 
@@ -171,6 +171,6 @@ def _read_one(
     if not load.keeps_sizes:
         return pixels, None
     odd = image.why_not_kept(suffix) if suffix else None
-    if odd is not None and suffix != "png":
+    if odd is not None and suffix != ENCODED:
         raise BadData(f"{odd}, and cannot be kept as it is: say `keep_files: false`, and all are stored as png")
     return pixels, encode_png(pixels) if suffix is None or odd else file
