@@ -1,4 +1,4 @@
-"""Find, for every image of a shard, another that a model represents alike (Ilyas et al. 2019, appendix C)."""
+"""Invert a model's features: find another image with the features of each image (Ilyas et al. 2019, appendix C)."""
 
 import numpy as np
 import torch
@@ -34,10 +34,10 @@ class Inverter:
             self.plain = Penultimate(model.using("float32"), recipe.layer)
 
     def __call__(self, shard: Shard) -> Shard:
-        """The shard with z in the place of x under the labels of x, and how far apart their features are.
+        """The shard with z in place of x, under the labels of x, with the distance between their features.
 
         Raises:
-            BadData: an image that is alone in its shard has no other to start at.
+            BadData: the shard has a single image, and the search starts at another image.
         """
         clean, size = shard.images(), self.recipe.batch_size
         with computing(self.recipe), explained(self.recipe, self.model):
@@ -57,7 +57,7 @@ class Inverter:
         return to_pixels(self.descent(start, wanted, steps=self.recipe.steps))
 
     def _loss(self, z_NCHW: Tensor, wanted_ND: Tensor) -> Tensor:
-        # Squared, the distance has the same normalised gradient, and one that is defined at zero.
+        # The squared distance has the same normalised gradient, and is differentiable at zero.
         return (self.features(z_NCHW) - wanted_ND).square().sum(1)
 
     @torch.no_grad()
@@ -73,9 +73,9 @@ def noise(seed: int, index_N: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def derangement(seed: int, shard: Shard) -> np.ndarray:
-    """For each image of a shard the place of another: one cycle through all of it (Sattolo 1986), N.
+    """For each image of a shard the position of another: a random cycle through the shard (Sattolo 1986), N.
 
-    It is drawn from (seed, the shard's smallest index).
+    Drawn from (seed, the shard's smallest index).
 
     Raises:
         BadData: the shard has one image.
