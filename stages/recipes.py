@@ -719,10 +719,10 @@ class Train(Recipe):
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
     mean: list[Mean] | None = Field(
-        None, min_length=1, description="Per-channel mean inside the model; by default the dataset's."
+        None, min_length=1, description="Per-channel mean inside the model; by default that of the split."
     )
     std: list[Deviation] | None = Field(
-        None, min_length=1, description="Per-channel deviation inside the model; by default the dataset's."
+        None, min_length=1, description="Per-channel deviation inside the model; by default that of the split."
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="Precision of the forward and backward pass; `tf32` as in an attack."

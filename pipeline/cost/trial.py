@@ -337,7 +337,7 @@ class Rehearsal:
             label, pixels = sample.label[again], sample.images()[again]
             tar = pack(Shard(SHARD, np.arange(count), label, label, pixels, attack=columns))
             files = {f"{SHARD}.tar": tar}
-            neutral = {"mean": [0.5] * facts["channels"], "std": [0.5] * facts["channels"]}
+            neutral = {name: {"train": [0.5] * facts["channels"]} for name in ("mean", "std")}
             counts = {"counts": {"train": count}, "shards": {SHARD: count}}
             known = {name: facts[name] for name in ("classes", "channels", "image_shape")}
             self.made[key] = self._publish(digest(key), files, digest(tar), known | neutral | counts)

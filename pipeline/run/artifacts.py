@@ -38,7 +38,7 @@ from pipeline.store import Store, canonical, digest
 from stages.design import Design
 from stages.errors import BadData, BadInput
 
-FORMAT = 2
+FORMAT = 3
 
 NOT_OURS, LOST = "is damaged, or of another version of this program", "is missing, although all else is there"
 """What may be wrong with a document that says what a folder holds."""
@@ -68,7 +68,7 @@ class Parent(Document):
 class Manifest(Document):
     """What stands in every manifest; `docs/data-format.md` says what each key means."""
 
-    format: Literal[2]
+    format: Literal[3]
     group: Group
     name: NodeName
     version: Version
@@ -103,8 +103,8 @@ class DatasetManifest(Manifest):
     failures: Count
     left_out: list[LeftOut] | None = None
     skipped: dict[str, Count] | None = None
-    mean: list[float] | None = None
-    std: list[Annotated[float, Field(gt=0)]] | None = None
+    mean: dict[Word, list[float]] | None = None
+    std: dict[Word, list[Annotated[float, Field(gt=0)]]] | None = None
     majority: dict[Word, Share] | None = None
     reached: Share | None = None
     reached_by_step: list[Share] | None = None

@@ -274,10 +274,11 @@ def _totals(marks: Mapping[str, dict[str, Any]], steps: int) -> dict[str, Any]:
         "members": [next(iter(marks.values()))["suffix"], "cls", "json"],
     }
     if said["image_shape"]:
-        from stages.model import channel_statistics
-
-        sums, squares = (np.sum([s[key] for s in each], axis=0).tolist() for key in ("sums", "squares"))
-        said["mean"], said["std"] = channel_statistics(sums, squares, sum(s["pixels"] for s in each))
+        # Split by split: no pixel of the test split enters a model.
+        said["mean"], said["std"] = {}, {}
+        for split in (split for split, count in counts.items() if count):
+            parts = [mark["statistics"] for name, mark in marks.items() if name.rpartition("-")[0] == split]
+            said["mean"][split], said["std"][split] = _channels(parts)
     total = sum(counts.values())
     if all("reached" in s for s in each):
         said["reached"] = sum(s["reached"] for s in each) / total
@@ -290,6 +291,14 @@ def _totals(marks: Mapping[str, dict[str, Any]], steps: int) -> dict[str, Any]:
     if all("l2" in s for s in each):
         said["l2_mean"], said["linf_max"] = sum(s["l2"] for s in each) / total, max(s["linf"] for s in each)
     return said
+
+
+def _channels(each: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel, from the statistics of some shards."""
+    from stages.model import channel_statistics
+
+    sums, squares = (np.sum([s[key] for s in each], axis=0).tolist() for key in ("sums", "squares"))
+    return channel_statistics(sums, squares, sum(s["pixels"] for s in each))
 
 
 class LoadJob(DatasetJob):
@@ -746,7 +755,7 @@ def design_of(node: Node, on: Mapping[str, Any], probed: Mapping[str, Any] | Non
     for name, given in (("mean", recipe.mean), ("std", recipe.std)):
         if given is not None and len(given) != channels:
             raise BadInput(f"{name} has {len(given)} entries, the images have {channels} channels")
-    mean, std = recipe.mean or on["mean"], recipe.std or on["std"]
+    mean, std = (given or on[name][recipe.split] for name, given in (("mean", recipe.mean), ("std", recipe.std)))
     return Design(recipe.arch, len(on["classes"]), tuple(on["image_shape"]), tuple(mean), tuple(std))
 
 

@@ -464,7 +464,7 @@ def _tried(model: Node, function: Callable[..., T], *args: Any) -> T:
 
 
 def _neutral(channels: int) -> dict[str, list[float]]:
-    """Stands for a dataset's mean and deviation, which are not known yet, or make no difference."""
+    """Stands for the mean and deviation of a split, which are not known yet, or make no difference."""
     return {"mean": [0.5] * channels, "std": [0.5] * channels}
 
 
@@ -527,7 +527,8 @@ def _try_training(node: Node, place: Place, inputs: Mapping[str, Mapping[str, An
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {count} images of {recipe.on} {recipe.split}")
     if on["image_shape"] is None or (recipe.probe and "arch" not in inputs["probe"]["design"]):
         return {"classes": len(on["classes"]), "shape": on["image_shape"]}
-    design = design_of(node, {**on, **_neutral(on["channels"])}, inputs.get("probe"))
+    neutral = {name: {recipe.split: value} for name, value in _neutral(on["channels"]).items()}
+    design = design_of(node, {**on, **neutral}, inputs.get("probe"))
     _tried(node, train.refuse_misfit, design, place.here)
     if recipe.probe:
         _tried(node, features.refuse_without, design, None, place.here)
