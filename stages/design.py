@@ -26,6 +26,7 @@ class Design:
         outputs: where the network has more classes than it is asked about, those that are its answer, in
             this order; `classes` of them.
         of: and how many classes the network has.
+        logit_scale: what the network's outputs are multiplied by; None is 1.
     """
 
     arch: Annotated[str, Field(max_length=512)]
@@ -35,6 +36,7 @@ class Design:
     std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
     outputs: tuple[Output, ...] | None = None
     of: Annotated[int, Field(ge=1, lt=2**20)] | None = None
+    logit_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     @property
     def network_classes(self) -> int:

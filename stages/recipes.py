@@ -27,7 +27,7 @@ from stages.limits import ATTACKS, CLASSES, IMAGES, MEMORY, NAME, PADDING, SHARD
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Norm = Literal["l2", "linf"]
-Augmentation = Literal["none", "flip", "crop-flip", "spatial", "resized-crop", "imagenet"]
+Augmentation = Literal["none", "flip", "crop-flip", "shift-flip", "spatial", "resized-crop", "imagenet"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=NAME)]
 
@@ -686,7 +686,7 @@ class Train(Recipe):
     split: Split = Field("train", description="Its split.")
     arch: str | None = Field(
         None,
-        description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or your own, as "
+        description="`small_cnn`, `fast_resnet`, `resnet9`, `airnet`, any torchvision classifier, or your own, as "
         "`package.module:name` or `./folder/file.py:name`.",
     )
     probe: str | None = Field(
@@ -701,21 +701,55 @@ class Train(Recipe):
     epochs: int = Field(30, ge=1, le=STEPS, description="Passes over the split.")
     batch_size: int = Field(128, ge=2, description="Images per step; the last incomplete batch of an epoch is dropped.")
     lr: float = Field(0.05, gt=0, description="Peak learning rate.")
+    norm_bias_lr: float = Field(
+        1,
+        gt=0,
+        description="The learning rate of the biases of batch norm is so many times that of the rest. Their weight "
+        "decay is as many times less, so that a step shrinks all alike.",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
     nesterov: bool = Field(False, description="Nesterov's momentum.")
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, on every parameter.")
-    schedule: Literal["one-cycle", "steps", "cosine", "constant"] = Field(
+    schedule: Literal["one-cycle", "triangular", "steps", "cosine", "constant"] = Field(
         "one-cycle",
-        description="Learning rate over time: up and down (cosine), ÷ 10 at `drops`, cosine to 0, or constant.",
+        description="Learning rate over time: up and down (cosine), the same along straight lines from 0 to 0, ÷ 10 at "
+        "`drops`, cosine to 0, or constant.",
     )
     drops: list[int] = Field([], description="Epochs at which schedule `steps` divides the rate by 10.")
-    warmup: float = Field(0.25, ge=0, lt=1, description="Share of a one-cycle schedule in which the rate rises.")
+    warmup: float = Field(
+        0.25, ge=0, lt=1, description="Share of a one-cycle or triangular schedule in which the rate rises."
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="The model is not the last weights but a moving average of them, of which every step keeps this "
+        "much (0.99 remembers about a hundred steps); less in the first steps.",
+    )
+    whiten: bool = Field(
+        False,
+        description="The first convolution is not learned: its filters are the principal directions of the patches of "
+        "the split's images, scaled to variance 1, and their negatives.",
+    )
+    logit_scale: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="What the network's outputs are multiplied by, in training and ever after: a factor below 1 makes "
+        "the first steps smaller. `airnet` has one of 1/9 of its own besides.",
+    )
     augment: Augmentation = Field(
         "none",
-        description="`flip`: left–right at random; `crop-flip`: also shifted by up to an eighth of the width; "
+        description="`flip`: left–right at random; `crop-flip`: also shifted by up to an eighth of the width, "
+        "black coming in; `shift-flip`: by up to a sixteenth, the image mirrored at its edges; "
         "`spatial`: rotated by up to 30 degrees and shifted by up to a tenth of the width and height; `resized-crop`: "
         "torchvision's `RandomResizedCrop` and `flip`; `imagenet`: these, brightness, contrast and saturation changed "
         "by up to a tenth, and the lighting noise of AlexNet, as the paper's networks were trained.",
+    )
+    alternating_flip: bool = Field(
+        False,
+        description="Each image is flipped in every other epoch, beginning with the first or with the second by lot, "
+        "and not by lot each time: two epochs show both views (Jordan 2024).",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
     mean: list[Mean] | None = Field(
@@ -770,8 +804,13 @@ class Train(Recipe):
         """Parameters that are not used: they make no other version of the model."""
         idle = {
             "adversarial": self.adversarial is None,
+            "alternating_flip": not self.alternating_flip,
             "compile": not self.compile,
             "deterministic": self.deterministic,
+            "ema": self.ema is None,
+            "logit_scale": self.logit_scale is None,
+            "norm_bias_lr": self.norm_bias_lr == 1,
+            "whiten": not self.whiten,
         }
         return frozenset(name for name, unused in idle.items() if unused)
 
@@ -779,8 +818,15 @@ class Train(Recipe):
     def _arch_or_probe(self) -> "Train":
         if (self.arch is None) == (self.probe is None):
             raise ValueError("a training has either `arch` or `probe`")
-        if self.probe is not None and (self.mean or self.std):
-            raise ValueError("`mean` and `std` are those of the model that is probed")
+        own = {"mean": self.mean, "std": self.std, "whiten": self.whiten, "logit_scale": self.logit_scale}
+        if self.probe is not None and (given := [name for name, value in own.items() if value]):
+            raise ValueError(f"`{given[0]}` is that of the model that is probed: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_alternate(self) -> "Train":
+        if self.alternating_flip and self.augment in ("none", "spatial"):
+            raise ValueError(f"`alternating_flip` goes with an `augment` that flips, not with {self.augment}")
         return self
 
     @model_validator(mode="after")

@@ -34,6 +34,9 @@ class Leakage(BaseModel):
         {}, description="Keys of `train` that the linear probe has otherwise than the learner."
     )
 
+OF_A_NETWORK = ("arch", "mean", "std", "whiten", "norm_bias_lr", "logit_scale")
+"""Keys of a training that a linear probe has no use for: the network is that of the model that it probes."""
+
 
 def expand(found: dict[str, Any]) -> dict[str, Any]:
     """An experiment with `leakage` evaluations, as one that names all their nodes.
@@ -90,7 +93,7 @@ def _add(made: dict[str, Any], found: dict[str, Any], name: str, asked: Leakage)
         sets["robust-source"] = {**part, "attack": {**_plain(attack), "model": robust}}
     wanted = {control: {**models[learner], "train": {**train, "on": f"{data}.{control}"}} for control in sets}
     if robust:
-        like = {key: value for key, value in train.items() if key not in ("arch", "mean", "std")}
+        like = {key: value for key, value in train.items() if key not in OF_A_NETWORK}
         wanted = {"probe": {**models[learner], "train": {**like, **asked.probe, "on": data, "probe": robust}}, **wanted}
     _put(place, made, "datasets", {f"{data}.{control}": dataset for control, dataset in sets.items()})
     _put(place, made, "models", {f"{learner}.{control}": model for control, model in wanted.items()})

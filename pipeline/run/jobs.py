@@ -756,7 +756,8 @@ def design_of(node: Node, on: Mapping[str, Any], probed: Mapping[str, Any] | Non
         if given is not None and len(given) != channels:
             raise BadInput(f"{name} has {len(given)} entries, the images have {channels} channels")
     mean, std = (given or on[name][recipe.split] for name, given in (("mean", recipe.mean), ("std", recipe.std)))
-    return Design(recipe.arch, len(on["classes"]), tuple(on["image_shape"]), tuple(mean), tuple(std))
+    shape, scale = tuple(on["image_shape"]), recipe.logit_scale
+    return Design(recipe.arch, len(on["classes"]), shape, tuple(mean), tuple(std), logit_scale=scale)
 
 
 JOBS: dict[str, type[ShardJob] | type[ModelJob]] = {
