@@ -71,7 +71,7 @@ def experiment(shards: int, shard_size: int, size: int, classes: int, steps: int
             "clean": {"load": {**load, "shard_size": shard_size}},
             "moved": {"attack": attack, "relabel": "other"},
         },
-        "models": {"net": {"load": bring}},
+        "models": {"net": {"pretrained": bring}},
     }
 
 
@@ -193,7 +193,7 @@ def finish(place: Context, wanted: Any, name: str) -> tuple[float, str]:
 
 READERS: dict[str, Callable[[bytes], Any]] = {
     "pyarrow, all columns": lambda content: pq.read_table(BytesIO(content)),
-    "pyarrow, two columns": lambda content: pq.read_table(BytesIO(content), columns=["key", "reached"]),
+    "pyarrow, two columns": lambda content: pq.read_table(BytesIO(content), columns=["key", "success"]),
     "pandas, all columns": lambda content: pd.read_parquet(BytesIO(content)),
 }
 

@@ -43,7 +43,7 @@ def experiment(source: Path, arch: str, shard_size: int, batch: int) -> dict[str
     on = {"models": ["standard"], "on": "clean", "split": "train", "batch_size": batch}
     files = f"{source}/train-{{000000..{len(list(source.iterdir())) - 1:06d}}}.tar"
     load = {"source": "webdataset", "shards": {"train": files}, "classes": CLASSES, "shard_size": shard_size}
-    train = {"on": "clean", "arch": arch, "epochs": 1, "batch_size": batch, "threads": 1, "watch": 0}
+    train = {"on": "clean", "arch": arch, "epochs": 1, "batch_size": batch, "threads": 1, "eval_images": 0}
     return {
         "name": "memory",
         "datasets": {

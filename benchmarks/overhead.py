@@ -30,20 +30,28 @@ from pipeline.run.jobs.statistics import statistics
 from pipeline.run.on_ray import OnRay
 from pipeline.run.runs import Run
 from pipeline.store import Store
-from stages.attack import distances, logits_of
 from stages.device import threads
-from stages.model import to_unit
+from stages.inference import prepared
+from stages.model import logits_of
 from stages.pgd import to_grid
-from stages.prepare import prepared
 from stages.recipes import Attack
 from stages.shard import Shard, pack, unpack
+from stages.tensors import distances, to_unit
 
 NODE = "datasets/other"
 
 
 def experiment(images: int, shard_size: int, attack: dict[str, Any], arch: str, seed: int) -> Any:
     """A dataset node on part of CIFAR-10, whose targets are drawn; a source trained just enough."""
-    train = {"on": "clean", "arch": arch, "epochs": 1, "lr": 0.1, "precision": "bfloat16", "threads": 2, "watch": 0}
+    train = {
+        "on": "clean",
+        "arch": arch,
+        "epochs": 1,
+        "lr": 0.1,
+        "precision": "bfloat16",
+        "threads": 2,
+        "eval_images": 0,
+    }
     load = {"source": "cifar10", "limit": images, "shard_size": shard_size, "download": False}
     relabel = {"rule": "other", "seed": seed}
     return parse(

@@ -52,8 +52,8 @@ def shards_of(pixels_NHWC: np.ndarray, size: int) -> list[Shard]:
         label = index % CLASSES
         effect: dict[str, np.ndarray] = {
             "target": label,
-            "reached": draw.random(count) > 0.1,
-            "reached_step": draw.integers(0, 50, count),
+            "success": draw.random(count) > 0.1,
+            "success_step": draw.integers(0, 50, count),
             **{name: draw.random(count).astype(np.float32) for name in ("margin", "confidence")},
             **{name: draw.random(count) for name in ("l2", "linf")},
         }

@@ -26,7 +26,7 @@ from pipeline.experiment import spec
 from pipeline.experiment.graph import GROUPS, build
 from pipeline.experiment.spec import Experiment
 from pipeline.formats import clock
-from pipeline.report import tables
+from pipeline.report import results, tables
 from pipeline.report.scores import percent
 from pipeline.run import artifacts, runs
 from pipeline.run.engines import Engine, Inline, expected, reason_of
@@ -665,7 +665,7 @@ def _refuse_idle(*names: str) -> None:
 def _print_answers(made: picture.Picture, number: int, classes: list[str]) -> None:
     """The model's answers to an image before and after."""
     lines = [
-        [when, percent(made.said[i, number]), *(f"{name} {percent(share)}" for name, share in made.top(i))]
+        [when, percent(made.confidence[i, number]), *(f"{name} {percent(share)}" for name, share in made.top(i))]
         for i, when in enumerate(("before", "after"))
     ]
     echo(tables.table(["", classes[number], "first", "second", "third"][: len(lines[0])], lines))
@@ -892,13 +892,13 @@ def _results_as_json(store: Store, run: dict[str, Any]) -> dict[str, Any]:
         "run": run["run"],
         "state": run["state"],
         "store": store.url,
-        "rows": tables.result_rows(store, run),
+        "rows": results.result_rows(store, run),
         "nodes": nodes,
     }
 
 
 def _print_results(store: Store, run: dict[str, Any]) -> None:
-    rows = tables.result_rows(store, run)
+    rows = results.result_rows(store, run)
     if rows:
         echo("\n" + tables.result_text(rows))
     for line in tables.left_out_of(store, run):

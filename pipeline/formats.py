@@ -7,8 +7,10 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds where there are few, else as `clock`."""
+def duration(seconds: float | None) -> str:
+    """Seconds with one decimal up to 100, then `clock`; a dash if it is not known."""
+    if seconds is None:
+        return "–"
     return f"{seconds:.1f} s" if seconds < 100 else clock(seconds)
 
 

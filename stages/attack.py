@@ -10,28 +10,17 @@ from torch import Tensor
 
 from stages.device import computing
 from stages.errors import BadData, BadInput
-from stages.model import Classifier, batches, in_batches, to_pixels, to_unit
-from stages.pgd import direction, grid, pgd, project
-from stages.prepare import prepared
-from stages.recipes import Attack, Perturbation, Relabel
+from stages.inference import prepared
+from stages.model import Classifier, logits_of
+from stages.noise import noise
+from stages.pgd import grid, pgd
+from stages.recipes import Attack, Relabel
 from stages.refused import explained
 from stages.relabel import targets
-from stages.search import Toward, margins, targeted
-from stages.seeds import torch_seed
 from stages.shard import Shard
 from stages.spatial import search
-
-
-def noise(pixels_NHWC: np.ndarray, ball: Perturbation, seed: int, index: np.ndarray) -> np.ndarray:
-    """A random perturbation on the surface of the ball, as 8-bit images inside it: an attack's control."""
-    return grid(noisy(to_unit(pixels_NHWC), ball, seed, index), pixels_NHWC, ball.norm, ball.eps)
-
-
-def noisy(x_NCHW: Tensor, ball: Perturbation, seed: int, index: np.ndarray) -> Tensor:
-    """Images in [0, 1] with a random perturbation on the surface of the ball, drawn per image from (seed, index)."""
-    draws = [torch.Generator().manual_seed(torch_seed(seed, "noise", int(i))) for i in index]
-    gauss = torch.stack([torch.randn(x_NCHW.shape[1:], generator=draw) for draw in draws]).to(x_NCHW.device)
-    return (x_NCHW + project(direction(gauss, ball.norm) * ball.eps, ball.norm, ball.eps)).clamp(0, 1)
+from stages.targeted_pgd import Toward, margins, targeted
+from stages.tensors import batches, distances, in_batches, to_pixels, to_unit
 
 
 class Attacker:
@@ -73,9 +62,9 @@ class Attacker:
             wanted = self._targets(shard)
             moved, said = self._move(shard, clean, wanted)
             effect = self._measure(clean, moved, wanted) | said
-            if "reached_step" in effect:  # the saved image is the last iterate that the model is shown
-                late = (effect["reached_step"] < 0) & effect["reached"]
-                effect["reached_step"] = np.where(late, self.recipe.steps, effect["reached_step"])
+            if "success_step" in effect:  # the saved image is the last iterate that the model is shown
+                late = (effect["success_step"] < 0) & effect["success"]
+                effect["success_step"] = np.where(late, self.recipe.steps, effect["success_step"])
         return replace(shard, label=wanted, pixels=moved, files=None, suffix="png", attack=effect, failures=[])
 
     @cached_property
@@ -103,8 +92,8 @@ class Attacker:
             case "leakage":
                 return self._leakage(shard, clean, wanted), {}
             case "pgd":
-                moved, reached = self.toward(clean, wanted, shard.source_label)
-                return moved, {"reached_step": reached}
+                moved, success_step = self.toward(clean, wanted, shard.source_label)
+                return moved, {"success_step": success_step}
             case "universal":
                 self._refuse_not_found(wanted)
                 return in_batches(self._shift, self.recipe.batch_size, clean, wanted), {}
@@ -178,7 +167,7 @@ class Attacker:
             return effect
         logits, target = torch.from_numpy(self._logits(moved)).double(), torch.from_numpy(wanted)
         margin, confidence = margins(logits, target), logits.softmax(1).gather(1, target[:, None])[:, 0]
-        effect |= {"margin": margin.float().numpy(), "reached": (margin > 0).numpy()}
+        effect |= {"margin": margin.float().numpy(), "success": (margin > 0).numpy()}
         effect["confidence"] = confidence.float().numpy()
         return effect
 
@@ -202,29 +191,3 @@ def refuse_unmoved(recipe: Attack, aimed: int, moved: int) -> None:
             f"only {moved:,} of the {aimed:,} images to be moved have changed by a level of 8 bits: under new labels, "
             "they would be the control; raise eps, steps or step_size, or see whether the model has gradients"
         )
-
-
-def distances(clean_NHWC: np.ndarray, moved_NHWC: np.ndarray) -> dict[str, np.ndarray]:
-    """L2 and L∞ between saved images, uint8, in units of [0, 1]: N each."""
-    # One image at a time: a shard of photographs as int64 would take gigabytes.
-    levels = (moved - clean.astype(np.int64) for clean, moved in zip(clean_NHWC, moved_NHWC, strict=True))
-    sizes_N2 = np.array([((each**2).sum(), np.abs(each).max(initial=0)) for each in levels]).reshape(-1, 2)
-    return {"l2": np.sqrt(sizes_N2[:, 0]) / 255, "linf": sizes_N2[:, 1] / 255}
-
-
-def logits_of(model: Classifier, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
-    """What a model says of some images, in float32: N × classes.
-
-    Raises:
-        BadData: an answer is not a number.
-    """
-    plain = model.using("float32")
-
-    def answer(x: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return np.asarray(plain(to_unit(x, plain.mean.device)).cpu())
-
-    logits = in_batches(answer, batch_size, pixels_NHWC)
-    if not np.isfinite(logits).all():
-        raise BadData(f"the model ({model.design.arch}) answers some images with NaN or infinity")
-    return logits

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from stages.attack import logits_of
+from stages.adversarial_eval import Outcome, in_ball, in_space
 from stages.device import computing
-from stages.model import Classifier
-from stages.recipes import Evaluate, Spatial, Threat
+from stages.model import Classifier, logits_of
+from stages.recipes import EvalAttack, Evaluate, Spatial
 from stages.refused import explained
 from stages.relabel import targets
 from stages.shard import Shard
-from stages.threat import Outcome, in_ball, in_space
 
 Sums = dict[str, dict[str, Any]]
 """Model → what was counted on some samples."""
@@ -23,7 +22,7 @@ def score(
     recipe: Evaluate,
     classes: Sequence[str],
     models: Mapping[str, Classifier],
-    sources: Mapping[str, Classifier],
+    surrogates: Mapping[str, Classifier],
     shard: Shard,
 ) -> Sums:
     """Count what each model gets right on one shard: clean, under each attack, and under each spatial one.
@@ -32,14 +31,14 @@ def score(
         recipe: what is asked.
         classes: class names.
         models: those scored, by name.
-        sources: those that attacks are made on, by name: all of `recipe.sources`.
+        surrogates: those that attacks are made on, by name: all of `recipe.surrogates`.
         shard: the images, with the labels that are scored.
     """
-    with computing(recipe), explained(recipe, *models.values(), *sources.values()):
+    with computing(recipe), explained(recipe, *models.values(), *surrogates.values()):
         answers = {
             name: logits_of(model, shard.images(), recipe.batch_size).argmax(1) for name, model in models.items()
         }
-        attacks = [in_ball(threat, classes, models, sources, shard) for threat in recipe.attacks]
+        attacks = [in_ball(threat, classes, models, surrogates, shard) for threat in recipe.attacks]
         attacks += [in_space(space, models, shard, recipe.batch_size) for space in recipe.spatial]
     return {
         name: _clean(recipe, classes, answer, shard) | _under(answer == shard.label, [each[name] for each in attacks])
@@ -72,7 +71,7 @@ def _under(right_clean: np.ndarray, attacks: Sequence[Outcome]) -> dict[str, Any
         "right_under": [int((right_clean & each.right).sum()) for each in attacks],
         "average_under": [int(each.average.sum()) for each in attacks],
         "aimed_under": [int(each.aimed.sum()) for each in attacks],
-        "reached_under": [int(each.reached.sum()) for each in attacks],
+        "success_under": [int(each.success.sum()) for each in attacks],
     }
 
 
@@ -95,7 +94,7 @@ def _add(values: Sequence[Any]) -> Any:
 def summary(recipe: Evaluate, classes: Sequence[str], sums: Mapping[str, Any]) -> dict[str, Any]:
     """What the sums of one model say: accuracies with 95 % intervals, per class, under attack, and chance."""
     n = sums["n"]
-    attacks: list[Threat | Spatial] = [*recipe.attacks, *recipe.spatial]
+    attacks: list[EvalAttack | Spatial] = [*recipe.attacks, *recipe.spatial]
     low, high = wilson(sums["right"], n)
     said = {
         "kind": "accuracy",
@@ -123,18 +122,21 @@ def summary(recipe: Evaluate, classes: Sequence[str], sums: Mapping[str, Any]) -
     return said
 
 
-def _attacked(attack: Threat | Spatial, at: int, sums: Mapping[str, Any]) -> dict[str, Any]:
+def _attacked(attack: EvalAttack | Spatial, at: int, sums: Mapping[str, Any]) -> dict[str, Any]:
     """What the sums say of one attack: worst case, average case, and the share of right answers that it turned."""
     n, right, draws = sums["n"], sums["right_under"][at], 1
     low, high = wilson(right, n)
-    if isinstance(attack, Threat):
+    if isinstance(attack, EvalAttack):
         ball = {"norm", "eps", "steps"} | ({"step_size"} if attack.method == "pgd" else set())
-        what = attack.model_dump(include=ball | {"restarts", "source"})
-        what |= {"attack": attack.method, "toward": None if attack.toward is None else attack.toward.rule}
-        if attack.toward is not None:
-            what["reached"] = _share(sums["reached_under"][at], sums["aimed_under"][at])
+        what = attack.model_dump(include=ball | {"restarts", "surrogate"})
+        what |= {
+            "attack": attack.method,
+            "target_rule": None if attack.target_rule is None else attack.target_rule.rule,
+        }
+        if attack.target_rule is not None:
+            what["success_rate"] = _share(sums["success_under"][at], sums["aimed_under"][at])
     else:
-        draws = attack.transformations
+        draws = attack.candidates
         what = attack.model_dump(include={"rotation", "translation", "search"}) | {"attack": "spatial", "tries": draws}
     return what | {
         "accuracy": right / n,

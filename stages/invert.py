@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.attack import distances
 from stages.device import computing, sent
 from stages.errors import BadData
 from stages.features import Penultimate
-from stages.model import Classifier, in_batches, to_pixels, to_unit
+from stages.inference import prepared
+from stages.model import Classifier
 from stages.pgd import Descent, graphs
-from stages.prepare import prepared
 from stages.recipes import Invert
 from stages.refused import explained
 from stages.seeds import generator
 from stages.shard import Shard
+from stages.tensors import distances, in_batches, to_pixels, to_unit
 
 
 class Inverter:

@@ -1,6 +1,5 @@
 """A classifier of images in [0, 1]: a network with its normalisation inside, on disk and in memory."""
 
-from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 
 from stages import nets
 from stages.design import Design
-from stages.device import device, numbers, sent
+from stages.device import device, numbers
 from stages.errors import BadData, BadInput
 from stages.pools import steady
 from stages.recipes import Precision
+from stages.tensors import in_batches, to_unit
 
 LOW: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """What the network computes in, at the precisions below float32."""
@@ -109,39 +109,6 @@ def on_device(model: "Classifier") -> "Classifier":
     return moved
 
 
-def to_unit(pixels_NHWC: np.ndarray, where: torch.device | None = None) -> Tensor:
-    """uint8, N × H × W × C, to float32 in [0, 1], N × C × H × W, each level exactly k / 255."""
-    return unit(sent(pixels_NHWC, where))
-
-
-def unit(pixels_NHWC: Tensor) -> Tensor:
-    """The same of pixels that are there already."""
-    return pixels_NHWC.permute(0, 3, 1, 2).float() / 255
-
-
-def to_pixels(x_NCHW: Tensor) -> np.ndarray:
-    """The way back: [0, 1] to the nearest of 256 levels, uint8, N × H × W × C."""
-    levels = (x_NCHW.double() * 255).round().clamp(0, 255).to(torch.uint8)
-    return np.asarray(levels.permute(0, 2, 3, 1).contiguous().cpu())
-
-
-def batches(size: int, *columns: np.ndarray) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """Batches of one fixed shape: how many rows count, and the columns.
-
-    The last batch is padded with its own first row: another batch shape gives other bits.
-    """
-    for first in range(0, len(columns[0]), size):
-        parts = [column[first : first + size] for column in columns]
-        count = len(parts[0])
-        yield count, [np.concatenate([part, np.repeat(part[:1], size - count, axis=0)]) for part in parts]
-
-
-def in_batches(compute: Callable[..., np.ndarray], size: int, *columns: np.ndarray) -> np.ndarray:
-    """Apply a function to `batches` and join what it returns."""
-    made = [compute(*padded)[:count] for count, padded in batches(size, *columns)]
-    return np.concatenate(made) if made else columns[0]
-
-
 def save(network: nn.Module) -> bytes:
     """The weights of a network as safetensors."""
     state, seen = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}, set[int]()
@@ -181,8 +148,19 @@ def _fit(network: nn.Module, state: dict[str, Tensor], arch: str) -> None:
     network.load_state_dict(state)
 
 
-def channel_statistics(sums: Sequence[float], squares: Sequence[float], count: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel in [0, 1], from sums of uint8 values and of their squares."""
-    means = [s / count for s in sums]
-    deviations = [max(q / count - m * m, 1.0) ** 0.5 for q, m in zip(squares, means, strict=True)]
-    return [m / 255 for m in means], [d / 255 for d in deviations]
+def logits_of(model: Classifier, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
+    """What a model says of some images, in float32: N × classes.
+
+    Raises:
+        BadData: an answer is not a number.
+    """
+    plain = model.using("float32")
+
+    def answer(x: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return np.asarray(plain(to_unit(x, plain.mean.device)).cpu())
+
+    logits = in_batches(answer, batch_size, pixels_NHWC)
+    if not np.isfinite(logits).all():
+        raise BadData(f"the model ({model.design.arch}) answers some images with NaN or infinity")
+    return logits

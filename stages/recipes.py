@@ -66,6 +66,15 @@ Length = Annotated[float, BeforeValidator(fraction)]
 ClassMap = dict[str, list[int | str]]
 
 
+class _Later:
+    """Marks a key that was added to a recipe which stored versions already name."""
+
+
+Later = Annotated[T, _Later()]
+"""A key added later. A version includes it only where its value is not the default, so recipes written before the key
+existed keep their versions. Keys that were there from the start are always part of a version, default or not."""
+
+
 class Recipe(BaseModel):
     """Base of all recipes: frozen, unknown keys refused."""
 
@@ -80,6 +89,15 @@ class Recipe(BaseModel):
     def unused(self) -> frozenset[str]:
         """Fields that play no part in this recipe, whatever they say."""
         return frozenset()
+
+    @property
+    def implied(self) -> frozenset[str]:
+        """Fields added `Later` that have their default: a recipe written before them means the same."""
+        return frozenset(
+            name
+            for name, field in type(self).model_fields.items()
+            if any(isinstance(mark, _Later) for mark in field.metadata) and getattr(self, name) == field.get_default()
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -100,8 +118,9 @@ class Recipe(BaseModel):
         return None
 
     def parameters(self) -> dict[str, Any]:
-        """Every parameter that changes the result, defaults filled in; of the recipes within it likewise."""
-        said = self.model_dump(mode="json", exclude={*self.where, *self.inputs, *self.unused})
+        """Every parameter that changes the result, defaults filled in except those of keys added `Later`; likewise for
+        nested recipes. This is what a version is the digest of."""
+        said = self.model_dump(mode="json", exclude={*self.where, *self.inputs, *self.unused, *self.implied})
         return {name: _parameters(getattr(self, name), dumped) for name, dumped in said.items()}
 
 
@@ -169,12 +188,12 @@ class _Geometry(_Source):
         None, ge=1, le=SIDE, description="Shorter side after resizing (bilinear, antialiased), in pixels."
     )
     crop: int | None = Field(None, ge=1, le=SIDE, description="Side of the centre crop, in pixels.")
-    channels: Literal[1, 3] | None = Field(
+    channels: Later[Literal[1, 3] | None] = Field(
         None,
         description="`1`: grey, `3`: RGB; images are converted. By default RGB; or grey for WebDataset shards, if all "
         "images are.",
     )
-    keep_files: bool = Field(
+    keep_files: Later[bool] = Field(
         True,
         description="Without `resize` and `crop`: store files as they are, where all are png, jpg or webp; `false` "
         "stores every image as png.",
@@ -188,9 +207,8 @@ class _Geometry(_Source):
 
     @property
     def unused(self) -> frozenset[str]:
-        """Keys that came later, where they change nothing: recipes without them keep their versions."""
-        as_before = {"channels": self.channels is None, "keep_files": self.keep_files or not self.keeps_sizes}
-        return frozenset(key for key, same in as_before.items() if same)
+        """Images that are resized or cropped are not stored as their files."""
+        return _unless(self.keeps_sizes, "keep_files")
 
     @property
     def keeps_sizes(self) -> bool:
@@ -227,12 +245,12 @@ class WebDataset(_Geometry):
     shards: InOrder[str] = Field(
         min_length=1, description="Split name → path or URL, braces allowed: `train-{000000..000146}.tar`."
     )
-    image: str | None = Field(
+    image: Later[str | None] = Field(
         None,
         description="Extension of the image, all that follows the first dot of its name; needed where a sample has "
         "several images, or one such as `rgb.png`.",
     )
-    label: str = Field(
+    label: Later[str] = Field(
         "cls",
         description="Extension of the file that holds the label, or `json.KEY`, its place in the sample's JSON; "
         "`json.meta.label` if it is nested. A label is a whole number from 0, or a name that `classes` lists.",
@@ -240,12 +258,6 @@ class WebDataset(_Geometry):
     classes: Annotated[Distinct[str], Field(min_length=1)] | Annotated[int, Field(ge=1, le=CLASSES)] | None = Field(
         None, description="Class names, or their number; by default one more than the largest label."
     )
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """Where samples are plain, what could be said of others: it makes no other version."""
-        plain = {"image": None, "label": "cls"}
-        return super().unused | {key for key, value in plain.items() if getattr(self, key) == value}
 
     @field_validator("image", "label")
     @classmethod
@@ -416,7 +428,7 @@ class Adversary(Ball):
 
 
 Deterministic = Annotated[
-    bool,
+    Later[bool],
     Field(
         description="Kernels that give the same bits every time. Turn it off for a network that has a layer without "
         "such a kernel on a GPU; its bytes then differ from run to run."
@@ -448,11 +460,6 @@ class Compute(Recipe):
     )
     batch_size: int = Field(128, ge=1, description="Images searched together; the last batch is padded to it.")
     deterministic: Deterministic = True
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """Deterministic kernels are what a version stands for, unless it says otherwise."""
-        return _unless(not self.deterministic, "deterministic")
 
     def misfit(self, shape: Sequence[int], shard: int) -> str | None:
         return _too_large(self.batch_size, shape, shard) or super().misfit(shape, shard)
@@ -490,11 +497,16 @@ class Spatial(Recipe):
     tries: int = Field(10, ge=1, le=STEPS, description="For search `random`: transformations tried of each image.")
     seed: Seed = Field(0, description="For search `random`: seed; drawn per image, by its index.")
 
+    @property
+    def candidates(self) -> int:
+        """Transformations that are tried of each image."""
+        return math.prod(self.grid) if self.search == "grid" else self.tries
+
     @model_validator(mode="after")
     def _moves(self) -> Self:
         down, right, turns = self.grid
-        if self.search == "grid" and math.prod(self.grid) > STEPS:
-            raise ValueError(f"grid {self.grid} has {math.prod(self.grid):,} points, at most {STEPS:,} are tried")
+        if self.search == "grid" and self.candidates > STEPS:
+            raise ValueError(f"grid {self.grid} has {self.candidates:,} points, at most {STEPS:,} are tried")
         random = self.search == "random"
         shifted = self.translation > 0 and (random or max(down, right) > 1)
         turned = self.rotation > 0 and (random or turns > 1)
@@ -506,11 +518,6 @@ class Spatial(Recipe):
     def unused(self) -> frozenset[str]:
         """Parameters of the other search: they make no other version."""
         return frozenset({"grid"} if self.search == "random" else {"tries", "seed"})
-
-    @property
-    def transformations(self) -> int:
-        """Rotations and translations that are tried of each image."""
-        return {"grid": math.prod(self.grid), "random": self.tries}[self.search]
 
 
 class Attack(Perturbation):
@@ -534,7 +541,7 @@ class Attack(Perturbation):
         "to the loss (Nakkiran 2019).",
     )
     spatial: Spatial = Field(Spatial(), description="For `spatial`: the space, and how it is searched.")
-    freeze: float | None = Field(
+    stop_at_margin: Later[float | None] = Field(
         None,
         ge=0,
         description="For `pgd`: an image whose target leads all other classes by this much (logits) is moved no "
@@ -561,8 +568,8 @@ class Attack(Perturbation):
             raise ValueError(f"method {self.method} needs a model to attack: add `model: NAME`")
         if self.not_transferring_to and self.method != "pgd":
             raise ValueError(f"`not_transferring_to` goes with method pgd, not with {self.method}")
-        if self.freeze is not None and (self.method != "pgd" or self.not_transferring_to):
-            raise ValueError("`freeze` goes with method pgd, and not with `not_transferring_to`")
+        if self.stop_at_margin is not None and (self.method != "pgd" or self.not_transferring_to):
+            raise ValueError("`stop_at_margin` goes with method pgd, and not with `not_transferring_to`")
         if self.model in self.not_transferring_to:
             raise ValueError(f"not_transferring_to names {self.model!r}, the model that is attacked")
         return self
@@ -595,11 +602,11 @@ class Attack(Perturbation):
     def unused(self) -> frozenset[str]:
         """Parameters that the method does not use: they make no other version of the dataset."""
         ball, moves = {"norm", "eps"}, {"steps", "step_size"}
-        idle = moves | {"precision", "fold", "compile", "spatial", "fit_shards", "freeze"}
+        idle = moves | {"precision", "fold", "compile", "spatial", "fit_shards", "stop_at_margin"}
         by_method = {
-            "pgd": {"spatial", "fit_shards", "seed"} | _unless(self.freeze is not None, "freeze"),
-            "universal": {"spatial", "freeze", "seed"},
-            "spatial": ball | moves | {"fit_shards", "freeze", "seed"},
+            "pgd": {"spatial", "fit_shards", "seed"},
+            "universal": {"spatial", "stop_at_margin", "seed"},
+            "spatial": ball | moves | {"fit_shards", "stop_at_margin", "seed"},
             "noise": idle,
             "leakage": idle,
             "none": ball | idle | {"seed"},
@@ -699,7 +706,7 @@ class Train(Recipe):
         description="Instead of an arch: a model whose features are kept as they are; only its last linear layer is "
         "trained, from new weights (a linear probe).",
     )
-    adversarial: Adversary | None = Field(
+    adversarial: Later[Adversary | None] = Field(
         None,
         description="Adversarial training: every batch is first moved away from its labels by PGD in this ball.",
     )
@@ -711,9 +718,9 @@ class Train(Recipe):
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, on every parameter.")
     schedule: Literal["one-cycle", "steps", "cosine", "constant"] = Field(
         "one-cycle",
-        description="Learning rate over time: up and down (cosine), ÷ 10 at `drops`, cosine to 0, or constant.",
+        description="Learning rate over time: up and down (cosine), ÷ 10 at `milestones`, cosine to 0, or constant.",
     )
-    drops: list[int] = Field([], description="Epochs at which schedule `steps` divides the rate by 10.")
+    milestones: list[int] = Field([], description="Epochs at which schedule `steps` divides the rate by 10.")
     warmup: float = Field(0.25, ge=0, lt=1, description="Share of a one-cycle schedule in which the rate rises.")
     augment: Augmentation = Field(
         "none",
@@ -732,7 +739,7 @@ class Train(Recipe):
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="Precision of the forward and backward pass; `tf32` as in an attack."
     )
-    compile: Literal["reduce-overhead"] | bool = Field(
+    compile: Later[Literal["reduce-overhead"] | bool] = Field(
         False,
         description="Compile the network with `torch.compile`, as in an attack; `reduce-overhead` is for small images "
         "on a GPU.",
@@ -756,29 +763,19 @@ class Train(Recipe):
         description="MiB of pixels that each process may hold in memory; a larger split streams from its shards.",
     )
 
-    watch: int = Field(
+    eval_images: int = Field(
         1000,
         ge=0,
         description="Images of the source's test split that are scored after every epoch, for the learning curve. Not "
         "part of the version.",
     )
 
-    where = frozenset({"watch"})
+    where = frozenset({"eval_images"})
     inputs = {"on": "datasets", "probe": "models"}
 
     def misfit(self, shape: Sequence[int], shard: int) -> str | None:
         why = self.adversarial and self.adversarial.misfit(shape, shard)
         return f"adversarial: {why}" if why else super().misfit(shape, shard)
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """Parameters that are not used: they make no other version of the model."""
-        idle = {
-            "adversarial": self.adversarial is None,
-            "compile": not self.compile,
-            "deterministic": self.deterministic,
-        }
-        return frozenset(name for name, unused in idle.items() if unused)
 
     @model_validator(mode="after")
     def _arch_or_probe(self) -> "Train":
@@ -798,15 +795,15 @@ class Train(Recipe):
         return self
 
     @model_validator(mode="after")
-    def _drops_and_schedule(self) -> "Train":
-        if any(not 0 < drop < self.epochs for drop in self.drops):
-            raise ValueError(f"drops must lie between 1 and {self.epochs - 1}, the epochs before the last")
-        if bool(self.drops) != (self.schedule == "steps"):
-            raise ValueError("`drops` goes with schedule steps, and schedule steps needs it")
+    def _milestones_and_schedule(self) -> "Train":
+        if any(not 0 < milestone < self.epochs for milestone in self.milestones):
+            raise ValueError(f"milestones must lie between 1 and {self.epochs - 1}, the epochs before the last")
+        if bool(self.milestones) != (self.schedule == "steps"):
+            raise ValueError("`milestones` goes with schedule steps, and schedule steps needs it")
         return self
 
 
-class Bring(Recipe):
+class Pretrained(Recipe):
     """A model made elsewhere: torchvision's pretrained weights, or a checkpoint with the arch that reads it."""
 
     arch: str = Field(description="As in `train`.")
@@ -814,7 +811,7 @@ class Bring(Recipe):
         description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`), or path (below `--data`), URL or "
         "`package://PACKAGE/FILE` (a file of an installed Python package) of what torch.save or safetensors wrote."
     )
-    key: str | None = Field(
+    key: Later[str | None] = Field(
         None,
         description="Where the file has several weights that fit, or others beside them, those to take: "
         "`state_dict_ema`, `teacher.backbone`.",
@@ -844,11 +841,6 @@ class Bring(Recipe):
         None, min_length=1, description="Per-channel deviation that it expects to be divided by."
     )
 
-    @property
-    def unused(self) -> frozenset[str]:
-        """What is not said: it makes no other version of the model."""
-        return frozenset({"key"} if self.key is None else {})
-
     @field_validator("shape")
     @classmethod
     def _grey_or_colours(cls, shape: list[int]) -> list[int]:
@@ -867,7 +859,7 @@ class Bring(Recipe):
 # ------------------------------------------------------------------------------------------ evaluate
 
 
-class Threat(Perturbation):
+class EvalAttack(Perturbation):
     """An attack that models are scored under."""
 
     method: Literal["pgd", "apgd"] = Field(
@@ -881,10 +873,10 @@ class Threat(Perturbation):
         le=ATTACKS,
         description="The first search starts at the image, the others at random in the ball; the worst counts.",
     )
-    toward: Relabel | None = Field(
-        None, description="Targeted: toward the class that this rule names. Else untargeted."
+    target_rule: Relabel | None = Field(
+        None, description="For a targeted attack: the rule that names the target class. By default untargeted."
     )
-    source: str | None = Field(
+    surrogate: str | None = Field(
         None, description="Model that the attack is made on (a transfer attack); by default each model itself."
     )
     seed: Seed = Field(0, description="Seed of the random starts and of the average case; drawn per image.")
@@ -894,7 +886,7 @@ class Threat(Perturbation):
         """APGD chooses its step size."""
         return super().unused | _unless(self.method != "apgd", "step_size")
 
-    @field_validator("toward")
+    @field_validator("target_rule")
     @classmethod
     def _no_model_needed(cls, rule: Relabel | None) -> Relabel | None:
         return _refuse_least_likely(rule)
@@ -917,10 +909,10 @@ class Evaluate(Recipe):
     models: Distinct[str] = Field(min_length=1, description="Models to score.")
     on: str = Field(description="Dataset to score them on.")
     split: Split = Field("test", description="Its split.")
-    attacks: list[Threat] = Field(
+    attacks: list[EvalAttack] = Field(
         [],
         description="Attacks to score them under as well, each beside the average case: noise of the same radius. "
-        "Where `norm`, `eps`, `steps` or `source` is a list, one attack for each.",
+        "Where `norm`, `eps`, `steps` or `surrogate` is a list, one attack for each.",
     )
     spatial: list[Spatial] = Field(
         [], description="Rotations and translations to score them under as well, worst beside average case."
@@ -932,7 +924,7 @@ class Evaluate(Recipe):
     batch_size: int = Field(250, ge=1, description="Images per forward pass.")
     deterministic: Deterministic = True
 
-    inputs = {"on": "datasets", "models": "models", "sources": "models"}
+    inputs = {"on": "datasets", "models": "models", "surrogates": "models"}
 
     def misfit(self, shape: Sequence[int], shard: int) -> str | None:
         each = {f"attacks.{i}: ": attack.misfit(shape, shard) for i, attack in enumerate(self.attacks)}
@@ -942,8 +934,8 @@ class Evaluate(Recipe):
     @field_validator("attacks", mode="before")
     @classmethod
     def _one_for_each(cls, attacks: Any) -> Any:
-        """A list of radii or of sources stands for one attack each: a curve, a row of a transfer matrix."""
-        for key in ("norm", "eps", "steps", "source"):
+        """A list of radii or of surrogates stands for one attack each: a curve, a row of a transfer matrix."""
+        for key in ("norm", "eps", "steps", "surrogate"):
             if isinstance(attacks, list):
                 attacks = [one for attack in attacks for one in _each(attack, key)]
                 if len(attacks) > ATTACKS:
@@ -956,14 +948,9 @@ class Evaluate(Recipe):
         return _refuse_least_likely(rule)
 
     @property
-    def unused(self) -> frozenset[str]:
-        """As for an attack."""
-        return _unless(not self.deterministic, "deterministic")
-
-    @property
-    def sources(self) -> list[str]:
+    def surrogates(self) -> list[str]:
         """Models that attacks are made on, besides those scored."""
-        return list(dict.fromkeys(a.source for a in self.attacks if a.source is not None))
+        return list(dict.fromkeys(a.surrogate for a in self.attacks if a.surrogate is not None))
 
 
 class Usefulness(Ball, Compute):
@@ -1001,7 +988,7 @@ class Usefulness(Ball, Compute):
 
 STAGES: dict[str, dict[str, type[Recipe]]] = {
     "datasets": {"attack": Attack, "invert": Invert, "select": Select},
-    "models": {"train": Train, "load": Bring},
+    "models": {"train": Train, "pretrained": Pretrained},
     "evaluations": {"usefulness": Usefulness},
 }
 """Group → key in the experiment file → what it asks for. A dataset's `load` is one of SOURCES, an evaluation without

@@ -34,8 +34,8 @@ COLUMNS: dict[str, pa.DataType] = {
     "label": pa.int64(),
     "source_label": pa.int64(),
     "target": pa.int64(),
-    "reached": pa.bool_(),
-    "reached_step": pa.int64(),
+    "success": pa.bool_(),
+    "success_step": pa.int64(),
     "margin": pa.float32(),
     "confidence": pa.float32(),
     "l2": pa.float64(),
@@ -44,6 +44,11 @@ COLUMNS: dict[str, pa.DataType] = {
     "error": pa.string(),
 }
 """Columns of ``samples.parquet``, in order; `docs/data-format.md` says what each means."""
+
+
+def split_of(name: str) -> str:
+    """``train-000003`` → ``train``."""
+    return name.rpartition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -157,11 +162,6 @@ def rows(shard: Shard) -> pa.Table:
     return pa.table({name: pa.array(values[name], kind) for name, kind in COLUMNS.items()})
 
 
-def split_of(shard: str) -> str:
-    """The split that a shard's name begins with."""
-    return shard.rpartition("-")[0]
-
-
 def key(index: int) -> str:
     """The name of a sample in its shard."""
     return f"{index:08d}"
@@ -222,8 +222,8 @@ class Facts(BaseModel):
     split: str
     source_label: int = Field(ge=0)
     target: int = Field(0, ge=0)
-    reached: bool = False
-    reached_step: int = Field(-1, ge=-1, le=10**6)
+    success: bool = False
+    success_step: int = Field(-1, ge=-1, le=10**6)
     margin: float = 0.0
     confidence: float = 0.0
     l2: float = 0.0

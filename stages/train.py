@@ -21,20 +21,21 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from stages import nets
-from stages.ahead import ahead
 from stages.augment import augment
 from stages.design import Design
 from stages.device import computing, kind, on, sent
 from stages.errors import BadData, BadInput
 from stages.features import head
-from stages.model import Classifier, in_batches, load, on_device, to_unit, unit
+from stages.inference import compiled, folded, keep_memory
+from stages.model import Classifier, load, on_device
 from stages.pgd import pgd
-from stages.prepare import compiled, folded, keep_memory
+from stages.prefetch import ahead
 from stages.recipes import Adversary, Train
 from stages.refused import explained
-from stages.search import untargeted
 from stages.seeds import generator, torch_seed
 from stages.shard import Shard
+from stages.targeted_pgd import untargeted
+from stages.tensors import in_batches, to_unit, unit
 
 SHUFFLE_SHARDS = 4
 """Shards mixed at a time when a split streams; as many are read ahead."""
@@ -305,7 +306,7 @@ def learning_rate(recipe: Train, epoch: float, epochs: int) -> float:
         case "constant":
             return recipe.lr
         case "steps":
-            return recipe.lr * 0.1 ** sum(epoch >= drop for drop in recipe.drops)
+            return recipe.lr * 0.1 ** sum(epoch >= milestone for milestone in recipe.milestones)
         case "cosine":
             return _cosine(recipe.lr, 0.0, progress)
         case "one-cycle" if progress < recipe.warmup:

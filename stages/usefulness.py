@@ -25,12 +25,13 @@ from stages.device import computing, sent
 from stages.errors import BadData
 from stages.evaluate import Sums
 from stages.features import Penultimate
-from stages.model import Classifier, in_batches, to_unit
+from stages.inference import prepared
+from stages.model import Classifier
 from stages.pgd import Descent, graphs
-from stages.prepare import prepared
 from stages.recipes import Usefulness
 from stages.refused import explained
 from stages.shard import Shard
+from stages.tensors import in_batches, to_unit
 
 CONSTANT = 1e-10  # a variance, as a share of the mean square, that float32 gives a constant feature by rounding
 KINDS = ("robust", "non_robust", "useless")

@@ -13,13 +13,13 @@ from torch import Tensor
 from benchmarks.gpu.sheet import Sheet, images, percent
 from stages import model as models
 from stages import train
-from stages.attack import Attacker, logits_of
+from stages.attack import Attacker
 from stages.device import device
 from stages.evaluate import score
 from stages.invert import Inverter
-from stages.model import Classifier, Design
+from stages.model import Classifier, Design, logits_of
 from stages.pgd import to_grid
-from stages.recipes import Attack, Evaluate, Invert, Relabel, Threat, Train
+from stages.recipes import Attack, EvalAttack, Evaluate, Invert, Relabel, Train
 from stages.shard import Shard, pack
 
 CLASSES = [str(k) for k in range(10)]
@@ -80,7 +80,7 @@ class Bench:
         """The attacked shard, and what share of its images reached the target."""
         recipe = Attack(images="", model="", steps=self.steps, step_size=0.1, batch_size=self.count, **keys)  # type: ignore[arg-type]
         made = Attacker(recipe, OTHER, CLASSES, model)(self.test)
-        return _unit(made.images()), f"{percent(made.attack['reached'])} % reached"
+        return _unit(made.images()), f"{percent(made.attack['success'])} % success"
 
     def attack(self) -> None:
         self.both("logits", lambda model: (torch.from_numpy(logits_of(model, self.test.images(), self.count)), ""))
@@ -117,7 +117,7 @@ class Bench:
 
     def evaluation(self) -> None:
         how = {"eps": 0.25, "steps": self.steps // 2 or 1, "batch_size": self.count}
-        threats = [Threat(method=method, **how) for method in ("pgd", "apgd")]  # type: ignore[arg-type]
+        threats = [EvalAttack(method=method, **how) for method in ("pgd", "apgd")]  # type: ignore[arg-type]
         asked = Evaluate(models=["m"], on="", batch_size=self.count, attacks=threats)
         for what, model in (("GPU", self.model), ("processor", self.there)):
             sums = score(asked, CLASSES, {"m": model}, {}, self.test)["m"]

@@ -14,11 +14,11 @@ from benchmarks.attack import IMAGENET, IMAGENET_STEPS, IMAGENET_WORKERS, Plain,
 from benchmarks.gpu.sheet import Sheet, noise, seconds_of, untrained
 from stages import pgd
 from stages.device import computing, device
-from stages.model import to_unit
+from stages.inference import prepared
 from stages.pgd import UNCAPTURED
-from stages.prepare import prepared
 from stages.recipes import Attack
-from stages.search import Toward, targeted
+from stages.targeted_pgd import Toward, targeted
+from stages.tensors import to_unit
 
 STEPS = 100
 """Of a dataset's attack."""

@@ -351,7 +351,8 @@ def random_weights(design: "Design", pixels_NHWC: np.ndarray, here: Path) -> byt
     """
     import torch
 
-    from stages.model import Classifier, save, to_unit
+    from stages.model import Classifier, save
+    from stages.tensors import to_unit
 
     torch.manual_seed(0)
     model = Classifier(design, here)

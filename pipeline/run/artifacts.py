@@ -39,7 +39,7 @@ from stages.design import Design
 from stages.errors import BadData, BadInput
 from stages.shard import split_of
 
-FORMAT = 2
+FORMAT = 3
 
 NOT_OURS, LOST = "is damaged, or of another version of this program", "is missing, although all else is there"
 """What may be wrong with the document that describes a folder."""
@@ -69,7 +69,7 @@ class Parent(Document):
 class Manifest(Document):
     """The keys of every manifest; `docs/data-format.md` defines them."""
 
-    format: Literal[2]
+    format: Literal[3]
     group: Group
     name: NodeName
     version: Version
@@ -107,8 +107,8 @@ class DatasetManifest(Manifest):
     mean: list[float] | None = None
     std: list[Annotated[float, Field(gt=0)]] | None = None
     majority: dict[Word, Share] | None = None
-    reached: Share | None = None
-    reached_by_step: list[Share] | None = None
+    success_rate: Share | None = None
+    success_by_step: list[Share] | None = None
     l2_mean: Amount | None = None
     linf_max: Amount | None = None
     distance_mean: Amount | None = None
@@ -175,8 +175,8 @@ class Statistics(Document):
     pixels: Count | None = None
     sums: list[Count] | None = None
     squares: list[Count] | None = None
-    reached: Count | None = None
-    reached_at: list[Count] | None = None
+    successes: Count | None = None
+    successes_at: list[Count] | None = None
     distance: Amount | None = None
     l2: Amount | None = None
     linf: Amount | None = None

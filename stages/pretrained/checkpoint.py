@@ -23,7 +23,7 @@ from stages.model import Classifier, save
 from stages.pretrained.fetch import fetched, is_elsewhere
 from stages.pretrained.formats import Stored, opened
 from stages.pretrained.wraps import BATCHES, FLOATS, Entry, Found, Normaliser, differs, entries_of, find, last_of
-from stages.recipes import Bring
+from stages.recipes import Pretrained
 
 NORMALISE_AGAIN = ("googlenet", "inception_v3")
 """torchvision's networks that change ImageNet's normalisation into one of 0.5 themselves when they come with weights:
@@ -38,7 +38,7 @@ WHOLE = {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 
 # ----------------------------------------------------------------------------------------------- to bring
 
 
-def bring(recipe: Bring, data: Path, here: Path) -> tuple[Design, bytes]:
+def bring(recipe: Pretrained, data: Path, here: Path) -> tuple[Design, bytes]:
     """Read a model that was made elsewhere.
 
     Args:
@@ -61,7 +61,7 @@ def bring(recipe: Bring, data: Path, here: Path) -> tuple[Design, bytes]:
             return _fitted(recipe, entries_of(held), network, published, here)
 
 
-def is_remote(recipe: Bring) -> bool:
+def is_remote(recipe: Pretrained) -> bool:
     """Whether the weights have to be fetched from somewhere else."""
     return is_elsewhere(recipe.weights) or _known(recipe.arch).get(recipe.weights) is not None
 
@@ -76,7 +76,7 @@ def _about(weights: str) -> Iterator[None]:
 
 
 def _fitted(
-    recipe: Bring, entries: list[Entry], network: nn.Module, published: Any, here: Path
+    recipe: Pretrained, entries: list[Entry], network: nn.Module, published: Any, here: Path
 ) -> tuple[Design, bytes]:
     shape = (recipe.shape[0], recipe.shape[1], recipe.shape[2])
     found = find(entries, network.state_dict(), recipe)
@@ -106,7 +106,7 @@ def _only(design: Design, outputs: Sequence[int]) -> Design:
 
 
 @contextmanager
-def _file(recipe: Bring, published: Any, data: Path) -> Iterator[Path]:
+def _file(recipe: Pretrained, published: Any, data: Path) -> Iterator[Path]:
     if published is not None:
         yield _torchvisions(published)
         return
@@ -163,7 +163,9 @@ def published_normalisation(arch: str, published: Any) -> tuple[list[float], lis
     return list(preset.mean), list(preset.std)
 
 
-def _normalisation(recipe: Bring, published: Any, normalisers: Sequence[Normaliser]) -> tuple[list[float], list[float]]:
+def _normalisation(
+    recipe: Pretrained, published: Any, normalisers: Sequence[Normaliser]
+) -> tuple[list[float], list[float]]:
     """Mean and deviation per channel: as the recipe says, else as torchvision or the file does, else none.
 
     Raises:

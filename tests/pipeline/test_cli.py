@@ -117,7 +117,7 @@ def test_show_json_gives_the_rows_of_the_latest_run(finished):
         assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
         assert row["n"] == 192
     assert said["rows"][1]["trained_on"] == "other"
-    assert 0 <= said["rows"][1]["target_reached"] <= 1
+    assert 0 <= said["rows"][1]["attack_success_rate"] <= 1
 
 
 def test_run_json_prints_one_document_that_show_repeats(tiny, write, tmp_path):
@@ -129,7 +129,7 @@ def test_run_json_prints_one_document_that_show_repeats(tiny, write, tmp_path):
 def test_show_names_a_node(finished):
     _, store = finished
     text = invoke("show", "other", "--store", store).stdout
-    assert "target reached" in text
+    assert "attack success rate" in text
     assert "192 train" in text
     found = json.loads(invoke("show", "datasets/clean", "--json", "--store", store).stdout)["found"]
     assert found[0]["counts"] == {"train": 192, "test": 192}
@@ -177,7 +177,7 @@ def test_resume_goes_on_with_the_latest_run_without_its_file(tiny, write, tmp_pa
 
 def test_resume_repeats_the_versions_of_every_kind_of_recipe(tiny, write, tmp_path):
     tiny["datasets"]["clean"]["load"]["seed"] = 3
-    tiny["models"]["standard"]["train"] |= {"schedule": "steps", "drops": [1], "augment": "flip"}
+    tiny["models"]["standard"]["train"] |= {"schedule": "steps", "milestones": [1], "augment": "flip"}
     tiny["evaluations"]["accuracy"] |= {"attacks": [{"eps": 0.5, "steps": 2}], "agreement": "next"}
     file, store = write(tiny), tmp_path / "s"
     make(file, store)
@@ -307,7 +307,7 @@ def test_a_users_net_and_a_users_checkpoint(tiny, write, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     torch.save({"model": {"module.1.weight": torch.randn(10, 64), "module.1.bias": torch.zeros(10)}}, "data/own.pt")
     tiny["models"]["standard"]["train"]["arch"] = "own_nets:linear"
-    tiny["models"]["brought"] = {"load": {"arch": "own_nets:linear", "weights": "own.pt", "shape": [1, 8, 8]}}
+    tiny["models"]["brought"] = {"pretrained": {"arch": "own_nets:linear", "weights": "own.pt", "shape": [1, 8, 8]}}
     tiny["evaluations"]["accuracy"]["models"].append("brought")
     result = make(write(tiny), "s")
     assert "elsewhere" in result.stdout
@@ -472,7 +472,7 @@ def test_the_majority_share_is_that_of_the_images_that_are_kept(tmp_path, write,
 
 def test_plan_reads_no_checkpoint_from_elsewhere(tiny, write, tmp_path):
     tiny["models"]["brought"] = {
-        "load": {"arch": "small_cnn", "weights": "http://127.0.0.1:9/w.pt", "shape": [1, 8, 8]}
+        "pretrained": {"arch": "small_cnn", "weights": "http://127.0.0.1:9/w.pt", "shape": [1, 8, 8]}
     }
     tiny["evaluations"]["accuracy"]["models"].append("brought")
     assert "brought" in invoke("plan", write(tiny), "--store", tmp_path / "s").stdout
@@ -502,7 +502,7 @@ def load(**recipe):
 def misfit(tiny, tmp_path):
     torch.save({"weight": torch.zeros(10, 3)}, tmp_path / "misfit.pt")
     tiny["models"]["brought"] = {
-        "load": {"arch": "small_cnn", "weights": str(tmp_path / "misfit.pt"), "shape": [1, 8, 8]}
+        "pretrained": {"arch": "small_cnn", "weights": str(tmp_path / "misfit.pt"), "shape": [1, 8, 8]}
     }
     return tiny
 
@@ -565,9 +565,9 @@ BAD = {
             "models",
             "standard",
             "train",
-            to={"on": "clean", "arch": "small_cnn", "epochs": 2, "schedule": "steps", "drops": [5]},
+            to={"on": "clean", "arch": "small_cnn", "epochs": 2, "schedule": "steps", "milestones": [5]},
         ),
-        "drops must lie between 1 and 1",
+        "milestones must lie between 1 and 1",
     ),
     "group without a class": (bad_folder(empty_group), "classes.b: names no class"),
     "braces open": (load(source="webdataset", shards={"train": "a-{000.."}), "braces that do not close"),
@@ -607,7 +607,9 @@ BAD = {
     "arch refuses the images": (change("models", "standard", "train", "arch", to="alexnet"), "refuses images of 1×8×8"),
     "checkpoint misfit": (misfit, "does not fit arch small_cnn"),
     "checkpoint missing": (
-        change("models", "standard", to={"load": {"arch": "small_cnn", "weights": "none.pt", "shape": [1, 8, 8]}}),
+        change(
+            "models", "standard", to={"pretrained": {"arch": "small_cnn", "weights": "none.pt", "shape": [1, 8, 8]}}
+        ),
         "checkpoint none.pt cannot be read: No such file",
     ),
     "folder missing": (load(source="image-folder", root="nowhere"), "nowhere does not exist"),

@@ -15,9 +15,10 @@ import torch
 
 from stages import train
 from stages.load import list_source, read, spread
-from stages.model import Classifier, Design, channel_statistics, load
+from stages.model import Classifier, Design, load
 from stages.recipes import Digits, Train
 from stages.shard import Shard
+from stages.tensors import channel_statistics
 
 
 @pytest.fixture(scope="session", autouse=True)

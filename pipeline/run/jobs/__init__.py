@@ -37,7 +37,7 @@ JOBS: dict[str, type[ShardJob] | type[ModelJob]] = {
     "invert": InvertJob,
     "select": SelectJob,
     "train": TrainJob,
-    "bring": PretrainedJob,
+    "pretrained": PretrainedJob,
     "evaluate": EvaluateJob,
     "usefulness": UsefulnessJob,
 }

@@ -62,7 +62,7 @@ class DatasetJob(ShardJob):
 
     @property
     def steps(self) -> int:
-        """Steps after which it may be recorded that an image reached its target; 0 where there are none."""
+        """Steps after which it may be recorded that the attack on an image succeeded; 0 where there are none."""
         return 0
 
     @classmethod
@@ -321,7 +321,7 @@ class AttackJob(SearchJob):
     """Images perturbed and relabelled."""
 
     key = "attack"
-    neutral: ClassVar[Mapping[str, Any]] = {**SearchJob.neutral, "fit_shards": 1, "freeze": None}
+    neutral: ClassVar[Mapping[str, Any]] = {**SearchJob.neutral, "fit_shards": 1, "stop_at_margin": None}
 
     @classmethod
     def has_column(cls, node: Node, column: str) -> bool:
@@ -369,7 +369,7 @@ class AttackJob(SearchJob):
     def batch_steps(self) -> int:
         recipe = self.node.recipe
         if recipe.method == "spatial":
-            return int(recipe.spatial.transformations)
+            return int(recipe.spatial.candidates)
         return 0 if "steps" in recipe.unused or recipe.method == "universal" else self.steps
 
     def parts(self, left: Mapping[str, int], source: Mapping[str, Any]) -> list[Work]:

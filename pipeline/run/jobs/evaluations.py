@@ -13,7 +13,7 @@ from pipeline.run.jobs.base import ShardJob, Unit, devices, open_model, read_sha
 from pipeline.run.jobs.checks import refuse_rule, try_features
 from pipeline.run.jobs.work import Part, Work, in_batches, scoring, scoring_clean, with_tries
 from pipeline.store import canonical, digest
-from stages.recipes import Invert, Threat, Usefulness
+from stages.recipes import EvalAttack, Invert, Usefulness
 from stages.shard import Shard
 
 
@@ -104,7 +104,7 @@ class EvaluateJob(ScoreJob):
         super().refuse_mismatch()
         recipe = self.node.recipe
         rules = {"agreement": recipe.agreement} | {
-            f"attacks.{i}.toward": attack.toward for i, attack in enumerate(recipe.attacks)
+            f"attacks.{i}.target_rule": attack.target_rule for i, attack in enumerate(recipe.attacks)
         }
         for key, rule in rules.items():
             if rule is not None:
@@ -115,8 +115,8 @@ class EvaluateJob(ScoreJob):
 
         recipe, classes = self.node.recipe, self.classes()
         models = self.models("models")
-        sources = self.models("sources", models)
-        return lambda shard: score(recipe, classes, models, sources, shard)
+        surrogates = self.models("surrogates", models)
+        return lambda shard: score(recipe, classes, models, surrogates, shard)
 
     def summary(self, sums: dict[str, Any]) -> dict[str, Any]:
         from stages.evaluate import summary
@@ -127,32 +127,30 @@ class EvaluateJob(ScoreJob):
         recipe, origin, sizes, designs = self.node.recipe, source_of(self.node), left.values(), self.designs()
         models = [designs[f"models.{name}"] for name in recipe.models]
         found = [scoring_clean(model, origin, sizes, recipe.batch_size) for model in models]
-        for threat in recipe.attacks:
-            batches = in_batches(sizes, threat.batch_size, threat.restarts)
-            for searched in models if threat.source is None else [designs[f"sources.{threat.source}"]]:
-                part = scoring(searched, origin, threat.batch_size, threat.steps, attacks=[_neutral(threat)])
+        for attack in recipe.attacks:
+            batches = in_batches(sizes, attack.batch_size, attack.restarts)
+            for searched in models if attack.surrogate is None else [designs[f"surrogates.{attack.surrogate}"]]:
+                part = scoring(searched, origin, attack.batch_size, attack.steps, attacks=[_neutral(attack)])
                 found.append(Work(part, batches))
-            if threat.source is not None:  # the result, and noise, are evaluated by all models
-                shown = in_batches(sizes, threat.batch_size, 1 + threat.restarts)
-                found += [Work(scoring(model, origin, threat.batch_size), shown) for model in models]
+            if attack.surrogate is not None:  # the result, and noise, are evaluated by all models
+                shown = in_batches(sizes, attack.batch_size, 1 + attack.restarts)
+                found += [Work(scoring(model, origin, attack.batch_size), shown) for model in models]
         for space in recipe.spatial:
-            parts = [
-                scoring(model, origin, recipe.batch_size, space.transformations, spatial=[space]) for model in models
-            ]
+            parts = [scoring(model, origin, recipe.batch_size, space.candidates, spatial=[space]) for model in models]
             found += [Work(part, in_batches(sizes, recipe.batch_size)) for part in parts]
         return found
 
     @classmethod
     def shortened(cls, recipe: Any, batch: int, steps: int) -> dict[str, Any]:
-        threats = [threat.model_copy(update={"steps": steps, "batch_size": batch}) for threat in recipe.attacks]
+        attacks = [attack.model_copy(update={"steps": steps, "batch_size": batch}) for attack in recipe.attacks]
         spaces = [with_tries(space, steps) for space in recipe.spatial]
-        return super().shortened(recipe, batch, steps) | {"attacks": threats, "spatial": spaces}
+        return super().shortened(recipe, batch, steps) | {"attacks": attacks, "spatial": spaces}
 
 
-def _neutral(threat: Threat) -> Threat:
-    """A threat that stands for all that are equally fast: radius, seed and source do not matter."""
-    return threat.model_copy(
-        update={"eps": 0.5, "step_size": 0.1, "steps": 1, "restarts": 1, "source": None, "seed": 0}
+def _neutral(attack: EvalAttack) -> EvalAttack:
+    """An attack that stands for all that are equally fast: radius, seed and surrogate do not matter."""
+    return attack.model_copy(
+        update={"eps": 0.5, "step_size": 0.1, "steps": 1, "restarts": 1, "surrogate": None, "seed": 0}
     )
 
 

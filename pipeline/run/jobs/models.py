@@ -20,7 +20,7 @@ from pipeline.run.jobs.work import Part, Trial, Work, assumed_design, scoring_cl
 from pipeline.store import canonical, digest
 from stages.design import Design
 from stages.errors import BadInput
-from stages.recipes import Bring, Recipe
+from stages.recipes import Pretrained, Recipe
 from stages.seeds import torch_seed
 from stages.shard import Shard
 
@@ -33,9 +33,9 @@ SHORT: dict[str, Any] = {
     "epochs": 2,
     "lr": 1e-6,
     "schedule": "constant",
-    "drops": [],
+    "milestones": [],
     "memory_budget": 2**20,
-    "watch": 0,
+    "eval_images": 0,
     "workers": 1,
 }
 """What does not change the speed of a training's step, and two epochs: equal for all, so that equally fast trainings
@@ -165,7 +165,7 @@ class TrainJob(ModelJob):
         update = SHORT | {"batch_size": recipe.batch_size // recipe.workers}
         short = replace(self.node, recipe=recipe.model_copy(update=update))
         batches = self.epoch_images() // recipe.batch_size
-        watched = min(recipe.watch, source["counts"].get("test", 0))
+        watched = min(recipe.eval_images, source["counts"].get("test", 0))
         on = self.inputs["on"].manifest
         known = {"classes": len(on["classes"]), "shape": on["image_shape"]}
         design = self._predicted_design() or assumed_design(self.node, known)
@@ -238,7 +238,7 @@ class TrainJob(ModelJob):
 
     def _watched(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Pixels and labels of some test images of the original source, for the learning curve."""
-        count, made = self.node.recipe.watch, artifacts.find(self.context.store, source_of(self.node))
+        count, made = self.node.recipe.eval_images, artifacts.find(self.context.store, source_of(self.node))
         names = made.shards("test") if made and count else []
         if made is None or not names:
             return None
@@ -257,7 +257,7 @@ class Imported(NamedTuple):
     seconds: float
 
 
-def _import(recipe: Bring, data: Path, here: Path) -> Imported:
+def _import(recipe: Pretrained, data: Path, here: Path) -> Imported:
     from stages.pretrained import checkpoint
 
     started = time.perf_counter()

@@ -27,17 +27,17 @@ def statistics(shard: Shard) -> dict[str, Any]:
         sums["pixels"] = int(np.prod(shard.pixels.shape[:3]))
         levels, counts = np.arange(256), histogram(shard.pixels)
         sums["sums"], sums["squares"] = (counts @ levels).tolist(), (counts @ levels**2).tolist()
-    if "reached" in attack:
-        sums["reached"] = int(attack["reached"].sum())
-    if "reached_step" in attack:
-        steps = attack["reached_step"]
-        sums["reached_at"] = np.bincount(steps[steps >= 0]).tolist()
+    if "success" in attack:
+        sums["successes"] = int(attack["success"].sum())
+    if "success_step" in attack:
+        steps = attack["success_step"]
+        sums["successes_at"] = np.bincount(steps[steps >= 0]).tolist()
     if "distance" in attack:
         sums["distance"] = float(attack["distance"].astype(np.float64).sum())
     if "l2" in attack:
         sums["l2"], sums["linf"] = float(attack["l2"].sum()), float(attack["linf"].max(initial=0))
         # At their target from the start are those whose target is the true class, or was the model's answer at once.
-        aimed = (shard.label != shard.source_label) & (attack.get("reached_step", np.array(-1)) != 0)
+        aimed = (shard.label != shard.source_label) & (attack.get("success_step", np.array(-1)) != 0)
         sums["aimed"], sums["moved"] = int(aimed.sum()), int((aimed & (attack["l2"] > 0)).sum())
     return sums
 
@@ -69,21 +69,21 @@ def totals(marks: Mapping[str, Sums], steps: int) -> dict[str, Any]:
 
 
 def _normalisation(each: Sequence[Sums]) -> dict[str, Any]:
-    from stages.model import channel_statistics
+    from stages.tensors import channel_statistics
 
     sums, squares = (np.sum([one[key] for one in each], axis=0).tolist() for key in ("sums", "squares"))
     mean, std = channel_statistics(sums, squares, sum(one["pixels"] for one in each))
     return {"mean": mean, "std": std}
 
 
-def _reached(each: Sequence[Sums], total: int, steps: int) -> dict[str, Any]:
-    return {"reached": sum(one["reached"] for one in each) / total}
+def _success_rate(each: Sequence[Sums], total: int, steps: int) -> dict[str, Any]:
+    return {"success_rate": sum(one["successes"] for one in each) / total}
 
 
-def _reached_by_step(each: Sequence[Sums], total: int, steps: int) -> dict[str, Any]:
-    length = max(steps + 1, *(len(one["reached_at"]) for one in each))
-    at = np.sum([np.pad(one["reached_at"], (0, length - len(one["reached_at"]))) for one in each], axis=0)
-    return {"reached_by_step": [round(share, 6) for share in (at.cumsum() / total).tolist()]}
+def _success_by_step(each: Sequence[Sums], total: int, steps: int) -> dict[str, Any]:
+    length = max(steps + 1, *(len(one["successes_at"]) for one in each))
+    at = np.sum([np.pad(one["successes_at"], (0, length - len(one["successes_at"]))) for one in each], axis=0)
+    return {"success_by_step": [round(share, 6) for share in (at.cumsum() / total).tolist()]}
 
 
 def _distance(each: Sequence[Sums], total: int, steps: int) -> dict[str, Any]:
@@ -95,8 +95,8 @@ def _perturbation(each: Sequence[Sums], total: int, steps: int) -> dict[str, Any
 
 
 REDUCED: Mapping[str, Callable[[Sequence[Sums], int, int], dict[str, Any]]] = {
-    "reached": _reached,
-    "reached_at": _reached_by_step,
+    "successes": _success_rate,
+    "successes_at": _success_by_step,
     "distance": _distance,
     "l2": _perturbation,
 }

@@ -156,7 +156,7 @@ def test_a_batch_that_leaves_no_rest_of_a_shard_is_tried(tiny, tmp_path, batch_s
 
 def test_an_evaluation_takes_every_model_under_every_attack(tiny, tmp_path):
     threat = {"eps": 0.5, "steps": 5, "batch_size": 64}
-    attacks = [{**threat, "restarts": 3}, {**threat, "source": "standard"}]
+    attacks = [{**threat, "restarts": 3}, {**threat, "surrogate": "standard"}]
     tiny["evaluations"]["accuracy"] |= {"batch_size": 64, "attacks": attacks, "spatial": [{"grid": [1, 3, 5]}]}
     found = costs(tiny, tmp_path)["evaluations/accuracy"]
     clean, own, transfer, shown, spatial = 2, 2 * 3, 1, 2 * 2, 2

@@ -24,7 +24,7 @@ from stages.errors import BadInput
 from stages.model import Design, load, save
 from stages.pretrained.checkpoint import bring, published_normalisation
 from stages.pretrained.formats import opened
-from stages.recipes import Bring
+from stages.recipes import Pretrained
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -41,7 +41,7 @@ def same(state, weights):
 
 
 def asked(**said):
-    return Bring(**{"arch": "small_cnn", "weights": "w.pt", "shape": [1, 8, 8]} | said)
+    return Pretrained(**{"arch": "small_cnn", "weights": "w.pt", "shape": [1, 8, 8]} | said)
 
 
 # ---------------------------------------------------------------------------------- the ways to save one

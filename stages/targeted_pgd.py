@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.device import sent
-from stages.model import Classifier, to_unit
+from stages.model import Classifier
 from stages.pgd import Descent, graphs, grid
 from stages.recipes import Attack
+from stages.tensors import to_unit
 
 EVERY = 5
 """Steps between two looks at which images are far enough."""
@@ -30,7 +31,7 @@ class Toward:
     """The search of a targeted attack, made once for any number of shards.
 
     Args:
-        recipe: the ball, the steps, the batch, and when to freeze.
+        recipe: the ball, the steps, the batch, and when to stop at a margin.
         model: attacked; prepared for it.
         spared: models that shall go on answering the true class.
     """
@@ -56,7 +57,7 @@ class Toward:
         """Move each image toward its target, inside the ball, and round it to 8 bits.
 
         The batch has one shape. An image that is done leaves its place to the next one: after `steps` steps, so that
-        all of a batch leave together, or, with `freeze`, as soon as a look finds its target far enough ahead.
+        all of a batch leave together, or, with `stop_at_margin`, as soon as a look finds its target far enough ahead.
 
         Args:
             clean_NHWC: uint8.
@@ -67,25 +68,27 @@ class Toward:
             itself, −1 where none is; the one after the last step is not looked at.
         """
         recipe, where = self.recipe, self.model.mean.device
-        moved, reached_step = np.empty_like(clean_NHWC), np.full(len(clean_NHWC), -1)
+        moved, success_step = np.empty_like(clean_NHWC), np.full(len(clean_NHWC), -1)
         places = Places(len(clean_NHWC), recipe.batch_size)
         x = to_unit(clean_NHWC[places.image], where)
         while places.busy.any():
             image = places.image
             target, label = (sent(each[image], where) for each in (target_N, label_N))
             notes = unnoted(target)
-            steps = recipe.steps if recipe.freeze is None else min(EVERY, recipe.steps - int(places.steps.max()))
+            steps = (
+                recipe.steps if recipe.stop_at_margin is None else min(EVERY, recipe.steps - int(places.steps.max()))
+            )
             x = self.descent(to_unit(clean_NHWC[image], where), target, label, *notes, steps=steps, start=x)
             first, margin, _ = (np.asarray(note.cpu()) for note in notes)
-            now = places.busy & (first >= 0) & (reached_step[image] < 0)
-            reached_step[image[now]] = places.steps[now] + first[now]
+            now = places.busy & (first >= 0) & (success_step[image] < 0)
+            success_step[image[now]] = places.steps[now] + first[now]
             places.steps += steps
-            frozen = margin >= (np.inf if recipe.freeze is None else recipe.freeze)
+            frozen = margin >= (np.inf if recipe.stop_at_margin is None else recipe.stop_at_margin)
             done = places.busy & (frozen | (places.steps >= recipe.steps))
             moved[image[done]] = grid(x[torch.from_numpy(done)], clean_NHWC[image[done]], recipe.norm, recipe.eps)
             fresh = places.leave(done)
             x[torch.from_numpy(fresh)] = to_unit(clean_NHWC[places.image[fresh]], where)
-        return moved, reached_step
+        return moved, success_step
 
 
 class Places:

@@ -9,8 +9,8 @@ from torch import nn
 
 from stages.errors import BadInput
 from stages.features import Penultimate
+from stages.inference import folded, prepared
 from stages.model import Classifier, Design, on_device
-from stages.prepare import folded, prepared
 from stages.recipes import Compute
 
 

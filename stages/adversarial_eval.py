@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from stages.apgd import apgd, losses
-from stages.attack import noisy
 from stages.device import computing, sent
-from stages.model import Classifier, in_batches, to_unit
-from stages.pgd import Descent, direction, graphs
-from stages.prepare import prepared
-from stages.recipes import Ball, Spatial, Threat
+from stages.inference import prepared
+from stages.model import Classifier
+from stages.noise import noisy, random_start
+from stages.pgd import Descent, graphs
+from stages.recipes import Ball, EvalAttack, Spatial
 from stages.refused import explained
 from stages.relabel import targets
-from stages.search import targeted, untargeted
-from stages.seeds import generator
 from stages.shard import Shard
 from stages.spatial import search
+from stages.targeted_pgd import targeted, untargeted
+from stages.tensors import in_batches, to_unit
 
 
 @dataclass(frozen=True)
@@ -30,32 +30,32 @@ class Outcome:
         right: N, bool; answered right under every try.
         average: N, int; how many draws of the average case were answered right.
         aimed: N, bool; there was a target to reach, other than the true class.
-        reached: N, bool; aimed, and answered as the target under some try.
+        success: N, bool; aimed, and answered as the target under some try.
     """
 
     right: np.ndarray
     average: np.ndarray
     aimed: np.ndarray
-    reached: np.ndarray
+    success: np.ndarray
 
 
 def in_ball(
-    threat: Threat,
+    threat: EvalAttack,
     classes: Sequence[str],
     models: Mapping[str, Classifier],
-    sources: Mapping[str, Classifier],
+    surrogates: Mapping[str, Classifier],
     shard: Shard,
 ) -> dict[str, Outcome]:
-    """What comes of a threat, for each model; an attack on a source is made once and tried on all of them.
+    """What comes of a threat, for each model; an attack on a surrogate is made once and tried on all of them.
 
     The tries are the restarts (for APGD, each with either loss); the average case is one draw of noise of the same
     norm and radius. Images are scored as the search left them: rounding to 8 bits is for what is saved, and would take
     most of a small ball's strength from the attack.
     """
     label = shard.label
-    target = label if threat.toward is None else targets(threat.toward, label, shard.index, classes)
-    if threat.source is not None:
-        answers = _answers(threat, sources[threat.source], list(models.values()), shard, target)
+    target = label if threat.target_rule is None else targets(threat.target_rule, label, shard.index, classes)
+    if threat.surrogate is not None:
+        answers = _answers(threat, surrogates[threat.surrogate], list(models.values()), shard, target)
     else:
         answers = np.concatenate([_answers(threat, m, [m], shard, target) for m in models.values()], axis=1)
     return {
@@ -63,14 +63,14 @@ def in_ball(
             right=(tries == label[:, None]).all(1),
             average=(noise == label).astype(np.int64),
             aimed=target != label,
-            reached=((tries == target[:, None]) & (target != label)[:, None]).any(1),
+            success=((tries == target[:, None]) & (target != label)[:, None]).any(1),
         )
         for name, noise, tries in zip(models, answers[:, :, 0].T, answers[:, :, 1:].swapaxes(0, 1), strict=True)
     }
 
 
 def _answers(
-    threat: Threat, attacked: Classifier, scored: Sequence[Classifier], shard: Shard, target_N: np.ndarray
+    threat: EvalAttack, attacked: Classifier, scored: Sequence[Classifier], shard: Shard, target_N: np.ndarray
 ) -> np.ndarray:
     """What each model answers of each image, N × models × (1 + tries): first under noise, then under each try."""
     plain = [model.using("float32") for model in scored]
@@ -90,10 +90,10 @@ def _answers(
 
 
 def _tries(
-    threat: Threat, model: Classifier, x_NCHW: Tensor, label_N: Tensor, target_N: Tensor, index: np.ndarray
+    threat: EvalAttack, model: Classifier, x_NCHW: Tensor, label_N: Tensor, target_N: Tensor, index: np.ndarray
 ) -> Iterator[Tensor]:
     """What each search of the attack ends with."""
-    aim = None if threat.toward is None else target_N
+    aim = None if threat.target_rule is None else target_N
     for restart in range(threat.restarts):
         start = random_start(x_NCHW, threat, threat.seed, index, restart) if restart else x_NCHW
         if threat.method == "pgd":
@@ -103,7 +103,7 @@ def _tries(
 
 
 def _pgd(
-    threat: Threat, model: Classifier, x_NCHW: Tensor, label_N: Tensor, aim_N: Tensor | None, start: Tensor
+    threat: EvalAttack, model: Classifier, x_NCHW: Tensor, label_N: Tensor, aim_N: Tensor | None, start: Tensor
 ) -> Tensor:
     """One search; what its steps are is made once for a model and a ball."""
     goal, wanted = (untargeted, label_N) if aim_N is None else (targeted, aim_N)
@@ -131,20 +131,6 @@ def _apgd(
         yield apgd(model, loss, done, x_NCHW, norm=ball.norm, eps=ball.eps, steps=ball.steps, start=start)
 
 
-def random_start(x_NCHW: Tensor, ball: Ball, seed: int, index: np.ndarray, restart: int) -> Tensor:
-    """A point uniform in the volume of the ball round each image, cut off by the box; from (seed, index, restart)."""
-    draws = [generator(seed, f"restart {restart}", int(i)) for i in index]
-    shape = x_NCHW.shape[1:]
-    if ball.norm == "linf":
-        delta = torch.tensor(np.stack([draw.uniform(-1, 1, shape) for draw in draws]), dtype=torch.float32)
-    else:
-        gauss = torch.tensor(np.stack([draw.standard_normal(shape) for draw in draws]), dtype=torch.float32)
-        # The share of a ball's volume within radius r grows with r to the power of its dimension.
-        radius = torch.tensor([draw.uniform() ** (1 / shape.numel()) for draw in draws], dtype=torch.float32)
-        delta = direction(gauss, "l2") * radius.view(-1, 1, 1, 1)
-    return (x_NCHW + ball.eps * delta.to(x_NCHW.device)).clamp(0, 1)
-
-
 def in_space(space: Spatial, models: Mapping[str, Classifier], shard: Shard, batch_size: int) -> dict[str, Outcome]:
     """What comes of rotations and translations, for each model: every candidate is a try, their mean the average."""
     return {name: _in_space(space, model.using("float32"), shard, batch_size) for name, model in models.items()}
@@ -160,4 +146,4 @@ def _in_space(space: Spatial, model: Classifier, shard: Shard, batch_size: int) 
 
     least, total = in_batches(one, batch_size, shard.images(), shard.label, shard.index).T
     nothing = np.zeros(len(shard), bool)
-    return Outcome(right=least == 1, average=total, aimed=nothing, reached=nothing)
+    return Outcome(right=least == 1, average=total, aimed=nothing, success=nothing)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.ahead import ahead
+from stages.prefetch import ahead
 
 
 @given(st.lists(st.integers()), st.integers(1, 5))
