@@ -127,4 +127,4 @@ def test_a_stage_that_is_added_is_checked_made_shown_and_has_a_cost(mirrored, wr
 def test_a_split_that_an_added_stage_asks_for_is_checked(mirrored, write, tmp_path):
     mirrored["datasets"]["turned"]["mirror"]["splits"] = ["val"]
     refused = invoke("plan", write(mirrored), "--store", tmp_path / "s", code=2)
-    assert "datasets.turned.mirror.splits: clean has no split 'val', it has test, train" in refused.stderr
+    assert "datasets.turned.mirror.splits: clean has no split 'val', it has train, test" in refused.stderr
