@@ -25,7 +25,6 @@ from pipeline.cost import estimate
 from pipeline.experiment import spec
 from pipeline.experiment.graph import GROUPS, build
 from pipeline.experiment.spec import Experiment
-from pipeline.formats import clock
 from pipeline.report import results, tables
 from pipeline.report.scores import percent
 from pipeline.run import artifacts, runs
@@ -35,7 +34,7 @@ from pipeline.run.on_ray import OnRay
 from pipeline.run.preflight import NodeStatus, preflight, wanted
 from pipeline.run.progress import watcher
 from pipeline.store import Store
-from pipeline.terminal import Unheard, echo, relay, visible
+from pipeline.terminal import Unheard, clock, echo, relay, visible
 from stages import own
 from stages.errors import BadInput, did_you_mean
 from stages.images import encode_png

@@ -203,11 +203,11 @@ def move(
 
 def _push(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:
     """The picture after PGD, and the attack in words."""
-    from stages.inference import prepared
-    from stages.targeted_pgd import Toward
+    from stages.inference import optimized
+    from stages.targeted_pgd import TargetedPGD
 
     goal = np.array([target])
-    after, _ = Toward(asked, prepared(model, asked))(pixels[None], goal, goal)
+    after, _ = TargetedPGD(asked, optimized(model, asked))(pixels[None], goal, goal)
     return after[0], f"{asked.steps} steps of PGD, {norm_name(asked.norm)} ε {asked.eps:g}"
 
 

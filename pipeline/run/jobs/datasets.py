@@ -190,14 +190,16 @@ class LoadJob(DatasetJob):
         }
 
     def units(self) -> list[Unit]:
-        spread, data = load.spread(self.listing, self.node.recipe), self.context.data
+        spread, data = load.assign_to_shards(self.listing, self.node.recipe), self.context.data
         return [Unit(name, len(items), {"source": _listed(items, data)}, items) for name, items in spread.items()]
 
     def read(self, unit: Unit) -> Shard:
         return load.read(self.node.recipe, unit.name, unit.items, self.listing.channels, self.listing.suffix)
 
     def predict_facts(self) -> dict[str, Any]:
-        spread = load.spread(self.listing, self.node.recipe)  # not `units`: these have a digest of every image
+        spread = load.assign_to_shards(
+            self.listing, self.node.recipe
+        )  # not `units`: these have a digest of every image
         shards = {name: len(items) for name, items in spread.items()}
         facts = self.facts() | counted(shards) | {"image_shape": self._first_shape(spread)}
         _refuse_heavy(facts)

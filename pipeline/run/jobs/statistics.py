@@ -47,7 +47,7 @@ def totals(marks: Mapping[str, Sums], steps: int) -> dict[str, Any]:
 
     Args:
         marks: the commit mark of each shard.
-        steps: steps after which an image may have reached its target.
+        steps: steps after which the attack on an image may have succeeded.
     """
     counts = artifacts.per_split((name, mark["samples"]) for name, mark in marks.items())
     each = [mark["statistics"] for mark in marks.values()]
