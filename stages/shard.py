@@ -56,11 +56,6 @@ def split_of(name: str) -> str:
     return name.rpartition("-")[0]
 
 
-def split_of(name: str) -> str:
-    """``train-000003`` → ``train``."""
-    return name.rpartition("-")[0]
-
-
 @dataclass(frozen=True)
 class Failure:
     """An image that was left out, and why."""
