@@ -38,6 +38,7 @@ from pipeline.report.scores import (
     transfers,
     without_seed,
 )
+from pipeline.run.jobs import JOBS, DatasetJob
 
 LINES = 200
 """Lines shown of a table."""
@@ -198,10 +199,16 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
+def copies(dataset: Node) -> bool:
+    """Whether the images of a dataset are unchanged copies."""
+    job = JOBS[dataset.stage]
+    return issubclass(job, DatasetJob) and job.copies
+
+
 def pictures(run: RunResults) -> Section | None:
     """Images of each dataset that was made from another's images, as many as fit."""
     fitting: list[Gallery] = []
-    made = [dataset for dataset in run.datasets() if "images" in dataset.inputs and dataset.stage != "select"]
+    made = [dataset for dataset in run.datasets() if "images" in dataset.inputs and not copies(dataset)]
     made.sort(key=lambda dataset: "model" not in dataset.inputs)
     for dataset in made:
         if sum(one.size for one in fitting) < IMAGES and (one := gallery(run, dataset)) is not None:
