@@ -40,12 +40,12 @@ from stages import model as models
 from stages import train
 from stages.device import computing, device, threads
 from stages.images import encode_png
-from stages.inference import prepared
+from stages.inference import optimized
 from stages.model import Classifier, Design
 from stages.pgd import UNCAPTURED
 from stages.pretrained.checkpoint import bring
 from stages.recipes import Attack, Perturbation, Train
-from stages.targeted_pgd import Toward, margins, targeted
+from stages.targeted_pgd import TargetedPGD, margins, targeted
 from stages.tensors import to_pixels, to_unit
 
 Loop = Callable[[np.ndarray, Tensor, Perturbation], Tensor]
@@ -64,12 +64,12 @@ INSTALL = {
 
 def ours(model: Classifier, ball: Perturbation) -> Loop:
     """The loop that makes datasets, with a network that is prepared."""
-    toward = Toward(Attack(images="", model="", **ball.model_dump()), model)
+    search = TargetedPGD(Attack(images="", model="", **ball.model_dump()), model)
 
     def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
-        toward.recipe = toward.recipe.model_copy(update={"steps": ball.steps})
+        search.recipe = search.recipe.model_copy(update={"steps": ball.steps})
         wanted = target.cpu().numpy()
-        return to_unit(toward(pixels, wanted, wanted)[0], target.device)
+        return to_unit(search(pixels, wanted, wanted)[0], target.device)
 
     return loop
 
@@ -343,7 +343,7 @@ def main(
     model = network(arch, brought, side, classes, data, lesson)
     pixels = images(data, rounds * batch, side)
     target = torch.arange(batch, device=device()) % model.design.classes
-    ready = {choice: prepared(model, recipe) for choice, recipe in recipes.items()}
+    ready = {choice: optimized(model, recipe) for choice, recipe in recipes.items()}
     loops = {choice: ours(each, recipes[choice]) for choice, each in ready.items()}
     loops |= {f"{choice}: bare": bare(each) for choice, each in ready.items()}
     apart = Apart(model, cores) if peers else None

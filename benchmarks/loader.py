@@ -25,7 +25,7 @@ from benchmarks.side_by_side import attacked, images, in_turns, machine, on_shar
 from stages import evaluate, train
 from stages.device import device, threads
 from stages.model import Classifier, Design, on_device
-from stages.prefetch import ahead
+from stages.prefetch import prefetch
 from stages.recipes import Evaluate, Train
 from stages.shard import pack, unpack
 from stages.tensors import to_unit
@@ -74,7 +74,7 @@ def webdatasets(files: list[Path], size: int, workers: int) -> Iterator[tuple[Te
 
 def score_ours(recipe: Evaluate, model: Classifier, examples: train.Examples) -> None:
     """Every shard scored, the next one read meanwhile, as workers do."""
-    for shard in ahead(examples.read, examples.names, 1):
+    for shard in prefetch(examples.read, examples.names, 1):
         evaluate.score(recipe, [str(k) for k in range(CLASSES)], {"model": model}, {}, shard)
 
 

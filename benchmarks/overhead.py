@@ -26,14 +26,14 @@ from benchmarks.attack import ours
 from benchmarks.side_by_side import in_turns, machine, over, seconds_of, show, spread
 from pipeline.experiment.spec import parse
 from pipeline.run.jobs import AttackJob, Context
-from pipeline.run.jobs.datasets import statistics
+from pipeline.run.jobs.statistics import statistics
 from pipeline.run.on_ray import OnRay
 from pipeline.run.runs import Run
 from pipeline.store import Store
 from stages.device import threads
-from stages.inference import prepared
+from stages.inference import optimized
 from stages.model import logits_of
-from stages.pgd import to_grid
+from stages.pgd import round_in_ball
 from stages.recipes import Attack
 from stages.shard import Shard, pack, unpack
 from stages.tensors import distances, to_unit
@@ -75,7 +75,7 @@ def job_of(run: Run) -> AttackJob:
 def batches(job: AttackJob, names: list[str]) -> tuple[Attack, Any, list[tuple[np.ndarray, torch.Tensor]]]:
     """The recipe, the network as it computes with it, and the images of some shards in batches with their targets."""
     recipe, attacker = job.node.recipe, job.open()
-    model = prepared(attacker.model, recipe)
+    model = optimized(attacker.model, recipe)
     shards = [job.read(unit) for unit in job.units() if unit.name in names]
     pixels = np.concatenate([shard.images() for shard in shards])
     wanted = torch.from_numpy((np.concatenate([shard.label for shard in shards]) + 1) % 10).to(model.mean.device)
@@ -133,7 +133,7 @@ def parts(job: AttackJob) -> dict[str, float]:
             "attack, whole": seconds_of(lambda: attacker(shard)),
             "– of it rounding inside the ball": sum(
                 seconds_of(
-                    lambda at=slice(first, first + recipe.batch_size): to_grid(
+                    lambda at=slice(first, first + recipe.batch_size): round_in_ball(
                         unit_NCHW[at], levels[at], recipe.norm, recipe.eps
                     )
                 )

@@ -25,18 +25,16 @@ from pipeline.cost import estimate
 from pipeline.experiment import spec
 from pipeline.experiment.graph import GROUPS, build
 from pipeline.experiment.spec import Experiment
-from pipeline.formats import clock
 from pipeline.report import results, tables
 from pipeline.report.scores import percent
 from pipeline.run import artifacts, runs
-from pipeline.run.documents import NodeName, Version, fits
 from pipeline.run.engines import Engine, Inline, expected, reason_of
 from pipeline.run.jobs import Context
 from pipeline.run.on_ray import OnRay
 from pipeline.run.preflight import NodeStatus, preflight, wanted
 from pipeline.run.progress import watcher
 from pipeline.store import Store
-from pipeline.terminal import Unheard, echo, relay, visible
+from pipeline.terminal import Unheard, clock, echo, relay, visible
 from stages import own
 from stages.errors import BadInput, did_you_mean
 from stages.images import encode_png
@@ -46,7 +44,7 @@ INTERRUPTED = 130
 
 
 class _Number(click.FloatRange):
-    """A number, or a fraction; not infinity, nor NaN, which is in every range."""
+    """A finite number, or a fraction. NaN would pass every range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = super().convert(fraction(value), param, ctx)
@@ -85,10 +83,10 @@ job_server_option = click.option(
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is made, where it is not as usual.
+    """Options of how a run is made.
 
     Attributes:
-        workers: that attack side by side.
+        workers: number of workers that attack in parallel.
         gpu: whether each takes a GPU.
         shard_timeout: seconds that a step of a shard may take.
         engine: ``ray`` or ``inline``.
@@ -102,7 +100,7 @@ class RunOptions:
     address: str | None = None
 
     def arguments(self) -> list[str]:
-        """Those about workers, as `run` takes them."""
+        """The worker options, as arguments of `run`."""
         given: list[str] = []
         if self.workers is not None:
             given += ["--workers", str(self.workers)]
@@ -114,7 +112,7 @@ class RunOptions:
 
 
 def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a run that are about its workers, as one `RunOptions`."""
+    """Add the options about workers; the command receives them as one `RunOptions`."""
 
     @click.option(
         "--workers",
@@ -142,7 +140,7 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `run` and `resume` that are about the engine and its workers, as one `RunOptions`."""
+    """Add the options about the engine and its workers; the command receives them as one `RunOptions`."""
 
     @click.option(
         "--engine",
@@ -161,24 +159,24 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Command(click.Command):
-    """A command that takes nothing but text: no option is empty, as a variable that is not set makes it."""
+    """A command that refuses empty and unprintable values, such as those of unset shell variables."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given, _, parameters = self.make_parser(ctx).parse_args(list(args))
         for parameter in parameters if not ctx.resilient_parsing else []:
             value = given.get(str(parameter.name))
             for one in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(one, str) and (why := _not_meant(one, str(parameter.name))):
+                if isinstance(one, str) and (why := _mistake_in(one, str(parameter.name))):
                     raise click.UsageError(f"{parameter.get_error_hint(ctx)} {why}", ctx)
         return super().parse_args(ctx, args)
 
 
 LOCAL = ("file", "image", "out")
-"""Paths that go nowhere but to the operating system, which allows them any bytes."""
+"""Parameters that are local paths: the operating system allows any bytes in them."""
 
 
-def _not_meant(value: str, name: str) -> str | None:
-    """Why a value of some option or argument cannot be meant."""
+def _mistake_in(value: str, name: str) -> str | None:
+    """Why a value of an option or argument must be a mistake; None if it need not be."""
     if not value.strip():
         return "is empty; if a variable stands there, is it set?"
     if "\0" in value:
@@ -193,7 +191,7 @@ def _not_meant(value: str, name: str) -> str | None:
 
 
 class _Group(click.Group):
-    """The edge: whatever goes wrong becomes one sentence and an exit code."""
+    """The outermost layer: every error becomes one sentence and an exit code."""
 
     command_class = _Command
 
@@ -246,7 +244,7 @@ def _misused(error: click.ClickException) -> int:
 
 
 def _unheard(error: Unheard) -> int:
-    if not error.reader_left:  # who closed a pipe, as `head` does, has read enough
+    if not error.reader_left:  # a reader that closes the pipe, as `head` does, has read enough
         _say_error(str(error))
     return 1
 
@@ -420,7 +418,7 @@ def resume(
 
 
 def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
-    """Take no code from a record but modules in the current folder, if the run was begun in it.
+    """Refuse code that a record names, except modules in the current folder if the run was started there.
 
     Raises:
         BadInput: the record names other code.
@@ -435,7 +433,7 @@ def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
 
 
 def _lies_in(folder: Path, arch: str) -> bool:
-    """Whether an arch is a module in a folder, and none that is installed."""
+    """Whether an arch is a module in a folder rather than an installed one."""
     module = arch.rpartition(":")[0]
     if own.is_file(module):
         return (folder / module).resolve().is_relative_to(folder.resolve())
@@ -460,7 +458,7 @@ def _run(experiment: Experiment, context: Context, options: RunOptions, only: tu
 
 
 def _engine(experiment: Experiment, context: Context, options: RunOptions) -> Callable[[], Engine]:
-    """What begins the engine that was asked for."""
+    """A function that starts the requested engine."""
     if options.engine == "inline":
         _refuse_parallel(experiment, options)
         return Inline
@@ -476,7 +474,7 @@ def _engine(experiment: Experiment, context: Context, options: RunOptions) -> Ca
 
 
 def _refuse_parallel(experiment: Experiment, options: RunOptions) -> None:
-    """Refuse what one process alone cannot do."""
+    """Refuse options and trainings that need several processes."""
     if options != replace(options, workers=None, gpu=None, shard_timeout=None, address=None):
         raise BadInput("--workers, --gpu, --shard-timeout and --address go with the Ray engine, not with inline")
     for name, model in experiment.models.items():
@@ -502,13 +500,13 @@ def _again(store: Store) -> str:
 
 
 def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
-    """Write the page, which needs no terminal, and print the results."""
+    """Write the page, then print the results: a closed terminal does not cost the page."""
     found = runs.load_run(store, run)
     try:
         from pipeline.report import page  # here: what draws takes a second to load
 
         where = f"page {store.at(page.write(store, found))}"
-    except Exception as error:  # noqa: BLE001 - what was made is made, with or without a page
+    except Exception as error:  # noqa: BLE001 - the results stand without the page
         where = f"The page could not be written: {visible(reason_of(error))}; try again with: notbugs report"
     if as_json:
         _print_json(_results_as_json(store, found))
@@ -546,7 +544,7 @@ def status(run: str | None, store: str, as_json: bool) -> None:
 
 
 def _at_work(progress: dict[str, Any]) -> str:
-    """How many workers were at work on its shards, on average, from its start to its end."""
+    """Average number of workers at work on its shards, from its start to its end."""
     work = progress.get("work")
     return f"{work / progress['seconds']:.2f}" if work and progress["seconds"] else ""
 
@@ -568,7 +566,7 @@ def report_(run: str | None, store: str, out: Path | None) -> None:
 
 
 def _refuse_no_place(out: Path | None) -> None:
-    """Before any work is done for it."""
+    """Refuse an output path that cannot be written, before any work is done."""
     with _written(out):
         if out is not None and not out.parent.is_dir():
             raise BadInput(f"--out {out}: cannot be written: there is no folder {out.parent}")
@@ -682,7 +680,7 @@ def show(name: str | None, store: str, as_json: bool) -> None:
     NAME is a run (default: the latest of the store), or a node's name such as `rand` or `datasets/rand`.
     """
     place = Store(store)
-    manifests = _named(place, name) if name else []
+    manifests = [one.manifest for one in artifacts.by_name(place, name)] if name else []
     if name and not manifests and name not in (past := place.folders("runs")):
         near = did_you_mean(name, [*_names(place), *past]) or "; `notbugs status` names the latest run and its nodes"
         raise BadInput(f"{place.url} has neither a node nor a run of the name {name}{near}")
@@ -703,7 +701,7 @@ def show(name: str | None, store: str, as_json: bool) -> None:
 def _recorded(
     store: Store, run: str | None, fits: Callable[[dict[str, Any]], bool] = lambda run: True
 ) -> dict[str, Any]:
-    """A run on record, and which newer ones were passed over for theirs."""
+    """A run on record; newer ones whose record is damaged are skipped with a note."""
 
     def pass_over(name: str) -> None:
         echo(f"passed over run {name}: its record is missing or damaged", err=True)
@@ -712,16 +710,8 @@ def _recorded(
 
 
 def _names(store: Store) -> list[str]:
-    """What a node of a store may be called: ``rand`` and ``datasets/rand``."""
+    """The names of a store's nodes: both ``rand`` and ``datasets/rand``."""
     return [name for group in GROUPS for base in store.folders(group) for name in (base, f"{group}/{base}")]
-
-
-def _named(store: Store, name: str) -> list[dict[str, Any]]:
-    group, _, base = name.rpartition("/")
-    folders = [f"{g}/{base}" for g in GROUPS if group in ("", g) and fits(NodeName, base)]
-    versions = [f"{folder}/{one}" for folder in folders for one in store.folders(folder) if fits(Version, one)]
-    found = [manifest for one in versions if (manifest := artifacts.manifest_at(store, one)) is not None]
-    return sorted(found, key=lambda manifest: str(manifest["made"]))
 
 
 @main.command()
@@ -752,7 +742,7 @@ def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> Non
             echo(f"{folder}: {f'{len(found)} damaged' if found else 'whole'}")
             for damage in found:
                 echo(f"  {damage.file} {damage.reason}")
-        if found and not keep and (why := _taken_back(place, found)):
+        if found and not keep and (why := _withdraw(place, found)):
             left.append(f"{folder}: {why}")
     for text in left:
         echo(f"could not be taken back: {text}", err=True)
@@ -764,8 +754,8 @@ def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> Non
     sys.exit(1 if damages else 0)
 
 
-def _taken_back(store: Store, found: list[artifacts.Damage]) -> str | None:
-    """Take back what is damaged; why not, where the store does not let it."""
+def _withdraw(store: Store, found: list[artifacts.Damage]) -> str | None:
+    """Withdraw damaged files; returns the reason if the store does not allow it."""
     folder = found[0].folder
     try:
         if folder.startswith("runs/"):
@@ -915,4 +905,4 @@ def _print_results(store: Store, run: dict[str, Any]) -> None:
 
 
 def _print_json(value: Any) -> None:
-    echo(json.dumps(value, indent=1))  # ASCII alone, whatever the terminal takes
+    echo(json.dumps(value, indent=1))  # ASCII, for any terminal

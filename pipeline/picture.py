@@ -12,8 +12,6 @@ from pydantic import ValidationError
 
 from pipeline.report.scores import norm_name
 from pipeline.run import artifacts
-from pipeline.run.artifacts import Artifact
-from pipeline.run.documents import NodeName, Version, fits
 from pipeline.run.jobs import Context, open_model
 from pipeline.terminal import visible
 from stages.errors import BadData, BadInput, nearest, some
@@ -81,14 +79,10 @@ def find_model(place: Context, name: str, arch: str | None = None) -> tuple["Cla
     from stages.pretrained import checkpoint
 
     name = name.removeprefix("models/")
-    base, _, version = name.partition("/")
-    versions = place.store.folders(f"models/{base}") if fits(NodeName, base) else []
-    folders = [f"models/{base}/{one}" for one in versions if fits(Version, one) and version in ("", one)]
-    manifests = {folder: made for folder in folders if (made := artifacts.manifest_at(place.store, folder))}
-    if manifests:
-        folder, manifest = max(manifests.items(), key=lambda item: str(item[1]["made"]))
+    if found := artifacts.by_name(place.store, name, ("models",)):
+        manifest = found[-1].manifest
         _refuse_code(name, str(manifest["design"]["arch"]), arch)
-        return open_model(place, Artifact(folder, manifest)), _class_names(place, manifest)
+        return open_model(place, found[-1]), _class_names(place, manifest)
     if name not in models.list_models(module=models):
         known = ", ".join(place.store.folders("models")) or "none"
         raise BadInput(
@@ -209,11 +203,11 @@ def move(
 
 def _push(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:
     """The picture after PGD, and the attack in words."""
-    from stages.inference import prepared
-    from stages.targeted_pgd import Toward
+    from stages.inference import optimized
+    from stages.targeted_pgd import TargetedPGD
 
     goal = np.array([target])
-    after, _ = Toward(asked, prepared(model, asked))(pixels[None], goal, goal)
+    after, _ = TargetedPGD(asked, optimized(model, asked))(pixels[None], goal, goal)
     return after[0], f"{asked.steps} steps of PGD, {norm_name(asked.norm)} ε {asked.eps:g}"
 
 

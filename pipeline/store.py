@@ -304,7 +304,7 @@ class Store:
         if not self._met:
             self._meet()
         try:
-            return self._persist(work, remote.PATIENCE)
+            return self._retry(work, remote.PATIENCE)
         except ABSENT:
             raise
         except OSError as error:
@@ -327,7 +327,7 @@ class Store:
         no body. And without it, a missing bucket lists and reads like an empty one.
         """
         try:
-            self._persist(self._greet, remote.FIRST_PATIENCE)
+            self._retry(self._greet, remote.FIRST_PATIENCE)
         except BadInput:
             raise
         except (OSError, ValueError) as error:
@@ -349,8 +349,8 @@ class Store:
             if "Status(NOT_FOUND" in str(error):  # Google's answer for a missing bucket
                 raise
 
-    def _persist(self, work: Callable[[fs.FileSystem, str], T], patience: float) -> T:
-        return remote.persist(
+    def _retry(self, work: Callable[[fs.FileSystem, str], T], patience: float) -> T:
+        return remote.retry(
             lambda: work(*remote.connect(self.url)), 0 if self.local else patience, self._refuse, self._count
         )
 

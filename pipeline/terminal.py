@@ -166,6 +166,36 @@ def find_home() -> None:
         os.environ["HOME"] = tempfile.gettempdir()
 
 
+# ------------------------------------------------------------------------------------------ formats
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: ``1:02:03``."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time span: ``12.3 s``, or `clock` from 100 seconds on."""
+    if seconds is None:
+        return "–"
+    return f"{seconds:.1f} s" if seconds < 100 else clock(seconds)
+
+
+def hours(seconds: float) -> str:
+    """Hours with four decimals, or with one from ten hours on."""
+    return f"{seconds / 3600:,.4f}" if seconds < 36_000 else f"{seconds / 3600:,.1f}"
+
+
+def size(count: float) -> str:
+    """Bytes, in units of 1000: ``1.23 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if count else "–"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
 # ------------------------------------------------------------------------------------------ signals
 
 

@@ -1,4 +1,4 @@
-"""What models answer under an attack: the worst of several tries, and the average case beside it."""
+"""Evaluate models under attack: the worst of several tries, and the average case beside it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stages.apgd import apgd, losses
 from stages.device import computing, sent
-from stages.inference import prepared
+from stages.inference import optimized
 from stages.model import Classifier
 from stages.noise import noisy, random_start
 from stages.pgd import Descent, graphs
@@ -24,13 +24,13 @@ from stages.tensors import in_batches, to_unit
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one attack on N images, as one model sees it.
+    """The result of one attack on N images, for one model.
 
     Attributes:
-        right: N, bool; answered right under every try.
-        average: N, int; how many draws of the average case were answered right.
-        aimed: N, bool; there was a target to reach, other than the true class.
-        success: N, bool; aimed, and answered as the target under some try.
+        right: N, bool; correct under every try.
+        average: N, int; number of average-case draws that are classified correctly.
+        aimed: N, bool; the target is not the true class.
+        success: N, bool; aimed, and classified as the target under some try.
     """
 
     right: np.ndarray
@@ -40,24 +40,24 @@ class Outcome:
 
 
 def in_ball(
-    threat: EvalAttack,
+    attack: EvalAttack,
     classes: Sequence[str],
     models: Mapping[str, Classifier],
     surrogates: Mapping[str, Classifier],
     shard: Shard,
 ) -> dict[str, Outcome]:
-    """What comes of a threat, for each model; an attack on a surrogate is made once and tried on all of them.
+    """Attack each model, or a surrogate once for all models, and record the outcome per model.
 
-    The tries are the restarts (for APGD, each with either loss); the average case is one draw of noise of the same
-    norm and radius. Images are scored as the search left them: rounding to 8 bits is for what is saved, and would take
-    most of a small ball's strength from the attack.
+    The tries are the restarts (for APGD, each with both losses); the average case is one draw of noise of the same norm
+    and radius. Adversarial examples are evaluated unrounded: rounding to 8 bits is for saved images, and would weaken
+    an attack in a small ball.
     """
     label = shard.label
-    target = label if threat.target_rule is None else targets(threat.target_rule, label, shard.index, classes)
-    if threat.surrogate is not None:
-        answers = _answers(threat, surrogates[threat.surrogate], list(models.values()), shard, target)
+    target = label if attack.target_rule is None else targets(attack.target_rule, label, shard.index, classes)
+    if attack.surrogate is not None:
+        answers = _answers(attack, surrogates[attack.surrogate], list(models.values()), shard, target)
     else:
-        answers = np.concatenate([_answers(threat, m, [m], shard, target) for m in models.values()], axis=1)
+        answers = np.concatenate([_answers(attack, m, [m], shard, target) for m in models.values()], axis=1)
     return {
         name: Outcome(
             right=(tries == label[:, None]).all(1),
@@ -70,53 +70,53 @@ def in_ball(
 
 
 def _answers(
-    threat: EvalAttack, attacked: Classifier, scored: Sequence[Classifier], shard: Shard, target_N: np.ndarray
+    attack: EvalAttack, attacked: Classifier, scored: Sequence[Classifier], shard: Shard, target_N: np.ndarray
 ) -> np.ndarray:
-    """What each model answers of each image, N × models × (1 + tries): first under noise, then under each try."""
+    """Predictions of each model for each image, N × models × (1 + tries): first under noise, then under each try."""
     plain = [model.using("float32") for model in scored]
     where = attacked.mean.device
 
     def one(pixels: np.ndarray, label: np.ndarray, target: np.ndarray, index: np.ndarray) -> np.ndarray:
         x = to_unit(pixels, where)
         goals = sent(label, where), sent(target, where)
-        views = [noisy(x, threat, threat.seed, index), *_tries(threat, made, x, *goals, index)]
+        views = [noisy(x, attack, attack.seed, index), *_tries(attack, made, x, *goals, index)]
         with torch.no_grad():
             said = [torch.stack([model(view).argmax(1) for model in plain], 1) for view in views]
         return np.asarray(torch.stack(said, 2).cpu())
 
-    with computing(threat), explained(threat, attacked, *scored):
-        made = prepared(attacked, threat)
-        return in_batches(one, threat.batch_size, shard.images(), shard.label, target_N, shard.index)
+    with computing(attack), explained(attack, attacked, *scored):
+        made = optimized(attacked, attack)
+        return in_batches(one, attack.batch_size, shard.images(), shard.label, target_N, shard.index)
 
 
 def _tries(
-    threat: EvalAttack, model: Classifier, x_NCHW: Tensor, label_N: Tensor, target_N: Tensor, index: np.ndarray
+    attack: EvalAttack, model: Classifier, x_NCHW: Tensor, label_N: Tensor, target_N: Tensor, index: np.ndarray
 ) -> Iterator[Tensor]:
-    """What each search of the attack ends with."""
-    aim = None if threat.target_rule is None else target_N
-    for restart in range(threat.restarts):
-        start = random_start(x_NCHW, threat, threat.seed, index, restart) if restart else x_NCHW
-        if threat.method == "pgd":
-            yield _pgd(threat, model, x_NCHW, label_N, aim, start)
+    """The last iterate of each run of the attack."""
+    aim = None if attack.target_rule is None else target_N
+    for restart in range(attack.restarts):
+        start = random_start(x_NCHW, attack, attack.seed, index, restart) if restart else x_NCHW
+        if attack.method == "pgd":
+            yield _pgd(attack, model, x_NCHW, label_N, aim, start)
         else:
-            yield from _apgd(threat, model, x_NCHW, label_N, aim, start)
+            yield from _apgd(attack, model, x_NCHW, label_N, aim, start)
 
 
 def _pgd(
-    threat: EvalAttack, model: Classifier, x_NCHW: Tensor, label_N: Tensor, aim_N: Tensor | None, start: Tensor
+    attack: EvalAttack, model: Classifier, x_NCHW: Tensor, label_N: Tensor, aim_N: Tensor | None, start: Tensor
 ) -> Tensor:
-    """One search; what its steps are is made once for a model and a ball."""
+    """One run of PGD; its step is set up once per model and ball."""
     goal, wanted = (untargeted, label_N) if aim_N is None else (targeted, aim_N)
-    key = ("pgd", goal, threat.norm, threat.eps, threat.step, threat.deterministic)
+    key = ("pgd", goal, attack.norm, attack.eps, attack.step, attack.deterministic)
     if key not in model.views:
         model.views[key] = Descent(
             lambda x, wanted: goal(model, wanted)(x),
-            norm=threat.norm,
-            eps=threat.eps,
-            step_size=threat.step,
-            capture=graphs(threat, x_NCHW.device),
+            norm=attack.norm,
+            eps=attack.eps,
+            step_size=attack.step,
+            capture=graphs(attack, x_NCHW.device),
         )
-    found: Tensor = model.views[key](x_NCHW, wanted, steps=threat.steps, start=start)
+    found: Tensor = model.views[key](x_NCHW, wanted, steps=attack.steps, start=start)
     return found
 
 
@@ -132,7 +132,7 @@ def _apgd(
 
 
 def in_space(space: Spatial, models: Mapping[str, Classifier], shard: Shard, batch_size: int) -> dict[str, Outcome]:
-    """What comes of rotations and translations, for each model: every candidate is a try, their mean the average."""
+    """Evaluate each model under rotations and translations: every candidate is a try, their mean the average case."""
     return {name: _in_space(space, model.using("float32"), shard, batch_size) for name, model in models.items()}
 
 

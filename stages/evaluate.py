@@ -1,4 +1,4 @@
-"""Score models on a shard: sums that add up over shards, and what the sums say."""
+"""Evaluate models on a shard: sums that add up over shards, and the results from them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from stages.relabel import targets
 from stages.shard import Shard
 
 Sums = dict[str, dict[str, Any]]
-"""Model → what was counted on some samples."""
+"""Model → counts over some samples."""
 
 
 def score(
@@ -25,20 +25,20 @@ def score(
     surrogates: Mapping[str, Classifier],
     shard: Shard,
 ) -> Sums:
-    """Count what each model gets right on one shard: clean, under each attack, and under each spatial one.
+    """Count each model's correct predictions on one shard: clean, under each attack, under each spatial attack.
 
     Args:
-        recipe: what is asked.
+        recipe: the evaluation.
         classes: class names.
-        models: those scored, by name.
-        surrogates: those that attacks are made on, by name: all of `recipe.surrogates`.
-        shard: the images, with the labels that are scored.
+        models: models to evaluate, by name.
+        surrogates: source models of transfer attacks, by name: all of `recipe.surrogates`.
+        shard: images and labels.
     """
     with computing(recipe), explained(recipe, *models.values(), *surrogates.values()):
         answers = {
             name: logits_of(model, shard.images(), recipe.batch_size).argmax(1) for name, model in models.items()
         }
-        attacks = [in_ball(threat, classes, models, surrogates, shard) for threat in recipe.attacks]
+        attacks = [in_ball(attack, classes, models, surrogates, shard) for attack in recipe.attacks]
         attacks += [in_space(space, models, shard, recipe.batch_size) for space in recipe.spatial]
     return {
         name: _clean(recipe, classes, answer, shard) | _under(answer == shard.label, [each[name] for each in attacks])
@@ -62,10 +62,10 @@ def _clean(recipe: Evaluate, classes: Sequence[str], answers: np.ndarray, shard:
 
 
 def _under(right_clean: np.ndarray, attacks: Sequence[Outcome]) -> dict[str, Any]:
-    """One number for each attack, of each kind.
+    """Counts per attack.
 
-    Right under an attack is what is right clean too: toward the true class an attack can mend an answer, which is no
-    merit of the model's, and the worst case is never above the clean one.
+    A prediction under attack counts as right only if the clean one is right too: a targeted attack whose target is the
+    true label can correct an error, which is not robustness. So robust accuracy never exceeds clean accuracy.
     """
     return {
         "right_under": [int((right_clean & each.right).sum()) for each in attacks],
@@ -92,7 +92,7 @@ def _add(values: Sequence[Any]) -> Any:
 
 
 def summary(recipe: Evaluate, classes: Sequence[str], sums: Mapping[str, Any]) -> dict[str, Any]:
-    """What the sums of one model say: accuracies with 95 % intervals, per class, under attack, and chance."""
+    """The results of one model from its sums: accuracy with 95 % interval, per class, under attack, and chance."""
     n = sums["n"]
     attacks: list[EvalAttack | Spatial] = [*recipe.attacks, *recipe.spatial]
     low, high = wilson(sums["right"], n)
@@ -123,7 +123,7 @@ def summary(recipe: Evaluate, classes: Sequence[str], sums: Mapping[str, Any]) -
 
 
 def _attacked(attack: EvalAttack | Spatial, at: int, sums: Mapping[str, Any]) -> dict[str, Any]:
-    """What the sums say of one attack: worst case, average case, and the share of right answers that it turned."""
+    """The result of one attack: worst case, average case, and the fraction of correct predictions that it fooled."""
     n, right, draws = sums["n"], sums["right_under"][at], 1
     low, high = wilson(right, n)
     if isinstance(attack, EvalAttack):
@@ -153,7 +153,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927): it stays inside [0, 1] and is honest near its ends."""
+    """The 95 % score interval of a proportion (Wilson 1927), which has good coverage near 0 and 1."""
     share = right / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)

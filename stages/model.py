@@ -1,4 +1,4 @@
-"""A classifier of images in [0, 1]: a network with its normalisation inside, on disk and in memory."""
+"""A classifier of images in [0, 1]: a network with its normalisation, in memory and on disk."""
 
 from copy import copy
 from pathlib import Path
@@ -19,10 +19,10 @@ from stages.recipes import Precision
 from stages.tensors import in_batches, to_unit
 
 LOW: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What the network computes in, at the precisions below float32."""
+"""Precisions below float32 → dtype of the network's computations."""
 
 LEAST = 2.0**-100
-"""Stands for a gradient of zero where one is divided by its size."""
+"""Lower bound for a gradient's magnitude, against division by zero."""
 
 
 class Classifier(nn.Module):
@@ -36,7 +36,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.design = design
         self.precision = precision
-        self.views: dict[Any, Any] = {}  # of the same weights, prepared for a search; and searches
+        self.views: dict[Any, Any] = {}  # optimised views of the same weights, and attacks set up on them
         channels = len(design.mean)
         self.network = nets.build(design.arch, design.network_classes, channels, here)
         self.repeat = 3 if channels == 1 and _first_conv_channels(self.network) == 3 else 1
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         self.register_buffer("outputs", outputs, persistent=False)
 
     def using(self, precision: Precision) -> "Classifier":
-        """This classifier, the same weights, at another precision."""
+        """This classifier at another precision, with the same weights."""
         if precision == self.precision:
             return self
         other = copy(self)
@@ -54,7 +54,7 @@ class Classifier(nn.Module):
         return other
 
     def through(self, network: nn.Module) -> "Classifier":
-        """This classifier with another network in its place."""
+        """This classifier with another network."""
         other = copy(self)
         other.views = {}
         other._modules = {**self._modules, "network": network}  # a copy shares its modules with the original
@@ -77,9 +77,9 @@ class Classifier(nn.Module):
 
 
 def _scale_gradients(x_NCHW: Tensor, logits_NC: Tensor) -> None:
-    """Have each image's gradient run back through the network as large as its logits' is brought to 1.
+    """Per-image loss scaling for float16: scale each image's logit gradient to about 1, undo it at the input.
 
-    Float16 ends at 6e-8, and a confident image's gradient is less. Powers of two, undone at the image, change no bit.
+    Float16 underflows at 6e-8, and a confident image's gradient is smaller. The scales are powers of two, thus exact.
     """
     scale: list[Tensor] = []
 
@@ -99,9 +99,10 @@ def _first_conv_channels(network: nn.Module) -> int | None:
 
 
 def on_device(model: "Classifier") -> "Classifier":
-    """The model on `device`, its weights laid out channels last, which convolutions like best.
+    """The model on `device`, in channels-last memory format, the fastest for convolutions.
 
-    On a GPU its pooling is `steady`; on a processor PyTorch's own is, and is what versions were made with.
+    On a GPU, pooling is replaced by `steady` pooling; on a CPU PyTorch's own is deterministic,
+    and existing versions were made with it.
     """
     if device().type == "cuda":
         steady(model.network)
@@ -113,14 +114,14 @@ def save(network: nn.Module) -> bytes:
     """The weights of a network as safetensors."""
     state, seen = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}, set[int]()
     for name, value in state.items():
-        if (place := value.untyped_storage().data_ptr()) in seen:  # layers that share their weights
+        if (place := value.untyped_storage().data_ptr()) in seen:  # shared weights
             state[name] = value.clone()
         seen.add(place)
     return safetensors.torch.save(state)
 
 
 def load(design: Design, weights: bytes, here: Path, precision: Precision = "float32") -> Classifier:
-    """A classifier ready for use: in evaluation mode, its weights without gradient, on `device`.
+    """Build a classifier and load its weights: in evaluation mode, without gradients, on `device`.
 
     Raises:
         BadData: the bytes are not safetensors.
@@ -149,10 +150,10 @@ def _fit(network: nn.Module, state: dict[str, Tensor], arch: str) -> None:
 
 
 def logits_of(model: Classifier, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
-    """What a model says of some images, in float32: N × classes.
+    """Logits of a model on images, in float32: N × classes.
 
     Raises:
-        BadData: an answer is not a number.
+        BadData: a logit is NaN or infinite.
     """
     plain = model.using("float32")
 

@@ -4,15 +4,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.pgd import direction, grid, project
+from stages.pgd import direction, project, quantize
 from stages.recipes import Ball, Perturbation
 from stages.seeds import generator, torch_seed
 from stages.tensors import to_unit
 
 
 def noise(pixels_NHWC: np.ndarray, ball: Perturbation, seed: int, index: np.ndarray) -> np.ndarray:
-    """A random perturbation on the surface of the ball, as 8-bit images inside it: an attack's control."""
-    return grid(noisy(to_unit(pixels_NHWC), ball, seed, index), pixels_NHWC, ball.norm, ball.eps)
+    """8-bit images with a random perturbation on the surface of the ball: the control of an attack."""
+    return quantize(noisy(to_unit(pixels_NHWC), ball, seed, index), pixels_NHWC, ball.norm, ball.eps)
 
 
 def noisy(x_NCHW: Tensor, ball: Perturbation, seed: int, index: np.ndarray) -> Tensor:
@@ -23,14 +23,14 @@ def noisy(x_NCHW: Tensor, ball: Perturbation, seed: int, index: np.ndarray) -> T
 
 
 def random_start(x_NCHW: Tensor, ball: Ball, seed: int, index: np.ndarray, restart: int) -> Tensor:
-    """A point uniform in the volume of the ball round each image, cut off by the box; from (seed, index, restart)."""
+    """A point drawn uniformly from the ball around each image, clipped to the box; from (seed, index, restart)."""
     draws = [generator(seed, f"restart {restart}", int(i)) for i in index]
     shape = x_NCHW.shape[1:]
     if ball.norm == "linf":
         delta = torch.tensor(np.stack([draw.uniform(-1, 1, shape) for draw in draws]), dtype=torch.float32)
     else:
         gauss = torch.tensor(np.stack([draw.standard_normal(shape) for draw in draws]), dtype=torch.float32)
-        # The share of a ball's volume within radius r grows with r to the power of its dimension.
+        # The volume of a ball grows with its radius to the power of the dimension.
         radius = torch.tensor([draw.uniform() ** (1 / shape.numel()) for draw in draws], dtype=torch.float32)
         delta = direction(gauss, "l2") * radius.view(-1, 1, 1, 1)
     return (x_NCHW + ball.eps * delta.to(x_NCHW.device)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Fetch and decode what comes next while something else is at work on what is there."""
+"""Prefetch: work on the next items in threads while the caller uses the current one."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,21 +10,21 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
-    """What some work makes of each item, in order; the next ones are under way in threads meanwhile.
+def prefetch(work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+    """Map `work` over items in order, with the next results computed in threads meanwhile.
 
-    Threads do for reading and decoding, which let others run: files, Pillow and sockets do not hold the interpreter.
+    Threads suffice for reading and decoding: files, Pillow and sockets release the GIL.
 
     Args:
-        work: done in threads, several items at a time.
-        items: taken one by one, as work on them begins.
-        count: how many are under way or done ahead of the one that is given; as many threads.
+        work: called in threads, on several items at a time.
+        items: consumed one by one, as work on them starts.
+        count: number of items in progress or done ahead of the caller, and number of threads.
 
     Raises:
-        Exception: whatever the work raised, at the item's turn; what is under way is still done, no more is begun.
+        Exception: the exception of `work`, at the item's turn. Work in progress is finished, no more is started.
     """
     left = iter(items)
-    with ThreadPoolExecutor(count, thread_name_prefix="ahead") as pool:
+    with ThreadPoolExecutor(count, thread_name_prefix="prefetch") as pool:
         under_way = deque(pool.submit(work, item) for item in islice(left, count))
         while under_way:
             done = under_way.popleft().result()

@@ -15,20 +15,20 @@ def to_unit(pixels_NHWC: np.ndarray, where: torch.device | None = None) -> Tenso
 
 
 def unit(pixels_NHWC: Tensor) -> Tensor:
-    """The same of pixels that are there already."""
+    """The same for a tensor that is on its device already."""
     return pixels_NHWC.permute(0, 3, 1, 2).float() / 255
 
 
 def to_pixels(x_NCHW: Tensor) -> np.ndarray:
-    """The way back: [0, 1] to the nearest of 256 levels, uint8, N × H × W × C."""
+    """The inverse of `to_unit`: round [0, 1] to the nearest of 256 levels, uint8, N × H × W × C."""
     levels = (x_NCHW.double() * 255).round().clamp(0, 255).to(torch.uint8)
     return np.asarray(levels.permute(0, 2, 3, 1).contiguous().cpu())
 
 
 def batches(size: int, *columns: np.ndarray) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """Batches of one fixed shape: how many rows count, and the columns.
+    """Batches of one fixed shape: the number of valid rows, and the columns.
 
-    The last batch is padded with its own first row: another batch shape gives other bits.
+    The last batch is padded with its own first row, because another batch shape gives other bits.
     """
     for first in range(0, len(columns[0]), size):
         parts = [column[first : first + size] for column in columns]
@@ -37,14 +37,14 @@ def batches(size: int, *columns: np.ndarray) -> Iterator[tuple[int, list[np.ndar
 
 
 def in_batches(compute: Callable[..., np.ndarray], size: int, *columns: np.ndarray) -> np.ndarray:
-    """Apply a function to `batches` and join what it returns."""
+    """Apply a function to `batches` and concatenate the results."""
     made = [compute(*padded)[:count] for count, padded in batches(size, *columns)]
     return np.concatenate(made) if made else columns[0]
 
 
 def distances(clean_NHWC: np.ndarray, moved_NHWC: np.ndarray) -> dict[str, np.ndarray]:
-    """L2 and L∞ between saved images, uint8, in units of [0, 1]: N each."""
-    # One image at a time: a shard of photographs as int64 would take gigabytes.
+    """L2 and L∞ distances between 8-bit images, in units of [0, 1]: N each."""
+    # Image by image: a shard of photographs in int64 takes gigabytes.
     levels = (moved - clean.astype(np.int64) for clean, moved in zip(clean_NHWC, moved_NHWC, strict=True))
     sizes_N2 = np.array([((each**2).sum(), np.abs(each).max(initial=0)) for each in levels]).reshape(-1, 2)
     return {"l2": np.sqrt(sizes_N2[:, 0]) / 255, "linf": sizes_N2[:, 1] / 255}

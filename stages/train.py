@@ -23,13 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from stages import nets
 from stages.augment import augment
 from stages.design import Design
-from stages.device import computing, kind, on, sent
+from stages.device import computing, kind, on, sent, tune_malloc
 from stages.errors import BadData, BadInput
 from stages.features import head
-from stages.inference import compiled, folded, keep_memory
+from stages.inference import compiled, folded
 from stages.model import Classifier, load, on_device
 from stages.pgd import pgd
-from stages.prefetch import ahead
+from stages.prefetch import prefetch
 from stages.recipes import Adversary, Train
 from stages.refused import explained
 from stages.seeds import generator, torch_seed
@@ -186,7 +186,7 @@ def fit(
     """
     if len(examples) < recipe.batch_size:
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {len(examples)} examples to train on")
-    keep_memory()
+    tune_malloc()
     with computing(recipe):
         # From another stream for a probe: of the same seed, its new layer would be the one that the model began with.
         torch.manual_seed(torch_seed(recipe.seed, "weights" if start is None else "probe"))
@@ -377,7 +377,7 @@ def _read(
         shard = examples.read(names[part[0]])
         return shard.images()[part[1]], shard.label[part[1]]
 
-    return ahead(read, mine, SHUFFLE_SHARDS)
+    return prefetch(read, mine, SHUFFLE_SHARDS)
 
 
 def _checkpoint(

@@ -18,7 +18,7 @@ from stages.device import device
 from stages.evaluate import score
 from stages.invert import Inverter
 from stages.model import Classifier, Design, logits_of
-from stages.pgd import to_grid
+from stages.pgd import round_in_ball
 from stages.recipes import Attack, EvalAttack, Evaluate, Invert, Relabel, Train
 from stages.shard import Shard, pack
 
@@ -96,7 +96,7 @@ class Bench:
         noise = torch.randn(clean.shape, generator=draw)
         near = (clean / 255 + 0.5 * noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp(0, 1)
         for norm, eps in (("l2", 0.5), ("linf", 2 / 255)):
-            found = [to_grid(near.to(where), clean.to(where), norm, eps).cpu() for where in (device(), "cpu")]  # type: ignore[arg-type]
+            found = [round_in_ball(near.to(where), clean.to(where), norm, eps).cpu() for where in (device(), "cpu")]  # type: ignore[arg-type]
             self.same(f"rounding to 8 bits, {norm}, on the GPU and on the processor", *_equal(*found))
 
     def step(self) -> None:
@@ -152,7 +152,7 @@ class Bench:
         recipe = Attack(images="", model="", steps=self.steps, batch_size=self.count, precision=precision)  # type: ignore[arg-type]
         attacker = Attacker(recipe, OTHER, CLASSES, self.model)
         if not graph:
-            attacker.toward.descent.capture = None
+            attacker.targeted_pgd.descent.capture = None
         return pack(attacker(self.test))
 
 

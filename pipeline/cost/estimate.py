@@ -17,13 +17,13 @@ from functools import singledispatch
 from typing import Any
 
 from pipeline.cost.trial import Rate, Trials
-from pipeline.formats import duration, hours, size
 from pipeline.report import tables
 from pipeline.run.jobs import JOBS, Context, DatasetJob, PretrainedJob, ShardJob, TrainJob
 from pipeline.run.jobs.base import source_of
 from pipeline.run.jobs.work import Part, Work, in_batches
 from pipeline.run.on_ray import IN_FLIGHT
 from pipeline.run.preflight import NodeStatus
+from pipeline.terminal import duration, hours, size
 from stages.errors import BadInput
 
 SIZES = (0.25, 0.5, 2, 4)

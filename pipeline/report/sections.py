@@ -11,7 +11,6 @@ import yaml
 
 from pipeline.experiment.graph import Node
 from pipeline.experiment.sweeps import name_at, split_name
-from pipeline.formats import duration
 from pipeline.report import charts, published
 from pipeline.report.charts import COLOURS, Bar, Drawing, Line
 from pipeline.report.gallery import Gallery, gallery
@@ -39,6 +38,7 @@ from pipeline.report.scores import (
     without_seed,
 )
 from pipeline.run.jobs import JOBS, DatasetJob
+from pipeline.terminal import duration
 
 LINES = 200
 """Lines shown of a table."""

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.formats import size
 from pipeline.report.results import dataset_manifest
 from pipeline.report.scores import (
     FEATURES,
@@ -25,7 +24,7 @@ from pipeline.report.scores import (
     without_seed,
 )
 from pipeline.store import Store
-from pipeline.terminal import visible
+from pipeline.terminal import size, visible
 
 
 def result_text(rows: Sequence[Row]) -> str:

@@ -12,10 +12,9 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from pipeline.formats import clock
 from pipeline.run.jobs import JOBS
 from pipeline.run.runs import Progress
-from pipeline.terminal import echo, visible
+from pipeline.terminal import clock, echo, visible
 
 QUIET = 10.0
 """Seconds between two plain lines about the same node."""

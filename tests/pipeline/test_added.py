@@ -128,16 +128,16 @@ def project(delta: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
     return delta * (eps / delta.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)).clamp_max(1)
 
 
-def to_grid(x: torch.Tensor, clean: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
+def round_in_ball(x: torch.Tensor, clean: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
     """Rounded toward the clean image, so that the ball is not left."""
     if norm != "l1":
-        return TO_GRID(x, clean, norm, eps)
+        return ROUND_IN_BALL(x, clean, norm, eps)
     return (clean + (255 * x.double() - clean).trunc()).to(torch.uint8)
 
 
 DIRECTION: Any = pgd.direction
 PROJECT: Any = pgd.project
-TO_GRID: Any = pgd.to_grid
+ROUND_IN_BALL: Any = pgd.round_in_ball
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def added(tiny: dict[str, Any], ppm: Path, monkeypatch: pytest.MonkeyPatch) -> d
     monkeypatch.setattr(shard, "Facts", Brightness)
     monkeypatch.setitem(images.KEPT, "ppm", "PPM")
     monkeypatch.setattr(shard, "SUFFIXES", (*shard.SUFFIXES, "ppm"))
-    for step in (direction, project, to_grid):
+    for step in (direction, project, round_in_ball):
         monkeypatch.setattr(pgd, step.__name__, step)
     tiny["datasets"]["other"] = {"attack": {"images": "clean", "method": "negative", "steps": 7}, "relabel": "mirror"}
     tiny["datasets"]["diamond"] = {

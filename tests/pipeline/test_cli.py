@@ -20,7 +20,7 @@ from pipeline.run import artifacts
 from pipeline.run.jobs import Context, TrainJob
 from pipeline.run.preflight import preflight
 from pipeline.store import Store
-from stages.load import list_source, spread
+from stages.load import assign_to_shards, list_source
 from stages.recipes import ImageFolder
 
 
@@ -260,7 +260,7 @@ def test_a_plan_passes_over_a_first_image_that_does_not_decode(tmp_path, write, 
     monkeypatch.chdir(tmp_path)
     folder(tmp_path / "data/pictures", per_class=30)
     load = {"source": "image-folder", "root": "pictures", "resize": 12, "crop": 8}
-    first, *_ = spread(list_source(ImageFolder(**load), Path("data")), ImageFolder(**load)).values()
+    first, *_ = assign_to_shards(list_source(ImageFolder(**load), Path("data")), ImageFolder(**load)).values()
     first[0].ref.write_bytes(b"no picture")
     file = write({"name": "f", "datasets": {"pictures": {"load": load}}})
     invoke("plan", file)

@@ -10,7 +10,7 @@ import pipeline
 
 HOME = Path(pipeline.HOME)
 FLOORS = [
-    {"pipeline", "store", "terminal", "formats"},
+    {"pipeline", "store", "terminal"},
     {"experiment"},
     {"run"},
     {"report"},

@@ -9,7 +9,7 @@ from stages.attack import Attacker
 from stages.errors import BadData, BadInput
 from stages.model import Classifier, Design, logits_of
 from stages.noise import noise
-from stages.pgd import grid, pgd, to_grid
+from stages.pgd import pgd, quantize, round_in_ball
 from stages.recipes import Attack, Perturbation, Relabel, Spatial
 from stages.shard import Shard, pack
 from stages.spatial import candidates, transform
@@ -129,8 +129,8 @@ def test_batches_give_the_bytes_that_the_whole_shard_at_once_would(shard, traine
     after = attacker(shard)
     if method == "universal":
         moved = (to_unit(shard.images()) + attacker.universal[torch.from_numpy(after.label)]).clamp(0, 1)
-        grid = to_grid(moved, torch.from_numpy(shard.images()).permute(0, 3, 1, 2), norm, BALLS[norm])
-        whole = grid.permute(0, 2, 3, 1).numpy()
+        rounded = round_in_ball(moved, torch.from_numpy(shard.images()).permute(0, 3, 1, 2), norm, BALLS[norm])
+        whole = rounded.permute(0, 2, 3, 1).numpy()
     else:
         whole = noise(shard.images(), asked, asked.seed, shard.index)
     alone = (levels(after, shard) == 0).all(1)
@@ -481,7 +481,7 @@ def test_targeted_and_untargeted_are_the_cross_entropies_they_are_called():
 def test_an_untargeted_attack_lowers_the_probability_of_the_true_class(trained, shard):
     goal = untargeted(trained, torch.from_numpy(shard.label))
     clean = to_unit(shard.images())
-    moved = grid(pgd(goal, clean, norm="l2", eps=1.0, step_size=0.2, steps=5), shard.images(), "l2", 1.0)
+    moved = quantize(pgd(goal, clean, norm="l2", eps=1.0, step_size=0.2, steps=5), shard.images(), "l2", 1.0)
     before, after = (probability(trained, pixels, shard.label) for pixels in (shard.images(), moved))
     assert (after <= before).mean() > 0.95
     assert after.mean() < before.mean() / 2

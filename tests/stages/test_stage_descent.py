@@ -14,7 +14,7 @@ from stages.attack import Attacker
 from stages.invert import Inverter
 from stages.pgd import UNCAPTURED, Descent, captured, graphs
 from stages.recipes import Attack, Compute, EvalAttack, Invert, Relabel, Usefulness
-from stages.targeted_pgd import Toward, unnoted
+from stages.targeted_pgd import TargetedPGD, unnoted
 from stages.usefulness import measure
 
 CLASSES = [str(k) for k in range(10)]
@@ -167,8 +167,8 @@ def test_a_step_copies_nothing_to_or_from_the_host(norm, trained, monkeypatch):
     with pytest.raises(NotImplementedError):
         torch.ones(1, device="meta").cpu()
     x, target = torch.zeros(4, 1, 8, 8, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
-    toward = Toward(Attack(images="", model="", **BALL | {"norm": norm}), model, [model])
-    assert toward.descent(x, target, target, *unnoted(target), steps=2).shape == x.shape
+    search = TargetedPGD(Attack(images="", model="", **BALL | {"norm": norm}), model, [model])
+    assert search.descent(x, target, target, *unnoted(target), steps=2).shape == x.shape
     inverter = Inverter(Invert(images="", model="", fold=False), model)
     assert inverter.descent(x, inverter.features(x), steps=2).shape == x.shape
     asked = EvalAttack(**BALL | {"norm": norm, "steps": 2})
@@ -202,5 +202,5 @@ def test_graphs_are_for_gpus_and_not_where_the_compiler_makes_its_own():
 
 def test_the_search_is_made_once_for_all_shards(trained, digits, part):
     attacker = plain_attack(trained, None)
-    assert isinstance(attacker.toward, Toward)
-    assert attacker.toward is attacker.toward
+    assert isinstance(attacker.targeted_pgd, TargetedPGD)
+    assert attacker.targeted_pgd is attacker.targeted_pgd

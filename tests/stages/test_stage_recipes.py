@@ -251,7 +251,7 @@ def test_no_more_values_change_than_can(norm, eps, step_size, steps, seed):
     import numpy as np
     import torch
 
-    from stages.pgd import grid, pgd
+    from stages.pgd import pgd, quantize
 
     try:
         recipe = Attack(images="a", model="m", norm=norm, eps=eps, step_size=step_size, steps=steps)
@@ -262,7 +262,7 @@ def test_no_more_values_change_than_can(norm, eps, step_size, steps, seed):
     slope = torch.from_numpy(draw.standard_normal((1, 3, 4, 4)) ** 9).float()
     x = torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255
     moved = pgd(lambda x: (x * slope).sum(), x, norm=norm, eps=eps, step_size=recipe.step, steps=steps)
-    saved = grid(moved, clean, norm, eps)
+    saved = quantize(moved, clean, norm, eps)
     assert (saved != clean).sum() <= recipe.most_changed(clean.size) + 1e-3
 
 

@@ -19,7 +19,7 @@ from stages.design import Design
 from stages.errors import BadInput
 from stages.load import Item
 from stages.recipes import Recipe
-from stages.shard import Shard, unpack
+from stages.shard import Shard, split_of, unpack
 
 if TYPE_CHECKING:
     from stages.model import Classifier
@@ -53,7 +53,7 @@ class Unit:
     @property
     def split(self) -> str:
         """The split that it is a shard of."""
-        return self.name.rpartition("-")[0]
+        return split_of(self.name)
 
 
 class Job(ABC):
@@ -265,7 +265,7 @@ def largest_shard(dataset: Mapping[str, Any]) -> int:
 def shards_of(dataset: Mapping[str, Any], splits: Iterable[str]) -> dict[str, int]:
     """The shards of some splits of a dataset, with the images of each."""
     wanted = set(splits)
-    return {name: count for name, count in dataset["shards"].items() if name.rpartition("-")[0] in wanted}
+    return {name: count for name, count in dataset["shards"].items() if split_of(name) in wanted}
 
 
 def devices(parts: Iterable[Mapping[str, Any]]) -> dict[str, int]:

@@ -2,10 +2,8 @@
 
 import io
 import math
-import re
 import time
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -31,11 +29,11 @@ from pipeline.run.jobs.base import (
     source_of,
 )
 from pipeline.run.jobs.checks import refuse_rule, try_features
-from pipeline.run.jobs.work import Part, Work, in_batches, tries, with_tries
+from pipeline.run.jobs.statistics import left_out, most, statistics, totals
+from pipeline.run.jobs.work import Part, Work, in_batches, with_tries
 from pipeline.store import canonical, digest
 from stages import load
 from stages.errors import BadData, BadInput
-from stages.images import histogram
 from stages.limits import MEMORY
 from stages.load import Images, Item, Listing, printable
 from stages.recipes import Relabel
@@ -46,13 +44,10 @@ if TYPE_CHECKING:
     from stages.model import Classifier
 
 SPARED = "not_transferring_to."
-"""What the roles of the models begin with that an attack must not fool."""
-
-REASONS = 10
-"""Reasons why something was left out that a manifest has at most, each with its number."""
+"""Prefix of the roles of models that an attack must not fool."""
 
 ROWS = 2**18
-"""Rows of a row group of ``samples.parquet``, about: fewer make the file larger and slower to read."""
+"""Approximate rows of a row group of ``samples.parquet``: fewer make the file larger and slower to read."""
 
 
 class DatasetJob(ShardJob):
@@ -72,7 +67,7 @@ class DatasetJob(ShardJob):
 
     @classmethod
     def has_column(cls, node: Node, column: str) -> bool:
-        """Whether the samples of such a dataset have a column of what an attack did to them."""
+        """Whether the samples of such a dataset have a column that an attack measured."""
         return False
 
     def commit(self, unit: Unit, result: Shard, facts: dict[str, Any]) -> dict[str, Any]:
@@ -124,11 +119,11 @@ class DatasetJob(ShardJob):
             files,
             artifacts.content_digest(shas),
             self.inputs,
-            self.facts() | _totals(marks, self.steps) | left_out(table) | {"devices": devices(marks.values())},
+            self.facts() | totals(marks, self.steps) | left_out(table) | {"devices": devices(marks.values())},
         )
 
     def _samples(self, marks: Mapping[str, dict[str, Any]]) -> bytes:
-        """The rows of all shards as one file, of which a row group's shards are held at a time."""
+        """The rows of all shards as one file; the shards of one row group are held in memory at a time."""
         out, writer = io.BytesIO(), None
         for names in _together(marks):
             paths = {f"{self.node.folder}/{artifacts.rows_path(name)}": marks[name] for name in names}
@@ -141,7 +136,7 @@ class DatasetJob(ShardJob):
         return out.getvalue()
 
     def _rows(self, mark: Mapping[str, Any], content: bytes | None) -> pa.Table:
-        """The rows of a shard, as they were committed; else its mark is taken back, so that the next run makes it."""
+        """The rows of a shard as they were committed; if they are damaged, its mark is withdrawn."""
         if content is None or digest(content) != mark["rows"]["sha256"]:
             artifacts.withdraw(self.context.store, self.node.folder, {mark["name"]})
             raise BadData(
@@ -151,7 +146,7 @@ class DatasetJob(ShardJob):
 
 
 def _together(marks: Mapping[str, dict[str, Any]]) -> list[list[str]]:
-    """Shards in order, so many together as have about `ROWS` rows."""
+    """Shards in order, grouped so that each group has about `ROWS` rows."""
     groups, before = dict[int, list[str]](), 0
     for name in sorted(marks):
         groups.setdefault(before // ROWS, []).append(name)
@@ -163,59 +158,6 @@ def _parquet(table: pa.Table) -> bytes:
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")
     return out.getvalue()
-
-
-def statistics(shard: Shard) -> dict[str, Any]:
-    """Sums over a shard that add up over a dataset: exact integers for pixels, counts for the attack."""
-    said: dict[str, Any] = {}
-    if shard.pixels is not None:
-        said["shape"] = [shard.pixels.shape[3], *shard.pixels.shape[1:3]]
-        said["pixels"] = int(np.prod(shard.pixels.shape[:3]))
-        levels, counts = np.arange(256), histogram(shard.pixels)
-        said["sums"], said["squares"] = (counts @ levels).tolist(), (counts @ levels**2).tolist()
-    if "success" in shard.attack:
-        said["successes"] = int(shard.attack["success"].sum())
-    if "success_step" in shard.attack:
-        steps = shard.attack["success_step"]
-        said["successes_at"] = np.bincount(steps[steps >= 0]).tolist()
-    if "distance" in shard.attack:
-        said["distance"] = float(shard.attack["distance"].astype(np.float64).sum())
-    if "l2" in shard.attack:
-        said["l2"], said["linf"] = float(shard.attack["l2"].sum()), float(shard.attack["linf"].max(initial=0))
-        # At their target from the start are those whose target is the true class, or was the model's answer at once.
-        aimed = (shard.label != shard.source_label) & (shard.attack.get("success_step", np.array(-1)) != 0)
-        said["aimed"], said["moved"] = int(aimed.sum()), int((aimed & (shard.attack["l2"] > 0)).sum())
-    return said
-
-
-def _totals(marks: Mapping[str, dict[str, Any]], steps: int) -> dict[str, Any]:
-    counts = artifacts.per_split((name, mark["samples"]) for name, mark in marks.items())
-    each = [mark["statistics"] for mark in marks.values()]
-    shapes = {tuple(s["shape"]) if "shape" in s else None for s in each}
-    said: dict[str, Any] = {
-        "counts": counts,
-        "failures": sum(mark["failures"] for mark in marks.values()),
-        "shards": {name: mark["samples"] for name, mark in sorted(marks.items())},
-        "image_shape": list(shape) if len(shapes) == 1 and (shape := next(iter(shapes))) else None,
-        "members": [next(iter(marks.values()))["suffix"], "cls", "json"],
-    }
-    if said["image_shape"]:
-        from stages.tensors import channel_statistics
-
-        sums, squares = (np.sum([s[key] for s in each], axis=0).tolist() for key in ("sums", "squares"))
-        said["mean"], said["std"] = channel_statistics(sums, squares, sum(s["pixels"] for s in each))
-    total = sum(counts.values())
-    if all("successes" in s for s in each):
-        said["success_rate"] = sum(s["successes"] for s in each) / total
-    if all("successes_at" in s for s in each):
-        length = max(steps + 1, *(len(s["successes_at"]) for s in each))
-        at = np.sum([np.pad(s["successes_at"], (0, length - len(s["successes_at"]))) for s in each], axis=0)
-        said["success_by_step"] = [round(share, 6) for share in (at.cumsum() / total).tolist()]
-    if all("distance" in s for s in each):
-        said["distance_mean"] = sum(s["distance"] for s in each) / total
-    if all("l2" in s for s in each):
-        said["l2_mean"], said["linf_max"] = sum(s["l2"] for s in each) / total, max(s["linf"] for s in each)
-    return said
 
 
 class LoadJob(DatasetJob):
@@ -244,18 +186,20 @@ class LoadJob(DatasetJob):
             "classes": list(self.listing.classes),
             "channels": self.listing.channels,
             "majority": self.majority,
-            **({"skipped": _most(self.listing.skipped)} if self.listing.skipped else {}),
+            **({"skipped": most(self.listing.skipped)} if self.listing.skipped else {}),
         }
 
     def units(self) -> list[Unit]:
-        spread, data = load.spread(self.listing, self.node.recipe), self.context.data
+        spread, data = load.assign_to_shards(self.listing, self.node.recipe), self.context.data
         return [Unit(name, len(items), {"source": _listed(items, data)}, items) for name, items in spread.items()]
 
     def read(self, unit: Unit) -> Shard:
         return load.read(self.node.recipe, unit.name, unit.items, self.listing.channels, self.listing.suffix)
 
     def predict_facts(self) -> dict[str, Any]:
-        spread = load.spread(self.listing, self.node.recipe)  # not `units`: these have a digest of every image
+        spread = load.assign_to_shards(
+            self.listing, self.node.recipe
+        )  # not `units`: these have a digest of every image
         shards = {name: len(items) for name, items in spread.items()}
         facts = self.facts() | counted(shards) | {"image_shape": self._first_shape(spread)}
         _refuse_heavy(facts)
@@ -287,31 +231,8 @@ def counted(shards: dict[str, int]) -> dict[str, Any]:
     return {"shards": shards, "counts": artifacts.per_split(shards.items())}
 
 
-def _most(counts: Mapping[str, int]) -> dict[str, int]:
-    """The largest of some counts, and the others as one."""
-    order = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
-    return dict(order[:REASONS]) | ({"others": sum(n for _, n in order[REASONS:])} if order[REASONS:] else {})
-
-
-def left_out(table: bytes) -> dict[str, Any]:
-    """Why images were left out, if any were, the commonest reason first: ``samples.parquet`` in a few lines.
-
-    Reasons that differ in their numbers alone count as one. The first image of each stands for all.
-    """
-    said = pq.read_table(io.BytesIO(table), columns=["error"])["error"].drop_null().to_pylist()
-    first, count = dict[str, dict[str, Any]](), Counter[str]()
-    for place, _, reason in (one.partition(": ") for one in said):
-        kind = re.sub(r"[\d.,]+", "", reason)
-        first.setdefault(kind, {"reason": reason, "first": place})
-        count[kind] += 1
-    listed = [{**first[kind], "images": images} for kind, images in count.most_common(REASONS)]
-    if rest := len(said) - sum(count[kind] for kind, _ in count.most_common(REASONS)):
-        listed.append({"reason": "other reasons", "images": rest})
-    return {"left_out": listed} if listed else {}
-
-
 def _listed(items: Sequence[Item], data: Path) -> str:
-    """Digest of what a shard is loaded from: pixels in memory, or names and places of files; or which are made."""
+    """Digest of a shard's sources: pixels, names and positions of files, or the indices of generated images."""
     if items[0].ref is None:
         return digest(canonical([[i.index, i.label] for i in items]))
     if isinstance(items[0].ref, np.ndarray):
@@ -323,7 +244,7 @@ def _listed(items: Sequence[Item], data: Path) -> str:
 
 
 def _named(ref: Any, data: Path) -> Any:
-    """A file's name and place, wherever the folder of local sources lies."""
+    """A file's name and position, independent of where the folder of local sources lies."""
     if isinstance(ref, tuple):
         return [*ref[1:], ref[0].rpartition("/")[2]]
     return printable(str(ref).removeprefix(str(data)))
@@ -359,14 +280,14 @@ class ImagesJob(DatasetJob):
         return found
 
     def samples(self, count: int) -> int:
-        """How many of a shard's samples there will be."""
+        """Samples that a shard will have, of so many of its input."""
         return count
 
     def read(self, unit: Unit) -> Shard:
         return read_shard(self.context, self.inputs["images"], unit.name)
 
     def model(self, role: str) -> "Classifier":
-        """A model that this is made with."""
+        """A model that the dataset is made with, opened."""
         return open_model(self.context, self.inputs[role])
 
 
@@ -450,7 +371,7 @@ class AttackJob(SearchJob):
     def batch_steps(self) -> int:
         recipe = self.node.recipe
         if recipe.method == "spatial":
-            return tries(recipe.spatial)
+            return int(recipe.spatial.candidates)
         return 0 if "steps" in recipe.unused or recipe.method == "universal" else self.steps
 
     def parts(self, left: Mapping[str, int], source: Mapping[str, Any]) -> list[Work]:
@@ -477,7 +398,7 @@ class AttackJob(SearchJob):
 
 
 class InvertJob(SearchJob):
-    """Images that a model represents as it does others."""
+    """Images that a model represents as it represents others."""
 
     key = "invert"
 

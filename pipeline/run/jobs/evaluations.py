@@ -11,18 +11,18 @@ from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs.base import ShardJob, Unit, devices, open_model, read_shard, shards_of, source_of
 from pipeline.run.jobs.checks import refuse_rule, try_features
-from pipeline.run.jobs.work import Part, Work, in_batches, scoring, scoring_clean, tries, with_tries
+from pipeline.run.jobs.work import Part, Work, in_batches, scoring, scoring_clean, with_tries
 from pipeline.store import canonical, digest
 from stages.recipes import EvalAttack, Invert, Usefulness
 from stages.shard import Shard
 
 
 class ScoreJob(ShardJob):
-    """What some models do on some splits of a dataset: sums per shard, added up at the end."""
+    """Scores of some models on some splits of a dataset: sums per shard, added up at the end."""
 
     @abstractmethod
     def summary(self, sums: dict[str, Any]) -> dict[str, Any]:
-        """What the sums of one model say."""
+        """The result of one model, from its sums."""
 
     def splits_asked(self) -> list[tuple[str, str]]:
         return [("split", self.node.recipe.split)]
@@ -83,7 +83,7 @@ class ScoreJob(ShardJob):
         return artifacts.publish(self.context.store, self.node, files, digest(canonical(found)), self.inputs, facts)
 
     def _facts(self, model: str) -> dict[str, Any]:
-        """What was scored, and on what: held out are images as they were loaded, of a split that was not trained on."""
+        """What was scored, and on what. Held out are images as they were loaded, of a split that was not trained on."""
         on, split, scored = self.node.inputs["on"], self.node.recipe.split, self.node.inputs[f"models.{model}"]
         return {
             "evaluation": self.node.name,
@@ -132,11 +132,11 @@ class EvaluateJob(ScoreJob):
             for searched in models if attack.surrogate is None else [designs[f"surrogates.{attack.surrogate}"]]:
                 part = scoring(searched, origin, attack.batch_size, attack.steps, attacks=[_neutral(attack)])
                 found.append(Work(part, batches))
-            if attack.surrogate is not None:  # what came of it, and noise, is shown to all models
+            if attack.surrogate is not None:  # the result, and noise, are evaluated by all models
                 shown = in_batches(sizes, attack.batch_size, 1 + attack.restarts)
                 found += [Work(scoring(model, origin, attack.batch_size), shown) for model in models]
         for space in recipe.spatial:
-            parts = [scoring(model, origin, recipe.batch_size, tries(space), spatial=[space]) for model in models]
+            parts = [scoring(model, origin, recipe.batch_size, space.candidates, spatial=[space]) for model in models]
             found += [Work(part, in_batches(sizes, recipe.batch_size)) for part in parts]
         return found
 
@@ -163,7 +163,7 @@ class UsefulnessJob(ScoreJob):
         return [(key, getattr(self.node.recipe, key)) for key in ("split", "normalise")]
 
     def splits(self) -> list[str]:
-        return super().splits()[::-1]  # what is normalised by comes first
+        return super().splits()[::-1]  # the split that normalises comes first
 
     def predict_facts(self) -> dict[str, Any]:
         for name in self.node.recipe.models:
@@ -189,7 +189,7 @@ class UsefulnessJob(ScoreJob):
         return summarise(self.node.recipe, self.classes(), sums)
 
     def parts(self, left: Mapping[str, int], source: Mapping[str, Any]) -> list[Work]:
-        """Features of all images; of some a search for each feature, both ways, which is as fast as an inversion's."""
+        """Features of all images; for some also a search per feature and direction, as fast as an inversion's."""
         from stages.features import Penultimate
         from stages.model import Classifier
 

@@ -195,7 +195,7 @@ class TrainJob(ModelJob):
     def train(self, group: "Group | None" = None) -> Iterator[dict[str, Any]]:
         """This process's part of a training, alone or in a group.
 
-        Only the first of a group reads the checkpoint, writes to the store and says anything: what `steps` says.
+        Only the first of a group reads the checkpoint, writes to the store and yields what `steps` yields.
         """
         from stages import train
 
@@ -217,10 +217,10 @@ class TrainJob(ModelJob):
             yield {"manifest": made.manifest}
 
     def _recipe(self) -> Any:
-        """The recipe, its seed drawn anew where models stand behind the dataset.
+        """The recipe, with a new seed if models were used to make the dataset.
 
-        Of their seed, a learner would begin with the very weights that the attacked model began with, and what moves
-        the one would move the other: it would learn more from the set than any other network does.
+        With the same seed, the learner would share the source model's initial weights; the perturbations would transfer
+        unusually well and inflate its accuracy.
         """
         recipe, generation = self.node.recipe, self.node.generation
         if generation == 0:
@@ -237,7 +237,7 @@ class TrainJob(ModelJob):
         return Examples(names, counts, partial(read_shard, self.context, on), size, origin)
 
     def _watched(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Some test images of the source that the dataset goes back to, for the learning curve: pixels and labels."""
+        """Pixels and labels of some test images of the original source, for the learning curve."""
         count, made = self.node.recipe.eval_images, artifacts.find(self.context.store, source_of(self.node))
         names = made.shards("test") if made and count else []
         if made is None or not names:
@@ -311,11 +311,11 @@ class PretrainedJob(ModelJob):
 
 
 def design_of(node: Node, on: Mapping[str, Any], probed: Mapping[str, Any] | None = None) -> Design:
-    """What a training builds: the recipe's arch, for the images and classes of a dataset; or the model that it probes.
+    """The design of a training: the recipe's arch for the images and classes of a dataset, or the probed model's.
 
     Args:
         node: the training.
-        on: the dataset's manifest, or what is foreseen of it.
+        on: the dataset's manifest, or what is predicted of it.
         probed: the same of the model that is probed, if any.
 
     Raises:

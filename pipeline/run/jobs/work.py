@@ -91,11 +91,6 @@ def in_batches(sizes: Iterable[int], batch: int, times: int = 1) -> tuple[int, .
     return tuple(times * math.ceil(size / batch) for size in sizes)
 
 
-def tries(space: Spatial) -> int:
-    """Rotations and translations that are tried of each image."""
-    return math.prod(space.grid) if space.search == "grid" else space.tries
-
-
 def with_tries(space: Spatial, count: int) -> Spatial:
     """The same space with so many tries."""
     return space.model_copy(update={"grid": [1, 1, count], "tries": count})

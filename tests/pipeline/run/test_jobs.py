@@ -18,7 +18,7 @@ from pipeline.cli import main
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
 from pipeline.run.jobs import Context, LoadJob, datasets
-from pipeline.run.jobs.datasets import left_out
+from pipeline.run.jobs.statistics import left_out
 from pipeline.store import Store
 
 SYNTHETIC = {"source": "synthetic", "images": {"train": 24, "test": 6}, "classes": 3, "size": 8, "shard_size": 6}
