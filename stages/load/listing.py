@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.images import KEPT
 from stages.seeds import generator
 
 Span = tuple[str, int, int]
@@ -14,7 +15,7 @@ Span = tuple[str, int, int]
 TRIED = 16
 """Images of a split that are looked at when a source is listed."""
 
-SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
+SUFFIXES = {suffix: suffix for suffix in KEPT} | {"jpeg": "jpg"}
 
 CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
 """Names that operating systems and file servers put beside one's files, in small letters."""
