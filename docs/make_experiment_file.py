@@ -280,8 +280,8 @@ NETWORKS = """\
 |---|---|
 {small}
 | torchvision's, such as `resnet18` | Any classifier of `torchvision.models`; grey is repeated to three channels. |
-| `package.module:name` | Your own: a class or function that returns a `torch.nn.Module`, in a module that is installed
-\ or lies in the working directory. |
+| `package.module:name` | Your own: a class or function that returns a `torch.nn.Module`, in an installed module or \
+one in the working directory. |
 | `./nets/own.py:net` | The same in a file, relative to the working directory. |
 
 Installed modules take precedence: your `random.py` or `stages/` never replaces Python's or notbugs' own, here, in
