@@ -527,7 +527,7 @@ def _brought(node: Node, place: Place) -> Cost:
     if checkpoint.is_remote(node.recipe):
         return nothing
     started = time.perf_counter()
-    _, weights = checkpoint.bring(node.recipe, place.data, place.here)
+    _, weights = checkpoint.import_pretrained(node.recipe, place.data, place.here)
     took = time.perf_counter() - started
     return replace(nothing, stored=len(weights), read=(0.0,), work=(took,), commit=(0.0,), known=True)
 

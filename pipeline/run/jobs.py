@@ -643,7 +643,7 @@ class ModelJob:
     def _bring(self) -> Iterator[dict[str, Any]]:
         from stages.pretrained import checkpoint
 
-        design, weights = checkpoint.bring(self.node.recipe, self.place.data, self.place.here)
+        design, weights = checkpoint.import_pretrained(self.node.recipe, self.place.data, self.place.here)
         yield {"epoch": 1}
         yield {"manifest": self._publish(design.as_json(), weights, []).manifest}
 

@@ -473,7 +473,7 @@ def _neutral(channels: int) -> dict[str, list[float]]:
 def _brought(recipe: Pretrained, data: Path, here: Path) -> "Design":
     from stages.pretrained import checkpoint
 
-    return checkpoint.bring(recipe, data, here)[0]
+    return checkpoint.import_pretrained(recipe, data, here)[0]
 
 
 def _try_models(node: Node, place: Place, found: Mapping[str, Outlook]) -> None:
