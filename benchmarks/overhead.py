@@ -25,8 +25,8 @@ import torch
 from benchmarks.attack import ours
 from benchmarks.side_by_side import in_turns, machine, over, seconds_of, show, spread
 from pipeline.experiment.spec import parse
-from pipeline.run import jobs
-from pipeline.run.jobs import AttackJob, Place
+from pipeline.run.jobs import AttackJob, Context
+from pipeline.run.jobs.statistics import statistics
 from pipeline.run.on_ray import OnRay
 from pipeline.run.runs import Run
 from pipeline.store import Store
@@ -66,7 +66,7 @@ def experiment(images: int, shard_size: int, attack: dict[str, Any], arch: str, 
 def job_of(run: Run) -> AttackJob:
     """The dataset node as the pipeline would make it."""
     node = next(node for node in run.nodes if node.id == NODE)
-    return AttackJob(node, run.place, {role: run.made[parent.id] for role, parent in node.inputs.items()})
+    return AttackJob(node, run.context, {role: run.made[parent.id] for role, parent in node.inputs.items()})
 
 
 # ---------------------------------------------------------------------------------------------- the bare loop
@@ -144,7 +144,7 @@ def parts(job: AttackJob) -> dict[str, float]:
             "commit, whole": seconds_of(lambda: job.commit(unit, done, {})),
             "– of it encode and pack": seconds_of(lambda: pack(done)),
             "– of it read back": seconds_of(lambda: unpack(unit.name, tar, 3)),
-            "– of it statistics": seconds_of(lambda: jobs.statistics(done)),
+            "– of it statistics": seconds_of(lambda: statistics(done)),
         }
 
 
@@ -162,7 +162,7 @@ def main(data: Path, images: int, shard_size: int, steps: int, arch: str, precis
     attack = {"images": "clean", "model": "standard", "eps": 0.5, "steps": steps, "precision": precision}
     told: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        place, engine = Place(Store(folder), data.absolute(), Path.cwd()), OnRay()
+        place, engine = Context(Store(folder), data.absolute(), Path.cwd()), OnRay()
         workers = sum(one.gpus or one.cpus for one in engine.nodes())
 
         def run_of(seed: int) -> Run:

@@ -23,7 +23,7 @@ from pipeline.experiment.graph import build
 from pipeline.report import tables
 from pipeline.run import ddp
 from pipeline.run.engines import Inline
-from pipeline.run.jobs import JOBS, ModelJob, Place, ShardJob
+from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob
 from pipeline.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def experiment(images: int | None, epochs: int | None, seeds: int, workers: tupl
     )
 
 
-def run(planned: Any, place: Place, gpu: bool) -> tuple[dict[str, list[dict[str, Any]]], dict[str, float]]:
+def run(planned: Any, place: Context, gpu: bool) -> tuple[dict[str, list[dict[str, Any]]], dict[str, float]]:
     """Make every node; metrics of each epoch of each model, and each model's accuracy on the test split."""
     made, curves, scores = dict[str, Any](), dict[str, list[dict[str, Any]]](), dict[str, float]()
     for node in build(planned):
@@ -99,7 +99,7 @@ def main(workers: int, seeds: int, epochs: int | None, data: Path | None, images
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     gpu = ray.cluster_resources().get("GPU", 0) >= workers
     with tempfile.TemporaryDirectory() as folder:
-        curves, scores = run(planned, Place(Store(folder), data or Path(), ROOT), gpu)
+        curves, scores = run(planned, Context(Store(folder), data or Path(), ROOT), gpu)
     ray.shutdown()
     of = {count: [f"w{count}_s{seed}" for seed in range(seeds)] for count in counts}
     lines = [

@@ -23,8 +23,8 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.experiment import controls, spec
 from pipeline.experiment.graph import build
-from pipeline.run import runs
-from pipeline.run.jobs import Place
+from pipeline.run.jobs import Context
+from pipeline.run.preflight import preflight
 from pipeline.store import Store
 from stages import limits, nets, recipes
 from stages.errors import BadInput
@@ -445,7 +445,7 @@ def _message(asked: str) -> str:
         file = Path(folder) / "wrong.yaml"
         file.write_text(f"name: wrong\n{CLEAN}, {asked}}}\n{models}}}\n", encoding="utf-8")
         try:
-            runs.preflight(build(spec.read(file)), Place(Store(f"{folder}/store"), file.parent, file.parent))
+            preflight(build(spec.read(file)), Context(Store(f"{folder}/store"), file.parent, file.parent))
         except BadInput as error:
             return str(error)
     raise AssertionError(f"nothing is wrong with {asked}")

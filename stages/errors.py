@@ -39,7 +39,13 @@ _brief.maxstring = _brief.maxlong = _brief.maxother = LONGEST
 _brief.maxlist = LONGEST // 3
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint that ends a message about an unknown name: the nearest known name, if one is near; else empty."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """The known names that a mistyped one resembles, the nearest first; empty if none is near."""
+    return difflib.get_close_matches(name, list(known), most, cutoff=0.5)
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or else a hint of the caller's."""
+    near = nearest(name, known)
+    hint = f"did you mean {near[0]!r}?" if near else otherwise
+    return f"; {hint}" if hint else ""

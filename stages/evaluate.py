@@ -136,7 +136,7 @@ def _attacked(attack: EvalAttack | Spatial, at: int, sums: Mapping[str, Any]) ->
         if attack.target_rule is not None:
             what["success_rate"] = _share(sums["success_under"][at], sums["aimed_under"][at])
     else:
-        draws = math.prod(attack.grid) if attack.search == "grid" else attack.tries
+        draws = attack.candidates
         what = attack.model_dump(include={"rotation", "translation", "search"}) | {"attack": "spatial", "tries": draws}
     return what | {
         "accuracy": right / n,

@@ -66,6 +66,15 @@ Length = Annotated[float, BeforeValidator(fraction)]
 ClassMap = dict[str, list[int | str]]
 
 
+class _Later:
+    """Marks a key that was added to a recipe which stored versions already name."""
+
+
+Later = Annotated[T, _Later()]
+"""A key added later. A version includes it only where its value is not the default, so recipes written before the key
+existed keep their versions. Keys that were there from the start are always part of a version, default or not."""
+
+
 class Recipe(BaseModel):
     """Base of all recipes: frozen, unknown keys refused."""
 
@@ -80,6 +89,15 @@ class Recipe(BaseModel):
     def unused(self) -> frozenset[str]:
         """Fields that have no effect in this recipe: not part of the version."""
         return frozenset()
+
+    @property
+    def implied(self) -> frozenset[str]:
+        """Fields added `Later` that have their default: a recipe written before them means the same."""
+        return frozenset(
+            name
+            for name, field in type(self).model_fields.items()
+            if any(isinstance(mark, _Later) for mark in field.metadata) and getattr(self, name) == field.get_default()
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -100,8 +118,9 @@ class Recipe(BaseModel):
         return None
 
     def parameters(self) -> dict[str, Any]:
-        """Every parameter that changes the result, with defaults filled in, including those of nested recipes."""
-        said = self.model_dump(mode="json", exclude={*self.where, *self.inputs, *self.unused})
+        """Every parameter that changes the result, defaults filled in except those of keys added `Later`; likewise for
+        nested recipes. This is what a version is the digest of."""
+        said = self.model_dump(mode="json", exclude={*self.where, *self.inputs, *self.unused, *self.implied})
         return {name: _parameters(getattr(self, name), dumped) for name, dumped in said.items()}
 
 
@@ -169,12 +188,12 @@ class _Geometry(_Source):
         None, ge=1, le=SIDE, description="Shorter side after resizing (bilinear, antialiased), in pixels."
     )
     crop: int | None = Field(None, ge=1, le=SIDE, description="Side of the centre crop, in pixels.")
-    channels: Literal[1, 3] | None = Field(
+    channels: Later[Literal[1, 3] | None] = Field(
         None,
         description="Convert images to grey (`1`) or RGB (`3`). Default: RGB; for WebDataset shards grey if every "
         "image is grey.",
     )
-    keep_files: bool = Field(
+    keep_files: Later[bool] = Field(
         True,
         description="Without `resize` and `crop`: keep the original files if all are png, jpg or webp. `false`: store "
         "every image as png.",
@@ -188,9 +207,8 @@ class _Geometry(_Source):
 
     @property
     def unused(self) -> frozenset[str]:
-        """Keys that were added later, at their defaults: recipes without them keep their versions."""
-        as_before = {"channels": self.channels is None, "keep_files": self.keep_files or not self.keeps_sizes}
-        return frozenset(key for key, same in as_before.items() if same)
+        """Images that are resized or cropped are not stored as their files."""
+        return _unless(self.keeps_sizes, "keep_files")
 
     @property
     def keeps_sizes(self) -> bool:
@@ -227,12 +245,12 @@ class WebDataset(_Geometry):
     shards: InOrder[str] = Field(
         min_length=1, description="Split name → path or URL, braces allowed: `train-{000000..000146}.tar`."
     )
-    image: str | None = Field(
+    image: Later[str | None] = Field(
         None,
         description="Extension of the image: everything after the first dot of its name. Required if samples have "
         "several images, or an extension such as `rgb.png`.",
     )
-    label: str = Field(
+    label: Later[str] = Field(
         "cls",
         description="Extension of the label's file, or `json.KEY` for a key of the sample's JSON (nested: "
         "`json.meta.label`). A label is an integer ≥ 0, or a name listed in `classes`.",
@@ -240,12 +258,6 @@ class WebDataset(_Geometry):
     classes: Annotated[Distinct[str], Field(min_length=1)] | Annotated[int, Field(ge=1, le=CLASSES)] | None = Field(
         None, description="Class names, or the number of classes. Default: the largest label + 1."
     )
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """`image` and `label` at their defaults: not part of the version."""
-        plain = {"image": None, "label": "cls"}
-        return super().unused | {key for key, value in plain.items() if getattr(self, key) == value}
 
     @field_validator("image", "label")
     @classmethod
@@ -417,7 +429,7 @@ class Adversary(Ball):
 
 
 Deterministic = Annotated[
-    bool,
+    Later[bool],
     Field(
         description="Use deterministic kernels. Turn it off for a network with a layer that has none on a GPU; "
         "results then differ between runs."
@@ -448,11 +460,6 @@ class Compute(Recipe):
     )
     batch_size: int = Field(128, ge=1, description="Images attacked together; the last batch is padded.")
     deterministic: Deterministic = True
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """`deterministic` at its default is not part of the version."""
-        return _unless(not self.deterministic, "deterministic")
 
     def misfit(self, shape: Sequence[int], shard: int) -> str | None:
         return _too_large(self.batch_size, shape, shard) or super().misfit(shape, shard)
@@ -496,11 +503,16 @@ class Spatial(Recipe):
     tries: int = Field(10, ge=1, le=STEPS, description="For search `random`: transformations per image.")
     seed: Seed = Field(0, description="For search `random`: seed, combined with the image's index.")
 
+    @property
+    def candidates(self) -> int:
+        """Transformations that are tried of each image."""
+        return math.prod(self.grid) if self.search == "grid" else self.tries
+
     @model_validator(mode="after")
     def _moves(self) -> Self:
         down, right, turns = self.grid
-        if self.search == "grid" and math.prod(self.grid) > STEPS:
-            raise ValueError(f"grid {self.grid} has {math.prod(self.grid):,} points, at most {STEPS:,} are tried")
+        if self.search == "grid" and self.candidates > STEPS:
+            raise ValueError(f"grid {self.grid} has {self.candidates:,} points, at most {STEPS:,} are tried")
         random = self.search == "random"
         shifted = self.translation > 0 and (random or max(down, right) > 1)
         turned = self.rotation > 0 and (random or turns > 1)
@@ -537,7 +549,7 @@ class Attack(Perturbation):
     spatial: Spatial = Field(
         Spatial(), description="For `spatial`: the space of transformations, and the search in it."
     )
-    stop_at_margin: float | None = Field(
+    stop_at_margin: Later[float | None] = Field(
         None,
         ge=0,
         description="For `pgd`: stop an image early once its target's logit leads all others by this margin, and give "
@@ -599,7 +611,7 @@ class Attack(Perturbation):
         ball, moves = {"norm", "eps"}, {"steps", "step_size"}
         idle = moves | {"precision", "fold", "compile", "spatial", "fit_shards", "stop_at_margin"}
         by_method = {
-            "pgd": {"spatial", "fit_shards", "seed"} | _unless(self.stop_at_margin is not None, "stop_at_margin"),
+            "pgd": {"spatial", "fit_shards", "seed"},
             "universal": {"spatial", "stop_at_margin", "seed"},
             "spatial": ball | moves | {"fit_shards", "stop_at_margin", "seed"},
             "noise": idle,
@@ -701,7 +713,7 @@ class Train(Recipe):
         description="Linear probe, instead of an arch: the model whose features are frozen. Only a new last linear "
         "layer is trained.",
     )
-    adversarial: Adversary | None = Field(
+    adversarial: Later[Adversary | None] = Field(
         None,
         description="Adversarial training: train on every batch after untargeted PGD in this ball.",
     )
@@ -739,7 +751,7 @@ class Train(Recipe):
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="Precision of the forward and backward passes; `tf32` as in an attack."
     )
-    compile: Literal["reduce-overhead"] | bool = Field(
+    compile: Later[Literal["reduce-overhead"] | bool] = Field(
         False,
         description="Compile the network with `torch.compile`, as in an attack; `reduce-overhead` is for small images "
         "on a GPU.",
@@ -780,16 +792,6 @@ class Train(Recipe):
         why = self.adversarial and self.adversarial.misfit(shape, shard)
         return f"adversarial: {why}" if why else super().misfit(shape, shard)
 
-    @property
-    def unused(self) -> frozenset[str]:
-        """Parameters without effect: not part of the version."""
-        idle = {
-            "adversarial": self.adversarial is None,
-            "compile": not self.compile,
-            "deterministic": self.deterministic,
-        }
-        return frozenset(name for name, unused in idle.items() if unused)
-
     @model_validator(mode="after")
     def _arch_or_probe(self) -> "Train":
         if (self.arch is None) == (self.probe is None):
@@ -824,7 +826,7 @@ class Pretrained(Recipe):
         description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`); or the path (relative to `--data`), "
         "URL or `package://PACKAGE/FILE` (a file of an installed Python package) of a torch.save or safetensors file."
     )
-    key: str | None = Field(
+    key: Later[str | None] = Field(
         None,
         description="Key of the weights to take if the file holds several: `state_dict_ema`, `teacher.backbone`.",
     )
@@ -852,11 +854,6 @@ class Pretrained(Recipe):
     std: list[Deviation] | None = Field(
         None, min_length=1, description="Per-channel standard deviation of the network's input normalisation."
     )
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """`key`, unless given: not part of the version."""
-        return frozenset({"key"} if self.key is None else {})
 
     @field_validator("shape")
     @classmethod
@@ -967,11 +964,6 @@ class Evaluate(Recipe):
     @classmethod
     def _no_model_needed(cls, rule: Relabel | None) -> Relabel | None:
         return _refuse_least_likely(rule)
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """`deterministic` at its default is not part of the version."""
-        return _unless(not self.deterministic, "deterministic")
 
     @property
     def surrogates(self) -> list[str]:

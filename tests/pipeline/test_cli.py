@@ -16,8 +16,9 @@ from support import TINY, contents, files, reseal
 from pipeline.cli import main
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
-from pipeline.run import artifacts, runs
-from pipeline.run.jobs import ModelJob, Place
+from pipeline.run import artifacts
+from pipeline.run.jobs import Context, TrainJob
+from pipeline.run.preflight import preflight
 from pipeline.store import Store
 from stages.load import assign_to_shards, list_source
 from stages.recipes import ImageFolder
@@ -128,7 +129,7 @@ def test_run_json_prints_one_document_that_show_repeats(tiny, write, tmp_path):
 def test_show_names_a_node(finished):
     _, store = finished
     text = invoke("show", "other", "--store", store).stdout
-    assert "attack success" in text
+    assert "attack success rate" in text
     assert "192 train" in text
     found = json.loads(invoke("show", "datasets/clean", "--json", "--store", store).stdout)["found"]
     assert found[0]["counts"] == {"train": 192, "test": 192}
@@ -263,8 +264,8 @@ def test_a_plan_passes_over_a_first_image_that_does_not_decode(tmp_path, write, 
     first[0].ref.write_bytes(b"no picture")
     file = write({"name": "f", "datasets": {"pictures": {"load": load}}})
     invoke("plan", file)
-    (outlook,) = runs.preflight(build(spec.read(file)), Place(Store("s"), Path("data"), Path()))
-    assert outlook.facts["image_shape"] == [3, 8, 8]
+    (status,) = preflight(build(spec.read(file)), Context(Store("s"), Path("data"), Path()))
+    assert status.facts["image_shape"] == [3, 8, 8]
 
 
 def test_too_many_undecodable_images_fail_the_shard_and_the_run(tmp_path, write, monkeypatch):
@@ -423,10 +424,10 @@ def test_a_flipped_byte_in_a_checkpoint_is_not_gone_on_from(tiny, write, tmp_pat
     file, store = write(tiny), tmp_path / "s"
     make(file, tmp_path / "undisturbed", "--only", "standard")
     make(file, store, "--only", "clean")
-    place = Place(Store(str(store)), tmp_path, tmp_path)
+    place = Context(Store(str(store)), tmp_path, tmp_path)
     node = next(node for node in build(spec.parse(tiny)) if node.id == "models/standard")
     clean = artifacts.find(place.store, node.inputs["on"])
-    steps = ModelJob(node, place, {"on": clean}).steps()
+    steps = TrainJob(node, place, {"on": clean}).steps()
     next(steps)
     steps.close()
     checkpoint = store / node.folder / "checkpoint.safetensors"

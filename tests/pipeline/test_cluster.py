@@ -640,7 +640,7 @@ def outside(tmp_path, cluster):
     return outside
 
 
-NO_TOKEN = "the cluster asks for a token and got none, or a wrong one; put the cluster's into ~/.ray/auth_token"
+NO_TOKEN = "the cluster requires a token and got none, or a wrong one; put the cluster's into ~/.ray/auth_token"
 WRONG = "a-wrong-token-" + "1" * 20
 
 

@@ -13,7 +13,7 @@ from pipeline.cli import main
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
 from pipeline.run import artifacts
-from pipeline.run.jobs import AttackJob, Place
+from pipeline.run.jobs import AttackJob, Context
 from pipeline.store import Store
 from stages.model import save
 from stages.recipes import Attack
@@ -172,7 +172,7 @@ def test_the_order_of_the_models_spared_changes_nothing(made):
         asked = copy.deepcopy(KINDS)
         asked["datasets"]["spared"]["attack"]["not_transferring_to"] = order
         nodes = {node.id: node for node in build(spec.parse(asked))}
-        node, place = nodes["datasets/spared"], Place(Store(str(made[0])), made[0], made[0])
+        node, place = nodes["datasets/spared"], Context(Store(str(made[0])), made[0], made[0])
         inputs = {role: artifacts.find(place.store, parent) for role, parent in node.inputs.items()}
         work = AttackJob(node, place, inputs).open()
         return node.version, [save(model.network) for model in work.spared]

@@ -18,7 +18,7 @@ from pipeline import picture
 from pipeline.cli import main
 from pipeline.experiment import spec
 from pipeline.run.engines import Inline
-from pipeline.run.jobs import Place
+from pipeline.run.jobs import Context
 from pipeline.run.runs import Run
 from pipeline.store import Store
 from stages.errors import BadInput
@@ -30,7 +30,7 @@ def store(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     train = {**TINY["models"]["standard"]["train"], "epochs": 15}
     known = {**TINY, "models": {**TINY["models"], "standard": {"train": train}}}
-    assert Run(spec.parse(known), Place(Store(str(folder)), folder, folder), ("standard",)).go(Inline())
+    assert Run(spec.parse(known), Context(Store(str(folder)), folder, folder), ("standard",)).go(Inline())
     return folder
 
 
@@ -119,7 +119,7 @@ def test_a_picture_of_any_size_is_brought_to_the_models(store, tmp_path):
             "--rotate: has no use for --norm and --steps",
         ),
         (("--model", "standard", "--to", "10"), "--to 10: is none of the model's 10 classes"),
-        (("--model", "nobody", "--to", "1"), "--model nobody: the store"),
+        (("--model", "nobody", "--to", "1"), "--model nobody: neither the store"),
         (("--model", "standard", "--to", "1", "--eps", "0.001"), "eps 0.001 is less than one 8-bit level"),
         (("--model", "standard", "--to", "1", "--eps", "8", "--norm", "linf"), "8-bit levels, write eps: 8/255"),
         (

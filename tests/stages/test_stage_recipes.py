@@ -60,7 +60,8 @@ def test_a_recipe_cannot_be_changed(recipe):
 @EACH
 def test_parameters_are_all_fields_but_places_and_names_of_other_nodes(recipe):
     kind = type(recipe)
-    assert set(recipe.parameters()) == set(kind.model_fields) - kind.where - set(kind.inputs) - recipe.unused
+    left_out = kind.where | set(kind.inputs) | recipe.unused | recipe.implied
+    assert set(recipe.parameters()) == set(kind.model_fields) - left_out
     assert kind.where <= set(kind.model_fields)
     assert all(hasattr(recipe, name) for name in kind.inputs)
 

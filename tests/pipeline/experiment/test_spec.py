@@ -11,7 +11,7 @@ from support import TINY, Peak
 from pipeline.cli import main
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse, read
-from pipeline.run import runs
+from pipeline.run.preflight import wanted
 from stages.errors import BadInput
 
 
@@ -251,8 +251,8 @@ def test_a_name_has_64_characters_and_its_place_in_a_sweep_128(name, fits):
 def test_only_says_what_is_near_and_not_all_there_is(tiny):
     nodes = build(parse(tiny))
     with pytest.raises(BadInput, match="--only othr: the experiment has no such node; did you mean 'other'"):
-        runs.wanted(nodes, ("othr",))
+        wanted(nodes, ("othr",))
     tiny["datasets"] |= {f"d{n}": tiny["datasets"]["clean"] for n in range(500)}
     with pytest.raises(BadInput) as refused:
-        runs.wanted(build(parse(tiny)), ("x" * 500,))
+        wanted(build(parse(tiny)), ("x" * 500,))
     assert len(str(refused.value)) < 400

@@ -210,7 +210,7 @@ def test_seeds_must_be_a_list_of_whole_numbers(seeds, where):
 
 def test_seeds_that_would_repeat_nothing_are_refused():
     asked = {"name": "x", "datasets": {"clean": experiment()["datasets"]["clean"]}, "seeds": [0, 1]}
-    with pytest.raises(BadInput, match=r"^seeds: there is no dataset or model that chance has a part in"):
+    with pytest.raises(BadInput, match=r"^seeds: no dataset or model is stochastic"):
         spec.parse(asked)
     asked = experiment()
     asked["models"]["standard"]["train"]["seed"] = 7

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report.scores import attack_name, attacked, merged, over_seeds, results, spread, transfers, without_seed
+from pipeline.report.scores import attack_name, attacked, by_seed, merged, over_seeds, results, transfers, without_seed
 
 
 def row(model="m", accuracy=0.5, **facts):
@@ -26,21 +26,21 @@ def attack(accuracy=0.2, **facts):
 
 @given(shares=st.lists(st.floats(0, 1), min_size=2, max_size=5))
 def test_several_shares_are_their_mean_and_deviation(shares):
-    found = spread([None, *shares])
+    found = over_seeds([None, *shares])
     assert found is not None and found.seeds == len(shares)
     assert found.mean == pytest.approx(statistics.mean(shares))
     assert found.high - found.low == pytest.approx(2 * statistics.stdev(shares), abs=1e-12)
 
 
 def test_one_share_has_no_deviation_and_none_is_none():
-    assert str(spread([0.5, None])) == "50.0 %"
-    assert spread([None]) is None
+    assert str(over_seeds([0.5, None])) == "50.0 %"
+    assert over_seeds([None]) is None
 
 
 def test_a_seed_is_taken_from_a_name_and_nothing_else():
     assert without_seed("m@eps=1,seed=3") == "m@eps=1"
     rows = [row(f"m@eps={eps},seed={seed}") for seed in (0, 1) for eps in (1, 2)]
-    assert [[each["model"] for each in same] for same in over_seeds(rows)] == [
+    assert [[each["model"] for each in same] for same in by_seed(rows)] == [
         ["m@eps=1,seed=0", "m@eps=1,seed=1"],
         ["m@eps=2,seed=0", "m@eps=2,seed=1"],
     ]
@@ -99,7 +99,7 @@ def test_a_step_is_said_where_it_is_not_a_fifth_of_the_radius():
 def test_a_matrix_of_other_than_held_out_images_says_so():
     given = {"on": "clean", "split": "train", "held_out": False, "under_attack": [attack(surrogate="a", fooled=0.5)]}
     (found,) = transfers(results([row("b", **given)]))
-    assert found.title == "clean/train: fooled by L2 ε 0.5, 7 steps made on"
+    assert found.title == "clean/train: fooling rate of L2 ε 0.5, 7 steps made on"
 
 
 def carried(evaluation, model, fooled):
@@ -141,5 +141,5 @@ def test_attacks_of_other_settings_or_evaluations_are_other_tables():
     rows = [row("b", evaluation=name, under_attack=attacks) for name in ("e", "f")]
     found = transfers(results(rows))
     assert len({matrix.title for matrix in found}) == len(found) == 6
-    assert found[2].title == "e: attack success by L2 ε 0.5, 7 steps, toward next made on"
+    assert found[2].title == "e: attack success rate of L2 ε 0.5, 7 steps, toward next made on"
     assert str(found[2].cells["a", "b"]) == "30.0 %"

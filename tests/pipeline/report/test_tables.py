@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
 from pipeline.report.tables import feature_table, result_text, table
-from pipeline.run.artifacts import Made
-from pipeline.run.jobs import EvaluateJob, Place
+from pipeline.run.artifacts import Artifact
+from pipeline.run.jobs import Context, EvaluateJob
 from pipeline.store import Store
 
 WORDS = st.text(st.characters(codec="ascii", exclude_categories=["Cc", "Zs"]), min_size=1, max_size=12)
@@ -88,12 +88,12 @@ def test_held_out_are_images_as_they_were_loaded_of_a_split_that_was_not_trained
 ):
     asked = {"e": {"models": [model], "on": on, "split": split}}
     (node,) = [n for n in build(parse({**ORIGINS, "evaluations": asked})) if n.group == "evaluations"]
-    inputs = {role: Made(one.folder, {"content": "c", "classes": ["a", "b"]}) for role, one in node.inputs.items()}
+    inputs = {role: Artifact(one.folder, {"content": "c", "classes": ["a", "b"]}) for role, one in node.inputs.items()}
     store = Store(str(tmp_path))
     sums = {"n": 4, "right": 3, "right_per_class": [2, 1], "n_per_class": [2, 2]}
     nothing = {"right_under": [], "average_under": [], "aimed_under": [], "success_under": []}
     marks = {"test-000000": {"samples": 4, "sums": {model: sums | nothing}}}
-    EvaluateJob(node, Place(store, Path(), Path()), inputs).finish(marks)
+    EvaluateJob(node, Context(store, Path(), Path()), inputs).finish(marks)
     (found,) = store.find_json(f"{node.folder}/result.json")["rows"]
     assert (found["on"], found["split"], found["held_out"]) == (on, split, held_out)
 
@@ -111,10 +111,10 @@ def test_two_sets_of_held_out_images_are_told_apart():
 
 
 def test_answers_under_another_rule_have_a_column():
-    assert "agrees with next" not in result_text([row()])
+    assert "agreement with next" not in result_text([row()])
     shown = result_text([row(agreement={"rule": "next", "accuracy": 0.25}), row(model="n")])
     assert [line.split()[-2:] for line in shown.splitlines()[2:]] == [["25.0", "%"], ["%", "–"]]
-    assert "agrees with next" in shown
+    assert "agreement with next" in shown
 
 
 def attack(**facts):
@@ -137,11 +137,11 @@ def test_average_case_stands_beside_worst_case_with_the_gap():
 
 def test_a_targeted_attack_says_how_often_it_got_there():
     def under(*attacks):
-        return result_text([row(under_attack=list(attacks))]).partition("average and worst case")[2]
+        return result_text([row(under_attack=list(attacks))]).partition("and worst case")[2]
 
     shown = under(attack(target_rule="next", success_rate=0.33), attack())
     assert "toward next" in shown and "33.0 %" in shown
-    assert "attack success" not in under(attack())
+    assert "attack success rate" not in under(attack())
 
 
 def test_spatial_attacks_name_their_space():
@@ -157,7 +157,7 @@ def test_transfer_is_a_matrix_of_source_and_model():
         for model, made in {"a": {"a": 0.9, "b": 0.4}, "b": {"a": 0.3, "b": 0.8}}.items()
     ]
     shown = result_text(rows)
-    lines = [line.split() for line in shown.partition("fooled by L2 ε 0.5, 7 steps made on\n")[2].splitlines()]
+    lines = [line.split() for line in shown.partition("fooling rate of L2 ε 0.5, 7 steps made on\n")[2].splitlines()]
     assert lines[0] == ["a", "b"]
     assert lines[2:] == [["a", "90.0", "%", "40.0", "%"], ["b", "30.0", "%", "80.0", "%"]]
     assert "worst case" not in shown
@@ -171,4 +171,4 @@ def test_features_are_counted():
 
 def test_a_text_has_only_what_there_is():
     assert len(result_text([row()]).splitlines()) == 3
-    assert "average and worst case" in result_text([row(under_attack=[attack()])])
+    assert "and worst case" in result_text([row(under_attack=[attack()])])

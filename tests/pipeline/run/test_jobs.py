@@ -17,8 +17,8 @@ from PIL import Image
 from pipeline.cli import main
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
-from pipeline.run import jobs
-from pipeline.run.jobs import LoadJob, Place
+from pipeline.run.jobs import Context, LoadJob, datasets
+from pipeline.run.jobs.statistics import left_out
 from pipeline.store import Store
 
 SYNTHETIC = {"source": "synthetic", "images": {"train": 24, "test": 6}, "classes": 3, "size": 8, "shard_size": 6}
@@ -33,7 +33,7 @@ EXPERIMENT = {
 
 def load_job(**said):
     (node,) = build(parse({"name": "made", "datasets": {"clean": {"load": SYNTHETIC | said}}}))
-    return LoadJob(node, Place(Store("nowhere"), Path(), Path()), {})
+    return LoadJob(node, Context(Store("nowhere"), Path(), Path()), {})
 
 
 def described(units):
@@ -87,7 +87,7 @@ def test_a_plan_foresees_of_a_source_what_its_manifest_says(made, tmp_path):
 
 
 def test_rows_are_in_the_order_of_the_shards_however_many_are_held_at_once(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "ROWS", 10)
+    monkeypatch.setattr(datasets, "ROWS", 10)
     run(tmp_path, "run")
     for name, groups in (("clean", 3), ("noisy", 2)):
         (at_once,), (in_groups,) = (
@@ -107,21 +107,21 @@ def table_of(errors):
 
 
 def test_reasons_that_differ_in_numbers_alone_are_one_and_the_rarest_are_put_together():
-    assert jobs.left_out(table_of([None, None])) == {}
+    assert left_out(table_of([None, None])) == {}
     sizes = [f"c/{i}.png: is {i + 1} × {2 * i} pixels, smaller than the crop of 800" for i in range(50)]
     letters = [f"c/{letter}.png: is {letter * 3}" for letter in "abcdefghijkl"]
-    (found,) = jobs.left_out(table_of([None, *letters, *sizes, "https://a/b.tar: is gone: for 3 days"] * 2)).values()
+    (found,) = left_out(table_of([None, *letters, *sizes, "https://a/b.tar: is gone: for 3 days"] * 2)).values()
     assert found[0] == {"reason": sizes[0].removeprefix("c/0.png: "), "first": "c/0.png", "images": 100}
     assert [one["images"] for one in found] == [100, *[2] * 9, 2 * 4]
     assert found[-1] == {"reason": "other reasons", "images": 8}
-    (found,) = jobs.left_out(table_of(["https://a/b.tar: is gone: for 3 days"])).values()
+    (found,) = left_out(table_of(["https://a/b.tar: is gone: for 3 days"])).values()
     assert found == [{"reason": "is gone: for 3 days", "first": "https://a/b.tar", "images": 1}]
 
 
 def folder_job(root, data):
     said = {"source": "image-folder", "root": root, "splits": {"train": "train"}}
     (node,) = build(parse({"name": "made", "datasets": {"clean": {"load": said}}}))
-    return LoadJob(node, Place(Store("nowhere"), data, data), {})
+    return LoadJob(node, Context(Store("nowhere"), data, data), {})
 
 
 def test_the_digest_of_a_listing_holds_whole_paths_wherever_the_data_lie(tmp_path):
