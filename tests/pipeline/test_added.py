@@ -29,7 +29,7 @@ from pipeline.run.jobs import JOBS, Context
 from pipeline.run.jobs.datasets import ImagesJob
 from pipeline.run.preflight import preflight
 from pipeline.store import Store
-from stages import attack, images, load, pgd, recipes, relabel, shard
+from stages import attack, images, load, norms, recipes, relabel, shard
 from stages.recipes import Attack, Digits, ImageFolder, Recipe, Relabel
 
 # ------------------------------------------------------------------------------------- stages/recipes
@@ -112,32 +112,22 @@ class Brightness(shard.Facts):
     brightness: float = 0.0
 
 
-def direction(grad: torch.Tensor, norm: str) -> torch.Tensor:
-    """The steepest step of length 1 in L1 changes one value alone."""
-    if norm != "l1":
-        return DIRECTION(grad, norm)
-    flat = grad.flatten(1)
-    largest = flat.abs().argmax(1, keepdim=True)
-    return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(grad)
+class L1(norms.L2):
+    """One more norm; uniform samples are for evaluations, which this is not added to."""
 
+    def direction(self, grad_NCHW: torch.Tensor) -> torch.Tensor:
+        """The steepest step of length 1 changes one value alone."""
+        flat = grad_NCHW.flatten(1)
+        largest = flat.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(grad_NCHW)
 
-def project(delta: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
-    """Into the ball by scaling: not the nearest point of it, but a point of it."""
-    if norm != "l1":
-        return PROJECT(delta, norm, eps)
-    return delta * (eps / delta.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    def project(self, delta_NCHW: torch.Tensor, eps: float) -> torch.Tensor:
+        """Into the ball by scaling: not the nearest point of it, but a point of it."""
+        return delta_NCHW * (eps / delta_NCHW.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)).clamp_max(1)
 
-
-def round_in_ball(x: torch.Tensor, clean: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
-    """Rounded toward the clean image, so that the ball is not left."""
-    if norm != "l1":
-        return ROUND_IN_BALL(x, clean, norm, eps)
-    return (clean + (255 * x.double() - clean).trunc()).to(torch.uint8)
-
-
-DIRECTION: Any = pgd.direction
-PROJECT: Any = pgd.project
-ROUND_IN_BALL: Any = pgd.round_in_ball
+    def pull_in(self, rounded_ND: torch.Tensor, exact_ND: torch.Tensor, radius: float) -> torch.Tensor:
+        """Rounded toward the clean image, so that the ball is not left."""
+        return exact_ND.trunc().to(torch.int64)
 
 
 @pytest.fixture
@@ -182,8 +172,7 @@ def added(tiny: dict[str, Any], ppm: Path, monkeypatch: pytest.MonkeyPatch) -> d
     monkeypatch.setattr(shard, "Facts", Brightness)
     monkeypatch.setitem(images.KEPT, "ppm", "PPM")
     monkeypatch.setattr(shard, "SUFFIXES", (*shard.SUFFIXES, "ppm"))
-    for step in (direction, project, round_in_ball):
-        monkeypatch.setattr(pgd, step.__name__, step)
+    monkeypatch.setitem(norms.NORMS, "l1", L1())
     tiny["datasets"]["other"] = {"attack": {"images": "clean", "method": "negative", "steps": 7}, "relabel": "mirror"}
     tiny["datasets"]["diamond"] = {
         "attack": {"images": "clean", "model": "standard", "norm": "l1", "eps": 12, "step_size": 1, "steps": 12},
