@@ -34,6 +34,7 @@ class Leakage(BaseModel):
         {}, description="Keys of `train` that the linear probe has otherwise than the learner."
     )
 
+
 OF_A_NETWORK = ("arch", "mean", "std", "whiten", "norm_bias_lr", "logit_scale")
 """Keys of a training that a linear probe has no use for: the network is that of the model that it probes."""
 
