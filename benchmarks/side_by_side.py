@@ -116,7 +116,7 @@ def cifar10(data: Path, count: int, split: str = "train") -> Shard:
         raise click.UsageError(f"--data {data} holds no {CIFAR10}: unpack CIFAR-10 there, or leave --data out")
     recipe = Torchvision(source="cifar10", limit=count, shard_size=count, download=False)
     listing = load.list_source(recipe, data)
-    spread_out = load.spread(listing, recipe)
+    spread_out = load.assign_to_shards(listing, recipe)
     name = next(name for name in spread_out if name.startswith(split))
     return load.read(recipe, name, spread_out[name], listing.channels, listing.suffix)
 

@@ -4,7 +4,7 @@ The same recipe is trained with 1 worker and with more, side by side on one mach
 scored on the untouched test split.
 
     python -m benchmarks.workers                            # the standard model of configs/digits.yaml
-    python -m benchmarks.workers --data FOLDER --seeds 1    # that of configs/cifar10-small.yaml, on part of CIFAR-10
+    python -m benchmarks.workers --data FOLDER --seeds 1    # that of configs/cifar10.yaml, on part of CIFAR-10
 """
 
 import statistics
@@ -23,7 +23,7 @@ from pipeline.experiment.graph import build
 from pipeline.report import tables
 from pipeline.run import ddp
 from pipeline.run.engines import Inline
-from pipeline.run.jobs import JOBS, ModelJob, Place, ShardJob
+from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob
 from pipeline.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,9 +31,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def experiment(images: int | None, epochs: int | None, seeds: int, workers: tuple[int, ...]) -> Any:
     """One model for each number of workers and each seed; on CIFAR-10 where a number of images is given."""
-    file = "digits.yaml" if images is None else "cifar10-small.yaml"
+    file = "digits.yaml" if images is None else "cifar10.yaml"
     found = spec.read(ROOT / "configs" / file)
-    standard = found.models["standard"].train
+    # In a file with seeds, `standard@seed=0`.
+    standard = next(entry.train for name, entry in found.models.items() if name.partition("@")[0] == "standard")
     assert standard is not None
     load = found.datasets["clean"].load.model_dump()  # type: ignore[union-attr]
     recipe = standard.model_dump() | {"epochs": epochs or standard.epochs}
@@ -52,7 +53,7 @@ def experiment(images: int | None, epochs: int | None, seeds: int, workers: tupl
     )
 
 
-def run(planned: Any, place: Place, gpu: bool) -> tuple[dict[str, list[dict[str, Any]]], dict[str, float]]:
+def run(planned: Any, place: Context, gpu: bool) -> tuple[dict[str, list[dict[str, Any]]], dict[str, float]]:
     """Make every node; metrics of each epoch of each model, and each model's accuracy on the test split."""
     made, curves, scores = dict[str, Any](), dict[str, list[dict[str, Any]]](), dict[str, float]()
     for node in build(planned):
@@ -99,7 +100,7 @@ def main(workers: int, seeds: int, epochs: int | None, data: Path | None, images
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     gpu = ray.cluster_resources().get("GPU", 0) >= workers
     with tempfile.TemporaryDirectory() as folder:
-        curves, scores = run(planned, Place(Store(folder), data or Path(), ROOT), gpu)
+        curves, scores = run(planned, Context(Store(folder), data or Path(), ROOT), gpu)
     ray.shutdown()
     of = {count: [f"w{count}_s{seed}" for seed in range(seeds)] for count in counts}
     lines = [

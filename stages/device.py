@@ -3,8 +3,10 @@
 PyTorch's own defaults on a GPU are others: convolutions in TF32, and kernels that add up in whatever order they finish.
 """
 
+import ctypes
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -121,3 +123,14 @@ def settings() -> dict[str, bool]:
     cudnn = torch.backends.cudnn
     exact = torch.are_deterministic_algorithms_enabled() and cudnn.deterministic and not cudnn.benchmark
     return {"tf32": any(_tf32()), "deterministic": exact}
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def tune_malloc() -> None:
+    """Make glibc keep freed memory: each step asks for the same blocks again, and the kernel zeroes fresh pages."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,4 +1,4 @@
-"""Bytes to pixels and back."""
+"""Decode and encode images."""
 
 import io
 import logging
@@ -15,32 +15,35 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from stages.errors import BadData
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of damaged files, `BadData` says
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # its warnings about damaged files repeat `BadData`
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What is decoded, told by its content, whatever its name. Pillow has more formats: some start programs."""
+"""Formats that are decoded, detected by content, not by name. Pillow has more, some of which start programs."""
 
 PIXELS = 2**28 // 3
-"""Most pixels of an image, 89 million: a quarter of a GiB as RGB."""
+"""Most pixels in an image, 89 million: a quarter of a GiB in RGB."""
 
 LONGEST = 2**14 - 1
-"""Most pixels along a side of an image."""
+"""Most pixels per side of an image."""
 
 FILE_BYTES = 2**29
-"""Most bytes of an image's file: twice an image of the most pixels without any compression."""
+"""Most bytes in an image file: twice the largest image uncompressed."""
 
 PNG_LEVEL = 1  # Adversarial images hardly compress: level 6 takes three times as long for 2 % fewer bytes.
 
 MODES = {1: "L", 3: "RGB"}
 
+ENCODED = "png"
+"""Format in which pixels are stored."""
+
 KEPT = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
-"""What a file can be kept as: suffix in a shard → Pillow's name of the format."""
+"""Formats in which original files are kept: suffix in a shard → Pillow's name."""
 
 GREY = ("1", "L", "LA", "La")
-"""Modes of Pillow without colours."""
+"""Pillow's greyscale modes."""
 
 ODD = {"1": "one bit per pixel", "P": "a palette", "PA": "a palette", "LA": "transparency", "RGBA": "transparency"}
-"""What a mode of Pillow's has that grey and RGB of 8 bits have not."""
+"""Pillow's mode → its property that 8-bit grey and RGB lack."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,19 +54,19 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF's orientation → what sets an image upright. `ImageOps.exif_transpose` writes the EXIF data anew besides, which
-fails where they are damaged."""
+"""EXIF orientation → transposition that sets the image upright. `ImageOps.exif_transpose` also rewrites the EXIF data,
+which fails if they are damaged."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image out of a file: the first, where it holds several, turned as its EXIF data say.
+    """The first image in a file, turned upright by its EXIF data.
 
     Attributes:
         image: grey or RGB, 8 bits per channel.
-        format: Pillow's name of what the file is.
-        mode: Pillow's name of how the file has its pixels.
-        odd: what the file has that an image of a dataset has not, None where there is nothing of the kind.
+        format: Pillow's name of the file's format.
+        mode: Pillow's mode of the file's pixels.
+        odd: property of the file that images in a dataset do not have; None if there is none.
     """
 
     image: Image.Image
@@ -73,11 +76,11 @@ class Decoded:
 
     @property
     def grey(self) -> bool:
-        """Whether the file has no colours."""
+        """Whether the file is greyscale."""
         return self.mode in GREY
 
     def why_not_kept(self, suffix: str) -> str | None:
-        """What hinders the file from standing in a shard as it is; None where nothing does.
+        """Why the file cannot be kept unchanged in a shard; None if it can.
 
         Args:
             suffix: of the dataset's images: png, jpg or webp.
@@ -89,10 +92,10 @@ class Decoded:
         return "has colours" if self.image.mode == "L" and not self.grey else None
 
     def pixels(self, resize: int | None = None, crop: int | None = None) -> np.ndarray:
-        """The pixels, uint8, H × W × C; for the arguments and what is raised see `decode`."""
+        """The pixels, uint8, H × W × C; arguments and errors as in `decode`."""
         image = self.image
         if resize is not None and min(image.size) != resize:
-            short = min(image.size)  # multiplied before it is divided by: torchvision's rounding
+            short = min(image.size)  # multiply before dividing: torchvision's rounding
             width, height = (int(resize * side / short) for side in image.size)
             _refuse_size(width, height, " when resized")
             image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -121,17 +124,17 @@ def decode(encoded: bytes, channels: int, resize: int | None = None, crop: int |
 
 
 def is_grey(encoded: bytes) -> bool:
-    """Whether the header of a file says that its image has no colours.
+    """Whether an image is greyscale, by its header.
 
     Raises:
-        BadData: the bytes are no image that is decoded.
+        BadData: the bytes are no image in one of `FORMATS`.
     """
     with _blaming_the_file():
         return Image.open(io.BytesIO(encoded), formats=FORMATS).mode in GREY
 
 
 def open_image(encoded: bytes, channels: int) -> Decoded:
-    """Decode one image, and say what its file is.
+    """Decode one image, with the properties of its file.
 
     Raises:
         BadData: the bytes cannot be decoded, or the image has more than `PIXELS` pixels.
@@ -139,7 +142,9 @@ def open_image(encoded: bytes, channels: int) -> Decoded:
     with _blaming_the_file():
         opened = Image.open(io.BytesIO(encoded), formats=FORMATS)
         _refuse_size(*opened.size)
-        if any(codec == "libtiff" for codec, *_ in opened.tile):  # it takes gigabytes for a tile of a small image
+        if any(
+            codec == "libtiff" for codec, *_ in opened.tile
+        ):  # libtiff may take gigabytes for a tile of a small image
             raise BadData("is a compressed TIFF: save it as png")
         if opened.mode.startswith(("I", "F")):  # Pillow would clip such values to 255, not scale them
             raise BadData(f"has more than 8 bits per channel (mode {opened.mode}; 16-bit or float images)")
@@ -153,7 +158,7 @@ def open_image(encoded: bytes, channels: int) -> Decoded:
 
 @contextmanager
 def _blaming_the_file() -> Iterator[None]:
-    """Whatever Pillow raises on damaged data, as a sentence about the file; its warnings reach no terminal."""
+    """Turn any exception of Pillow on damaged data into a message about the file, and hide its warnings."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -164,9 +169,9 @@ def _blaming_the_file() -> Iterator[None]:
         raise BadData(f"cannot be decoded: is none of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise BadData(f"has more than {PIXELS:,} pixels: make it smaller") from error
-    except Exception as error:  # a decoder fails in whatever way the damage takes it
+    except Exception as error:  # decoders raise anything on damaged data
         told = isinstance(error, OSError | ValueError | SyntaxError) and not isinstance(error, UnicodeError)
-        said = " ".join(str(error).split())[:200] if told else ""  # others speak of Python, not of the file
+        said = " ".join(str(error).split())[:200] if told else ""  # other messages are about Python, not about the file
         raise BadData(f"cannot be decoded: {said or 'it is damaged'}") from error
 
 
@@ -180,7 +185,7 @@ def _refuse_size(width: int, height: int, when: str = "") -> None:
 
 
 def _odd(opened: ImageFile.ImageFile) -> str | None:
-    """What a file has, by its header, that an image of a dataset has not."""
+    """A property of the file, by its header, that images in a dataset do not have."""
     if opened.mode not in MODES.values():
         return ODD.get(opened.mode, f"the colours {opened.mode}")
     if "transparency" in opened.info:
@@ -192,7 +197,7 @@ def _odd(opened: ImageFile.ImageFile) -> str | None:
 
 
 def _turn(loaded: Image.Image) -> Image.Transpose | None:
-    """What sets an image upright, by its EXIF data; damaged ones say nothing."""
+    """The transposition that sets an image upright, by its EXIF data; None if they are damaged."""
     try:
         return TURNS.get(loaded.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - as for the image itself
@@ -206,11 +211,11 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def read_file(path: Path) -> bytes:
-    """A file, which may have been put there by anybody: nothing is waited for, as a pipe would have it.
+    """Read an untrusted file, without blocking on a pipe.
 
     Raises:
-        BadData: it is no regular file, or has more than `FILE_BYTES`.
-        OSError: it cannot be read.
+        BadData: not a regular file, or more than `FILE_BYTES`.
+        OSError: the file cannot be read.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         about = os.fstat(file.fileno())
@@ -228,7 +233,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
 
 
 def encode_png(pixels_HWC: np.ndarray) -> bytes:
-    """Encode uint8 pixels, H × W × C with one or three channels, without loss."""
+    """Encode uint8 pixels, H × W × C with one or three channels, as PNG."""
     out = io.BytesIO()
     flat = pixels_HWC[:, :, 0] if pixels_HWC.shape[2] == 1 else pixels_HWC
     Image.fromarray(flat).save(out, format="PNG", compress_level=PNG_LEVEL)
@@ -236,9 +241,9 @@ def encode_png(pixels_HWC: np.ndarray) -> bytes:
 
 
 def histogram(pixels_NHWC: np.ndarray) -> np.ndarray:
-    """How often each of 256 levels stands in each channel, over some images: C × 256, int64.
+    """Histogram of the 256 levels per channel, over all images: C × 256, int64.
 
-    Pillow counts a photograph in a twentieth of the time that numpy takes to add up its squares as integers.
+    Pillow counts a photograph in a twentieth of the time that numpy takes to sum its squares as integers.
     """
     count, height, width, channels = pixels_NHWC.shape
     tall = pixels_NHWC.reshape(count * height, width, channels)

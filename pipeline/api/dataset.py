@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.run import artifacts
-from pipeline.run.artifacts import Made
+from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import NodeName, Version, fits
 from pipeline.store import Store, unsealed
 from stages.errors import BadData, BadInput, did_you_mean
@@ -63,7 +63,7 @@ class Dataset:
 
     def __init__(self, store: Store, folder: str, manifest: Mapping[str, Any]) -> None:
         self.store, self.manifest = store, dict(manifest)
-        self._made = Made(folder, self.manifest)
+        self._artifact = Artifact(folder, self.manifest)
         self.name: str = self.manifest["name"]
         self.version: str = self.manifest["version"]
         self.path = store.at(folder)
@@ -102,7 +102,7 @@ class Dataset:
         Raises:
             BadData: it is damaged.
         """
-        return pq.read_table(io.BytesIO(artifacts.read_file(self.store, self._made, "samples.parquet")))
+        return pq.read_table(io.BytesIO(artifacts.read_file(self.store, self._artifact, "samples.parquet")))
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -111,8 +111,8 @@ class Dataset:
         Raises:
             BadData: it is damaged.
         """
-        content = artifacts.read_file(self.store, self._made, "recipe.json")
-        return unsealed(f"{self._made.folder}/recipe.json", content) or {}
+        content = artifacts.read_file(self.store, self._artifact, "recipe.json")
+        return unsealed(f"{self._artifact.folder}/recipe.json", content) or {}
 
     @property
     def parents(self) -> dict[str, dict[str, str]]:
@@ -157,7 +157,7 @@ class Dataset:
         """
         row = self._places
         start, size, stem = int(row["offset"][i]), int(row["size"][i]), key(int(row["index"][i]))
-        shard = f"{self._made.folder}/{row['shard'][i]}.tar"
+        shard = f"{self._artifact.folder}/{row['shard'][i]}.tar"
         content = self.store.read(shard, first=size + HEADER, offset=start - HEADER)
         header = content[:HEADER].partition(b"\0")[0].decode(errors="replace")
         if header not in {f"{stem}.{suffix}" for suffix in SUFFIXES}:
@@ -176,12 +176,12 @@ class Dataset:
         Raises:
             BadData: it is damaged.
         """
-        return artifacts.read_file(self.store, self._made, f"{name}.tar")
+        return artifacts.read_file(self.store, self._artifact, f"{name}.tar")
 
     def shards(self, split: str) -> dict[str, int]:
         """Names of a split's shards, in order, with their number of samples."""
         self.refuse_split(split)
-        return {name: self.manifest["shards"][name] for name in self._made.shards(split)}
+        return {name: self.manifest["shards"][name] for name in self._artifact.shards(split)}
 
     def torch(self, split: str = "train", transform: Callable[[Any], Any] | None = None) -> "Examples":
         """A map-style dataset of PyTorch over one split: pairs of image and label.

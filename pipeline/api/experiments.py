@@ -10,11 +10,12 @@ from pipeline.api.dataset import STORE
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import Experiment
-from pipeline.report import page, tables
+from pipeline.report import page, results
 from pipeline.run import runs
 from pipeline.run.engines import Inline
-from pipeline.run.jobs import Place
+from pipeline.run.jobs import Context
 from pipeline.run.on_ray import OnRay
+from pipeline.run.preflight import preflight, wanted
 from pipeline.store import Store
 from stages.errors import BadData
 
@@ -74,21 +75,21 @@ def run(
         experiment = spec.read(Path(experiment))
     elif isinstance(experiment, Mapping):
         experiment = spec.parse(dict(experiment))
-    place = Place(Store(str(store)), Path(data), Path.cwd())
-    runs.preflight(runs.wanted(build(experiment), tuple(only)), place)
-    place.store.refuse_unless_writable()
-    attempt = runs.Run(experiment, place, tuple(only))
+    context = Context(Store(str(store)), Path(data), Path.cwd())
+    checked = preflight(wanted(build(experiment), tuple(only)), context)
+    context.store.refuse_unless_writable()
+    attempt = runs.Run(experiment, context, tuple(only), checked=checked)
     made = Inline() if engine == "inline" else OnRay(address=address, workers=workers)
     try:
         complete = attempt.go(made)
     finally:
         made.close()
-    record = runs.load_run(place.store, attempt.record.id)
-    where = place.store.at(page.write(place.store, record))
+    record = runs.load_run(context.store, attempt.record.id)
+    where = context.store.at(page.write(context.store, record))
     if not complete:
         failed = [f"{node}: {progress['why']}" for node, progress in record["nodes"].items() if progress["why"]]
         raise BadData(f"run {attempt.record.id} failed; {'; '.join(failed)}")
-    return Results(attempt.record.id, where, tables.result_rows(place.store, record))
+    return Results(attempt.record.id, where, results.result_rows(context.store, record))
 
 
 def model(name: str, store: str | Path = STORE, arch: str | None = None, data: str | Path = DATA) -> "nn.Module":
@@ -109,6 +110,6 @@ def model(name: str, store: str | Path = STORE, arch: str | None = None, data: s
         BadInput: there is none.
         BadData: its weights are damaged.
     """
-    found, classes = picture.find_model(Place(Store(str(store)), Path(data), Path.cwd()), name, arch)
+    found, classes = picture.find_model(Context(Store(str(store)), Path(data), Path.cwd()), name, arch)
     found.classes = classes  # type: ignore[assignment]
     return found

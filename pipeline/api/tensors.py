@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from stages.design import Design
 from stages.device import computing
 from stages.errors import BadInput
+from stages.inference import optimized
 from stages.invert import Inverter
-from stages.model import Classifier, on_device, to_pixels, to_unit
-from stages.prepare import prepared
+from stages.model import Classifier, on_device
 from stages.recipes import Attack, Compute, Invert
 from stages.refused import explained
-from stages.search import Toward
 from stages.shard import Shard
+from stages.targeted_pgd import TargetedPGD
+from stages.tensors import to_pixels, to_unit
 
 R = TypeVar("R", bound=Compute)
 
@@ -55,7 +56,7 @@ def attack(model: nn.Module, images: Tensor, targets: Tensor, **recipe: Any) -> 
     if why := asked.misfit(made.design.shape, max(len(pixels), asked.batch_size)):
         raise BadInput(why)
     with computing(asked), explained(asked, made):
-        found, _ = Toward(asked, prepared(made, asked))(pixels, wanted, wanted)
+        found, _ = TargetedPGD(asked, optimized(made, asked))(pixels, wanted, wanted)
     return to_unit(found).to(images.device)
 
 

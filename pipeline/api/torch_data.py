@@ -9,9 +9,9 @@ import torch
 from torch.utils import data
 
 from pipeline.api.dataset import Dataset
-from stages.ahead import ahead
 from stages.errors import BadData, BadInput
 from stages.images import open_image
+from stages.prefetch import prefetch
 from stages.seeds import generator
 from stages.shard import Sample, samples
 
@@ -88,7 +88,7 @@ class Stream(data.IterableDataset[tuple[Any, int]]):
         """The samples of this worker of this rank, after those that were given already."""
         parts = [(name, at[max(0, given - before) :]) for name, before, at in self._parts() if given < before + len(at)]
         names = [name for name, _ in parts]
-        for (name, at), content in zip(parts, ahead(self.dataset.shard, names, AHEAD), strict=True):
+        for (name, at), content in zip(parts, prefetch(self.dataset.shard, names, AHEAD), strict=True):
             found = list(samples(name, content, len(self.dataset.classes)))
             yield from (found[i] for i in at)
 

@@ -1,77 +1,39 @@
-"""What is to be made, and what it takes, node by node: images, steps, shards, bytes, hours of devices, and time.
+"""The estimated cost of a plan, node by node: images, steps, shards, bytes, device-hours, and time.
 
-A node's work is cut into parts of one kind each, which `rehearsal` measures; here they are counted and added up:
+A node's work is cut into parts of one kind each, which `trial` measures; here they are counted and added up:
 
     shard = read + work + commit;  work = sum over parts of batches × (fixed + steps × step)
 
-A worker (a GPU, or a processor where there is none) makes one shard after the other; where there are processors for it,
-the next is read and the last one committed beside that. Shards are never divided.
+A worker (a GPU, or a processor where there is none) makes one shard after the other. Where processors are free, reading
+the next shard and committing the last one overlap with that. Shards are never divided.
 """
 
 import heapq
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import singledispatch
+from typing import Any
 
-from pipeline.cost.trial import IMAGES, Part, Rate, Rehearsal
-from pipeline.experiment.graph import DATASETS, Node
+from pipeline.cost.trial import Rate, Trials
 from pipeline.report import tables
-from pipeline.run.jobs import Place
+from pipeline.run.jobs import JOBS, Context, DatasetJob, PretrainedJob, ShardJob, TrainJob
+from pipeline.run.jobs.base import source_of
+from pipeline.run.jobs.work import Part, Work, in_batches
 from pipeline.run.on_ray import IN_FLIGHT
-from pipeline.run.progress import clock
-from pipeline.run.runs import Outlook
+from pipeline.run.preflight import NodeStatus
+from pipeline.terminal import duration, hours, size
 from stages.errors import BadInput
-from stages.recipes import Evaluate, Invert, Relabel, Spatial, Threat, Usefulness
-
-if TYPE_CHECKING:
-    from stages.design import Design
 
 SIZES = (0.25, 0.5, 2, 4)
-"""Batches that are tried, besides the recipe's, as shares of it; and the one that a shard is made of without a rest."""
+"""Batch sizes that are tried, besides the recipe's, as multiples of it; one more divides a shard without remainder."""
 
 SMALLEST = 8
 """Images of the smallest batch that is tried."""
 
 GAIN = 1.02
-"""From here on another batch is worth proposing: below, it is the noise of measuring."""
-
-UNKNOWN_CLASSES = 1000
-"""Of a network whose weights are not here to tell: ImageNet's. The last layer takes next to no time."""
-
-NEUTRAL: dict[str, Any] = {"splits": ["train"], "seed": 0, "fit_shards": 1, "steps": 1, "freeze": None}
-"""What does not change the speed of an attack or an inversion: equal for all, so that what is equally fast is seen."""
-
-NEXT = Relabel(rule="next")
-
-SHORT: dict[str, Any] = {
-    "split": "train",
-    "seed": 0,
-    "epochs": 2,
-    "lr": 1e-6,
-    "schedule": "constant",
-    "drops": [],
-    "memory_budget": 2**20,
-    "watch": 0,
-    "workers": 1,
-}
-"""The same of a training."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A part, and how many batches of it there are: in each shard, or in each epoch of a training.
-
-    What a worker does once has one entry.
-    """
-
-    part: Part
-    batches: tuple[int, ...]
-
-    def seconds(self, rate: Rate) -> list[float]:
-        return [count * rate.seconds(self.part.steps) for count in self.batches]
+"""The least speed-up for which another batch size is proposed: anything below is measurement noise."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +57,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a node takes.
+    """The cost of a node.
 
     Attributes:
         images: gone through, in all epochs.
@@ -108,8 +70,8 @@ class Cost:
         heavy: whether it takes workers with models; the rest is done by any processor.
         workers: of a training: how many it asks for; 0 for shards.
         held: processors that a worker of a training holds, where there is no GPU.
-        tried: share of a batch that was measured, and the time of the rest foretold from it.
-        known: whether it was measured at all; what is fetched from elsewhere is not.
+        tried: share of a batch that was measured; the time of the whole is extrapolated from it.
+        known: whether it was measured at all; a download is not.
     """
 
     images: int
@@ -128,7 +90,7 @@ class Cost:
     known: bool = True
 
     def wall(self, site: Site) -> float:
-        """Seconds from its first worker's start to its last commit, with nothing else beside it."""
+        """Seconds from its first worker's start to its last commit, if nothing else runs."""
         if not self.work:
             return 0.0
         if self.workers:  # fewer workers have larger parts of every batch
@@ -141,7 +103,7 @@ class Cost:
         return site.start + self.once + makespan(paces, site.devices) + whole[last] - paces[last]
 
     def device_seconds(self, site: Site) -> float:
-        """Seconds that devices are held, start and waiting for the last shard left out; of a processor the same."""
+        """Seconds that devices, or processors, are held, without their start and the wait for the last shard."""
         if self.workers:
             larger = self.workers / min(self.workers, site.devices)
             busy = self.once + sum(self.read) + larger * sum(self.work) + sum(self.commit)
@@ -152,16 +114,16 @@ class Cost:
         return [sum(steps) for steps in zip(self.read, self.work, self.commit, strict=True)]
 
     def _paces(self, site: Site) -> list[float]:
-        """Seconds from a shard to the next of one worker: as it works on one, others are read and committed.
+        """Seconds from one shard to the next of a worker.
 
-        That is free where there are processors for it; so many of its shards at most are under way.
+        Reading and committing overlap with work while processors are free, up to `IN_FLIGHT` shards per worker.
         """
         overlap = max(1.0, min(IN_FLIGHT, site.processors / site.devices))
         return [max(work, whole / overlap) for work, whole in zip(self.work, self._whole(), strict=True)]
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
-    """When the last of some shards is done, each given to the worker that is free first."""
+    """Seconds until the last shard is done, if each goes to the first free worker."""
     free = [0.0] * workers
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
@@ -170,7 +132,7 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """The fastest batch size of an attack or an inversion, and how many times as fast as the recipe's it is."""
+    """The fastest batch size of an attack or an inversion, and its speed-up over the recipe's."""
 
     recipe: int
     fastest: int
@@ -178,8 +140,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Prices:
-    """What a plan takes.
+class Estimate:
+    """The cost of a plan.
 
     Attributes:
         device: what a worker has.
@@ -200,10 +162,10 @@ class Prices:
         return sum(cost.device_seconds(site) for cost in self.nodes.values())
 
     def wall(self, site: Site) -> tuple[float, float]:
-        """Seconds at least and at most: nodes that do not depend on each other run side by side where there is room.
+        """Lower and upper bound in seconds: independent nodes run side by side where there is room.
 
-        At least as long as the longest chain of nodes, and as all devices together are held; at most one node after the
-        other.
+        The lower bound is the longest chain of nodes, or the device time over the devices; the upper bound is one node
+        after the other.
         """
         ends: dict[str, float] = {}
         for name, cost in self.nodes.items():
@@ -214,288 +176,149 @@ class Prices:
         return min(total, max(longest, self.device_seconds(site) / site.devices)), total
 
 
-def price(
-    outlooks: Sequence[Outlook], place: Place, workers: int | None, tell: Callable[[str], None] = lambda what: None
-) -> Prices:
-    """Measure, and add up.
+def estimate(
+    statuses: Sequence[NodeStatus],
+    context: Context,
+    workers: int | None,
+    announce: Callable[[str], None] = lambda what: None,
+) -> Estimate:
+    """Estimate the cost of a plan from trials on this machine.
 
     Args:
-        outlooks: all nodes, each after its inputs.
-        place: where they are to be made; nothing is written there.
+        statuses: all nodes, each after its inputs.
+        context: where they are to be made; nothing is written there.
         workers: as for a run.
-        tell: told of each thing that is measured.
+        announce: called with each kind of work before it is measured.
 
     Raises:
-        BadInput: something cannot be known before a node that comes first is made.
+        BadInput: the cost depends on a node that has to be made first.
     """
-    known = {outlook.node.id: outlook for outlook in outlooks}
-    todo = [outlook for outlook in outlooks if not outlook.there]
-    left = {outlook.node.id: _left(outlook, place) for outlook in todo}
-    plan = {o.node.id: works(o.node, known, left[o.node.id], place) for o in todo}
+    known = {status.node.id: status for status in statuses}
+    left = {status.node.id: _left(status, context) for status in statuses if not status.there}
+    plan = {name: parts_of(known[name], known, left[name]) for name in left}
     longest: dict[bytes, Part] = {}
     for part in (work.part for parts in plan.values() for work in parts):
         longest[part.key] = max(part, longest.get(part.key, part), key=lambda one: one.steps)
-    with Rehearsal(known, place, workers, tell) as rehearsal:
-        rates = {key: rehearsal.rate(part) for key, part in longest.items()}
-        batches = {name: fastest(plan[name], list(left[name].values()), rehearsal) for name in plan}
-    stored = {o.node.id: _stored(o) for o in outlooks if o.there and o.node.stage in DATASETS}
+    with Trials(known, context, workers, announce) as trials:
+        rates = {key: trials.rate(part) for key, part in longest.items()}
+        batches = {name: fastest(plan[name], list(left[name].values()), trials) for name in plan}
+    stored = {s.node.id: _stored(s) for s in statuses if s.there and s.node.group == "datasets"}
     nodes: dict[str, Cost] = {}
     for name, parts in plan.items():
-        node = known[name].node
-        match node.stage:
-            case "bring":
-                nodes[name] = _brought(node, place)
-            case "train":
-                nodes[name] = training(node, known[node.inputs["on"].id].facts, parts, rates, rehearsal.device.gpu)
-            case _:
-                nodes[name] = sharded(node, left[name], _taken(node, left[name], known), parts, rates, stored)
-    device = rehearsal.device
-    return Prices(
+        nodes[name] = cost_of(known[name].job, left[name], parts, Measured(rates, trials.device.gpu, stored))
+    device = trials.device
+    return Estimate(
         device=device.name if device.gpu else f"one of {device.count} processors, {device.name}",
-        site=Site(rehearsal.workers, os.cpu_count() or 1, rehearsal.start),
+        site=Site(trials.workers, os.cpu_count() or 1, trials.start),
         nodes=nodes,
         batches={name: found for name, found in batches.items() if found is not None},
         inputs={name: [parent.id for parent in known[name].node.inputs.values()] for name in nodes},
     )
 
 
-def _left(outlook: Outlook, place: Place) -> dict[str, int]:
+def _left(status: NodeStatus, context: Context) -> dict[str, int]:
     """The shards that are still to be made, with their images; none for a model."""
-    node, facts = outlook.node, outlook.facts
-    if node.group == "models":
-        return {}
-    marked = set(place.store.files(f"{node.folder}/commits"))
-    return {name: count for name, count in facts["shards"].items() if f"{name}.json" not in marked}
+    shards: Mapping[str, int] = status.facts.get("shards", {})
+    marked = set(context.store.files(f"{status.node.folder}/commits")) if shards else set()
+    return {name: count for name, count in shards.items() if f"{name}.json" not in marked}
 
 
-def _taken(node: Node, left: Mapping[str, int], known: Mapping[str, Outlook]) -> list[int]:
-    """Images that are read for each shard: more than are left of a selection."""
-    shards = known[_images(node).id].facts["shards"]
-    return [shards[name] for name in left]
-
-
-def _images(node: Node) -> Node:
-    """The dataset that a node takes images from: of a load, itself."""
-    return next((node.inputs[role] for role in IMAGES if role in node.inputs), node)
-
-
-def _source(node: Node) -> Node:
-    """The load that a node's images go back to."""
-    images = _images(node)
-    return node if images is node else _source(images)
-
-
-def _stored(outlook: Outlook) -> float:
+def _stored(status: NodeStatus) -> float:
     """Bytes of an image of a dataset that is there."""
-    return float(sum(file["bytes"] for file in outlook.facts["files"]) / sum(outlook.facts["counts"].values()))
+    return float(sum(file["bytes"] for file in status.facts["files"]) / sum(status.facts["counts"].values()))
 
 
-# ------------------------------------------------------------------------------------------- counting
-
-
-def works(node: Node, known: Mapping[str, Outlook], left: Mapping[str, int], place: Place) -> list[Work]:
+def parts_of(status: NodeStatus, known: Mapping[str, NodeStatus], left: Mapping[str, int]) -> list[Work]:
     """A node's work, cut into parts.
 
     Args:
-        node: to be made.
+        status: a node that is to be made.
         known: all nodes, by id.
         left: its shards that are to be made, with the images of each.
-        place: where.
 
     Raises:
         BadInput: the images that it takes may differ in size, or will only be known when they are there.
     """
-    source, sizes = _source(node), list(left.values())
-    if node.stage not in ("load", "bring") and known[source.id].facts["image_shape"] is None:
+    source = source_of(status.node)
+    if status.node.inputs and known[source.id].facts["image_shape"] is None:
         raise BadInput(
             f"--cost: the size of the images of {source.name} is not known before they are loaded: first make it, "
             f"with --only {source.name}"
         )
-    designs = {role: design_of(known[one.id]) for role, one in node.inputs.items() if one.group == "models"}
-    match node.stage:
-        case "bring":
-            return []
-        case "load" | "select":
-            return [Work(Part(node, {}, source.id, 0), (0,) * len(sizes))]
-        case "attack":
-            return _attack(node, designs, source, sizes)
-        case "invert":
-            part = Part(_neutral(node), designs, source.id, node.recipe.steps)
-            return [Work(part, _batches(sizes, node.recipe.batch_size))]
-        case "train":
-            return _training(node, design_of(known[node.id]), designs, known)
-        case "usefulness":
-            return _usefulness(node, designs, left, known, place)
-        case _:
-            return _evaluation(node, designs, source, sizes)
-
-
-def design_of(outlook: Outlook) -> "Design":
-    """What a model is, as far as its speed goes."""
-    from stages.design import Design
-
-    design, recipe = outlook.facts["design"], outlook.node.recipe
-    if "arch" in design:
-        return Design.from_json(design)
-    channels, height, width = recipe.shape  # its weights are elsewhere
-    classes = design["classes"] or UNKNOWN_CLASSES
-    return Design(recipe.arch, classes, (channels, height, width), (0.5,) * channels, (0.5,) * channels)
-
-
-def _neutral(node: Node) -> Node:
-    """The node that all that are equally fast have in common; of the rules, only the least likely class takes time."""
-    fields, rule = type(node.recipe).model_fields, node.relabel
-    recipe = node.recipe.model_copy(update={name: value for name, value in NEUTRAL.items() if name in fields})
-    return replace(node, recipe=recipe, relabel=rule if rule is None or rule.rule == "least_likely" else NEXT)
-
-
-def _batches(sizes: Iterable[int], batch: int, times: int = 1) -> tuple[int, ...]:
-    """Batches of each shard, gone through so many times; none goes beyond its shard."""
-    return tuple(times * math.ceil(size / batch) for size in sizes)
-
-
-def _attack(node: Node, designs: "Mapping[str, Design]", source: Node, sizes: list[int]) -> list[Work]:
-    recipe = node.recipe
-    match recipe.method:
-        case "spatial":
-            steps = _tries(recipe.spatial)
-        case "universal":
-            steps = 0
-        case _:
-            steps = 0 if "steps" in recipe.unused else recipe.steps
-    part = Part(_neutral(node), designs, source.id, steps)
-    found = [Work(part, _batches(sizes, recipe.batch_size))]
-    if recipe.method == "universal":  # every worker finds the perturbations anew
-        fit = sum(sizes[: recipe.fit_shards])
-        found.append(Work(replace(part, steps=recipe.steps, once=True), _batches([fit], recipe.batch_size)))
-    return found
-
-
-def _tries(space: Spatial) -> int:
-    return math.prod(space.grid) if space.search == "grid" else space.tries
-
-
-def _training(node: Node, design: "Design", probed: "Mapping[str, Design]", known: Mapping[str, Outlook]) -> list[Work]:
-    recipe, facts, source = node.recipe, known[node.inputs["on"].id].facts, _source(node)
-    update = SHORT | {"batch_size": recipe.batch_size // recipe.workers}
-    short = replace(node, recipe=recipe.model_copy(update=update))
-    steps = facts["counts"][recipe.split] // recipe.batch_size
-    watched = min(recipe.watch, known[source.id].facts["counts"].get("test", 0))
-    return [
-        Work(Part(short, probed, source.id, steps, processes=recipe.workers), (recipe.epochs,)),
-        _clean(design, source, [watched] * recipe.epochs, recipe.batch_size),
-    ]
-
-
-def _clean(design: "Design", source: Node, sizes: Iterable[int], batch: int) -> Work:
-    """What a model answers to images as they are."""
-    return Work(_scoring(design, source, batch), _batches(sizes, batch))
-
-
-def _scoring(design: "Design", source: Node, batch: int, steps: int = 0, **under: Any) -> Part:
-    recipe = Evaluate(models=["m"], on="x", split="train", batch_size=batch, **under)
-    node = Node("evaluations", "rehearsal", "evaluate", recipe, None, {"on": source}, "")
-    return Part(node, {"models.m": design}, source.id, steps)
-
-
-def _evaluation(node: Node, designs: "Mapping[str, Design]", source: Node, sizes: list[int]) -> list[Work]:
-    recipe = node.recipe
-    models = [designs[f"models.{name}"] for name in recipe.models]
-    found = [_clean(model, source, sizes, recipe.batch_size) for model in models]
-    for threat in recipe.attacks:
-        batches = _batches(sizes, threat.batch_size, threat.restarts)
-        for attacked in models if threat.source is None else [designs[f"sources.{threat.source}"]]:
-            part = _scoring(attacked, source, threat.batch_size, threat.steps, attacks=[_any(threat)])
-            found.append(Work(part, batches))
-        if threat.source is not None:  # what came of it, and noise, is shown to all models
-            shown = _batches(sizes, threat.batch_size, 1 + threat.restarts)
-            found += [Work(_scoring(model, source, threat.batch_size), shown) for model in models]
-    for space in recipe.spatial:
-        parts = [_scoring(model, source, recipe.batch_size, _tries(space), spatial=[space]) for model in models]
-        found += [Work(part, _batches(sizes, recipe.batch_size)) for part in parts]
-    return found
-
-
-def _any(threat: Threat) -> Threat:
-    """A threat that is as fast, and equal for all that are: radius, seed and source do not matter."""
-    return threat.model_copy(
-        update={"eps": 0.5, "step_size": 0.1, "steps": 1, "restarts": 1, "source": None, "seed": 0}
-    )
-
-
-def _usefulness(
-    node: Node, designs: "Mapping[str, Design]", left: Mapping[str, int], known: Mapping[str, Outlook], place: Place
-) -> list[Work]:
-    """Features of all images; of some a search for each feature, both ways, which is as fast as an inversion's."""
-    from stages.features import Penultimate
-    from stages.model import Classifier
-
-    recipe, source, found = node.recipe, _source(node), list[Work]()
-    total = known[node.inputs["on"].id].facts["counts"][recipe.split]
-    shared = Invert.model_fields.keys() & Usefulness.model_fields.keys() - {"step_size", "steps"}
-    asked = Invert(images="x", model="m", steps=1, **{name: getattr(recipe, name) for name in shared})
-    search = Node("datasets", "rehearsal", "invert", asked, None, {"images": source}, "")
-    for design in designs.values():
-        width = Penultimate(Classifier(design, place.here).eval(), recipe.layer).width
-        searches = [
-            2 * width * math.ceil(recipe.limit * count / total) if name.rpartition("-")[0] == recipe.split else 0
-            for name, count in left.items()
-        ]
-        found.append(_clean(design, source, left.values(), recipe.batch_size))
-        part = Part(search, {"model": design}, source.id, recipe.steps)
-        found.append(Work(part, _batches(searches, recipe.batch_size)))
-    return found
+    return status.job.parts(left, known[source.id].facts)
 
 
 # ------------------------------------------------------------------------------------------ adding up
 
 
-def sharded(
-    node: Node,
-    left: Mapping[str, int],
-    taken: Sequence[int],
-    parts: Sequence[Work],
-    rates: Mapping[bytes, Rate],
-    stored: dict[str, float],
-) -> Cost:
-    """What a dataset or an evaluation takes.
+@dataclass(frozen=True)
+class Measured:
+    """The measurements that costs are computed from.
+
+    Attributes:
+        rates: of every part, by its key.
+        gpu: whether a worker has a GPU.
+        stored: id of a dataset → bytes of an image; what a job's images take is added.
+    """
+
+    rates: Mapping[bytes, Rate]
+    gpu: bool
+    stored: dict[str, float]
+
+    def of(self, work: Work) -> Rate:
+        """The rate of a part."""
+        return self.rates[work.part.key]
+
+    def seconds(self, work: Work) -> list[float]:
+        """Seconds of its batches in each shard."""
+        return [count * self.of(work).seconds(work.part.steps) for count in work.batches]
+
+
+@singledispatch
+def cost_of(job: Any, left: Mapping[str, int], parts: Sequence[Work], measured: Measured) -> Cost:
+    """The cost of a node.
 
     Args:
-        node: to be made.
+        job: how it is made.
         left: its shards that are to be made, with the images of each.
-        taken: images that each of them is made from.
         parts: its work.
-        rates: of every part.
-        stored: id → bytes of an image; what this node's has is added.
+        measured: the rate of every part.
     """
-    main, heavy = rates[parts[0].part.key], node.group == "evaluations" or "model" in node.inputs
+    raise NotImplementedError(f"no cost is known of a {type(job).__name__}")
+
+
+@cost_of.register
+def _sharded(job: ShardJob, left: Mapping[str, int], parts: Sequence[Work], measured: Measured) -> Cost:
+    """A dataset or an evaluation."""
+    main, stored, node = measured.of(parts[0]), measured.stored, job.node
     each = [work for work in parts if not work.part.once]
     single = [work for work in parts if work.part.once]
-    seconds = [work.seconds(rates[work.part.key]) for work in each]
-    opened = {work.part.key: rates[work.part.key] for work in each}.values() if heavy else ()
+    opened = {work.part.key: measured.of(work) for work in each}.values() if job.heavy else ()
     warm_up = sum(rate.warm_up for rate in opened)
-    found = sum(sum(work.seconds(rates[work.part.key])) for work in single)
-    if node.group == "datasets":
-        stored[node.id] = stored[node.inputs["images"].id] if node.stage == "select" else main.stored
+    found = sum(sum(measured.seconds(work)) for work in single)
+    if isinstance(job, DatasetJob):
+        stored[node.id] = stored[node.inputs["images"].id] if job.copies else main.stored
+    taken = left if job.dataset is None else {name: job.dataset["shards"][name] for name in left}
     return Cost(
         images=sum(left.values()),
         steps=sum(work.part.steps * sum(work.batches) for work in parts),
         shards=len(left),
-        stored=round(sum(left.values()) * stored.get(node.id, 0)),
-        read=tuple(main.read * count for count in taken),
-        work=tuple(sum(column) for column in zip(*seconds, strict=True)),
+        stored=round(sum(left.values()) * stored[node.id]) if node.id in stored else 0,
+        read=tuple(main.read * count for count in taken.values()),
+        work=tuple(sum(column) for column in zip(*map(measured.seconds, each), strict=True)),
         commit=tuple(main.commit * count for count in left.values()),
         once=warm_up + found + sum(rate.open for rate in opened if not single),
         warm_up=warm_up,
-        heavy=heavy,
-        tried=_tried(parts, rates),
+        heavy=job.heavy,
+        tried=_tried(parts, measured),
     )
 
 
-def training(node: Node, on: Mapping[str, Any], parts: Sequence[Work], rates: Mapping[bytes, Rate], gpu: bool) -> Cost:
-    """What a training takes: its images are read once, or, where they do not fit into its memory, in every epoch."""
-    recipe, (fit, watch) = node.recipe, parts
-    count, rate = on["counts"][recipe.split], rates[fit.part.key]
+@cost_of.register
+def _trained(job: TrainJob, left: Mapping[str, int], parts: Sequence[Work], measured: Measured) -> Cost:
+    """A training: its images are read once, or in every epoch if they exceed its memory budget."""
+    recipe, (fit, watch) = job.node.recipe, parts
+    on, count, rate = job.inputs["on"].manifest, job.epoch_images(), measured.of(fit)
     streamed = count * math.prod(on["image_shape"]) > recipe.memory_budget * 2**20 * recipe.workers
     passes = 1 + (recipe.adversarial.steps if recipe.adversarial else 0)
     return Cost(
@@ -503,47 +326,44 @@ def training(node: Node, on: Mapping[str, Any], parts: Sequence[Work], rates: Ma
         steps=recipe.epochs * fit.part.steps * passes,
         shards=0,
         stored=round(rate.stored),
-        read=(count * rates[watch.part.key].read * (recipe.epochs if streamed else 1) / recipe.workers,),
-        work=(sum(fit.seconds(rate)),),
-        commit=(sum(watch.seconds(rates[watch.part.key])),),
+        read=(count * measured.of(watch).read * (recipe.epochs if streamed else 1) / recipe.workers,),
+        work=(sum(measured.seconds(fit)),),
+        commit=(sum(measured.seconds(watch)),),
         once=rate.warm_up,
         warm_up=rate.warm_up,
         workers=recipe.workers,
-        held=1 if gpu else recipe.threads,
-        tried=_tried(parts, rates),
+        held=1 if measured.gpu else recipe.threads,
+        tried=_tried(parts, measured),
     )
 
 
-def _tried(parts: Sequence[Work], rates: Mapping[bytes, Rate]) -> float:
-    return min(rates[work.part.key].tried / work.part.batch for work in parts)
-
-
-def _brought(node: Node, place: Place) -> Cost:
-    """A model that is read from here, which is done on the spot; one that is to be fetched is not."""
-    from stages.pretrained import checkpoint
-
+@cost_of.register
+def _pretrained(job: PretrainedJob, left: Mapping[str, int], parts: Sequence[Work], measured: Measured) -> Cost:
+    """A pretrained model that was read from this machine; one that is to be downloaded is not measured."""
     nothing = Cost(0, 0, 0, 0, (), (), (), workers=1, known=False)
-    if checkpoint.is_remote(node.recipe):
+    if not job.ready:
         return nothing
-    started = time.perf_counter()
-    _, weights = checkpoint.bring(node.recipe, place.data, place.here)
-    took = time.perf_counter() - started
-    return replace(nothing, stored=len(weights), read=(0.0,), work=(took,), commit=(0.0,), known=True)
+    weights, seconds = len(job.imported.weights), job.imported.seconds
+    return replace(nothing, stored=weights, read=(0.0,), work=(seconds,), commit=(0.0,), known=True)
 
 
-def fastest(parts: Sequence[Work], sizes: Sequence[int], rehearsal: Rehearsal) -> Batch | None:
+def _tried(parts: Sequence[Work], measured: Measured) -> float:
+    return min(measured.of(work).tried / work.part.batch for work in parts)
+
+
+def fastest(parts: Sequence[Work], sizes: Sequence[int], trials: Trials) -> Batch | None:
     """The fastest batch size of an attack or an inversion, of those tried; None where there is nothing to try."""
     part = parts[0].part if parts else None
-    if part is None or part.node.stage not in ("attack", "invert") or not part.steps or not sizes:
+    if part is None or not JOBS[part.node.stage].tunes_batch or not part.steps or not sizes:
         return None
-    own, largest = rehearsal.rate(part), max(sizes)
+    own, largest = trials.rate(part), max(sizes)
     most = min(largest, own.tried) if own.tried < part.batch else largest
-    took = {part.batch: sum(_batches(sizes, part.batch)) * own.seconds(part.steps)}
-    even = math.ceil(largest / sum(_batches([largest], part.batch)))
+    took = {part.batch: sum(in_batches(sizes, part.batch)) * own.seconds(part.steps)}
+    even = math.ceil(largest / sum(in_batches([largest], part.batch)))
     for batch in sorted({even, *(int(part.batch * share) for share in SIZES)} - {part.batch}):
         other = part.of_batch(batch)
-        if SMALLEST <= batch <= most and rehearsal.fits(other, own):
-            took[batch] = sum(_batches(sizes, batch)) * rehearsal.rate(other).seconds(part.steps)
+        if SMALLEST <= batch <= most and trials.fits(other, own):
+            took[batch] = sum(in_batches(sizes, batch)) * trials.rate(other).seconds(part.steps)
     if len(took) == 1:
         return None
     best = min(took, key=lambda batch: took[batch])
@@ -573,18 +393,18 @@ def as_json(cost: Cost, site: Site, gpus: int | None, batch: Batch | None) -> di
     return said
 
 
-def total_as_json(prices: Prices, gpus: int | None) -> dict[str, Any]:
-    """What all nodes take together."""
+def total_as_json(estimated: Estimate, gpus: int | None) -> dict[str, Any]:
+    """The cost of all nodes together."""
     said = {
-        "device": prices.device,
-        "devices": prices.site.devices,
-        "worker_start_seconds": round(prices.site.start, 3),
-        "stored_bytes": sum(cost.stored for cost in prices.nodes.values()),
-        "device_seconds": round(prices.device_seconds(prices.site), 3),
-        "wall_seconds": _between(prices.wall(prices.site)),
+        "device": estimated.device,
+        "devices": estimated.site.devices,
+        "worker_start_seconds": round(estimated.site.start, 3),
+        "stored_bytes": sum(cost.stored for cost in estimated.nodes.values()),
+        "device_seconds": round(estimated.device_seconds(estimated.site), 3),
+        "wall_seconds": _between(estimated.wall(estimated.site)),
     }
     if gpus is not None:
-        said |= {"gpus": gpus, "wall_seconds_on_gpus": _between(prices.wall(prices.site.of(gpus)))}
+        said |= {"gpus": gpus, "wall_seconds_on_gpus": _between(estimated.wall(estimated.site.of(gpus)))}
     return said
 
 
@@ -592,9 +412,9 @@ def _between(seconds: tuple[float, float]) -> dict[str, float]:
     return {"at_least": round(seconds[0], 3), "at_most": round(seconds[1], 3)}
 
 
-def told(prices: Prices, gpus: int | None) -> str:
-    """Prices as a person reads them."""
-    site = prices.site
+def as_text(estimated: Estimate, gpus: int | None) -> str:
+    """An estimate as a table, with notes."""
+    site = estimated.site
     sites = [site] + ([site.of(gpus)] if gpus else [])
     head = ["to make", "images", "steps", "shards", "size", "device-hours", "warm-up"]
     lines = [
@@ -606,47 +426,29 @@ def told(prices: Prices, gpus: int | None) -> str:
             f"{cost.warm_up:.1f} s" if cost.warm_up >= 0.05 else "–",
             *(duration(cost.wall(each)) if cost.known else "not known" for each in sites),
         ]
-        for name, cost in prices.nodes.items()
+        for name, cost in estimated.nodes.items()
     ]
-    stored = sum(cost.stored for cost in prices.nodes.values())
-    total = ["all", "", "", "", size(stored), hours(prices.device_seconds(site)), ""]
-    lines.append([*total, *(" – ".join(map(duration, prices.wall(each))) for each in sites)])
+    stored = sum(cost.stored for cost in estimated.nodes.values())
+    total = ["all", "", "", "", size(stored), hours(estimated.device_seconds(site)), ""]
+    lines.append([*total, *(" – ".join(map(duration, estimated.wall(each))) for each in sites)])
     walls = [f"time on {each.devices}" for each in sites]
-    return "\n".join([tables.table([*head, *walls], lines), "", *_notes(prices)])
+    return "\n".join([tables.table([*head, *walls], lines), "", *_notes(estimated)])
 
 
-def _notes(prices: Prices) -> list[str]:
+def _notes(estimated: Estimate) -> list[str]:
     said = [
-        f"A device is {prices.device}. A worker starts in {prices.site.start:.1f} s; the times contain it.",
-        "All: at least the longest chain of nodes, or the device-hours over the devices; at most node after node.",
+        f"A device is {estimated.device}. A worker starts in {estimated.site.start:.1f} s; times include it.",
+        "All: at least the longest chain of nodes, or the device-hours over the devices; "
+        "at most one node after the other.",
     ]
-    for name, cost in prices.nodes.items():
+    for name, cost in estimated.nodes.items():
         if not cost.known:
-            said.append(f"{name} is fetched from elsewhere: not measured.")
+            said.append(f"{name} is downloaded: not measured.")
         elif cost.tried < 1:
-            said.append(f"{name}: a batch takes too long to be tried; foretold from {cost.tried:.0%} of it.")
-    better = {name: batch for name, batch in prices.batches.items() if batch.fastest != batch.recipe}
+            said.append(f"{name}: a whole batch takes too long to be tried; extrapolated from {cost.tried:.0%} of it.")
+    better = {name: batch for name, batch in estimated.batches.items() if batch.fastest != batch.recipe}
     for name, batch in better.items():
         said.append(f"{name}: batch_size {batch.fastest} is {batch.gain:.2f} times as fast as {batch.recipe}.")
-    if len(better) < len(prices.batches):
+    if len(better) < len(estimated.batches):
         said.append("Of the other attacks and inversions, the recipe's batch_size is the fastest of those tried.")
     return said
-
-
-def size(count: float) -> str:
-    """Bytes, in units of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if count else "–"
-        count /= 1000
-    return f"{count:,.3g} TB"
-
-
-def duration(seconds: float) -> str:
-    """A time as a person reads it."""
-    return f"{seconds:.1f} s" if seconds < 100 else clock(seconds)
-
-
-def hours(seconds: float) -> str:
-    """Hours, to a few digits."""
-    return f"{seconds / 3600:,.4f}" if seconds < 36_000 else f"{seconds / 3600:,.1f}"

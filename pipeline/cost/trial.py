@@ -1,11 +1,10 @@
 """How fast this machine does a node's work: the real job, on a few images, in a store of its own.
 
-A rehearsal opens, reads, works and commits as a run does, with the same code: a batch, a few steps, a training of two
-short epochs. Networks have random weights, for speed does not depend on them; images are the source's own. As many
-processes rehearse at the same time as there will be workers, for they share the processors and the memory.
+A trial opens, reads, works and commits as a run does, with the same code: one batch, a few steps, a training of two
+short epochs. Networks have random weights, since speed does not depend on them; images are the source's own. As many
+processes are tried at once as there will be workers, since they share processors and memory.
 """
 
-import math
 import multiprocessing
 import os
 import platform
@@ -25,95 +24,49 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline import terminal
-from pipeline.experiment.graph import Node
 from pipeline.run import artifacts
-from pipeline.run.artifacts import Made
-from pipeline.run.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit
-from pipeline.run.runs import Outlook
+from pipeline.run.artifacts import Artifact
+from pipeline.run.jobs import JOBS, Context, LoadJob, ModelJob, ShardJob
+from pipeline.run.jobs.base import Unit
+from pipeline.run.jobs.checks import neutral_split
+from pipeline.run.jobs.work import SAMPLE, Part, Trial
+from pipeline.run.preflight import NodeStatus
 from pipeline.store import Store, canonical, digest
 from stages.errors import BadData, BadInput
-from stages.recipes import Attack, Evaluate, Invert, Recipe, Spatial, Train
 from stages.shard import Shard, pack, unpack
 
 if TYPE_CHECKING:
     from stages.design import Design
 
 SECONDS = 2.0
-"""How long a rehearsal of many steps takes, about: the longer, the surer."""
+"""Approximate duration of a trial of many steps: the longer, the more precise."""
 
 LIMIT = 20.0
-"""Seconds that all rehearsals of one part may take, about: what is too slow for that is tried on fewer images."""
+"""Approximate limit in seconds for all trials of one part: slower parts are tried on fewer images."""
 
 REPEATS = 6
-"""How many times a batch goes through its least work in all rehearsals of one part."""
+"""Upper bound on the one-step passes of a batch in all trials of one part."""
 
 PILOT = 8
-"""Images of the first try, which says how many can be afforded."""
-
-SAMPLE = 128
-"""Images of the source that are looked at; where more are needed, they come again."""
-
-EPOCH = 4
-"""Most batches of a rehearsed epoch: a rehearsed training's images are written and read first."""
+"""Images of the first trial, from which the affordable number is computed."""
 
 CROWD = 4
-"""Processes for each processor that may rehearse at the same time: more say nothing, and take the memory."""
+"""Most processes per processor that are tried at once: more add no information and take memory."""
 
 FILL = 0.5
-"""Share of the memory that a batch which is proposed may fill, with one in every worker."""
-
-IMAGES = ("images", "on")
-"""Roles of a job's inputs that are datasets."""
+"""Share of the memory that a proposed batch size may fill, with one batch in every worker."""
 
 SHARD = "train-000000"
 
 COLUMNS = ("margin", "confidence", "l2", "linf")
-"""What an attack says of images: a selection chooses by it, and a commit adds it up."""
+"""Columns that an attack measures: a selection chooses by them, and a commit adds them up."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Part:
-    """Work of one kind, which `steps` make longer: what is rehearsed.
-
-    Attributes:
-        node: whose job does it; its recipe is reduced to what decides the speed, so that equal work has equal keys.
-        models: role → design.
-        source: id of the load whose images are taken.
-        steps: of a batch, or of an epoch of a training; 0 where there are none.
-        once: whether it is what a worker does once, before its first shard.
-        processes: how many do it side by side, if not as many as there are workers.
-    """
-
-    node: Node
-    models: "Mapping[str, Design]"
-    source: str
-    steps: int
-    once: bool = False
-    processes: int | None = None
-
-    @property
-    def key(self) -> bytes:
-        """Equal for what is equally fast, whatever the number of steps."""
-        node, rule = self.node, self.node.relabel
-        designs = {role: design.as_json() for role, design in self.models.items()}
-        said = [node.stage, node.recipe.parameters(), rule.parameters() if rule else None, self.source, designs]
-        return canonical([*said, self.once, self.processes])
-
-    @property
-    def batch(self) -> int:
-        """Images of a batch."""
-        return int(getattr(self.node.recipe, "batch_size", SAMPLE))
-
-    def of_batch(self, batch: int) -> "Part":
-        """The same work in batches of another size."""
-        return replace(self, node=replace(self.node, recipe=self.node.recipe.model_copy(update={"batch_size": batch})))
-
-
-@dataclass(frozen=True)
-class Took:
-    """What one rehearsal took, in seconds, and left.
+class Measurement:
+    """The seconds that one trial took, and what it left.
 
     Attributes:
         open: until the job was ready to work.
@@ -143,7 +96,7 @@ class Rate:
         read, commit: seconds of an image.
         stored: bytes of an image, or of a model.
         held: bytes that the gradients of an image hold on to.
-        tried: images of the batches that were rehearsed; another number than asked for where these would take too long.
+        tried: images of the batches that were tried; fewer than asked for where these would take too long.
     """
 
     fixed: float
@@ -178,35 +131,33 @@ class Device:
     gpu: bool
 
 
-class Rehearsal:
-    """Rehearses parts of a plan, each kind once.
+class Trials:
+    """Trials of the parts of a plan, each kind once.
 
     Args:
-        outlooks: all nodes of the plan, by id.
-        place: where they will be made; nothing is written there.
+        statuses: all nodes of the plan, by id.
+        context: where they will be made; nothing is written there.
         workers: how many work side by side; by default one for each device, as in a run.
-        tell: told of each thing that is rehearsed.
+        announce: called with each part before it is tried.
     """
 
     def __init__(
-        self, outlooks: Mapping[str, Outlook], place: Place, workers: int | None, tell: Callable[[str], None]
+        self, statuses: Mapping[str, NodeStatus], context: Context, workers: int | None, announce: Callable[[str], None]
     ) -> None:
-        self.outlooks, self.home, self.tell = outlooks, place, tell
+        self.statuses, self.home, self.announce = statuses, context, announce
         self.device = device()
         self.workers = workers or self.device.count
         self.processes = 1 if self.device.gpu else self.workers
         if self.processes > (most := CROWD * (os.cpu_count() or 1)):
-            raise BadInput(
-                f"--workers {self.workers}: so many would be tried here at the same time, at most {most} can be"
-            )
+            raise BadInput(f"--workers {self.workers}: at most {most} processes can be tried at once on this machine")
         self.rates: dict[bytes, Rate] = {}
-        self.made: dict[bytes, Made] = {}
+        self.made: dict[bytes, Artifact] = {}
         self.samples: dict[str, Shard] = {}
         self.firsts: dict[str, Unit] = {}
 
-    def __enter__(self) -> "Rehearsal":
+    def __enter__(self) -> "Trials":
         self.folder = TemporaryDirectory()
-        self.place = replace(self.home, store=Store(self.folder.name))
+        self.context = replace(self.home, store=Store(self.folder.name))
         context = multiprocessing.get_context("spawn")
         with _safe_path():
             self.together = context.Barrier(self.processes)
@@ -217,23 +168,23 @@ class Rehearsal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:  # nobody waits for what they are at
+        if kind is not None:  # their results are no longer needed
             for process in multiprocessing.active_children():
                 process.terminate()
         self.pool.shutdown(cancel_futures=True)
         self.folder.cleanup()
 
-    # ------------------------------------------------------------------------------------ what it says
+    # --------------------------------------------------------------------------------------- results
 
     def rate(self, part: Part) -> Rate:
-        """How fast a part is, of whose kind this is the one with most steps."""
+        """The rate of a part; of equally fast ones, the one with most steps is to be tried."""
         if part.key not in self.rates:
-            self.tell(_named(part))
+            self.announce(_named(part))
             self.rates[part.key] = self._rate(part)
         return self.rates[part.key]
 
     def fits(self, part: Part, rate: Rate) -> bool:
-        """Whether a batch of this part fits into the memory, going by what an image holds in one of another size."""
+        """Whether a batch of this part fits into memory, judged by the bytes per image of another batch size."""
         return self.processes * part.batch * rate.held < FILL * self.device.memory
 
     def _rate(self, part: Part) -> Rate:
@@ -249,28 +200,28 @@ class Rehearsal:
             fixed = max(0.0, least - low * step)
         else:
             step, fixed = (least, 0.0) if low else (0.0, least)
-        whole, images = part.batch / batch, _images(part.node.recipe, batch, low)
+        whole, short = part.batch / batch, _trial(part, batch, low)
         return Rate(
             fixed=fixed * whole,
             step=step * whole,
             open=first.open,
             warm_up=max(0.0, pilot.first - pilot.work, first.first - first.work),
-            read=first.read / images,
-            commit=first.commit / images,
-            stored=first.stored / (1 if part.node.stage == "train" else images),
+            read=first.read / short.images,
+            commit=first.commit / short.images,
+            stored=first.stored / short.outputs,
             held=pilot.held / min(PILOT, part.batch),
             tried=batch,
         )
 
     # ------------------------------------------------------------------------------------- how it is done
 
-    def _time(self, part: Part, batch: int, steps: int, weigh: bool = False) -> Took:
-        """One rehearsal, the mean over all processes that do it at the same time; work as of one batch."""
+    def _time(self, part: Part, batch: int, steps: int, weigh: bool = False) -> Measurement:
+        """One trial: the mean over all processes that run it at once, with work per batch."""
         job, unit = self._job(part, batch, steps)
         processes = min(part.processes or self.processes, self.processes)
-        found = self._side_by_side(processes, _rehearse, job, unit, weigh)
-        took = Took(*np.mean([astuple(one) for one in found], axis=0).tolist())
-        batches = 1 if part.node.stage == "train" else math.ceil(_images(part.node.recipe, batch, steps) / batch)
+        found = self._side_by_side(processes, _measure, job, unit, weigh)
+        took = Measurement(*np.mean([astuple(one) for one in found], axis=0).tolist())
+        batches = _trial(part, batch, steps).batches
         return replace(took, first=took.first / batches, work=took.work / batches)
 
     def _side_by_side(self, processes: int, work: Callable[..., T], *args: Any) -> list[T]:
@@ -280,31 +231,30 @@ class Rehearsal:
         wait(futures)
         errors = [error for future in futures if (error := future.exception()) is not None]
         if any(isinstance(error, BrokenProcessPool) for error in errors):
-            raise BadData(
-                "a process that tried this died, as for want of memory: try with fewer --workers"
-            ) from errors[0]
+            raise BadData("a process died during a trial, probably out of memory: use fewer --workers") from errors[0]
         if errors:
             self.together.reset()
             raise next((error for error in errors if not isinstance(error, BrokenBarrierError)), errors[0])
         return [future.result() for future in futures]
 
     def _job(self, part: Part, batch: int, steps: int) -> tuple[ShardJob | ModelJob, Unit | None]:
-        """The real job on the images of so many batches, in the store of the rehearsal."""
-        if part.node.stage == "load":
+        """The real job on the images of so many batches, in the store of the trials."""
+        if part.node.id == part.source:
             return self._load(part, batch)
-        node = replace(part.node, recipe=_reduced(part.node.recipe, batch, steps))
-        images = self._dataset(part.source, _images(part.node.recipe, batch, steps))
-        inputs = {role: images for role in part.node.inputs if role in IMAGES}
+        short = _trial(part, batch, steps)
+        node = replace(part.node, recipe=short.recipe)
+        images = self._dataset(part.source, short.images)
+        inputs = {role: images for role, parent in part.node.inputs.items() if parent.group == "datasets"}
         inputs |= {role: self._model(design, part.source) for role, design in part.models.items()}
-        job = JOBS[node.stage](node, self.place, inputs)
+        job = JOBS[node.stage](node, self.context, inputs)
         return job, None if isinstance(job, ModelJob) else job.units()[0]
 
     def _load(self, part: Part, batch: int) -> tuple[ShardJob, Unit]:
         """A load's first images; its source is listed already."""
-        listed = self.outlooks[part.source].job
-        assert listed is not None
+        listed = self.statuses[part.source].job
+        assert isinstance(listed, LoadJob)
         recipe = part.node.recipe.model_copy(update={"max_undecodable": 1.0})
-        job, unit = LoadJob(replace(part.node, recipe=recipe), self.place, {}), self._first(listed)
+        job, unit = LoadJob(replace(part.node, recipe=recipe), self.context, {}), self._first(listed)
         job.listing = listed.listing
         return job, replace(unit, samples=batch, items=unit.items[:batch])
 
@@ -318,45 +268,47 @@ class Rehearsal:
     def _sample(self, source: str) -> Shard:
         """Some images of a load, from the store if it is there."""
         if source not in self.samples:
-            outlook = self.outlooks[source]
-            if outlook.job is not None:
-                self.samples[source] = outlook.job.read(self._first(outlook.job))
-            else:
-                name, made = min(outlook.facts["shards"]), Made(outlook.node.folder, dict(outlook.facts))
+            status, facts = self.statuses[source], self.statuses[source].facts
+            if status.there:
+                name, made = min(facts["shards"]), Artifact(status.node.folder, dict(facts))
                 tar = artifacts.read_file(self.home.store, made, f"{name}.tar")
-                self.samples[source] = unpack(name, tar, outlook.facts["channels"], len(outlook.facts["classes"]))
+                self.samples[source] = unpack(name, tar, facts["channels"], len(facts["classes"]))
+            else:
+                assert isinstance(status.job, LoadJob)
+                self.samples[source] = status.job.read(self._first(status.job))
         return self.samples[source]
 
-    def _dataset(self, source: str, count: int) -> Made:
+    def _dataset(self, source: str, count: int) -> Artifact:
         """A dataset of one shard with so many images of a source, and columns to select by."""
         key = canonical([source, count])
         if key not in self.made:
-            facts, sample = self.outlooks[source].facts, self._sample(source)
+            facts, sample = self.statuses[source].facts, self._sample(source)
             again = np.arange(count) % len(sample)
             columns = {name: np.linspace(0, 1, count, dtype=np.float32) for name in COLUMNS}
             label, pixels = sample.label[again], sample.images()[again]
             tar = pack(Shard(SHARD, np.arange(count), label, label, pixels, attack=columns))
             files = {f"{SHARD}.tar": tar}
-            neutral = {"mean": [0.5] * facts["channels"], "std": [0.5] * facts["channels"]}
             counts = {"counts": {"train": count}, "shards": {SHARD: count}}
             known = {name: facts[name] for name in ("classes", "channels", "image_shape")}
-            self.made[key] = self._publish(digest(key), files, digest(tar), known | neutral | counts)
+            self.made[key] = self._publish(
+                digest(key), files, digest(tar), known | neutral_split(facts["channels"], "train") | counts
+            )
         return self.made[key]
 
-    def _model(self, design: "Design", source: str) -> Made:
+    def _model(self, design: "Design", source: str) -> Artifact:
         """A network with random weights."""
         key = canonical(design.as_json())
         if key not in self.made:
-            weights = random_weights(design, self._sample(source).images()[:PILOT], self.place.here)
+            weights = random_weights(design, self._sample(source).images()[:PILOT], self.context.here)
             facts = {"design": design.as_json()}
             self.made[key] = self._publish(digest(key), {"weights.safetensors": weights}, digest(weights), facts)
         return self.made[key]
 
-    def _publish(self, folder: str, files: dict[str, bytes], content: str, facts: dict[str, Any]) -> Made:
+    def _publish(self, folder: str, files: dict[str, bytes], content: str, facts: dict[str, Any]) -> Artifact:
         for name, body in files.items():
-            self.place.store.put(f"{folder}/{name}", body)
+            self.context.store.put(f"{folder}/{name}", body)
         listed = [{"name": name, "bytes": len(body), "sha256": digest(body)} for name, body in files.items()]
-        return Made(folder, facts | {"content": content, "files": listed})
+        return Artifact(folder, facts | {"content": content, "files": listed})
 
 
 @contextmanager
@@ -379,43 +331,19 @@ def _named(part: Part) -> str:
     return f"{node.stage} {archs}".rstrip() + f" on {part.source}{batch}"
 
 
-def _asked(part: Part, took: Took) -> float:
-    """Seconds of what is asked for."""
+def _asked(part: Part, took: Measurement) -> float:
+    """The seconds that are measured of a part: of its opening, or of its work."""
     return took.open if part.once else took.work
 
 
 def _steps(part: Part, least: float) -> int:
-    """How many steps to rehearse, if one takes so many seconds."""
-    most = min(part.steps, EPOCH) if part.node.stage == "train" else part.steps
+    """How many steps to try, if one takes so many seconds."""
+    most = int(min(part.steps, JOBS[part.node.stage].longest_trial))
     return min(most, max(3, round(SECONDS / max(least, 1e-3))))
 
 
-def _images(recipe: Recipe, batch: int, steps: int) -> int:
-    """Images that a rehearsal takes: those of all steps of a training's epoch, else a batch; an inversion needs two."""
-    return batch * steps if isinstance(recipe, Train) else max(batch, 2)
-
-
-def _reduced(recipe: Recipe, batch: int, steps: int) -> Recipe:
-    """A recipe of so many steps in batches of so many images."""
-    some, update = max(steps, 1), dict[str, Any]()
-    match recipe:
-        case Attack(method="spatial"):
-            update = {"spatial": _with_tries(recipe.spatial, some)}
-        case Attack():
-            # With such steps a few lead as far as the recipe's do, and what is saved is as large as it will be.
-            update = {"steps": some, "step_size": recipe.eps}
-        case Invert():
-            update = {"steps": some}
-        case Evaluate():
-            threats = [threat.model_copy(update={"steps": some, "batch_size": batch}) for threat in recipe.attacks]
-            update = {"attacks": threats, "spatial": [_with_tries(space, some) for space in recipe.spatial]}
-    sized = {"batch_size": batch} if hasattr(recipe, "batch_size") else {}
-    return recipe.model_copy(update=update | sized)
-
-
-def _with_tries(space: Spatial, count: int) -> Spatial:
-    """A space in which so many turns and shifts are tried."""
-    return space.model_copy(update={"grid": [1, 1, count], "tries": count})
+def _trial(part: Part, batch: int, steps: int) -> Trial:
+    return JOBS[part.node.stage].trial(part.node.recipe, batch, steps)
 
 
 def random_weights(design: "Design", pixels_NHWC: np.ndarray, here: Path) -> bytes:
@@ -425,7 +353,8 @@ def random_weights(design: "Design", pixels_NHWC: np.ndarray, here: Path) -> byt
     """
     import torch
 
-    from stages.model import Classifier, save, to_unit
+    from stages.model import Classifier, save
+    from stages.tensors import to_unit
 
     torch.manual_seed(0)
     model = Classifier(design, here)
@@ -438,7 +367,7 @@ def random_weights(design: "Design", pixels_NHWC: np.ndarray, here: Path) -> byt
 
 
 def device() -> Device:
-    """What this machine has for its workers."""
+    """The devices of this machine."""
     import torch
 
     if torch.cuda.is_available():
@@ -462,7 +391,7 @@ def _begin(together: Barrier) -> None:
 
 
 def _perform(all_of_them: bool, work: Callable[..., T], *args: Any) -> T:
-    """Some work, for which all processes wait for each other, or none."""
+    """Do some work; all processes wait for each other before it, or none do."""
     try:
         return work(_together.wait if all_of_them else _nobody, *args)
     except BaseException:
@@ -471,11 +400,11 @@ def _perform(all_of_them: bool, work: Callable[..., T], *args: Any) -> T:
 
 
 def _nobody() -> None:
-    """There is nobody to wait for."""
+    """The barrier of a process that is tried alone."""
 
 
 def _ready(meet: Callable[[], Any]) -> None:
-    """What a worker loads as it starts."""
+    """Load the modules that a worker loads as it starts."""
     import torch
 
     from stages import attack, device, evaluate, invert, train, usefulness  # noqa: F401
@@ -484,8 +413,8 @@ def _ready(meet: Callable[[], Any]) -> None:
     meet()
 
 
-def _rehearse(meet: Callable[[], Any], job: ShardJob | ModelJob, unit: Unit | None, weigh: bool) -> Took:
-    job.node = replace(job.node, version=uuid.uuid4().hex)  # a folder of its own: others rehearse the same
+def _measure(meet: Callable[[], Any], job: ShardJob | ModelJob, unit: Unit | None, weigh: bool) -> Measurement:
+    job.node = replace(job.node, version=uuid.uuid4().hex)  # a folder of its own: others try the same
     if isinstance(job, ModelJob):
         return _train(meet, job)
     assert unit is not None
@@ -497,17 +426,17 @@ def _rehearse(meet: Callable[[], Any], job: ShardJob | ModelJob, unit: Unit | No
     result, again = _timed(lambda: work(given))
     mark, commit = _timed(lambda: job.commit(unit, result, {}))
     stored = mark["bytes"] + 2 * mark["rows"]["bytes"] if "rows" in mark else 0  # the rows are in `samples.parquet` too
-    return Took(opened, read, first, again, commit, stored, held)
+    return Measurement(opened, read, first, again, commit, stored, held)
 
 
-def _train(meet: Callable[[], Any], job: ModelJob) -> Took:
+def _train(meet: Callable[[], Any], job: ModelJob) -> Measurement:
     """Two epochs; the second, with its checkpoint, is the work."""
     meet()
     steps = job.steps()
     _, first = _timed(lambda: next(steps))
     _, again = _timed(lambda: next(steps))
     made = next(steps)["manifest"]
-    return Took(0.0, 0.0, first, again, 0.0, sum(file["bytes"] for file in made["files"]))
+    return Measurement(0.0, 0.0, first, again, 0.0, sum(file["bytes"] for file in made["files"]))
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
@@ -516,7 +445,7 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def _weighed(work: Callable[[Any], Any], given: Any, weigh: bool) -> int:
-    """Do some work; the bytes of all that was kept for gradients meanwhile, if that is asked for."""
+    """Do some work; returns the bytes saved for backward, if `weigh`."""
     import torch
 
     held = 0

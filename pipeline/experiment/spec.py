@@ -1,6 +1,5 @@
-"""The experiment file: which datasets, models and evaluations, each made how from the others."""
+"""The experiment file: its datasets, models and evaluations, validated."""
 
-import difflib
 import errno
 import os
 import sys
@@ -21,7 +20,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from pipeline.experiment import controls, sweeps, yaml12
-from stages.errors import BadInput, short, shown
+from stages.errors import BadInput, nearest, short, shown
 from stages.limits import FILE, NAME, PLACE
 from stages.recipes import (
     RULES,
@@ -29,15 +28,15 @@ from stages.recipes import (
     STAGES,
     Adversary,
     Attack,
-    Bring,
+    EvalAttack,
     Evaluate,
     Invert,
     Load,
+    Pretrained,
     Recipe,
     Relabel,
     Select,
     Spatial,
-    Threat,
     Train,
     Usefulness,
 )
@@ -45,14 +44,25 @@ from stages.recipes import (
 PLAIN = rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{NAME - 1}}}"
 NAMED = (
     "holds letters, digits, `_`, `.` and `-`, begins with a letter or a digit and has at most "
-    f"{NAME} characters, with what `leakage` adds to it; its place in a sweep has at most {PLACE}"
+    f"{NAME} characters, including what `leakage` adds; its place in a sweep has at most {PLACE}"
 )
 
 Name = Annotated[str, StringConstraints(pattern=rf"^{PLAIN}(@[A-Za-z0-9_.,=-]{{1,{PLACE}}})?$")]
-"""Of a node; after the @, its place in a sweep. It becomes a folder's name."""
+"""The name of a node, and of its folder; after the @, its place in a sweep."""
 
 TAGS = ("(accuracy)", "(measurement)", "[key]")
-"""What pydantic puts into the place of an error that is no key of the file."""
+"""Parts of pydantic's error locations that are no keys of the file."""
+
+
+RENAMED = {
+    "drops": "milestones",
+    "freeze": "stop_at_margin",
+    "load": "pretrained",
+    "source": "surrogate",
+    "toward": "target_rule",
+    "watch": "eval_images",
+}
+"""Keys of earlier experiment files → what they are called now. An old name is refused where the new one is a key."""
 
 
 class _Part(BaseModel):
@@ -72,49 +82,47 @@ class Dataset(_Part):
 
     @model_validator(mode="after")
     def _one_way(self) -> "Dataset":
-        if [self.load, self.attack, self.invert, self.select].count(None) != 3:
-            raise ValueError("a dataset has one of `load`, `attack`, `invert` and `select`")
+        *ways, last = [name for name in type(self).model_fields if name != "relabel"]
+        if sum(getattr(self, way) is not None for way in (*ways, last)) != 1:
+            raise ValueError(f"a dataset has one of {', '.join(f'`{way}`' for way in ways)} and `{last}`")
         if (self.attack is None) != (self.relabel is None):
             raise ValueError("`attack` and `relabel` go together: the relabel rule names the target of the attack")
         return self
 
 
 class Model(_Part):
-    """`train` or `load`."""
+    """`train` or `pretrained`."""
 
     train: Train | None = Field(None, description="Train it on a dataset.")
-    load: Bring | None = Field(None, description="Bring a model made elsewhere.")
+    pretrained: Pretrained | None = Field(None, description="Take weights that were trained elsewhere.")
 
     @model_validator(mode="after")
     def _one_way(self) -> "Model":
-        if (self.train is None) == (self.load is None):
-            raise ValueError("a model has either `train` or `load`")
+        if (self.train is None) == (self.pretrained is None):
+            raise ValueError("a model has either `train` or `pretrained`")
         return self
 
 
 class Measurement(_Part):
-    """An evaluation of something else than accuracy."""
+    """An evaluation of something other than accuracy."""
 
     usefulness: Usefulness = Field(description="Usefulness and robust usefulness of models' features.")
 
 
 Evaluation = Annotated[
     Annotated[Evaluate, Tag("(accuracy)")] | Annotated[Measurement, Tag("(measurement)")],
-    Discriminator(lambda found: "(measurement)" if _measures(found) else "(accuracy)"),
+    Discriminator(lambda part: "(measurement)" if _measures(part) else "(accuracy)"),
 ]
 
 
-def _measures(found: Any) -> bool:
-    return isinstance(found, Measurement) or (isinstance(found, dict) and "usefulness" in found)
+def _measures(part: Any) -> bool:
+    return isinstance(part, Measurement) or (isinstance(part, dict) and "usefulness" in part)
 
 
 def asked(part: Dataset | Model | Evaluate | Measurement) -> tuple[str, Recipe]:
-    """What an entry of an experiment asks for: the stage, and the recipe."""
-    match part:
-        case Evaluate():
-            return "evaluate", part
-        case Model(load=Bring() as recipe):
-            return "bring", recipe
+    """The stage and the recipe of an entry of an experiment."""
+    if isinstance(part, Evaluate):
+        return "evaluate", part
     stages = ((name, getattr(part, name)) for name in type(part).model_fields if name != "relabel")
     return next((name, recipe) for name, recipe in stages if recipe is not None)
 
@@ -123,7 +131,7 @@ class Experiment(_Part):
     """A graph of datasets, models and evaluations."""
 
     name: Annotated[str, StringConstraints(pattern=f"^{PLAIN}$")] = Field(
-        description="Name of the experiment; it stands in the names of its runs."
+        description="Name of the experiment, and part of the names of its runs."
     )
     datasets: dict[Name, Dataset] = Field({}, description="Datasets by name.")
     models: dict[Name, Model] = Field({}, description="Models by name.")
@@ -140,7 +148,7 @@ def read(path: Path) -> Experiment:
     """Read an experiment file, or standard input where the path is ``-``.
 
     Raises:
-        BadInput: it is not there, not YAML, or says something that cannot be; the message names the place.
+        BadInput: it is missing, not YAML, or invalid; the message names the place.
     """
     name = "the experiment on standard input" if str(path) == "-" else f"experiment file {path}"
     try:
@@ -150,84 +158,79 @@ def read(path: Path) -> Experiment:
     if len(content) > FILE:
         raise BadInput(f"{name} has more than {FILE:,} bytes, the most that one may have")
     try:
-        found = yaml12.load(content)
+        raw = yaml12.load(content)
     except BadInput as error:
         raise BadInput(f"{name} {error}") from error
-    if found is None:
+    if raw is None:
         raise BadInput(f"{name} is empty")
-    return parse(found)
+    return parse(raw)
 
 
 def _beginning(path: Path) -> bytes:
-    """As much of a file as an experiment may have, and a byte more."""
+    """The first bytes of a file, one more than an experiment may have."""
     if str(path) == "-":
         if sys.stdin is None:
             raise OSError(errno.EBADF, "it is closed")
         return sys.stdin.buffer.read(FILE + 1)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for somebody to write to a pipe
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for a writer of a pipe
     os.set_blocking(descriptor, True)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
         return file.read(FILE + 1)
 
 
-def parse(found: Any) -> Experiment:
-    """Check what an experiment file says.
+def parse(raw: Any) -> Experiment:
+    """Expand and validate the contents of an experiment file.
 
     Raises:
-        BadInput: the first thing that is wrong, with its place as a path.
+        BadInput: the first error, with its place as a path.
     """
-    if not isinstance(found, dict):
-        raise BadInput(
-            f"an experiment file is a mapping with name, datasets, models and evaluations, got {shown(found)}"
-        )
-    yaml12.refuse_odd(found)
-    whole = sweeps.expand(controls.expand(found))
+    if not isinstance(raw, dict):
+        raise BadInput(f"an experiment file is a mapping with name, datasets, models and evaluations, got {shown(raw)}")
+    yaml12.refuse_odd(raw)
+    expanded = sweeps.expand(controls.expand(raw))
     try:
-        return Experiment.model_validate(whole)
+        return Experiment.model_validate(expanded)
     except ValidationError as error:
-        raise BadInput(_sentence(error, whole)) from error
+        raise BadInput(_sentence(error, expanded)) from error
 
 
-def _sentence(error: ValidationError, whole: dict[str, Any]) -> str:
-    """What is wrong first, with its place: of a key's choices, where the one that fits best goes wrong."""
-    errors = [(_way(each, whole), each) for each in error.errors(include_url=False)]
+def _sentence(error: ValidationError, expanded: dict[str, Any]) -> str:
+    """The first error with its place. If a key allows several models, it is the error of the one that fits best."""
+    errors = [(_way(each, expanded), each) for each in error.errors(include_url=False)]
     start = errors[0][0]
     way, first = max((each for each in errors if each[0][: len(start)] == start), key=lambda each: len(each[0]))
     choices = [each["msg"] for at, each in errors if at == way]
     return f"{'.'.join(short(str(part)) for part in way) or 'experiment'}: {_reason(first, choices)}"
 
 
-def _way(error: ErrorDetails, whole: Any) -> tuple[Any, ...]:
-    """The keys that lead to an error: what pydantic names, less what it calls the choices that a key leaves."""
-    way, found, kind = list[Any](), whole, error["type"]
+def _way(error: ErrorDetails, expanded: Any) -> tuple[Any, ...]:
+    """The keys that lead to an error: pydantic's location without its names for the choices of a union."""
+    way, value, kind = list[Any](), expanded, error["type"]
     for at, part in enumerate(error["loc"], 1):
-        inside = part in (found if isinstance(found, dict) else range(len(found)) if isinstance(found, list) else ())
-        if inside or found is None or isinstance(part, int) or (kind == "missing" and at == len(error["loc"])):
+        inside = part in (value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ())
+        if inside or value is None or isinstance(part, int) or (kind == "missing" and at == len(error["loc"])):
             way.append(part)
-            found = found[part] if inside else None
+            value = value[part] if inside else None
     return (*way, "source") if kind.startswith("union_tag_") else tuple(way)
 
 
 def _reason(error: ErrorDetails, choices: Sequence[str]) -> str:
-    """What is wrong at a place.
+    """The reason of an error.
 
     Args:
-        error: what pydantic says.
-        choices: what it says of each choice that the key leaves.
+        error: pydantic's details.
+        choices: pydantic's message for each model that the key allows.
     """
     context, got, parts = error.get("ctx", {}), error["input"], [str(p) for p in error["loc"] if p not in TAGS]
     match error["type"]:
         case "extra_forbidden":
-            known = _keys(parts[:-1])
-            near = [key for key in known if parts[-1].startswith(key)] or difflib.get_close_matches(parts[-1], known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-            return f"unknown key, {hint}"
+            return _unknown_key(parts[-1], _keys(parts[:-1]))
         case "missing":
             return f"is missing{_purpose(parts, parts[-1])}"
         case "union_tag_not_found":
             return f"is missing{_purpose(parts, 'source')}"
         case "union_tag_invalid":
-            near = difflib.get_close_matches(str(context["tag"]), SOURCES, 1, 0.5)
+            near = nearest(str(context["tag"]), SOURCES)
             hint = f", did you mean {near[0]!r}?" if near else ""
             return f"must be one of {', '.join(SOURCES)}, got {shown(context['tag'])}{hint}"
         case "model_type" | "model_attributes_type" | "dict_type" if len(choices) == 1:
@@ -241,9 +244,17 @@ def _reason(error: ErrorDetails, choices: Sequence[str]) -> str:
             return f"must match {context['pattern']}, got {shown(got)}"
         case "value_error":
             return str(context["error"])
-    said = [message.partition(" should ")[2] or message for message in dict.fromkeys(choices)]
-    said = [words.replace("a valid dictionary", "a mapping") for words in said]
-    return f"must {' or '.join(said).replace(' or be ', ' or ')}, got {shown(got)}"
+    rules = [message.partition(" should ")[2] or message for message in dict.fromkeys(choices)]
+    must = " or ".join(rules).replace(" or be ", " or ").replace("a valid dictionary", "a mapping")
+    return f"must {must}, got {shown(got)}"
+
+
+def _unknown_key(key: str, known: Sequence[str]) -> str:
+    if (renamed := RENAMED.get(key)) in known:
+        return f"`{key}` is called `{renamed}` now"
+    near = [name for name in known if key.startswith(name)] or nearest(key, known)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return f"unknown key, {hint}"
 
 
 def _purpose(parts: list[str], name: str) -> str:
@@ -259,7 +270,7 @@ def _keys(parts: list[str]) -> list[str]:
 
 
 def _model_at(parts: list[str]) -> type[BaseModel] | None:
-    """The model that reads the mapping at a place such as ``datasets.rand.attack``."""
+    """The model that validates the mapping at a place such as ``datasets.rand.attack``."""
     match parts:
         case []:
             return Experiment
@@ -271,19 +282,19 @@ def _model_at(parts: list[str]) -> type[BaseModel] | None:
             return Evaluate
         case ["datasets", _, "load", tag]:
             return SOURCES.get(tag)
-        case [*_, "relabel" | "agreement" | "toward"]:
+        case [*_, "relabel" | "agreement" | "target_rule"]:
             return Relabel
         case [*_, "adversarial"]:
             return Adversary
         case [*_, "spatial"] | [*_, "spatial", _]:
             return Spatial
         case [*_, "attacks", _]:
-            return Threat
+            return EvalAttack
         case [group, _, stage]:
             return STAGES.get(group, {}).get(stage)
     return None
 
 
 def recipes(experiment: Experiment) -> dict[str, Recipe]:
-    """Every recipe of an experiment by its place: ``datasets/rand`` → its attack."""
+    """Node → recipe, for the whole experiment: ``datasets/rand`` → its attack."""
     return {f"{group}/{name}": asked(part)[1] for group in STAGES for name, part in getattr(experiment, group).items()}

@@ -1,8 +1,8 @@
-"""Reads YAML as plain values: mappings, lists, text, numbers, true, false and null, as YAML 1.2 has them.
+"""Reads YAML as plain values of YAML 1.2: mappings, lists, text, numbers, true, false and null.
 
-PyYAML finds the marks and the indentation; what its events mean is said here, because its own constructor means YAML
-1.1 (`on` is true, 1e-3 is text, 010 is 8, 12:30 is 750), raises whatever Python raises on 2020-13-45 or 0b_, and
-follows aliases without end. ruamel.yaml, which is made for 1.2, raises and follows the same; and Ray brings PyYAML.
+PyYAML parses the syntax; this module constructs the values from its events. PyYAML's own constructor implements YAML
+1.1 (`on` is true, 1e-3 is text, 010 is 8, 12:30 is 750), raises arbitrary exceptions on 2020-13-45 or 0b_, and expands
+aliases without limit. ruamel.yaml, which implements 1.2, has the last two faults as well; and Ray depends on PyYAML.
 """
 
 import re
@@ -21,10 +21,10 @@ from stages.recipes import refuse_secrets
 MERGE = "<<"
 
 LONGEST_REASON = 200
-"""Characters of what PyYAML says is wrong."""
+"""Most characters of a PyYAML message that an error repeats."""
 
 DIGITS = 64
-"""Characters of a number: Python takes its time for thousands of digits, and then refuses them."""
+"""Most characters of a number: Python is slow on thousands of digits, and then refuses them."""
 
 WORDS = {word: value for value, words in {
     None: ("", "~", "null", "Null", "NULL"),
@@ -44,17 +44,17 @@ def load(content: bytes) -> Any:
     """The one document of a YAML file, in UTF-8 or with the byte-order mark of UTF-16.
 
     Raises:
-        BadInput: it is not YAML, holds more than plain values or more than the limits allow; what follows the file's
-            name in a sentence, with line and column.
+        BadInput: it is not YAML, contains more than plain values, or exceeds the limits. The message continues a
+            sentence that begins with the file's name, and has line and column.
     """
     try:
-        return _Document(content).found
+        return _Document(content).value
     except yaml.reader.ReaderError as error:
-        what = "is not UTF-8 text" if error.encoding != "unicode" else f"holds the character U+{error.character:04X}"
-        raise BadInput(f"{what} (position {error.position + 1})") from error
+        reason = "is not UTF-8 text" if error.encoding != "unicode" else f"holds the character U+{error.character:04X}"
+        raise BadInput(f"{reason} (position {error.position + 1})") from error
     except yaml.MarkedYAMLError as error:
-        said = ", ".join(filter(None, (error.context, error.problem))).replace("\n", " ")
-        raise _wrong(short(said, LONGEST_REASON), error.problem_mark, "is not YAML") from error
+        reason = ", ".join(filter(None, (error.context, error.problem))).replace("\n", " ")
+        raise _wrong(short(reason, LONGEST_REASON), error.problem_mark, "is not YAML") from error
     except BadInput:
         raise
     except (ValueError, OverflowError) as error:  # from int() and chr() in PyYAML
@@ -67,23 +67,23 @@ def _wrong(what: str, mark: Any, so: str = "cannot be read") -> BadInput:
 
 
 class _Document:
-    """Values from events. An alias gives a copy of its own, so that no value stands in two places, or in itself.
+    """Values constructed from events. Each alias becomes a copy, so that no value is shared, or contains itself.
 
     Attributes:
-        found: the value of the document; None where there is none.
+        value: the value of the document; None if there is none.
     """
 
     def __init__(self, content: bytes) -> None:
-        self.anchors = dict[str, tuple[Any, int]]()  # what stands at each, and how many values it is
-        self.count, self.found = 0, None
+        self.anchors = dict[str, tuple[Any, int]]()  # the value of each, and how many values it contains
+        self.count, self.value = 0, None
         self.events: Iterator[yaml.Event] = yaml.parse(content, Loader=yaml.SafeLoader)
         for number, start in enumerate(e for e in self.events if isinstance(e, yaml.DocumentStartEvent)):
             if number:
                 raise _wrong("it holds a second document: an experiment is one, without `---`", start.start_mark)
-            self.found = self._value(next(self.events), 0)
+            self.value = self._value(next(self.events), 0)
 
     def _value(self, event: Any, depth: int) -> Any:
-        """What begins with an event."""
+        """The value that begins with an event."""
         if isinstance(event, yaml.AliasEvent):
             return self._copy(event)
         before = self.count
@@ -94,14 +94,14 @@ class _Document:
             raise _wrong(f"lists and mappings are nested more than {NESTING} deep", event.start_mark)
         match event:
             case yaml.ScalarEvent():
-                found = _scalar(event)
+                value = _scalar(event)
             case yaml.SequenceStartEvent():
-                found = [self._value(each, depth + 1) for each in self._until(yaml.SequenceEndEvent)]
+                value = [self._value(each, depth + 1) for each in self._until(yaml.SequenceEndEvent)]
             case _:
-                found = self._mapping(depth + 1)
+                value = self._mapping(depth + 1)
         if event.anchor is not None:
-            self.anchors[event.anchor] = found, self.count - before
-        return found
+            self.anchors[event.anchor] = value, self.count - before
+        return value
 
     def _until(self, end: type[yaml.Event]) -> Iterator[yaml.Event]:
         while not isinstance(event := next(self.events), end):
@@ -153,30 +153,30 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
     return text
 
 
-def refuse_odd(found: Any, *way: Any) -> None:
-    """Refuse what no key takes, wherever it stands in an experiment, be it read from a file or from a record.
+def refuse_odd(value: Any, *way: Any) -> None:
+    """Refuse values that no key accepts, in an experiment from a file or from a record.
 
     Args:
-        found: a value of the experiment.
+        value: a value of the experiment.
         way: the keys that lead to it.
 
     Raises:
-        BadInput: a text with control characters, with credentials or without end, a number beyond all bounds, or
-            nesting without end; with its place.
+        BadInput: a text is too long or has control characters or credentials, a number is too large, or the nesting is
+            too deep; the message names the place.
     """
-    if wrong := _odd(found) or (len(way) > NESTING and f"is nested more than {NESTING} deep") or None:
+    if wrong := _odd(value) or (len(way) > NESTING and f"is nested more than {NESTING} deep") or None:
         raise BadInput(f"{'.'.join(short(str(key)) for key in way) or 'experiment'}: {wrong}")
-    if isinstance(found, dict):
-        for key, value in found.items():
+    if isinstance(value, dict):
+        for key, inner in value.items():
             refuse_odd(key, *way)
-            refuse_odd(value, *way, key)
-    elif isinstance(found, list):
-        for number, value in enumerate(found):
-            refuse_odd(value, *way, number)
+            refuse_odd(inner, *way, key)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            refuse_odd(inner, *way, number)
 
 
 def _odd(value: Any) -> str | None:
-    """What is wrong with a value by itself, if anything."""
+    """The reason to refuse a value by itself, if any."""
     if isinstance(value, int) and abs(value) >= WHOLE:
         return "is a number of more than 63 bits"
     if not isinstance(value, str):
@@ -186,7 +186,7 @@ def _odd(value: Any) -> str | None:
     if not value.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
         return f"must not hold control characters, got {shown(value)}"
     try:
-        if "//" in unquote(value):  # whichever key it stands under: what is refused there is repeated
+        if "//" in unquote(value):  # under any key, since an error repeats the value
             refuse_secrets(value)
     except ValueError as error:
         return str(error)

@@ -1,4 +1,4 @@
-"""Charts as inline SVG that take their colours from the page, so that they suit a dark one as well as a light one."""
+"""Charts as inline SVG that take their colours from the page, so that they fit a light and a dark theme."""
 
 import html
 import io
@@ -17,10 +17,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFo
 from pipeline.terminal import visible
 
 COLOURS = 8
-"""Colours of series that the page defines: ``--c0`` … ``--c7``."""
+"""Series colours that the page defines: ``--c0`` … ``--c7``."""
 
 INK, FAINT = "#010203", "#010204"
-"""What stands for the page's text and rule colours until the SVG is written; a series' colours are `_series`."""
+"""Placeholders for the page's text and rule colours, replaced when the SVG is written; as are those of `_series`."""
 
 MARKS = "osD^vPX*"
 
@@ -52,11 +52,11 @@ class Line:
     """A line of a chart.
 
     Attributes:
-        name: what the legend says; empty for a line that is explained by another of its colour.
+        name: entry in the legend; empty for a line that another of its colour explains.
         x, y: its points; y are shares in [0, 1].
         low, high: ends of the error bar of each point; empty for none.
         dashed: whether it is the second of a pair.
-        colour: number of its colour; counted modulo `COLOURS`.
+        colour: number of its colour, modulo `COLOURS`.
     """
 
     name: str
@@ -70,22 +70,22 @@ class Line:
 
 def lines(
     name: str,
-    said: str,
+    text: str,
     drawn: Sequence[Line],
     x_label: str,
     y_label: str,
     log: bool = False,
     level: tuple[str, float] | None = None,
 ) -> str:
-    """Shares over a quantity.
+    """Shares as a function of a quantity.
 
     Args:
         name: of the chart; unique in the page.
-        said: what it shows, for who cannot see it.
+        text: description for readers who cannot see the chart.
         drawn: the lines.
         x_label, y_label: of the axes.
-        log: whether x grows by factors.
-        level: a share to compare with, and its name.
+        log: whether the x axis is logarithmic.
+        level: name and value of a baseline share.
     """
     with plain_text(STYLE):
         figure, axes = _empty(3.3 + 0.24 * ((sum(bool(line.name) for line in drawn) + 1) // 2))
@@ -103,7 +103,7 @@ def lines(
         axes.set(xlabel=x_label, ylabel=y_label, ylim=(-0.03, 1.03))
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         _legend(figure, axes)
-        return _svg(figure, name, said)
+        return _svg(figure, name, text)
 
 
 def _draw(axes: Axes, line: Line) -> None:
@@ -131,8 +131,8 @@ class Bar:
     colour: int = 0
 
 
-def bars(name: str, said: str, drawn: Sequence[Bar], x_label: str, level: tuple[str, float]) -> str:
-    """Shares beside each other, the first on top, and a share to compare them with."""
+def bars(name: str, text: str, drawn: Sequence[Bar], x_label: str, level: tuple[str, float]) -> str:
+    """Horizontal bars, the first on top, and the name and value of a baseline share."""
     with plain_text(STYLE):
         figure, axes = _empty(1.1 + 0.36 * len(drawn))
         places = range(len(drawn))
@@ -145,7 +145,7 @@ def bars(name: str, said: str, drawn: Sequence[Bar], x_label: str, level: tuple[
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         _legend(figure, axes)
-        return _svg(figure, name, said)
+        return _svg(figure, name, text)
 
 
 Point = tuple[float, float]
@@ -153,7 +153,7 @@ Point = tuple[float, float]
 
 def scatter(
     name: str,
-    said: str,
+    text: str,
     groups: Mapping[str, Sequence[Point]],
     x_label: str,
     y_label: str,
@@ -166,23 +166,18 @@ def scatter(
 
     Args:
         name: of the chart; unique in the page.
-        said: what it shows, for who cannot see it.
-        groups: kind → its points; a kind has the same colour in every chart, whether others have points or not.
+        text: description for readers who cannot see the chart.
+        groups: kind → its points; a kind has the same colour in every chart, even if others have no points.
         x_label, y_label: of the axes.
-        vertical, horizontal: where lines are drawn to compare x and y with.
+        vertical, horizontal: x and y of reference lines.
         shares: whether both axes are shares in [0, 1].
-        names: of the points of the first kind, written beside them.
+        names: labels of the points of the first kind.
     """
     with plain_text(STYLE):
         figure, axes = _empty(3.6)
-        for number, (kind, points) in enumerate(groups.items()):
-            if not points:
-                continue
-            xs, ys = [p[0] for p in points], [p[1] for p in points]
-            size, mark = (12, "o") if len(points) > 20 else (28, MARKS[number])
-            axes.scatter(xs, ys, s=size, marker=mark, color=_series(number), alpha=0.75, linewidths=0, label=kind)
-        for text, (x, y) in zip(names, next(iter(groups.values())), strict=False):
-            axes.annotate(visible(text), (x, y), (4, 4), textcoords="offset points", fontsize=8)
+        _draw_points(axes, groups)
+        for label, (x, y) in zip(names, next(iter(groups.values())), strict=False):
+            axes.annotate(visible(label), (x, y), (4, 4), textcoords="offset points", fontsize=8)
         for x in vertical:
             axes.axvline(x, color=INK, linewidth=0.8, linestyle=":")
         for y in horizontal:
@@ -192,7 +187,15 @@ def scatter(
             axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         _legend(figure, axes)
-        return _svg(figure, name, said)
+        return _svg(figure, name, text)
+
+
+def _draw_points(axes: Axes, groups: Mapping[str, Sequence[Point]]) -> None:
+    for number, (kind, points) in enumerate(groups.items()):
+        if points:
+            xs, ys = [p[0] for p in points], [p[1] for p in points]
+            size, mark = (12, "o") if len(points) > 20 else (28, MARKS[number % len(MARKS)])
+            axes.scatter(xs, ys, s=size, marker=mark, color=_series(number), alpha=0.75, linewidths=0, label=kind)
 
 
 # -------------------------------------------------------------------------------------------- drawing
@@ -200,14 +203,14 @@ def scatter(
 
 @contextmanager
 def plain_text(style: Any) -> Iterator[None]:
-    """Draw in a style in which text is text: no formulas, and no warning of a letter that the font does not have."""
+    """Draw in a style that keeps text as it is: no formulas, and no warnings about letters missing from the font."""
     with matplotlib.rc_context({**style, "text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 
 def _empty(height: float) -> tuple[Figure, Axes]:
-    """A chart five inches wide: 360 units, a phone's width, so that its text can be read there."""
+    """A chart five inches wide: 360 units, the width of a phone, so that its text is readable there."""
     figure = Figure(figsize=(5, height), layout="constrained")
     return figure, figure.add_subplot()
 
@@ -223,21 +226,21 @@ def _legend(figure: Figure, axes: Axes) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
-def _svg(figure: Figure, name: str, said: str) -> str:
-    """What matplotlib writes, less what a page does not need, in the page's colours and with ids of its own."""
+def _svg(figure: Figure, name: str, text: str) -> str:
+    """Matplotlib's SVG in the page's colours, with ids of its own and without metadata."""
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(out, format="svg", metadata={"Date": None})
-    text = out.getvalue()
-    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r"\s*\n\s*", " ", re.sub(r" font-family: [^;]*;", "", text))
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"#0a0b(\d\d)", lambda found: f"var(--c{int(found[1])})", text)
-    text = text.replace(INK, "var(--ink)").replace(FAINT, "var(--rule)")
-    box = re.search(r'viewBox="[^"]*"', text)
+    svg = out.getvalue()
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"\s*\n\s*", " ", re.sub(r" font-family: [^;]*;", "", svg))
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"#0a0b(\d\d)", lambda match: f"var(--c{int(match[1])})", svg)
+    svg = svg.replace(INK, "var(--ink)").replace(FAINT, "var(--rule)")
+    box = re.search(r'viewBox="[^"]*"', svg)
     assert box is not None
-    head = f'<svg class="chart" role="img" aria-label="{html.escape(said)}" {box[0]}>'
-    return head + text[text.index(">") + 1 :].replace("xlink:href", "href")
+    head = f'<svg class="chart" role="img" aria-label="{html.escape(text)}" {box[0]}>'
+    return head + svg[svg.index(">") + 1 :].replace("xlink:href", "href")
 
 
 # ------------------------------------------------------------------------------------ graph of a run
@@ -245,7 +248,7 @@ def _svg(figure: Figure, name: str, said: str) -> str:
 
 @dataclass(frozen=True)
 class Box:
-    """A box of a drawn graph: its place in units of the drawing, and what stands in it."""
+    """A box of a drawn graph: its text, and its position in units of the drawing."""
 
     key: str
     title: str
@@ -269,16 +272,16 @@ BOX, GAP = (150, 40), (46, 12)
 """Width and height of a box, and the space between two."""
 
 
-def graph(wanted: Mapping[str, tuple[str, str, str]], needs: Mapping[str, Sequence[str]]) -> Drawing:
-    """Lay out a graph: every box right of those that it needs, near their height.
+def graph(labels: Mapping[str, tuple[str, str, str]], needs: Mapping[str, Sequence[str]]) -> Drawing:
+    """Lay out a graph: every box to the right of its inputs, near their height.
 
     Args:
-        wanted: key → title, detail and state of each box, every one after those that it needs.
-        needs: key → keys that it is made from.
+        labels: key → title, detail and state of each box, every box after its inputs.
+        needs: key → keys of its inputs.
     """
     depth: dict[str, int] = {}
     layers: list[list[str]] = []
-    for key in wanted:
+    for key in labels:
         depth[key] = 1 + max((depth[need] for need in needs[key]), default=-1)
         layers += [[] for _ in range(depth[key] + 1 - len(layers))]
         layers[depth[key]].append(key)
@@ -289,8 +292,8 @@ def graph(wanted: Mapping[str, tuple[str, str, str]], needs: Mapping[str, Sequen
         top = (height - len(layer) * (BOX[1] + GAP[1]) + GAP[1]) / 2
         for row, key in enumerate(layer):
             places[key] = (number * (BOX[0] + GAP[0]), top + row * (BOX[1] + GAP[1]))
-    boxes = [Box(key, *wanted[key], *places[key]) for key in wanted]
-    arrows = [_arrow(places[need], places[key]) for key in wanted for need in dict.fromkeys(needs[key])]
+    boxes = [Box(key, *labels[key], *places[key]) for key in labels]
+    arrows = [_arrow(places[need], places[key]) for key in labels for need in dict.fromkeys(needs[key])]
     return Drawing(len(layers) * (BOX[0] + GAP[0]) - GAP[0], height, boxes, arrows)
 
 

@@ -1,11 +1,11 @@
-"""What others have published, to stand beside what a run finds: one table, and what a node is in its terms."""
+"""Published figures to compare a run with, and the paper's name for each of its models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pipeline.experiment.graph import Node
-from pipeline.report.scores import NORMS, Row, attack_name, ball, search
+from pipeline.report.scores import Row, attack_name, ball, norm_name, search_settings
 from stages.recipes import Ball
 
 CIFAR10, RESTRICTED = "CIFAR-10", "Restricted ImageNet"
@@ -18,8 +18,8 @@ NAKKIRAN = "Nakkiran 2019"
 SPATIAL = "Engstrom et al. 2019"
 
 
-class Part(NamedTuple):
-    """A part of how something was made: what has to be the same for two figures to be compared, and what may differ."""
+class Condition(NamedTuple):
+    """One condition of an experiment: what must agree for two figures to be comparable, and what may differ."""
 
     same: str
     free: str = ""
@@ -28,18 +28,18 @@ class Part(NamedTuple):
         return " ".join(filter(None, self))
 
 
-Setting = Mapping[str, Part]
-"""What a figure was made with. Of a published one, as far as its source says."""
+Setting = Mapping[str, Condition]
+"""The conditions of a figure; of a published one, those that its source states."""
 
-L2 = {"norm": Part("L2")}
-ATTACKED = {"norm": Part("L2", "ε 0.5"), "steps": Part("", "100 steps of 0.1")}
-ATTACKED_LARGE = {"norm": Part("L2", "ε 3"), "steps": Part("", "100 steps of 0.1")}
-HARDENED = {"norm": Part("L2", "ε 0.5"), "steps": Part("", "7 steps of 0.1")}
-INVERTED = {"steps": Part("inverted in", "1000 steps of 0.1")}
-SOURCE = {"source": Part("source L2", "ε 0.5")}
-SOURCE_L2 = {"source": Part("source L2")}
-UNDER = {"under": Part("under", "7 steps")}
-TOP, BOTTOM = {"share": Part("share 40 %")}, {"share": Part("share 60 %")}
+L2 = {"norm": Condition("L2")}
+ATTACKED = {"norm": Condition("L2", "ε 0.5"), "steps": Condition("", "100 steps of 0.1")}
+ATTACKED_LARGE = {"norm": Condition("L2", "ε 3"), "steps": Condition("", "100 steps of 0.1")}
+HARDENED = {"norm": Condition("L2", "ε 0.5"), "steps": Condition("", "7 steps of 0.1")}
+INVERTED = {"steps": Condition("inverted in", "1000 steps of 0.1")}
+SOURCE = {"source": Condition("source L2", "ε 0.5")}
+SOURCE_L2 = {"source": Condition("source L2")}
+UNDER = {"under": Condition("under", "7 steps")}
+TOP, BOTTOM = {"share": Condition("share 40 %")}, {"share": Condition("share 60 %")}
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Figure:
     """One published accuracy.
 
     Attributes:
-        of: what was trained on, as `kind` names it.
-        data: whose test set.
+        of: the training set, as `kind` names it.
+        data: the images, of whose test set the accuracy is.
         percent: accuracy on the test set, as printed: 63.3, or a range 81.1 – 83.9.
-        source: who says so.
-        network: of the learner; empty where it is not known.
-        under: ``clean``, or the attack that the model is scored under, or ``as`` and the rule by whose labels it is
-            scored in place of the true ones.
-        setting: what it was made with.
+        source: the publication.
+        network: architecture of the learner; empty if it is not stated.
+        under: ``clean``; or the attack that the model is scored under; or ``as`` and a label rule, if it is scored
+            against the rule's labels instead of the true ones.
+        setting: its conditions.
     """
 
     of: str
@@ -66,16 +66,16 @@ class Figure:
     setting: Setting = field(default_factory=dict)
 
     def fits(self, ours: Setting) -> bool:
-        """Whether what has to be the same is."""
+        """Whether the conditions that must agree do."""
         return all(part.same == ours[name].same for name, part in self.setting.items() if name in ours)
 
     def differing(self, ours: Setting) -> list[str]:
-        """What it was made with that is not as it is here."""
+        """Its conditions that differ from ours."""
         return [str(part) for name, part in self.setting.items() if part.free and part != ours.get(name)]
 
 
 TABLE = (
-    # The paper's table of datasets and its appendix, and those who repeated it.
+    # The paper's table of datasets, its appendix, and replications.
     Figure("D", CIFAR10, "95.25"),
     Figure("D", CIFAR10, "4.49", under="L2 ε 0.25", setting=UNDER),
     Figure("D", CIFAR10, "0", under="L2 ε 0.5", setting=UNDER),
@@ -109,7 +109,7 @@ TABLE = (
     Figure("D_NR", CIFAR10, "84.38", PHIBENZ),
     Figure("D_NR", CIFAR10, ".02", PHIBENZ, under="L2 ε 0.25"),
     Figure("D_NR", CIFAR10, "0", PHIBENZ, under="L2 ε 0.5"),
-    # Controls that tell features from leakage.
+    # Controls that separate features from leakage.
     Figure("D_rand, robust source", CIFAR10, "25.2", setting=ATTACKED | SOURCE),
     Figure("D_det, robust source", CIFAR10, "5.8", setting=ATTACKED | SOURCE),
     Figure("D_det, robust source", CIFAR10, "65.5", under="as next", setting=ATTACKED | SOURCE),
@@ -143,18 +143,18 @@ TRANSFER = {
     "DenseNet": (92.7, 41.7),
     "ResNet-50": (98.7, 44.7),
 }
-"""Learner → untargeted transfer rate to its architecture, clean accuracy from D_det, in %: read off the figure 3 of
-the paper, ± 2 points."""
+"""Learner → untargeted transfer rate to its architecture, and clean accuracy after training on D_det, both in %, read
+off figure 3 of the paper, ± 2 points."""
 
 
 def beside(of: str | None, data: str | None, ours: Setting, under: str = "clean") -> list[Figure]:
-    """What was published for the same: on the same data where there is such a figure, else on CIFAR-10, else on any."""
+    """Published figures of the same training set: on the same data if there are any, else on CIFAR-10, else on any."""
     same = [figure for figure in TABLE if figure.of == of and figure.under == under and figure.fits(ours)]
     return [f for f in same if f.data == data] or [f for f in same if f.data == CIFAR10] or same
 
 
 def data_of(node: Node) -> str | None:
-    """Which of the published datasets the images of a node come from, in the end; None where it is another."""
+    """The published dataset that the images of a node come from, through all inputs; None for any other."""
     while node.stage != "load":
         role = next((role for role in ("images", "on") if role in node.inputs), None)
         if role is None:
@@ -166,13 +166,13 @@ def data_of(node: Node) -> str | None:
 
 
 def kind(model: Node) -> str | None:
-    """What a model is in the words of the paper, judged by how it was made, whatever it is called.
+    """The paper's name for a model, derived from its recipe, not from its name in the experiment.
 
     Returns:
-        Such as ``D``, ``D_rand``, ``D_rand, robust source``, ``D_R``; None for a model that was brought, and where it
-        hangs on how robust such a model is.
+        Such as ``D``, ``D_rand``, ``D_rand, robust source``, ``D_R``. None if the paper has no such model, if it is
+        pretrained, or if the name depends on the robustness of a pretrained model.
     """
-    if model.stage != "train" or (of := _set(model.inputs["on"])) is None:
+    if model.stage != "train" or (of := _training_set(model.inputs["on"])) is None:
         return None
     if model.recipe.adversarial is not None:
         return f"{of}, adversarial training"
@@ -182,22 +182,24 @@ def kind(model: Node) -> str | None:
     return f"{of}, spatial augmentation" if model.recipe.augment == "spatial" else of
 
 
-RULES: Mapping[str, str] = {
-    "random": "D_rand",
-    "other": "D_other",
-    "next": "D_det",
-    "least_likely": "D_least",
-    "map": "D_map",
-}
+class LabelRule(NamedTuple):
+    """The paper's name for a training set under one label rule, and what a learner sees of it."""
 
-LEARNED_FROM = {
-    "D_other": "adversarial images, each under a wrong label",
-    "D_rand": "adversarial images, each under a label drawn by lot",
-    "D_det": "adversarial images, each under the label of the next class",
-    "D_least": "adversarial images, each under its least likely label",
-    "D_map": "adversarial images, each under the label that a map gives its class",
+    training_set: str
+    learned_from: str
+
+
+LABEL_RULES: Mapping[str, LabelRule] = {
+    "other": LabelRule("D_other", "adversarial images, each under a wrong label"),
+    "random": LabelRule("D_rand", "adversarial images, each under a random label"),
+    "next": LabelRule("D_det", "adversarial images, each under the label of the next class"),
+    "least_likely": LabelRule("D_least", "adversarial images, each under its least likely label"),
+    "map": LabelRule("D_map", "adversarial images, each under a label assigned by its class"),
 }
-"""What learners whose accuracy is the point of the experiment saw of the world; the strictest first."""
+"""The strictest first. A rule without an entry makes a set that the paper does not have."""
+
+LEARNED_FROM = {rule.training_set: rule.learned_from for rule in LABEL_RULES.values()}
+"""Training sets whose learners' accuracy is the point of the experiment; the strictest first."""
 
 METHODS: Mapping[str, str] = {
     "pgd": "",
@@ -207,38 +209,45 @@ METHODS: Mapping[str, str] = {
     "leakage": ", leakage only",
     "none": ", untouched",
 }
+"""How an attack method is named. One without an entry makes a set that the paper does not have."""
+
+SELECTED_BY: Mapping[str, str] = {"margin": "margins", "confidence": "confidences", "l2": "perturbations"}
+"""How the column that images are selected by is named."""
 
 
-COLUMNS: Mapping[str, str] = {"margin": "margins", "confidence": "confidences", "l2": "perturbations"}
-
-
-def _set(dataset: Node) -> str | None:
-    """What a dataset is in the words of the paper; None of what has no place in them, such as a rule of one's own."""
-    if dataset.stage in ("attack", "invert") and dataset.inputs["images"].stage != "load":
-        return None  # the paper's sets are made from untouched images
+def _training_set(dataset: Node) -> str | None:
+    """The paper's name for a dataset; None if the paper has no such dataset."""
     match dataset.stage:
+        case "load":
+            return "D"
+        case "select":
+            by, of = SELECTED_BY.get(dataset.recipe.by), _training_set(dataset.inputs["images"])
+            return of and by and f"{of}, {dataset.recipe.keep} {by}"
+        case "attack" | "invert" if dataset.inputs["images"].stage != "load":
+            return None  # the paper's sets are made from unmodified images
         case "attack":
-            assert dataset.relabel is not None
-            if any(str(true) == str(target) for true, target in (dataset.relabel.map or {}).items()):
-                return None  # some labels are left right on purpose
-            spared = ", not transferring" if dataset.recipe.not_transferring_to else ""
-            robust = dataset.recipe.method == "pgd" and is_robust(dataset.inputs["model"])
-            source = ", robust source" if robust else ""
-            rule, method = RULES.get(dataset.relabel.rule), METHODS.get(dataset.recipe.method)
-            return None if rule is None or method is None else f"{rule}{method}{source}{spared}"
+            return _attacked_set(dataset)
         case "invert":
             version = {True: "D_R", False: "D_NR", None: None}[is_robust(dataset.inputs["model"])]
             return version and f"{version}{', from noise' if dataset.recipe.start == 'noise' else ''}"
-        case "select":
-            by, of = COLUMNS.get(dataset.recipe.by), _set(dataset.inputs["images"])
-            return of and by and f"{of}, {dataset.recipe.keep} {by}"
-        case "load":
-            return "D"
     return None
 
 
+def _attacked_set(dataset: Node) -> str | None:
+    assert dataset.relabel is not None
+    if any(str(true) == str(target) for true, target in (dataset.relabel.map or {}).items()):
+        return None  # some labels are left right on purpose
+    rule, method = LABEL_RULES.get(dataset.relabel.rule), METHODS.get(dataset.recipe.method)
+    if rule is None or method is None:
+        return None
+    robust = dataset.recipe.method == "pgd" and is_robust(dataset.inputs["model"])
+    source = ", robust source" if robust else ""
+    spared = ", not transferring" if dataset.recipe.not_transferring_to else ""
+    return f"{rule.training_set}{method}{source}{spared}"
+
+
 def is_robust(model: Node) -> bool | None:
-    """Whether a model comes from adversarial training; None of one that was brought: nobody here knows."""
+    """Whether a model was trained adversarially; None if it is pretrained, since its record does not say."""
     return model.recipe.adversarial is not None if model.stage == "train" else None
 
 
@@ -246,7 +255,7 @@ def is_robust(model: Node) -> bool | None:
 
 
 def setting(model: Node) -> Setting:
-    """What a trained model and the images that it learned from were made with, as far as figures differ in it."""
+    """The conditions of a trained model and of its training images in which figures differ."""
     if model.stage != "train":
         return {}
     hardened = _ball(model.recipe.adversarial) if model.recipe.adversarial else {}
@@ -259,37 +268,37 @@ def _made(dataset: Node) -> Setting:
         case "attack":
             return {**_ball(recipe), **_source(dataset)}
         case "invert":
-            steps = Part("inverted in", f"{recipe.steps} steps of {recipe.step_size:g}")
+            steps = Condition("inverted in", f"{recipe.steps} steps of {recipe.step_size:g}")
             return {"steps": steps, **_source(dataset)}
         case "select":
-            return {**_made(dataset.inputs["images"]), "share": Part(f"share {100 * recipe.share:g} %")}
+            return {**_made(dataset.inputs["images"]), "share": Condition(f"share {100 * recipe.share:g} %")}
     return {}
 
 
 def _ball(recipe: Ball) -> Setting:
     parts = {
-        "norm": Part(NORMS[recipe.norm], f"ε {recipe.eps:g}"),
-        "steps": Part("", f"{recipe.steps} steps of {recipe.step:g}"),
+        "norm": Condition(norm_name(recipe.norm), f"ε {recipe.eps:g}"),
+        "steps": Condition("", f"{recipe.steps} steps of {recipe.step:g}"),
     }
     return {name: part for name, part in parts.items() if name not in recipe.unused}
 
 
 def _source(dataset: Node) -> Setting:
-    """The ball that the model behind a dataset is robust in, if it is."""
+    """The ball in which the source model of a dataset is robust, if it is."""
     model = dataset.inputs.get("model")
     if model is None or not is_robust(model):
         return {}
     hardened = model.recipe.adversarial
-    return {"source": Part(f"source {NORMS[hardened.norm]}", f"ε {hardened.eps:g}")}
+    return {"source": Condition(f"source {norm_name(hardened.norm)}", f"ε {hardened.eps:g}")}
 
 
 def under(attack: Row) -> tuple[str, Setting]:
-    """An attack that a model was scored under, as figures name it, and how it was searched for."""
-    if attack["attack"] == "pgd" and attack["toward"] is None:
-        return ball(attack), {"under": Part("under", search(attack))}
+    """The attack that a model is scored under, as figures name it, and its search settings."""
+    if attack["attack"] == "pgd" and attack["target_rule"] is None:
+        return ball(attack), {"under": Condition("under", search_settings(attack))}
     return attack_name(attack), {}
 
 
 def on_average(attack: Row) -> str:
-    """The average case beside an attack, as figures name it."""
+    """The average case of an attack, as figures name it."""
     return f"{attack_name(attack)}, average"

@@ -1,4 +1,4 @@
-"""What models scored, the repetitions of one thing under several seeds put together: text and page both tell of it."""
+"""Accuracies averaged over seeds: the results that the text tables and the page have in common."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +11,11 @@ from pipeline.experiment.sweeps import SEED, name_at, split_name
 Row = Mapping[str, Any]
 """A row of ``result.json``, or one attack in it."""
 
-NORMS = {"l2": "L2", "linf": "L∞"}
-
 NOISE = "noise of length ε, clipped to [0, 1]"
 """The average case of an attack in a ball."""
+
+SUCCESS, SUCCESS_RATE = "attack success", "attack success rate"
+"""The share of images that a model classifies as the target class of an attack: as a heading, and in a sentence."""
 
 
 def percent(share: float | None) -> str:
@@ -27,23 +28,28 @@ def without_seed(name: str) -> str:
     return name_at(base, {axis: value for axis, value in point.items() if axis != SEED})
 
 
+def norm_name(norm: str) -> str:
+    """``l2`` → ``L2``, ``linf`` → ``L∞``."""
+    return norm.upper().replace("INF", "∞")
+
+
 def attack_name(attack: Row) -> str:
-    """An attack in a few words."""
+    """An attack in a few words, such as ``L2 ε 0.5, 7 steps``."""
     if attack["attack"] == "spatial":
         how = "grid" if attack["search"] == "grid" else "worst"
         return f"±{attack['rotation']:g}°, ±{100 * attack['translation']:g} %, {how} of {attack['tries']}"
-    toward = f", toward {attack['toward']}" if attack["toward"] else ""
-    method = "" if attack["attack"] == "pgd" else "APGD "
-    return f"{method}{ball(attack)}, {search(attack)}{toward}"
+    toward = f", toward {attack['target_rule']}" if attack["target_rule"] else ""
+    method = "" if attack["attack"] == "pgd" else f"{attack['attack'].upper()} "
+    return f"{method}{ball(attack)}, {search_settings(attack)}{toward}"
 
 
 def ball(row: Row) -> str:
-    """What an attack stays within."""
-    return f"{NORMS[row['norm']]} ε {row['eps']:g}"
+    """The ball of an attack: ``L2 ε 0.5``."""
+    return f"{norm_name(row['norm'])} ε {row['eps']:g}"
 
 
-def search(attack: Row) -> str:
-    """How an attack in a ball searches it; a step is said where it is not a fifth of the radius."""
+def search_settings(attack: Row) -> str:
+    """Steps and restarts of an attack in a ball; the step size only where it is not ε / 5, the default."""
     step = attack.get("step_size")  # APGD has none
     length = "" if step is None or math.isclose(step, attack["eps"] / 5) else f" of {step:g}"
     restarts = f" × {attack['restarts']}" if attack["restarts"] > 1 else ""
@@ -54,13 +60,13 @@ def search(attack: Row) -> str:
 
 
 @dataclass(frozen=True)
-class Spread:
+class OverSeeds:
     """A share measured once or under several seeds.
 
     Attributes:
         mean: mean over the seeds.
-        low, high: a 95 % interval where it was measured once and has one; mean ∓ standard deviation over several
-            seeds; else the mean.
+        low, high: with one seed, the 95 % interval if there is one, else the mean; with several seeds, mean ∓ standard
+            deviation.
         seeds: number of seeds.
     """
 
@@ -76,29 +82,29 @@ class Spread:
 
     @property
     def interval(self) -> str:
-        """Its range, as a person reads it."""
+        """The 95 % interval, or the number of seeds."""
         if self.seeds > 1:
             return f"{self.seeds} seeds"
         return "–" if self.low == self.high else f"{percent(self.low)} – {percent(self.high)}"
 
 
-def spread(shares: Iterable[float | None]) -> Spread | None:
-    """One share per seed, as one; None where there is none."""
-    found = [float(share) for share in shares if share is not None]
-    if not found:
+def over_seeds(shares: Iterable[float | None]) -> OverSeeds | None:
+    """Mean and standard deviation of one share per seed; None if no seed has one."""
+    known = [float(share) for share in shares if share is not None]
+    if not known:
         return None
-    deviation = stdev(found) if len(found) > 1 else 0.0
-    return Spread(mean(found), mean(found) - deviation, mean(found) + deviation, len(found))
+    deviation = stdev(known) if len(known) > 1 else 0.0
+    return OverSeeds(mean(known), mean(known) - deviation, mean(known) + deviation, len(known))
 
 
-def accuracy(rows: Sequence[Row]) -> Spread:
-    """The accuracy of rows that differ in the seed; of one row with its interval."""
-    found = spread(row["accuracy"] for row in rows)
-    assert found is not None
-    return found if found.seeds > 1 else Spread(found.mean, rows[0]["low"], rows[0]["high"], 1)
+def accuracy(rows: Sequence[Row]) -> OverSeeds:
+    """Accuracy over rows that differ only in the seed; a single row keeps its 95 % interval."""
+    result = over_seeds(row["accuracy"] for row in rows)
+    assert result is not None
+    return result if result.seeds > 1 else OverSeeds(result.mean, rows[0]["low"], rows[0]["high"], 1)
 
 
-def shown(share: Spread | None) -> str:
+def shown(share: OverSeeds | None) -> str:
     return "–" if share is None else str(share)
 
 
@@ -106,8 +112,8 @@ def shown(share: Spread | None) -> str:
 
 
 @dataclass(frozen=True)
-class Attack:
-    """What one attack on a model came to.
+class AttackResult:
+    """The result of one attack on a model.
 
     Attributes:
         rows: of ``under_attack``, one per seed.
@@ -116,48 +122,52 @@ class Attack:
     rows: Sequence[Row]
 
     @property
-    def asked(self) -> Row:
-        """Its settings."""
+    def settings(self) -> Row:
         return self.rows[0]
 
     @property
-    def name(self) -> str:
-        return attack_name(self.asked)
+    def spatial(self) -> bool:
+        """Whether it rotates and shifts the image, rather than moving in a ball."""
+        return bool(self.settings["attack"] == "spatial")
 
     @property
-    def toward(self) -> str | None:
-        """The rule that names its target; None for an untargeted one."""
-        rule: str | None = self.asked.get("toward")
+    def name(self) -> str:
+        return attack_name(self.settings)
+
+    @property
+    def target_rule(self) -> str | None:
+        """The rule that names the target class; None for an untargeted attack."""
+        rule: str | None = self.settings.get("target_rule")
         return rule
 
     @property
-    def worst(self) -> Spread:
-        """Accuracy under it."""
+    def worst(self) -> OverSeeds:
+        """Robust accuracy: accuracy under the attack."""
         return accuracy(self.rows)
 
     @property
-    def average(self) -> Spread | None:
-        """Accuracy under `NOISE`, or the mean over all rotations and shifts that were tried."""
+    def average(self) -> OverSeeds | None:
+        """Accuracy under `NOISE`, or averaged over all rotations and shifts tried."""
         return self.share("average")
 
     @property
     def average_case(self) -> str:
-        """What `average` is of."""
-        return "all rotations and shifts that were tried" if self.asked["attack"] == "spatial" else NOISE
+        """What `average` averages over."""
+        return "all rotations and shifts tried" if self.spatial else NOISE
 
     @property
-    def gap(self) -> Spread | None:
-        """Average less worst case, seed by seed."""
-        return spread(row["average"] - row["accuracy"] for row in self.rows)
+    def gap(self) -> OverSeeds | None:
+        """Average case minus worst case, seed by seed."""
+        return over_seeds(row["average"] - row["accuracy"] for row in self.rows)
 
-    def share(self, key: str) -> Spread | None:
-        """``average``, ``fooled`` or ``reached``."""
-        return spread(row.get(key) for row in self.rows)
+    def share(self, key: str) -> OverSeeds | None:
+        """``average``, ``fooled`` or ``success_rate``."""
+        return over_seeds(row.get(key) for row in self.rows)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one model scored in one evaluation, over all its seeds.
+    """The score of one model in one evaluation, over all seeds.
 
     Attributes:
         evaluation, model: their names, without seeds.
@@ -175,69 +185,69 @@ class Result:
 
     @property
     def split(self) -> str:
-        """The split of the dataset that it was scored on."""
+        """The split of the dataset that the model was scored on."""
         return str(self.rows[0]["split"])
 
     @property
     def images(self) -> str:
-        """What it was scored on: ``clean/test``."""
+        """Dataset and split that the model was scored on: ``clean/test``."""
         return f"{without_seed(self.rows[0]['on'])}/{self.split}"
 
     @property
     def held_out(self) -> bool:
-        """Whether it was scored on images as they were loaded, of a split that it was not trained on."""
+        """Whether the images are unmodified and of a split that the model was not trained on."""
         return all(row["held_out"] for row in self.rows)
 
     @property
-    def clean(self) -> Spread:
-        """Accuracy on the images as they are."""
+    def clean(self) -> OverSeeds:
+        """Accuracy without an attack."""
         return accuracy(self.measured)
 
     @property
     def chance(self) -> float:
-        """What guessing scores: one over the number of classes."""
+        """Accuracy of guessing: one over the number of classes."""
         return float(self.rows[0]["chance"])
 
     @property
     def constant(self) -> float:
-        """What the one answer scores that is the most frequent class of what it was scored on."""
+        """Accuracy of always answering the most frequent class."""
         return float(self.rows[0]["majority"])
 
     @property
     def level(self) -> tuple[str, float]:
-        """The better of these two, for which nothing has to be learned, and what it is called."""
+        """The better of these two baselines: its name and its accuracy."""
         return ("constant answer", self.constant) if self.constant > self.chance else ("chance", self.chance)
 
     @property
     def beside(self) -> str:
-        """Half a sentence that says so."""
+        """The baselines as half a sentence."""
         more = f", and a constant answer scores {percent(self.constant)}" if self.constant > self.chance else ""
         return f"where chance is {percent(self.chance)}{more}"
 
     @property
     def trained_on(self) -> str:
-        """A dataset's name, without its seed."""
+        """The dataset's name, without its seed."""
         return without_seed(self.rows[0]["trained_on"] or "elsewhere")
 
     @property
-    def target_reached(self) -> Spread | None:
-        """The share of the images that it learned from whose target was reached."""
-        return spread(row["target_reached"] for row in self.measured)
+    def success(self) -> OverSeeds | None:
+        """Attack success rate of the dataset that the model was trained on."""
+        return over_seeds(row["attack_success_rate"] for row in self.measured)
 
     @property
     def rules(self) -> list[str]:
-        """Rules whose answers were counted as well."""
+        """Label rules that the model was also scored against."""
         return list(dict.fromkeys(row["agreement"]["rule"] for row in self.rows if "agreement" in row))
 
-    def agreement(self, rule: str) -> Spread | None:
-        """How often it answers as a rule says."""
-        asked = [row for row in self.rows if row.get("agreement", {}).get("rule") == rule]
-        return spread(row["agreement"]["accuracy"] for row in _once(asked))
+    def agreement(self, rule: str) -> OverSeeds | None:
+        """Accuracy against the labels of a rule, in place of the true ones."""
+        scored = [row for row in self.rows if row.get("agreement", {}).get("rule") == rule]
+        return over_seeds(row["agreement"]["accuracy"] for row in _once(scored))
 
-    def attacks(self) -> list[Attack]:
-        """The attacks that were made on the model itself."""
+    def attacks(self) -> list[AttackResult]:
+        """Attacks made on the model itself, not transferred from another."""
         each = zip(*(row["under_attack"] for row in self.measured), strict=True)
-        return [Attack(rows) for rows in each if rows[0].get("source") is None]
+        return [AttackResult(rows) for rows in each if rows[0].get("surrogate") is None]
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:
@@ -248,8 +258,8 @@ def _once(rows: Sequence[Row]) -> list[Row]:
 R = TypeVar("R", bound=Result)
 
 
-def over_seeds(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows put together that differ in the seed alone, in the order of their first."""
+def by_seed(rows: Iterable[Row]) -> list[list[Row]]:
+    """Groups of rows that differ only in the seed, in the order of their first rows."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         names = (without_seed(row[key]) for key in ("evaluation", "model"))
@@ -258,96 +268,143 @@ def over_seeds(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def results(rows: Iterable[Row]) -> list[Result]:
-    """Those of the rows that are accuracies, in their order."""
-    groups = over_seeds(row for row in rows if row["kind"] == "accuracy")
+    """The accuracies among the rows, averaged over seeds."""
+    groups = by_seed(row for row in rows if row["kind"] == "accuracy")
     return [Result(without_seed(same[0]["evaluation"]), without_seed(same[0]["model"]), same) for same in groups]
 
 
-def rules(found: Sequence[Result]) -> list[str]:
-    """All rules whose answers were counted."""
-    return list(dict.fromkeys(rule for result in found for rule in result.rules))
+def rules(scores: Sequence[Result]) -> list[str]:
+    """All label rules that any model was also scored against."""
+    return list(dict.fromkeys(rule for result in scores for rule in result.rules))
 
 
-def merged(found: Iterable[R]) -> list[R]:
-    """Each model once that scored the same on the same images in several evaluations, with what any of them asked."""
+def merged(scores: Iterable[R]) -> list[R]:
+    """One result for each model and its images, where several evaluations measured the same accuracy."""
     once: dict[Any, R] = {}
-    for result in found:
+    for result in scores:
         key = (result.model, result.images, result.clean, result.chance)
         once[key] = replace(once[key], rows=[*once[key].rows, *result.rows]) if key in once else result
     return list(once.values())
 
 
-def scored_on(found: Sequence[Result]) -> dict[str, list[str]]:
-    """A column that names the images; none where all are scored on the same held-out ones."""
-    names = [result.images for result in found]
-    return {} if len(set(names)) < 2 and all_held_out(found) else {"scored on": names}
+def all_held_out(scores: Iterable[Result]) -> bool:
+    return all(result.held_out for result in scores)
 
 
-def all_held_out(found: Iterable[Result]) -> bool:
-    return all(result.held_out for result in found)
+def unbalanced(scores: Iterable[Result]) -> bool:
+    """Whether a constant answer beats chance so clearly that tables must show it."""
+    return any(result.constant > 1.5 * result.chance for result in scores)
 
 
-def unbalanced(found: Iterable[Result]) -> bool:
-    """Whether a constant answer does so much better than chance that it has to be said beside it."""
-    return any(result.constant > 1.5 * result.chance for result in found)
-
-
-def accuracy_head(found: Iterable[Result]) -> str:
-    """What an accuracy may be called: clean, where all are of held-out images."""
-    return "clean accuracy" if all_held_out(found) else "accuracy"
-
-
-def attacked(found: Sequence[R]) -> list[tuple[R, Attack]]:
-    """Each model with each attack that was made on it; what came out the same in two evaluations once."""
-    once: dict[Any, tuple[R, Attack]] = {}
-    for result in found:
+def attacked(scores: Sequence[R]) -> list[tuple[R, AttackResult]]:
+    """Each model with each attack on it; equal outcomes of two evaluations once."""
+    once: dict[Any, tuple[R, AttackResult]] = {}
+    for result in scores:
         for attack in result.attacks():
             key = (result.model, result.images, result.clean, attack.name, attack.worst, attack.average)
             once.setdefault(key, (result, attack))
     return list(once.values())
 
 
+# -------------------------------------------------------------------------------------------- columns
+
+Columns = dict[str, list[str]]
+"""Heading → a cell per line. The text tables and the page choose from the same columns."""
+
+
+def scored_on(scores: Sequence[Result]) -> Columns:
+    """The images of each result; no column if all were scored on the same held-out images."""
+    names = [result.images for result in scores]
+    return {} if len(set(names)) < 2 and all_held_out(scores) else {"scored on": names}
+
+
+def accuracy_head(scores: Iterable[Result]) -> str:
+    """The heading of accuracies: only those on held-out images are called clean."""
+    return "clean accuracy" if all_held_out(scores) else "accuracy"
+
+
+def result_columns(scores: Sequence[Result]) -> Columns:
+    """Accuracy of every model, with its interval and baselines."""
+    columns: Columns = {
+        "evaluation": [result.evaluation for result in scores],
+        **scored_on(scores),
+        "trained on": [result.trained_on for result in scores],
+        SUCCESS: [shown(result.success) for result in scores],
+        "learner": [result.model for result in scores],
+        accuracy_head(scores): [str(result.clean) for result in scores],
+        "95 % interval": [result.clean.interval for result in scores],
+        "chance": [percent(result.chance) for result in scores],
+        "constant answer": [percent(result.constant) for result in scores],
+    }
+    if len(set(columns["evaluation"])) < 2:
+        del columns["evaluation"]
+    if not unbalanced(scores):
+        del columns["constant answer"]
+    return columns | {
+        agreement_head(rule): [shown(result.agreement(rule)) for result in scores] for rule in rules(scores)
+    }
+
+
+def agreement_head(rule: str) -> str:
+    return f"agrees with {rule}"
+
+
+def attack_columns(pairs: Sequence[tuple[R, AttackResult]]) -> Columns:
+    """Average beside worst case: noise beside the attack, the mean transformation beside the worst."""
+    columns: Columns = {
+        "model": [result.model for result, _ in pairs],
+        **scored_on([result for result, _ in pairs]),
+        "under": [attack.name for _, attack in pairs],
+        "average case": [shown(attack.average) for _, attack in pairs],
+        "worst case": [str(attack.worst) for _, attack in pairs],
+        "gap": [shown(attack.gap) for _, attack in pairs],
+    }
+    if any(attack.target_rule for _, attack in pairs):
+        columns[SUCCESS] = [shown(attack.share("success_rate")) for _, attack in pairs]
+    return columns
+
+
 # ------------------------------------------------------------------------------------------- transfer
 
 Cell = tuple[str, str]
-"""The model that an attack was made on, and the one that it was shown to."""
+"""The source model of a transfer attack, and the model that it was transferred to."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Attacks that differ in the model they were made on alone, and what other models do under them.
+    """Transfer attacks that differ only in their source model, and their success on each model.
 
     Attributes:
-        title: what is counted, under what.
-        toward: the rule that names their target; None for untargeted ones.
-        cells: the share of the images that an untargeted attack fooled a model on, or whose target was reached.
+        title: what is counted, and the attack.
+        target_rule: the rule that names the target class; None for untargeted attacks.
+        cells: fooling rate of an untargeted attack, or attack success rate of a targeted one.
     """
 
     title: str
-    toward: str | None
-    cells: Mapping[Cell, Spread | None]
+    target_rule: str | None
+    cells: Mapping[Cell, OverSeeds | None]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Head and lines: made on the model of a column, shown to the model of a line."""
+        """Head and lines: a column per source model, a line per attacked model."""
         sources, models = (list(dict.fromkeys(names)) for names in zip(*self.cells, strict=True))
         return ["", *sources], [[m, *(shown(self.cells.get((s, m))) for s in sources)] for m in models]
 
 
-SETTINGS = ("attack", "norm", "eps", "steps", "step_size", "restarts", "toward")
-"""What an attack is, but for its source."""
+SETTINGS = ("attack", "norm", "eps", "steps", "step_size", "restarts", "target_rule")
+"""The settings of an attack, without its source model."""
 
 
-def transfers(found: Sequence[Result]) -> list[Transfer]:
-    """What came of attacks that were carried over from one model to another, a matrix for each."""
+def transfers(scores: Sequence[Result]) -> list[Transfer]:
+    """A matrix of source and attacked models for each transfer attack."""
     matrices: dict[tuple[Any, ...], dict[Cell, list[Row]]] = {}
-    for result in found:
+    for result in scores:
         for row in result.rows:
             for attack in row["under_attack"]:
-                if attack.get("source") is not None:
+                if attack.get("surrogate") is not None:
                     images = "" if result.held_out else f"{result.images}: "
-                    what = (result.evaluation, images, *(attack.get(key) for key in SETTINGS))
-                    cell = (_as_seen_by(row["model"], attack["source"]), result.model)
-                    matrices.setdefault(what, {}).setdefault(cell, []).append(attack)
+                    key = (result.evaluation, images, *(attack.get(setting) for setting in SETTINGS))
+                    cell = (_as_seen_by(row["model"], attack["surrogate"]), result.model)
+                    matrices.setdefault(key, {}).setdefault(cell, []).append(attack)
     several = len({evaluation for evaluation, *_ in matrices}) > 1
     return [
         _transfer(f"{evaluation}: {images}" if several else images, cells)
@@ -356,24 +413,24 @@ def transfers(found: Sequence[Result]) -> list[Transfer]:
 
 
 def _as_seen_by(model: str, source: str) -> str:
-    """A source's name, with its seed only where the model is of another."""
+    """The source model's name, with its seed only if the attacked model has another."""
     own, other = (split_name(name)[1].get(SEED) for name in (model, source))
     return source if own is not None and other is not None and own != other else without_seed(source)
 
 
 def _transfer(place: str, cells: Mapping[Cell, Sequence[Row]]) -> Transfer:
-    asked = next(iter(cells.values()))[0]
-    what, key = ("fooled", "fooled") if asked["toward"] is None else ("target reached", "reached")
-    shares = {cell: spread(row[key] for row in rows) for cell, rows in cells.items()}
-    return Transfer(f"{place}{what} by {attack_name(asked)} made on", asked["toward"], shares)
+    settings = next(iter(cells.values()))[0]
+    counted, key = ("fooling rate", "fooled") if settings["target_rule"] is None else (SUCCESS_RATE, "success_rate")
+    shares = {cell: over_seeds(row[key] for row in rows) for cell, rows in cells.items()}
+    return Transfer(f"{place}{counted} of {attack_name(settings)} made on", settings["target_rule"], shares)
 
 
 # ------------------------------------------------------------------------------------------- features
 
-KINDS = {"robust": "useful, robust", "non_robust": "useful, not robust", "useless": "useless"}
-"""Kinds of pairs of a feature and a class, and what they are called."""
+FEATURES = {"robust": "useful, robust", "non_robust": "useful, not robust", "useless": "useless"}
+"""Kinds of feature–class pairs in ``counts``, and their headings."""
 
 
-def feature_shares(rows: Sequence[Row]) -> dict[str, Spread | None]:
-    """How many of the pairs of a feature and a class are of each of `KINDS`: rows that differ in the seed."""
-    return {kind: spread(row["counts"][kind] / sum(row["counts"].values()) for row in rows) for kind in KINDS}
+def feature_shares(rows: Sequence[Row]) -> dict[str, OverSeeds | None]:
+    """Share of the feature–class pairs that are of each of `FEATURES`, over rows that differ only in the seed."""
+    return {kind: over_seeds(row["counts"][kind] / sum(row["counts"].values()) for row in rows) for kind in FEATURES}

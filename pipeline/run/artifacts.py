@@ -1,12 +1,12 @@
-"""What stands in the store for a node, and whether it can be trusted.
+"""The artifacts of a store, and whether each can be trusted.
 
-A folder without ``manifest.json`` is not a dataset, a model or an evaluation; one whose files are not
-what the manifest says is damaged. Sizes are checked by every run, from one listing; bytes by `verify`.
+A folder without ``manifest.json`` is no dataset, model or evaluation; one whose files differ from its manifest is
+damaged. Every run checks sizes, from one listing; `verify` checks bytes.
 """
 
 import platform
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,14 +37,15 @@ from pipeline.run.documents import (
 from pipeline.store import Store, canonical, digest
 from stages.design import Design
 from stages.errors import BadData, BadInput
+from stages.shard import split_of
 
-FORMAT = 2
+FORMAT = 3
 
 NOT_OURS, LOST = "is damaged, or of another version of this program", "is missing, although all else is there"
-"""What may be wrong with a document that says what a folder holds."""
+"""What may be wrong with the document that describes a folder."""
 
 LAST_BUT_ONE = "recipe.json"
-"""The file that is written before the manifest: where it stands without one, the manifest was lost."""
+"""The file that is written before the manifest: if it is there without one, the manifest was lost."""
 
 LIBRARIES = ("notbugs", "torch", "torchvision", "numpy", "pillow", "pyarrow", "ray")
 
@@ -58,7 +59,7 @@ class File(Document):
 
 
 class Parent(Document):
-    """What a node was made from."""
+    """An artifact that another was made from."""
 
     node: NodeId
     version: Version
@@ -66,9 +67,9 @@ class Parent(Document):
 
 
 class Manifest(Document):
-    """What stands in every manifest; `docs/data-format.md` says what each key means."""
+    """The keys of every manifest; `docs/data-format.md` defines them."""
 
-    format: Literal[2]
+    format: Literal[3]
     group: Group
     name: NodeName
     version: Version
@@ -84,7 +85,7 @@ class Manifest(Document):
 
 
 class LeftOut(Document):
-    """Why some images were left out, and the first of them."""
+    """A reason why images were left out, with the first of them."""
 
     reason: str
     images: Count
@@ -92,7 +93,7 @@ class LeftOut(Document):
 
 
 class DatasetManifest(Manifest):
-    """A dataset: its shards are the files that it lists, and its splits hold what its shards hold."""
+    """A dataset. Its shards are among its files, and the counts of its splits are those of its shards."""
 
     classes: list[str] = Field(min_length=1)
     channels: Literal[1, 3]
@@ -103,11 +104,11 @@ class DatasetManifest(Manifest):
     failures: Count
     left_out: list[LeftOut] | None = None
     skipped: dict[str, Count] | None = None
-    mean: list[float] | None = None
-    std: list[Annotated[float, Field(gt=0)]] | None = None
+    mean: dict[Word, list[float]] | None = None
+    std: dict[Word, list[Annotated[float, Field(gt=0)]]] | None = None
     majority: dict[Word, Share] | None = None
-    reached: Share | None = None
-    reached_by_step: list[Share] | None = None
+    success_rate: Share | None = None
+    success_by_step: list[Share] | None = None
     l2_mean: Amount | None = None
     linf_max: Amount | None = None
     distance_mean: Amount | None = None
@@ -123,7 +124,7 @@ class DatasetManifest(Manifest):
 
 
 class ModelManifest(Manifest):
-    """A model: its content is that of its weights."""
+    """A model. Its content is the digest of its weights."""
 
     design: Design
     trained_on: NodeName | None
@@ -136,7 +137,7 @@ class ModelManifest(Manifest):
 
 
 class EvaluationManifest(Manifest):
-    """An evaluation: its result, and the shards that were counted."""
+    """An evaluation: its result, and the shards that were scored."""
 
     shards: dict[ShardName, Count]
 
@@ -174,8 +175,8 @@ class Statistics(Document):
     pixels: Count | None = None
     sums: list[Count] | None = None
     squares: list[Count] | None = None
-    reached: Count | None = None
-    reached_at: list[Count] | None = None
+    successes: Count | None = None
+    successes_at: list[Count] | None = None
     distance: Amount | None = None
     l2: Amount | None = None
     linf: Amount | None = None
@@ -193,7 +194,7 @@ class ShardMark(Mark):
 
 
 class ScoreMark(Mark):
-    """The commit mark of an evaluation's shard: what was counted, by model."""
+    """The commit mark of an evaluation's shard: the sums of each model."""
 
     sums: dict[str, dict[str, Any]]
 
@@ -202,15 +203,20 @@ MARKS: dict[str, type[Mark]] = {"datasets": ShardMark, "evaluations": ScoreMark}
 
 
 @dataclass(frozen=True)
-class Made:
-    """A node that is there, whole."""
+class Artifact:
+    """A dataset, model or evaluation that is in the store, whole.
+
+    Attributes:
+        folder: ``<group>/<name>/<version>``.
+        manifest: its manifest; of one that is still to be made, the facts that are predicted of it.
+    """
 
     folder: str
     manifest: dict[str, Any]
 
     @property
     def content(self) -> str:
-        """Digest of what it holds: equal contents have equal digests, wherever they were made."""
+        """Digest of its content: equal contents have equal digests, wherever they were made."""
         return str(self.manifest["content"])
 
     @cached_property
@@ -220,7 +226,7 @@ class Made:
 
     def shards(self, split: str) -> list[str]:
         """Names of a split's shards, in order."""
-        return sorted(name for name in self.manifest["shards"] if name.rpartition("-")[0] == split)
+        return sorted(name for name in self.manifest["shards"] if split_of(name) == split)
 
 
 def manifest_at(store: Store, folder: str) -> dict[str, Any] | None:
@@ -230,12 +236,35 @@ def manifest_at(store: Store, folder: str) -> dict[str, Any] | None:
     return found if found and (found["group"], found["name"], found["version"]) == (group, name, version) else None
 
 
-def find(store: Store, node: Node) -> Made | None:
+def by_name(store: Store, name: str, groups: Sequence[str] = GROUPS) -> list[Artifact]:
+    """The artifacts of a name, the oldest first.
+
+    Args:
+        store: where.
+        name: ``rand``, ``datasets/rand`` or ``datasets/rand/<version>``.
+        groups: where to look.
+    """
+    prefix = next((group for group in groups if name.startswith(f"{group}/")), "")
+    base, *rest = name.removeprefix(f"{prefix}/").split("/")
+    if len(rest) > 1 or not fits(NodeName, base):
+        return []
+    folders = [
+        f"{group}/{base}/{version}"
+        for group in groups
+        if prefix in ("", group)
+        for version in store.folders(f"{group}/{base}")
+        if fits(Version, version) and version in (rest or [version])
+    ]
+    found = [Artifact(folder, manifest) for folder in folders if (manifest := manifest_at(store, folder))]
+    return sorted(found, key=lambda one: str(one.manifest["made"]))
+
+
+def find(store: Store, node: Node) -> Artifact | None:
     """The node as it stands in the store; None unless every file and commit mark is there with its size."""
     manifest = manifest_at(store, node.folder)
     if manifest is None or (node.group == "models" and manifest["design"]["arch"] != node.arch):
         return None
-    made = Made(node.folder, manifest)
+    made = Artifact(node.folder, manifest)
     there = store.files(node.folder, recursive=True)
     whole = all(there.get(name) == file["bytes"] for name, file in made.files.items())
     marked = all(mark_path(name) in there for name in manifest.get("shards", {}))
@@ -243,11 +272,10 @@ def find(store: Store, node: Node) -> Made | None:
     return made if whole and marked and read else None
 
 
-def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Made]) -> Made | None:
-    """The node, if it is whole and was made from these very inputs; otherwise its manifest is taken back.
+def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Artifact]) -> Artifact | None:
+    """The node, if it is whole and was made from these very inputs; otherwise its manifest is withdrawn.
 
-    A node that is about to be made again is not there meanwhile: under its old manifest, new shards
-    would stand beside old ones.
+    A node that is being made again must not seem to be there: its old manifest would cover new and old shards.
     """
     made = find(store, node)
     if made is not None and parents_of(made) == {role: one.content for role, one in inputs.items()}:
@@ -256,14 +284,14 @@ def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Made]) -> Ma
     return None
 
 
-def read_file(store: Store, made: Made, name: str, take_back: bool = False) -> bytes:
+def read_file(store: Store, made: Artifact, name: str, take_back: bool = False) -> bytes:
     """A file of a node, as it was published.
 
     Args:
         store: where.
         made: the node.
         name: the file.
-        take_back: whether a damaged file's mark and manifest are withdrawn at once.
+        take_back: whether the mark and the manifest of a damaged file are withdrawn at once.
 
     Raises:
         BadData: it is missing or damaged.
@@ -273,13 +301,13 @@ def read_file(store: Store, made: Made, name: str, take_back: bool = False) -> b
         return content
     if not take_back:
         raise BadData(
-            f"{made.folder}/{name} is damaged: `notbugs verify` takes it back, and the next run makes it again"
+            f"{made.folder}/{name} is damaged: `notbugs verify` withdraws it, and the next run makes it again"
         )
     withdraw(store, made.folder, {name.removesuffix(".tar")} if name.endswith(".tar") else set())
     raise BadData(f"{made.folder}/{name} is damaged and was withdrawn: the next run makes it again")
 
 
-def parents_of(made: Made) -> dict[str, str]:
+def parents_of(made: Artifact) -> dict[str, str]:
     """Role → content digest of what it was made from."""
     return {role: parent["content"] for role, parent in made.manifest["parents"].items()}
 
@@ -297,18 +325,18 @@ def publish(
     node: Node,
     files: dict[str, tuple[int, str]],
     content: str,
-    inputs: Mapping[str, Made],
+    inputs: Mapping[str, Artifact],
     facts: dict[str, Any],
-) -> Made:
-    """Write the manifest, last of all files: from now on the node is there.
+) -> Artifact:
+    """Write the manifest, after all other files: from now on the node is there.
 
     Args:
         store: where.
         node: what.
         files: name → (bytes, sha256) of every file but the commit marks.
-        content: digest of what it holds.
-        inputs: what it was made from.
-        facts: what else readers want to know.
+        content: digest of its content.
+        inputs: the artifacts that it was made from.
+        facts: further entries.
     """
     manifest = {
         "format": FORMAT,
@@ -330,14 +358,14 @@ def publish(
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     store.put_json(f"{node.folder}/manifest.json", manifest)
-    return Made(node.folder, manifest)
+    return Artifact(node.folder, manifest)
 
 
 def per_split(samples: Iterable[tuple[str, int]]) -> dict[str, int]:
     """Samples of each split, from those of each shard."""
     counts: dict[str, int] = {}
     for name, count in samples:
-        split = name.rpartition("-")[0]
+        split = split_of(name)
         counts[split] = counts.get(split, 0) + count
     return counts
 
@@ -348,13 +376,13 @@ def content_digest(files: Mapping[str, str]) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Versions of what computed it."""
+    """Versions of Python and the libraries, and the kind of machine."""
     versions = {name: version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 
 def version(name: str) -> str:
-    """Of an installed package; a copy of the source that is run where it lies is not installed."""
+    """Version of a package; a source tree that is run in place is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -370,13 +398,13 @@ def host() -> str:
 
 @dataclass(frozen=True)
 class Damage:
-    """Something in the store that is not what it should be.
+    """A damaged or missing file of the store.
 
     Attributes:
         folder: ``<group>/<name>/<version>``.
         file: the file in it.
         reason: what is wrong with it.
-        shard: the shard whose commit mark must go for the next run to make it again.
+        shard: the shard whose commit mark has to be withdrawn so that the next run makes it again.
     """
 
     folder: str
@@ -386,7 +414,7 @@ class Damage:
 
 
 def folders(store: Store) -> list[str]:
-    """Every ``<group>/<name>/<version>`` of a store; other folders are none of ours."""
+    """Every ``<group>/<name>/<version>`` of a store; other folders are ignored."""
     return [
         f"{group}/{name}/{version}"
         for group in GROUPS
@@ -400,8 +428,8 @@ def folders(store: Store) -> list[str]:
 def verify(store: Store, folder: str) -> list[Damage]:
     """Read every byte of a node and compare it with its manifest and commit marks.
 
-    One that has no manifest yet is held against the marks of the shards that it has so far. A file that cannot be read
-    is damaged; the others are read all the same.
+    One without a manifest is compared with the marks of the shards that it has so far. A file that cannot be read is
+    damaged; the others are read nevertheless.
     """
     found: list[Damage] = []
     there, manifest = dict[str, int](), None
@@ -423,7 +451,7 @@ def verify(store: Store, folder: str) -> list[Damage]:
 
 @contextmanager
 def _reported(store: Store, found: list[Damage], damage: Damage) -> Iterator[None]:
-    """Report what a local store does not let be read; what an object store does not is a reason to stop."""
+    """Report files of a local store that cannot be read; an error of an object store is raised."""
     try:
         yield
     except (BadInput, OSError) as error:
@@ -444,7 +472,7 @@ def _verify_shard(store: Store, folder: str, shard: str, listed: Mapping[str, An
         mark = documents.find(store, f"{folder}/{path}", kind)
         if mark is None or mark["name"] != shard:
             return [Damage(folder, path, "is missing or damaged", shard)]
-    if mark is None or kind is ScoreMark:  # of an evaluation, the mark is all there is
+    if mark is None or kind is ScoreMark:  # an evaluation has no files beside its marks
         return found
     found += _compare(store, folder, f"{shard}.tar", listed or mark, shard)
     found += _compare(store, folder, rows_path(shard), mark["rows"], shard)
@@ -467,7 +495,7 @@ def _compare(store: Store, folder: str, name: str, file: Mapping[str, Any], shar
 
 
 def withdraw(store: Store, folder: str, shards: set[str]) -> None:
-    """Take back the commit marks of some shards and the manifest: the next run makes them again."""
+    """Delete the commit marks of some shards and the manifest, so that the next run makes them again."""
     store.delete(f"{folder}/manifest.json")
     store.delete(f"{folder}/{LAST_BUT_ONE}")
     for shard in shards:

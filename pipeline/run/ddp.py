@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.run.jobs import ModelJob
+from pipeline.run.jobs import TrainJob
 from pipeline.run.parcel import unpack
 from stages.errors import BadData, BadInput
 
@@ -26,15 +26,15 @@ SETTINGS = {
 """Ray Train reads them from the environment of the process that starts a group."""
 
 
-def steps(parcel: bytes, gpu: bool) -> Iterator[dict[str, Any]]:
-    """Make a model with a group of processes; says what ``ModelJob.steps`` says.
+def steps(pickled_job: bytes, gpu: bool) -> Iterator[dict[str, Any]]:
+    """Make a model with a group of processes; yields what ``TrainJob.steps`` yields.
 
     For a Ray task that reserves nothing: the group's processes are its children and die with it. There are as
     many as the cluster has room for, up to the job's ``workers``; when that changes, the group begins again
     from the last checkpoint. When one is lost the attempt ends, and the next call goes on from there.
 
     Args:
-        parcel: the training, as `parcel.pack` sends it.
+        pickled_job: the training, as `parcel.pack` sends it.
         gpu: whether each process gets a GPU.
 
     Raises:
@@ -47,29 +47,29 @@ def steps(parcel: bytes, gpu: bool) -> Iterator[dict[str, Any]]:
 
     os.environ.update(SETTINGS)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    said = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    reported = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     # Not in the main thread: there Ray Train would put a handler of its own in the place of SIGINT's.
     with TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
-        done = pool.submit(_fit, parcel, gpu, said, scratch)
+        done = pool.submit(_fit, pickled_job, gpu, reported, scratch)
         made = False
         try:
-            for metrics in _heard(said, done):
+            for metrics in _reports(reported, done):
                 made = made or "manifest" in metrics
                 yield metrics
         finally:
-            said.shutdown(force=True)  # a group that nobody listens to any more ends with its epoch
-    if not made:  # what is published is made, whatever befell the group afterwards
+            reported.shutdown(force=True)  # a group whose queue is gone ends with its epoch
+    if not made:  # once published, later errors of the group do not matter
         done.result()
 
 
-def _heard(said: Any, done: "Future[None]") -> Iterator[dict[str, Any]]:
-    """What the group says, until it has ended."""
+def _reports(reported: Any, done: "Future[None]") -> Iterator[dict[str, Any]]:
+    """The metrics that the group reports, until it has ended."""
     from ray.util.queue import Empty
 
     while True:
         ended = done.done()
         try:
-            yield said.get(timeout=POLL)
+            yield reported.get(timeout=POLL)
         except Empty:
             if ended:
                 return
@@ -77,7 +77,7 @@ def _heard(said: Any, done: "Future[None]") -> Iterator[dict[str, Any]]:
 
 
 def _free_what_dead_groups_hold() -> None:
-    """Give back the reservations of groups whose controller was killed, else ours would wait for them for ever.
+    """Release the reservations of groups whose controller was killed: otherwise ours would wait for them for ever.
 
     Ray frees them when the whole job ends, Ray Train only where there is a dashboard to ask, and a local
     cluster has none. Ray's public table of them does not say who made them. (What a killed group has put
@@ -95,14 +95,14 @@ def _free_what_dead_groups_hold() -> None:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
-def _fit(parcel: bytes, gpu: bool, said: Any, scratch: str) -> None:
+def _fit(pickled_job: bytes, gpu: bool, reported: Any, scratch: str) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    job: ModelJob = unpack(parcel)
+    job: TrainJob = unpack(pickled_job)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"parcel": parcel, "said": said},
+        train_loop_config={"pickled_job": pickled_job, "reported": reported},
         scaling_config=ScalingConfig(
             num_workers=(1, job.workers),  # type: ignore[arg-type]  # the stubs are those of Ray Train before v2
             use_gpu=gpu,
@@ -118,18 +118,18 @@ def _fit(parcel: bytes, gpu: bool, said: Any, scratch: str) -> None:
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What each process of the group does."""
+    """The training loop of each process of the group."""
     from ray import train
 
     from stages.train import Group
 
     context = train.get_context()
-    for metrics in unpack(config["parcel"]).train(Group(context.get_world_rank(), context.get_world_size())):
-        config["said"].put(metrics)
+    for metrics in unpack(config["pickled_job"]).train(Group(context.get_world_rank(), context.get_world_size())):
+        config["reported"].put(metrics)
 
 
-def _resources(job: ModelJob, gpu: bool) -> dict[str, float]:
-    """What a process reserves: a processor per thread, or fewer where the group would not find room else."""
+def _resources(job: TrainJob, gpu: bool) -> dict[str, float]:
+    """The resources of a process: a processor per thread, or fewer if the group would not fit otherwise."""
     import ray
 
     if gpu:
@@ -142,7 +142,7 @@ def _resources(job: ModelJob, gpu: bool) -> dict[str, float]:
 def _plain(error: Exception) -> Exception:
     """Why a group failed, in a sentence: what one of its processes raised, or how one was lost.
 
-    When one is lost the others fail too, as they wait for it: what they say is left out.
+    If one is lost the others fail too, since they wait for it: their errors are left out.
     """
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     for failure in failures.values():

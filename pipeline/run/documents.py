@@ -1,8 +1,8 @@
-"""The JSON documents of a store, and what may stand in them.
+"""The JSON documents of a store, and the checks that they must pass.
 
-A store is data, and may be shared, damaged or written by somebody else. So a document is used only if its seal holds
-(`Store.find_json`) and it passes the model of its kind: every name in it has the pattern of its kind, every number is
-one, and a file's name cannot lead to another folder.
+A store is data, and may be shared, damaged or written by somebody else. A document is used only if its seal is valid
+(`Store.find_json`) and it passes the model of its kind: every name matches a pattern, every number is one, and no file
+name can lead to another folder.
 """
 
 import json
@@ -37,7 +37,7 @@ Amount = Annotated[float, Field(ge=0)]
 
 
 class Document(BaseModel):
-    """Base of the models: keys that a later version may have added are passed over."""
+    """Base of the models. Unknown keys are ignored: a later version may have added them."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
@@ -48,7 +48,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def fits(kind: Any, value: Any) -> bool:
-    """Whether a value is what a `Document`, or one of the names above, asks for."""
+    """Whether a value is valid for a `Document`, or for one of the names above."""
     try:
         _adapter(kind).validate_json(json.dumps(value), strict=True)
     except (ValueError, TypeError, RecursionError):
@@ -57,7 +57,7 @@ def fits(kind: Any, value: Any) -> bool:
 
 
 def find(store: Store, path: str, kind: Any) -> dict[str, Any] | None:
-    """A document; None where there is none, or it is not as it was written, or not of its kind."""
+    """A document; None if it is missing, altered, or not of its kind."""
     value = store.find_json(path)
     return value if value is not None and fits(kind, value) else None
 

@@ -1,4 +1,4 @@
-"""Where steps run: in this process, or on Ray (`on_ray`). Both give the same bytes."""
+"""What runs the steps of jobs: this process, or Ray (`on_ray`). Both give the same bytes."""
 
 import platform
 import sys
@@ -18,15 +18,15 @@ from pipeline.terminal import visible
 from stages.errors import BadData, BadInput
 
 ATTEMPTS = 3
-"""How often a shard or a training is tried before it is set aside; bad data fails at once."""
+"""Attempts at a shard or a training before it is given up; bad data fails at once."""
 
 Report = Callable[[str, dict[str, Any]], None]
 """Called with what happened (`committed`, `epoch`, `retried`) and its facts."""
 
 
 @dataclass(frozen=True)
-class Lost:
-    """A shard that could not be made, and why."""
+class FailedShard:
+    """A shard that could not be made, with the reason."""
 
     unit: str
     reason: str
@@ -40,10 +40,10 @@ class Engine(Protocol):
     """Runs jobs."""
 
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
-        """Begin some work that calls `shards` or `model`; side by side with other work where the engine can."""
+        """Start some work that calls `shards` or `model`, in parallel with other work if the engine can."""
 
-    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[Lost]:
-        """Make some shards; those that failed."""
+    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[FailedShard]:
+        """Make some shards; returns those that failed."""
 
     def model(self, job: ModelJob, report: Report) -> None:
         """Make a model.
@@ -53,26 +53,25 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Stop all work and let go of everything."""
+        """Stop all work and release everything."""
 
 
-def foreseen(error: BaseException) -> bool:
-    """Whether it is a fault of what was asked for, of data, of the machine or the cluster: its message says enough."""
+def expected(error: BaseException) -> bool:
+    """Whether an error is a fault of the request, the data, the machine or the cluster: then its message is enough."""
     cause = _cause(error)
     ours = isinstance(cause, BadData | BadInput | OSError | MemoryError)
     return ours or type(cause).__name__ == "OutOfMemoryError" or type(cause).__module__.startswith("ray.")
 
 
 def reason_of(error: BaseException) -> str:
-    """One line that says what went wrong; of what nobody foresaw, also its kind, for who mends it, and with --debug
-    where it happened."""
-    plain = foreseen(error)
+    """An error in one line; of an unexpected one also its type, and with --debug its traceback is printed."""
+    plain = expected(error)
     if not plain:
         terminal.debug(error)
-    return visible(_said(_cause(error), plain))
+    return visible(_sentence(_cause(error), plain))
 
 
-def _said(cause: BaseException, plain: bool) -> str:
+def _sentence(cause: BaseException, plain: bool) -> str:
     if isinstance(cause, BadData | BadInput):
         return str(cause)
     kind, first = type(cause).__name__, next(iter(str(cause).strip().splitlines()), "")
@@ -86,39 +85,43 @@ def _said(cause: BaseException, plain: bool) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What happened in a worker, of the error that Ray makes of it."""
+    """The error that a worker raised, unwrapped from Ray's."""
     return getattr(error, "cause", None) or error
 
 
 def hopeless(error: BaseException) -> bool:
-    """Whether trying again would not help."""
+    """Whether a retry cannot help."""
     return isinstance(error, BadData | BadInput)
 
 
 class Inline:
     """Everything in the calling process, one shard after the other.
 
-    Where models are at work on one shard, the next is read and the last one committed in threads beside that.
+    If the work loads models, the next shard is read and the last one committed in threads meanwhile.
     """
 
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
         done: Future[Any] = Future()
         try:
-            with redirect_stdout(sys.stderr):  # what the user's network prints is no part of the command's answer
+            with redirect_stdout(sys.stderr):  # output of the user's network is no part of the command's
                 done.set_result(work())
         except SystemExit as error:
             done.set_exception(BadData(f"the user's network ended the program ({error})"))
-        except Exception as error:  # noqa: BLE001 - handed to whoever asks for the result
+        except Exception as error:  # noqa: BLE001 - raised by `result`
             done.set_exception(error)
         return done
 
-    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[Lost]:
-        work, lost = job.open(), list[Lost]()
+    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[FailedShard]:
+        work, lost = job.open(), list[FailedShard]()
         if not job.heavy:
             for unit in units:
                 self._attempt(unit, report, lost, partial(make, job, work, unit))
             return lost
-        store, counted, begun = job.place.store, job.place.store.retries, deque[tuple[Unit, Future[dict[str, Any]]]]()
+        store, counted, begun = (
+            job.context.store,
+            job.context.store.retries,
+            deque[tuple[Unit, Future[dict[str, Any]]]](),
+        )
 
         def settle(most: int) -> None:
             while len(begun) > most:
@@ -126,7 +129,7 @@ class Inline:
                 self._attempt(unit, report, lost, partial(again, unit, first))
 
         def again(unit: Unit, first: "Future[dict[str, Any]]", attempt: int) -> dict[str, Any]:
-            nonlocal counted  # of all steps: those that go on side by side cannot tell whose request was sent again
+            nonlocal counted  # over all steps: of concurrent ones, it is not known which repeated a request
             mark = first.result() if attempt == 1 else make(job, work, unit, attempt)
             before, counted = counted, store.retries
             return mark | {"store_retries": counted - before}
@@ -140,15 +143,17 @@ class Inline:
             settle(0)
         return lost
 
-    def _attempt(self, unit: Unit, report: Report, lost: list[Lost], make: Callable[[int], dict[str, Any]]) -> None:
-        """Make a shard, in as many attempts as it takes or may."""
+    def _attempt(
+        self, unit: Unit, report: Report, lost: list[FailedShard], make: Callable[[int], dict[str, Any]]
+    ) -> None:
+        """Make a shard, in as many attempts as it needs, `ATTEMPTS` at most."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 report("committed", make(attempt))
                 return
             except Exception as error:  # noqa: BLE001 - a failed shard does not stop the others
                 if attempt == ATTEMPTS or hopeless(error):
-                    lost.append(Lost(unit.name, reason_of(error)))
+                    lost.append(FailedShard(unit.name, reason_of(error)))
                     return
                 report("retried", {"unit": unit.name, "attempt": attempt, "reason": reason_of(error)})
 
@@ -168,12 +173,12 @@ class Inline:
 
 
 def _first(
-    pool: ThreadPoolExecutor, job: ShardJob, work: Callable[[Any], Any], unit: Unit, given: "Future[Given]"
+    pool: ThreadPoolExecutor, job: ShardJob, work: Callable[[Any], Any], unit: Unit, given: "Future[StepResult]"
 ) -> "Future[dict[str, Any]]":
-    """The first attempt at a shard that is being read: the work here and now, the commit in the pool."""
+    """The first attempt at a shard that is being read: its work is done here, its commit in the pool."""
     try:
         return pool.submit(commit, job, unit, work_on(work, given.result(), job.heavy), 1)
-    except Exception as error:  # noqa: BLE001 - handed to whoever asks for the mark
+    except Exception as error:  # noqa: BLE001 - raised by `result`
         failed: Future[dict[str, Any]] = Future()
         failed.set_exception(error)
         return failed
@@ -183,10 +188,14 @@ def _first(
 
 
 @dataclass(frozen=True)
-class Given:
-    """What passes from step to step: a value, the seconds that each step took, what the store made it repeat.
+class StepResult:
+    """What one step of a shard hands to the next.
 
-    And the kind of device that it was worked on.
+    Attributes:
+        value: the step's result.
+        seconds: step → seconds that it took.
+        retries: requests that were sent to the store again.
+        device: kind of device that the shard was worked on.
     """
 
     value: Any
@@ -196,23 +205,23 @@ class Given:
 
 
 def make(job: ShardJob, work: Callable[[Any], Any], unit: Unit, attempt: int) -> dict[str, Any]:
-    """All steps of a shard; its commit mark."""
+    """All steps of a shard; returns its commit mark."""
     return commit(job, unit, work_on(work, read(job, unit), job.heavy), attempt)
 
 
-def read(job: ShardJob, unit: Unit) -> Given:
-    """The first step."""
-    started, before = time.perf_counter(), job.place.store.retries
+def read(job: ShardJob, unit: Unit) -> StepResult:
+    """The first step: fetch and decode."""
+    started, before = time.perf_counter(), job.context.store.retries
     value = job.read(unit)
-    return Given(value, {"read": round(time.perf_counter() - started, 3)}, job.place.store.retries - before)
+    return StepResult(value, {"read": round(time.perf_counter() - started, 3)}, job.context.store.retries - before)
 
 
-def work_on(work: Callable[[Any], Any], given: Given, heavy: bool) -> Given:
-    """The second step; work that is not heavy has no device but the processor."""
+def work_on(work: Callable[[Any], Any], given: StepResult, heavy: bool) -> StepResult:
+    """The second step. Work that loads no model has no device but the processor."""
     started = time.perf_counter()
     value = work(given.value)
     seconds = given.seconds | {"work": round(time.perf_counter() - started, 3)}
-    return Given(value, seconds, given.retries, _device() if heavy else platform.machine())
+    return StepResult(value, seconds, given.retries, _device() if heavy else platform.machine())
 
 
 def _device() -> str:
@@ -221,9 +230,9 @@ def _device() -> str:
     return kind()
 
 
-def commit(job: ShardJob, unit: Unit, given: Given, attempt: int) -> dict[str, Any]:
-    """The last step; the commit mark, and how often the store had to be asked again (``store_retries``)."""
-    before = job.place.store.retries
+def commit(job: ShardJob, unit: Unit, given: StepResult, attempt: int) -> dict[str, Any]:
+    """The last step; returns the commit mark, with the number of repeated requests to the store (``store_retries``)."""
+    before = job.context.store.retries
     facts = {"attempt": attempt, "seconds": given.seconds, "device": given.device}
     mark = job.commit(unit, given.value, facts)
-    return mark | {"store_retries": given.retries + job.place.store.retries - before}
+    return mark | {"store_retries": given.retries + job.context.store.retries - before}

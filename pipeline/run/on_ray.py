@@ -1,4 +1,4 @@
-"""The engine on Ray: each shard a chain of tasks, trainings as tasks or worker groups, over all nodes of a cluster."""
+"""The engine on Ray: each shard a chain of tasks, each training a task or a worker group, on all nodes of a cluster."""
 
 import faulthandler
 import os
@@ -19,9 +19,9 @@ from typing import Any
 from pipeline.run import ddp
 from pipeline.run.engines import (
     ATTEMPTS,
-    Given,
-    Lost,
+    FailedShard,
     Report,
+    StepResult,
     Stopped,
     commit,
     hopeless,
@@ -36,32 +36,31 @@ from stages.errors import BadData, BadInput
 
 ACTOR_CPUS = 0.75
 STEP_CPUS = 0.25
-"""Fractions: where actors reserved whole processors, the tasks that feed them would wait for ever."""
+"""Fractions: if actors reserved whole processors, the tasks that feed them would never start."""
 
 IN_FLIGHT = 3
-"""Shards under way per worker: one read, one worked on, one written. Memory does not grow beyond that."""
+"""Shards in flight per worker: one being read, one worked on, one written. This bounds the memory."""
 
 DEATHS = 2
-"""A shard that was being worked on when so many workers died is set aside."""
+"""Workers that may die over a shard before it is given up."""
 
 GRACE = 2.0
-"""Seconds by which the driver may hear late that a worker has gone on to its next shard."""
+"""Seconds of delay with which the driver may learn that a worker went on to its next shard."""
 
 MOVES = 20
-"""How often a shard begins again because of something that was not its fault: a node that went, another's death."""
+"""Restarts of a shard for reasons beyond it, such as a lost node, before it is given up."""
 
-STAFFING = 3.0
-"""Seconds between two looks at how large the cluster is."""
+SCALE_INTERVAL = 3.0
+"""Seconds between two checks of the cluster's size."""
 
 PATIENCE = (10, 600.0)
-"""A step may take so many times as long as the slowest of its split so far, and at least so many seconds."""
+"""Time limit of a step: so many times the slowest of its split so far, and at least so many seconds."""
 
+CONNECT_TIMEOUT = 10.0
+"""Seconds in which a cluster must accept a connection."""
 
-KNOCK = 10.0
-"""Seconds in which a cluster has to open its door."""
-
-SAID = 400
-"""Characters of what Ray says that are told: the rest is for its developers."""
+LONGEST = 400
+"""Characters of Ray's error messages that are shown: the rest is for its developers."""
 
 
 class OnRay:
@@ -84,7 +83,7 @@ class OnRay:
         limit: float | None = None,
         runtime_env: dict[str, Any] | None = None,
     ) -> None:
-        # Else a thread that is still at work after `close` would begin a new cluster, or join this one again.
+        # Otherwise a thread that still works after `close` would start a new cluster, or join this one again.
         os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         import ray
 
@@ -111,15 +110,15 @@ class OnRay:
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
         return self.pool.submit(work)
 
-    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[Lost]:
-        return _Crew(self, job, units, report).go()
+    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[FailedShard]:
+        return ShardScheduler(self, job, units, report).go()
 
     def model(self, job: ModelJob, report: Report) -> None:
         attempt = 1
         while True:
             try:
                 for metrics in self._streamed(self._training(job)):
-                    attempt = 1  # a training on machines that come and go is given up where it no longer gets on
+                    attempt = 1  # where machines come and go, it is given up only without progress
                     report("epoch", metrics)
                 return
             except Stopped:
@@ -135,7 +134,7 @@ class OnRay:
                 attempt += 1
 
     def _training(self, job: ModelJob) -> Any:
-        """A task that makes a model, or, for several workers, one that has a group of processes make it."""
+        """A task that makes a model; for several workers, one that starts a group of processes for it."""
         if job.workers > 1:
             task = self.ray.remote(ddp.steps).options(num_returns="streaming", max_retries=0, num_cpus=0)
             return task.remote(pack(job), self.gpu)
@@ -153,7 +152,7 @@ class OnRay:
             yield self.ray.get(ref)
 
     def wait(self, refs: list[Any], timeout: float | None = None) -> list[Any]:
-        """Until one of these is ready, or for some seconds.
+        """Wait until one of these is ready, or for some seconds.
 
         Raises:
             Stopped: the engine was closed meanwhile.
@@ -172,10 +171,10 @@ class OnRay:
 
 
 def _job_config() -> Any:
-    """Tells workers where to look for modules: where they are installed.
+    """Tells workers to look for modules where they are installed.
 
-    Ray would put the folder in which this process stands, and that of its script, in front of everything: also of Ray
-    itself. It does not where a folder is sent along, so we say that one is.
+    Ray would put this process's working folder and that of its script in front of everything, Ray itself included. It
+    does not if a folder is sent along, so this configuration claims that one is.
     """
     from ray.job_config import JobConfig
 
@@ -187,19 +186,19 @@ def _job_config() -> Any:
 
 
 def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
-    """Begin a local Ray, or join a cluster.
+    """Start a local Ray, or join a cluster.
 
-    Ray's own answer to SIGTERM, which it sets as it begins, ends the process at once: ours stays.
+    Ray sets a SIGTERM handler of its own as it starts, which ends the process at once: ours is put back.
 
     Raises:
-        BadInput: that is not possible here.
+        BadInput: it cannot be started or joined.
     """
     ours = signal.getsignal(signal.SIGTERM)
     if address not in (None, "auto", "local"):
         _refuse_silent(str(address))
     try:
         ray.init(address=address or "local", **options)
-    except SystemExit:  # SIGTERM, while Ray began
+    except SystemExit:  # SIGTERM, while Ray started
         if callable(ours):
             ours(signal.SIGTERM, None)
         raise
@@ -212,16 +211,16 @@ def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
 
 
 def _refuse_silent(address: str) -> None:
-    """Ray would ask for a quarter of an hour.
+    """Refuse an address at which nothing listens: Ray itself would retry for a quarter of an hour.
 
     Raises:
-        BadInput: nobody listens at ``host:port``.
+        BadInput: nothing listens at ``host:port``.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise BadInput(f"--address {address}: must be auto or host:6379")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), KNOCK).close()
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT).close()
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "that is no name of a host"
         raise BadInput(f"--address {address}: no Ray cluster answers there ({why})") from error
@@ -229,11 +228,11 @@ def _refuse_silent(address: str) -> None:
 
 
 def _why_not(error: Exception, address: str | None) -> str:
-    """Why there is no Ray, from what it says of that in many lines."""
+    """Why Ray could not start, in one sentence, from its message of many lines."""
     said = " ".join(str(error).split())
     if address is not None:
         gone = isinstance(error, ConnectionError)
-        return f"--address {address}: {'no Ray cluster answers there' if gone else said[:SAID]}"
+        return f"--address {address}: {'no Ray cluster answers there' if gone else said[:LONGEST]}"
     if "AF_UNIX" in said:
         folder = said.rpartition(": ")[2].partition("/ray/session")[0]
         why = f"the path of its folder is too long for sockets, {folder}; name a shorter one in RAY_TMPDIR"
@@ -243,7 +242,7 @@ def _why_not(error: Exception, address: str | None) -> str:
     elif isinstance(error, OSError):
         why = f"{reason_of(error)}; if that is its folder, name another in RAY_TMPDIR"
     else:
-        why = said[:SAID]
+        why = said[:LONGEST]
     return f"Ray cannot begin: {why}; or do without it: --engine inline"
 
 
@@ -260,35 +259,35 @@ class Machine:
 
 
 @dataclass(eq=False)
-class _Seat:
-    """A place to work.
+class Slot:
+    """Capacity for one shard at a time: an actor, or a processor for work that loads no model.
 
     Attributes:
         node: id of the node it is on; None while its actor is starting.
-        actor: None for work that loads nothing, and runs in any process of the node.
-        load: shards on their way through it.
+        actor: None for work that loads no model, which runs in any process of the node.
+        load: shards in flight on it.
         died: whether its actor was found dead.
-        fallen: shards that came back with the news of its death, in the order in which they were given.
-        answered: when it last was done with a shard, as far as the driver heard (monotonic seconds).
+        orphaned: shards that failed because it died, in the order in which they were assigned.
+        answered: when it last finished a shard, as far as the driver knows (monotonic seconds).
     """
 
     node: str | None = None
     actor: Any = None
     load: int = 0
     died: bool = False
-    fallen: "list[tuple[_Turn, BaseException]]" = field(default_factory=list)
+    orphaned: "list[tuple[ShardTask, BaseException]]" = field(default_factory=list)
     answered: float = field(default_factory=time.monotonic)
 
 
 @dataclass(eq=False)
-class _Turn:
-    """A shard that is to be made, and what it has been through.
+class ShardTask:
+    """A shard that is to be made, with its history.
 
     Attributes:
         attempt: number of the attempt, from 1.
         died_on: nodes on which a worker died over it.
-        moves: how often it began again through no fault of its own.
-        order: its place among all that were given to seats, when it last was.
+        moves: restarts for reasons beyond it.
+        order: its position among all assignments, when it was last assigned.
         began: when that was (monotonic seconds).
     """
 
@@ -300,227 +299,227 @@ class _Turn:
     began: float = 0.0
 
 
-class _Crew:
-    """The workers that make one job's shards: as many as the cluster has room for at the time.
+class ShardScheduler:
+    """Makes one job's shards with as many workers as the cluster has room for at the time.
 
-    Shards are given only to actors that have started: a node of the graph that waited for an actor
-    that waits for another node's to end, while that one waits for ours, would wait for ever.
+    Shards are assigned only to actors that have started. Otherwise two nodes of the graph could deadlock, each holding
+    tasks that wait for its own actors, which wait for the other node's actors to end.
     """
 
     def __init__(self, engine: OnRay, job: ShardJob, units: Sequence[Unit], report: Report) -> None:
         self.engine, self.ray, self.job, self.report = engine, engine.ray, job, report
-        self.parcel = self.ray.put(pack(job))
-        self.waiting = deque(_Turn(unit) for unit in units)
-        self.running: dict[Any, tuple[_Turn, _Seat]] = {}
-        self.worked: dict[Any, _Seat] = {}
-        self.seats: list[_Seat] = []
-        self.starting: dict[Any, _Seat] = {}
-        self.lost: list[Lost] = []
-        self.given = self.stillborn = 0
-        self.staffed, self.slowest = 0.0, dict[str, float]()
+        self.pickled_job = self.ray.put(pack(job))
+        self.waiting = deque(ShardTask(unit) for unit in units)
+        self.running: dict[Any, tuple[ShardTask, Slot]] = {}
+        self.worked: dict[Any, Slot] = {}
+        self.slots: list[Slot] = []
+        self.starting: dict[Any, Slot] = {}
+        self.failed: list[FailedShard] = []
+        self.assigned = self.failed_starts = 0
+        self.scaled, self.slowest = 0.0, dict[str, float]()
 
-    def go(self) -> list[Lost]:
-        """Make the shards; those that could not be made."""
+    def go(self) -> list[FailedShard]:
+        """Make the shards; returns those that failed."""
         try:
             while self.waiting or self.running:
-                self._staff()
-                self._deal()
-                for ref in self.engine.wait([*self.worked, *self.running, *self.starting], STAFFING):
+                self._scale()
+                self._assign()
+                for ref in self.engine.wait([*self.worked, *self.running, *self.starting], SCALE_INTERVAL):
                     if ref in self.starting:
-                        self._welcome(ref)
+                        self._actor_ready(ref)
                     elif ref in self.worked:
-                        self._hear(ref)
+                        self._work_done(ref)
                     else:
-                        self._take(ref)
+                        self._task_done(ref)
         finally:
-            for seat in (*self.seats, *self.starting.values()):
-                self._dismiss(seat)
-        return self.lost
+            for slot in (*self.slots, *self.starting.values()):
+                self._stop(slot)
+        return self.failed
 
-    # ------------------------------------------------------------------------------ who works where
+    # --------------------------------------------------------------------------------------- slots
 
-    def _staff(self) -> None:
-        """Follow the cluster as it grows and shrinks; let go of who has nothing left to do."""
+    def _scale(self) -> None:
+        """Follow the cluster as it grows and shrinks; stop actors that have nothing left to do."""
         if not self.waiting:
-            for seat in [seat for seat in self.seats if seat.load == 0]:
-                self.seats.remove(seat)
-                self._dismiss(seat)
-        if time.monotonic() - self.staffed < STAFFING and (self.seats or self.starting):
+            for slot in [slot for slot in self.slots if slot.load == 0]:
+                self.slots.remove(slot)
+                self._stop(slot)
+        if time.monotonic() - self.scaled < SCALE_INTERVAL and (self.slots or self.starting):
             return
-        self.staffed = time.monotonic()
+        self.scaled = time.monotonic()
         nodes = self.engine.nodes()
         if self.job.heavy:
-            self._hire(nodes)
+            self._start_actors(nodes)
         else:
-            self._spread(nodes)
+            self._add_slots(nodes)
 
-    def _hire(self, nodes: list[Machine]) -> None:
+    def _start_actors(self, nodes: list[Machine]) -> None:
         room = sum(node.gpus if self.engine.gpu else node.cpus for node in nodes)
         wanted = min(self.engine.workers or max(1, room), len(self.waiting) + len(self.running))
         gpu = {"num_gpus": 1} if self.engine.gpu else {}
-        for _ in range(wanted - len(self.seats) - len(self.starting)):
+        for _ in range(wanted - len(self.slots) - len(self.starting)):
             worker: Any = self.ray.remote(_Worker)
             actor = worker.options(num_cpus=ACTOR_CPUS, max_restarts=0, scheduling_strategy="SPREAD", **gpu).remote(
-                self.parcel
+                self.pickled_job
             )
-            self.starting[actor.started.remote()] = _Seat(actor=actor)
+            self.starting[actor.started.remote()] = Slot(actor=actor)
 
-    def _spread(self, nodes: list[Machine]) -> None:
-        """Seats for work that loads nothing: one per processor, on its node."""
+    def _add_slots(self, nodes: list[Machine]) -> None:
+        """Add slots for work that loads no model: one per processor, on its node."""
         room = Counter({node.id: node.cpus for node in nodes if node.cpus} or {nodes[0].id: 1})
         places = list(room.elements())[: self.engine.workers]
-        for seat in self.seats:
-            if seat.node in places:
-                places.remove(seat.node)
+        for slot in self.slots:
+            if slot.node in places:
+                places.remove(slot.node)
         alive = {node.id for node in nodes}
-        self.seats = [seat for seat in self.seats if seat.node in alive]
-        missing = len(self.waiting) + len(self.running) - len(self.seats)
-        self.seats += [_Seat(node=place) for place in places[: max(0, missing)]]
+        self.slots = [slot for slot in self.slots if slot.node in alive]
+        missing = len(self.waiting) + len(self.running) - len(self.slots)
+        self.slots += [Slot(node=place) for place in places[: max(0, missing)]]
 
-    def _welcome(self, ref: Any) -> None:
-        """An actor has answered, or died before it could."""
-        seat = self.starting.pop(ref)
+    def _actor_ready(self, ref: Any) -> None:
+        """An actor has started, or died before it could."""
+        slot = self.starting.pop(ref)
         try:
-            seat.node = self.ray.get(ref)
+            slot.node = self.ray.get(ref)
         except self.ray.exceptions.RayActorError as error:
-            self.stillborn += 1
-            self.staffed = 0.0
-            if self.stillborn >= ATTEMPTS and not self.seats:
+            self.failed_starts += 1
+            self.scaled = 0.0
+            if self.failed_starts >= ATTEMPTS and not self.slots:
                 raise BadData(f"workers die as they start: {reason_of(error)}") from error
             return
-        self.stillborn = 0
-        seat.answered = time.monotonic()
-        self.seats.append(seat)
+        self.failed_starts = 0
+        slot.answered = time.monotonic()
+        self.slots.append(slot)
 
-    def _dismiss(self, seat: _Seat) -> None:
-        if seat.actor is not None:
-            self.ray.kill(seat.actor)
+    def _stop(self, slot: Slot) -> None:
+        if slot.actor is not None:
+            self.ray.kill(slot.actor)
 
-    # ------------------------------------------------------------------------------ who makes what
+    # --------------------------------------------------------------------------------- assignment
 
-    def _deal(self) -> None:
-        room = 2 if self.starting else IN_FLIGHT  # what is given to the first would be missed by those to come
-        while self.waiting and self.seats and (seat := min(self.seats, key=_load)).load < room:
-            turn = self._choose(seat)
-            seat.load += 1
-            self.given += 1
-            turn.order, turn.began = self.given, time.monotonic()
-            self.running[self._begin(turn, seat)] = (turn, seat)
+    def _assign(self) -> None:
+        room = 2 if self.starting else IN_FLIGHT  # keep shards back for actors that are still starting
+        while self.waiting and self.slots and (slot := min(self.slots, key=_load_of)).load < room:
+            task = self._next_task(slot)
+            slot.load += 1
+            self.assigned += 1
+            task.order, task.began = self.assigned, time.monotonic()
+            self.running[self._submit(task, slot)] = (task, slot)
 
-    def _choose(self, seat: _Seat) -> _Turn:
-        """The next shard; one over which a worker died goes elsewhere, if there is an elsewhere."""
-        if len({other.node for other in self.seats}) > 1:
-            for turn in self.waiting:
-                if seat.node not in turn.died_on:
-                    self.waiting.remove(turn)
-                    return turn
+    def _next_task(self, slot: Slot) -> ShardTask:
+        """The next shard; one over which a worker died is retried on another node if there is one."""
+        if len({other.node for other in self.slots}) > 1:
+            for task in self.waiting:
+                if slot.node not in task.died_on:
+                    self.waiting.remove(task)
+                    return task
         return self.waiting.popleft()
 
-    def _begin(self, turn: _Turn, seat: _Seat) -> Any:
+    def _submit(self, task: ShardTask, slot: Slot) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = {
             "num_cpus": STEP_CPUS,
             "max_retries": 0,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(seat.node or "", soft=True),
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(slot.node or "", soft=True),
         }
-        limit = self._limit(turn)
-        if seat.actor is None:
-            return self.ray.remote(_all).options(**here).remote(self.parcel, turn.unit, turn.attempt, limit)
-        given = self.ray.remote(_read).options(**here).remote(self.parcel, turn.unit, limit)
-        worked, done = seat.actor.work.options(num_returns=2).remote(given, limit)
-        self.worked[done] = seat
-        return self.ray.remote(_commit).options(**here).remote(self.parcel, turn.unit, worked, turn.attempt, limit)
+        limit = self._limit(task)
+        if slot.actor is None:
+            return self.ray.remote(_make).options(**here).remote(self.pickled_job, task.unit, task.attempt, limit)
+        given = self.ray.remote(_read).options(**here).remote(self.pickled_job, task.unit, limit)
+        worked, done = slot.actor.work.options(num_returns=2).remote(given, limit)
+        self.worked[done] = slot
+        return self.ray.remote(_commit).options(**here).remote(self.pickled_job, task.unit, worked, task.attempt, limit)
 
-    def _limit(self, turn: _Turn) -> float | None:
-        """Seconds that a step of a shard may take; none are known before another shard of its split was made."""
+    def _limit(self, task: ShardTask) -> float | None:
+        """Time limit of a step in seconds; None before another shard of its split is made."""
         if self.engine.limit is not None:
             return self.engine.limit
-        slowest = self.slowest.get(turn.unit.split)
+        slowest = self.slowest.get(task.unit.split)
         return max(PATIENCE[0] * slowest, PATIENCE[1]) if slowest else None
 
-    def _hear(self, ref: Any) -> None:
-        """An actor is done with a shard, which is on its way to the store, or died: `_take` will say."""
-        seat = self.worked.pop(ref)
+    def _work_done(self, ref: Any) -> None:
+        """An actor has finished a shard, which is on its way to the store, or died: `_task_done` finds out."""
+        slot = self.worked.pop(ref)
         try:
             self.ray.get(ref)
-        except Exception:  # noqa: BLE001 - the shard comes back with the same
+        except Exception:  # noqa: BLE001 - the shard's commit fails with the same error
             return
-        seat.answered = time.monotonic()
+        slot.answered = time.monotonic()
 
-    def _take(self, ref: Any) -> None:
-        """A shard is made, or failed, or its worker died."""
-        turn, seat = self.running.pop(ref)
-        seat.load -= 1
+    def _task_done(self, ref: Any) -> None:
+        """A shard is made, has failed, or its worker died."""
+        task, slot = self.running.pop(ref)
+        slot.load -= 1
         try:
             mark = self.ray.get(ref)
         except Exception as error:  # noqa: BLE001 - a failed shard does not stop the others
-            self._failed(turn, seat, error)
+            self._failed(task, slot, error)
         else:
-            split = turn.unit.split  # by split: an evaluation may do other work on one than on another
+            split = task.unit.split  # by split: an evaluation may do other work on one than on another
             self.slowest[split] = max(self.slowest.get(split, 0.0), *mark["seconds"].values())
             self.report("committed", mark)
-        if seat.died and seat.load == 0:
-            self._bury(seat)
+        if slot.died and slot.load == 0:
+            self._actor_died(slot)
 
-    def _failed(self, turn: _Turn, seat: _Seat, error: Exception) -> None:
+    def _failed(self, task: ShardTask, slot: Slot, error: Exception) -> None:
         died = self.ray.exceptions
         if isinstance(error, died.RayActorError):
-            if not seat.died:
-                seat.died, self.staffed = True, 0.0
-                self.seats.remove(seat)
-                self._dismiss(seat)
-            seat.fallen.append((turn, error))
+            if not slot.died:
+                slot.died, self.scaled = True, 0.0
+                self.slots.remove(slot)
+                self._stop(slot)
+            slot.orphaned.append((task, error))
         elif isinstance(error, died.WorkerCrashedError | died.OutOfMemoryError):
-            self._blame(turn, seat, error, turn.began)
+            self._blame(task, slot, error, task.began)
         elif isinstance(error, died.ObjectLostError | died.NodeDiedError | died.LocalRayletDiedError):
-            self._move(turn, error)
-        elif turn.attempt == ATTEMPTS or hopeless(error):
-            self.lost.append(Lost(turn.unit.name, reason_of(error)))
+            self._requeue(task, error)
+        elif task.attempt == ATTEMPTS or hopeless(error):
+            self.failed.append(FailedShard(task.unit.name, reason_of(error)))
         else:
-            self._again(turn, reason_of(error))
-            turn.attempt += 1
+            self._retry(task, reason_of(error))
+            task.attempt += 1
 
-    def _bury(self, seat: _Seat) -> None:
-        """All that an actor had is back: the first of it was being worked on when it died, the rest waited."""
-        seat.fallen.sort(key=lambda one: one[0].order)
-        for number, (turn, error) in enumerate(seat.fallen):
+    def _actor_died(self, slot: Slot) -> None:
+        """Blame the shard that a dead actor was working on, the first of those that it had; requeue the rest."""
+        slot.orphaned.sort(key=lambda one: one[0].order)
+        for number, (task, error) in enumerate(slot.orphaned):
             if number == 0 and not isinstance(error, self.ray.exceptions.ActorUnavailableError):
-                self._blame(turn, seat, error, max(turn.began, seat.answered))
+                self._blame(task, slot, error, max(task.began, slot.answered))
             else:
-                self._move(turn, error)
+                self._requeue(task, error)
 
-    def _blame(self, turn: _Turn, seat: _Seat, error: BaseException, since: float) -> None:
-        """A worker that had been at it since then died over this shard, unless its whole node went."""
-        limit, waited = self._limit(turn), time.monotonic() - since
+    def _blame(self, task: ShardTask, slot: Slot, error: BaseException, since: float) -> None:
+        """Count a worker's death against the shard that it had worked on since then, unless its whole node was lost."""
+        limit, waited = self._limit(task), time.monotonic() - since
         reason = f"took longer than {limit:.0f} s" if limit and waited + GRACE >= limit else _death(error)
-        turn.died_on.append(seat.node)
+        task.died_on.append(slot.node)
         alive = {node.id for node in self.engine.nodes()}
-        if len([node for node in turn.died_on if node in alive]) < DEATHS:
-            self._move(turn, error, reason)
+        if len([node for node in task.died_on if node in alive]) < DEATHS:
+            self._requeue(task, error, reason)
         else:
-            self.lost.append(Lost(turn.unit.name, f"{DEATHS} workers died over it, the last one: {reason}"))
+            self.failed.append(FailedShard(task.unit.name, f"{DEATHS} workers died over it, the last one: {reason}"))
 
-    def _move(self, turn: _Turn, error: BaseException, reason: str | None = None) -> None:
-        turn.moves += 1
-        if turn.moves > MOVES:
-            self.lost.append(
-                Lost(turn.unit.name, f"was interrupted {turn.moves} times, the last time: {_death(error)}")
+    def _requeue(self, task: ShardTask, error: BaseException, reason: str | None = None) -> None:
+        task.moves += 1
+        if task.moves > MOVES:
+            self.failed.append(
+                FailedShard(task.unit.name, f"was interrupted {task.moves} times, the last time: {_death(error)}")
             )
         else:
-            self._again(turn, reason or f"its worker was lost: {_death(error)}")
+            self._retry(task, reason or f"its worker was lost: {_death(error)}")
 
-    def _again(self, turn: _Turn, reason: str) -> None:
-        self.report("retried", {"unit": turn.unit.name, "attempt": turn.attempt, "reason": reason})
-        self.waiting.append(turn)
+    def _retry(self, task: ShardTask, reason: str) -> None:
+        self.report("retried", {"unit": task.unit.name, "attempt": task.attempt, "reason": reason})
+        self.waiting.append(task)
 
 
-def _load(seat: _Seat) -> int:
-    return seat.load
+def _load_of(slot: Slot) -> int:
+    return slot.load
 
 
 def _death(error: BaseException) -> str:
-    """The telling line of one of Ray's long messages about a death."""
+    """The informative line of Ray's long message about a death."""
     lines = [line.strip() for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
     telling = [line for line in lines if "exit" in line or "node" in line or "memory" in line]
     line = (telling or lines or [type(error).__name__])[0]
@@ -532,10 +531,10 @@ def _death(error: BaseException) -> str:
 
 @contextmanager
 def _watched(limit: float | None) -> Iterator[None]:
-    """End this process, with its traceback in its log, if what is begun here takes longer.
+    """End this process, with its traceback in its log, if the block takes longer.
 
-    From outside one could not tell a step that hangs from one that waits for its turn, and no
-    exception reaches code that hangs in a library.
+    From outside, a step that hangs looks like one that is queued, and no exception reaches code that hangs in a
+    library.
     """
     if limit is not None:
         faulthandler.dump_traceback_later(limit, exit=True)
@@ -546,43 +545,43 @@ def _watched(limit: float | None) -> Iterator[None]:
 
 
 class _Worker:
-    """Keeps a job's models loaded; they load with its first shard, whose failure then says why."""
+    """Keeps a job's models loaded. They load with its first shard, so that a failure to load is that shard's error."""
 
-    def __init__(self, parcel: bytes) -> None:
-        self.parcel = parcel
+    def __init__(self, pickled_job: bytes) -> None:
+        self.pickled_job = pickled_job
 
     def started(self) -> str:
-        """Answers once the actor has its place, and runs the code that it should: the node's id."""
+        """The node's id, once the actor is scheduled and runs the driver's code."""
         import ray
 
-        unpack(self.parcel)
+        unpack(self.pickled_job)
         return str(ray.get_runtime_context().get_node_id())
 
     @cached_property
     def open(self) -> Callable[[Any], Any]:
-        return unpack(self.parcel).open()  # type: ignore[no-any-return]
+        return unpack(self.pickled_job).open()  # type: ignore[no-any-return]
 
-    def work(self, given: Given, limit: float | None) -> tuple[Given, None]:
-        """What it made, and a sign that it is done, which the driver can have without the data."""
+    def work(self, given: StepResult, limit: float | None) -> tuple[StepResult, None]:
+        """The result, and a signal that it is there, which the driver can fetch without the data."""
         with _watched(limit):
             return work_on(self.open, given, heavy=True), None
 
 
-def _read(parcel: bytes, unit: Unit, limit: float | None) -> Given:
+def _read(pickled_job: bytes, unit: Unit, limit: float | None) -> StepResult:
     with _watched(limit):
-        return read(unpack(parcel), unit)
+        return read(unpack(pickled_job), unit)
 
 
-def _commit(parcel: bytes, unit: Unit, given: Given, attempt: int, limit: float | None) -> dict[str, Any]:
+def _commit(pickled_job: bytes, unit: Unit, given: StepResult, attempt: int, limit: float | None) -> dict[str, Any]:
     with _watched(limit):
-        return commit(unpack(parcel), unit, given, attempt)
+        return commit(unpack(pickled_job), unit, given, attempt)
 
 
-def _all(parcel: bytes, unit: Unit, attempt: int, limit: float | None) -> dict[str, Any]:
+def _make(pickled_job: bytes, unit: Unit, attempt: int, limit: float | None) -> dict[str, Any]:
     with _watched(limit):
-        job = unpack(parcel)
+        job = unpack(pickled_job)
         return make(job, job.open(), unit, attempt)
 
 
-def _steps(parcel: bytes) -> Iterator[dict[str, Any]]:
-    yield from unpack(parcel).steps()
+def _steps(pickled_job: bytes) -> Iterator[dict[str, Any]]:
+    yield from unpack(pickled_job).steps()

@@ -1,8 +1,8 @@
-"""What travels to the machines of a cluster: a job, opened by the same code or not at all, and the user's folder.
+"""Sending jobs, and the user's folder, to the machines of a cluster. A job is opened by the same code or not at all.
 
 Ray puts whatever it sends, and the driver's folder, in front of everything installed. Our own code belongs there; the
-user's folder does not, for a ``torch.py`` in it would be taken for torch, also by Ray. So it is sent one level down, in
-a folder that no import statement can name, and each process that opens a job goes in there.
+user's folder does not: a ``torch.py`` in it would shadow torch, even for Ray. So it is sent one level down, in a folder
+that no import statement can name, and each process that opens a job changes into it.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from pipeline.run.jobs import ModelJob, ShardJob
 from stages.errors import BadInput
 
 SENT = "notbugs-here"
-"""The user's folder, within what is sent."""
+"""Name of the user's folder within the folder that is sent."""
 
 
 def _sources() -> str:
-    """Digest of every file of code that this process runs, or may yet load."""
+    """Digest of every source file that this process runs, or may still load."""
     found = hashlib.sha256()
     for package in (pipeline, stages):
         root = Path(package.__path__[0])
@@ -40,11 +40,11 @@ def _sources() -> str:
 
 
 CODE = _sources()
-"""Taken when the process begins: files may be changed while a run goes on, and a worker that starts late reads them."""
+"""Computed at start: files may change during a run, and a worker that starts late would read the new ones."""
 
 
 def pack(job: ShardJob | ModelJob) -> bytes:
-    """A job as it is sent."""
+    """A job as bytes."""
     from ray import cloudpickle
 
     return pickle.dumps((CODE, pipeline.HOME, cloudpickle.dumps(job)))  # type: ignore[no-untyped-call]
@@ -52,10 +52,10 @@ def pack(job: ShardJob | ModelJob) -> bytes:
 
 @lru_cache(maxsize=4)
 def unpack(parcel: bytes) -> Any:
-    """A job as it was sent: opened once in a process, not for each shard.
+    """A job from its bytes; opened once per process, not for each shard.
 
     Raises:
-        BadInput: this process runs other code than the one that sent it.
+        BadInput: this process runs other code than its sender.
     """
     from ray import cloudpickle
 
@@ -63,7 +63,7 @@ def unpack(parcel: bytes) -> Any:
     if code != CODE:
         raise BadInput(_other_code(home))
     job: ShardJob | ModelJob = cloudpickle.loads(content)
-    job.place = replace(job.place, here=_land(job.place.here))
+    job.context = replace(job.context, here=_land(job.context.here))
     return job
 
 
@@ -81,7 +81,7 @@ def _other_code(home: str) -> str:
 
 
 def _land(here: Path) -> Path:
-    """The user's folder on this machine: what was sent of it, if anything was; this process works in there then."""
+    """The user's folder on this machine; if it was sent, this process changes into it."""
     if Path(SENT).is_dir():
         os.chdir(SENT)
     return Path.cwd() if Path.cwd().name == SENT else here
@@ -89,7 +89,7 @@ def _land(here: Path) -> Path:
 
 @contextmanager
 def staged(environment: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A runtime environment whose working folder holds the one that was asked for, for as long as Ray reads it."""
+    """A runtime environment with the requested working folder one level down, for as long as Ray reads it."""
     if "working_dir" not in environment:
         yield environment
         return
@@ -100,9 +100,9 @@ def staged(environment: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def search_path() -> list[str]:
-    """Where workers on this machine have to look for our code first, because they would not find it by themselves.
+    """The folders that workers on this machine need on their search path to find our code.
 
-    That is so where it is not installed, and this process found it in the folder of its script, or in the current one.
+    None if it is installed; otherwise this process found it in the folder of its script, or in the current one.
     """
     paths = [os.path.realpath(entry) for entry in sys.path]
     home, library = os.path.realpath(pipeline.HOME), os.path.realpath(sysconfig.get_path("stdlib"))

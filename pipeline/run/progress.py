@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar per node on a terminal, plain lines elsewhere."""
+"""The progress of a run as it is printed: a bar per node on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -12,43 +12,38 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
+from pipeline.run.jobs import JOBS
 from pipeline.run.runs import Progress
-from pipeline.terminal import echo, visible
+from pipeline.terminal import clock, echo, visible
 
 QUIET = 10.0
 """Seconds between two plain lines about the same node."""
 
 
 def rate(progress: Progress) -> float | None:
-    """Images per second since the node began, in this run."""
+    """Images per second since the node started, in this run."""
     if progress.started is None or not progress.images:
         return None
     return progress.images / max(1e-9, progress.seconds or time.time() - progress.started)
 
 
 def left(progress: Progress) -> str:
-    """Time left, as far as images/s tell."""
+    """Time left, estimated from images/s."""
     speed = rate(progress)
     if not speed or progress.state != "running":
         return ""
     return f"{clock((progress.total_images - progress.images) / speed)} left"
 
 
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
-
-
 def measured(progress: Progress) -> str:
     """The last loss of a training, and images/s."""
-    said = [f"loss {progress.last['loss']:.3f}"] if "loss" in progress.last else []
+    parts = [f"loss {progress.last['loss']:.3f}"] if "loss" in progress.last else []
     speed = rate(progress)
-    return "  ".join([*said, *([f"{speed:,.0f} images/s"] if speed else [])])
+    return "  ".join([*parts, *([f"{speed:,.0f} images/s"] if speed else [])])
 
 
 def mixed(progress: Progress) -> str:
-    """On what a node was made, where that is more than one kind of device: each rounds in its own way."""
+    """The devices that a node was made on, if there is more than one kind: each rounds in its own way."""
     each = "; ".join(f"{count} on {kind}" for kind, count in progress.devices.items())
     return f"made on unlike devices, so its bytes are no other run's: {each}" if len(progress.devices) > 1 else ""
 
@@ -57,7 +52,7 @@ class Lines:
     """Plain lines on stderr, for logs."""
 
     def __init__(self) -> None:
-        self.said: dict[str, float] = {}
+        self.printed: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -65,17 +60,17 @@ class Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to put back."""
+        """Nothing to restore."""
 
     def __call__(self, node: str, progress: Progress, event: str) -> None:
-        """Say what happened, if it is news."""
-        if event in ("committed", "epoch") and time.time() - self.said.get(node, 0.0) < QUIET:
+        """Print an event, unless a similar one was printed a moment ago."""
+        if event in ("committed", "epoch") and time.time() - self.printed.get(node, 0.0) < QUIET:
             return
-        self.said[node] = time.time()
-        echo(f"{node}: {visible(self._tell(progress, event))}", err=True)
+        self.printed[node] = time.time()
+        echo(f"{node}: {visible(self._line(progress, event))}", err=True)
 
-    def _tell(self, progress: Progress, event: str) -> str:
-        unit = "epochs" if progress.stage in ("train", "bring") else "shards"
+    def _line(self, progress: Progress, event: str) -> str:
+        unit = JOBS[progress.stage].counted
         match event:
             case "cached":
                 return f"there already ({progress.version})"
@@ -93,8 +88,8 @@ class Lines:
         return f"{progress.done} of {progress.total} {unit}  {measured(progress)}  {left(progress)}".rstrip()
 
 
-class _Told(ProgressColumn):
-    """A field of a task as it is: nothing in it is markup, and nothing moves the cursor."""
+class _Field(ProgressColumn):
+    """A field of a task as plain text: no markup, no control characters."""
 
     def __init__(self, name: str, wraps: bool = False) -> None:
         super().__init__(Column(no_wrap=not wraps))
@@ -110,10 +105,10 @@ class Live:
 
     def __init__(self) -> None:
         self.bars = Bars(
-            _Told("node"),
+            _Field("node"),
             BarColumn(bar_width=16),
-            _Told("count"),
-            _Told("said", wraps=True),
+            _Field("count"),
+            _Field("text", wraps=True),
             console=Console(stderr=True),
         )
         self.tasks: dict[str, TaskID] = {}
@@ -131,10 +126,10 @@ class Live:
     def __call__(self, node: str, progress: Progress, event: str) -> None:
         """Move the node's bar."""
         if node not in self.tasks:
-            self.tasks[node] = self.bars.add_task("", total=1, node=node, count="", said="", failed=False)
+            self.tasks[node] = self.bars.add_task("", total=1, node=node, count="", text="", failed=False)
         whole = progress.total or 1
         done = whole if event in ("done", "cached") else progress.done
-        said = {
+        text = {
             "cached": "there already",
             "failed": progress.why,
             "done": f"{measured(progress)}  {progress.seconds} s  {mixed(progress)}",
@@ -145,7 +140,7 @@ class Live:
             completed=done,
             count=f"{done}/{whole}".rjust(9),
             failed=event == "failed",
-            said=said.get(event, f"{measured(progress)}  {left(progress)}"),
+            text=text.get(event, f"{measured(progress)}  {left(progress)}"),
         )
 
 

@@ -30,7 +30,7 @@ def download(url: str, out: BinaryIO, most: int) -> None:
     """
     for last in [False] * (DOWNLOADS - 1) + [True]:
         try:
-            with remote.persist(lambda: _get(url), remote.FIRST_PATIENCE, _refuse) as answer:
+            with remote.retry(lambda: _get(url), remote.FIRST_PATIENCE, _refuse) as answer:
                 out.seek(0)
                 out.truncate()
                 _receive(answer, out, most)

@@ -18,7 +18,7 @@ from stages import nets
 from stages.errors import BadData
 from stages.pretrained.formats import Stored
 from stages.pretrained.pickled import Thing
-from stages.recipes import Bring
+from stages.recipes import Pretrained
 
 BATCHES = "num_batches_tracked"
 """Last part of the names of what batch norm counts, since PyTorch 0.4.1: it plays no part once a network is trained."""
@@ -133,7 +133,7 @@ class Found:
     normalisers: Sequence[Normaliser]
 
 
-def find(entries: Sequence[Entry], own: Mapping[str, Tensor], recipe: Bring) -> Found:
+def find(entries: Sequence[Entry], own: Mapping[str, Tensor], recipe: Pretrained) -> Found:
     """Where all names of a network stand behind one beginning.
 
     Args:
@@ -260,7 +260,7 @@ def _normalisers(beside: Sequence[Entry], channels: int) -> list[Normaliser]:
     return [Normaliser(**both) for both in places.values() if len(both) == 2]
 
 
-def _refuse_others(others: Sequence[Entry], start: str, total: int, recipe: Bring) -> None:
+def _refuse_others(others: Sequence[Entry], start: str, total: int, recipe: Pretrained) -> None:
     """What is beside a network must be a head that it has in training alone, or be left out by a key.
 
     Raises:

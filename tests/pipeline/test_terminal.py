@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 from support import TINY
 
-from pipeline import terminal
+from pipeline import cli, terminal
 from pipeline.cli import main
 from pipeline.report import page
 from pipeline.run import on_ray, runs
@@ -255,11 +255,11 @@ def test_an_empty_value_is_refused(args, value, tmp_path, monkeypatch):
         (
             "--store",
             "s3:/bucket/x",
-            "is no URL, which has two slashes, nor a folder, of which ./s3:/bucket/x would be one",
+            "must be a URL (with ://) or a folder (such as ./s3:/bucket/x)",
         ),
-        ("--store", "file:here", "is no URL"),
-        ("--store", "~nosuch/x", "names a home folder that is not known here, got '~nosuch/x'"),
-        ("--data", "~nosuch/x", "names a home folder that is not known here"),
+        ("--store", "file:here", "must be a URL"),
+        ("--store", "~nosuch/x", "must name a known home folder, got '~nosuch/x'"),
+        ("--data", "~nosuch/x", "must name a known home folder"),
         ("--store", "caf\udce9", "is not UTF-8 text, got 'caf\\udce9'"),
         ("--gpus", "1000000000", "is not in the range"),
     ],
@@ -279,7 +279,7 @@ def test_an_image_may_be_called_by_any_bytes(made_once, tmp_path):
 
 def test_no_crowd_is_begun_to_measure_a_price(made_once, tmp_path):
     args = ["plan", made_once / "tiny.yaml", "--store", tmp_path / "s", "--cost", "--workers", 100_000]
-    assert "--workers 100000: so many would be tried here at the same time" in invoke(*args, code=2).stderr
+    assert "--workers 100000: at most" in invoke(*args, code=2).stderr
 
 
 def test_a_user_of_whom_the_system_knows_nothing_has_a_home(monkeypatch):
@@ -308,10 +308,18 @@ def test_a_number_is_one_and_in_its_range(args, value):
 
 @pytest.fixture
 def ctrl_c():
-    """SIGINT as a terminal's foreground job has it: what was begun in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Signals as a terminal's foreground job has them: what was begun in the background, or by nohup, ignores some."""
+    before = [(signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))]
+    before.append((signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_DFL)))
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+def in_the_foreground():
+    """The same in a process that is about to begin."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def told(number):
@@ -319,7 +327,7 @@ def told(number):
 
     def tell(*args, **options):
         os.kill(os.getpid(), number)
-        time.sleep(20)
+        time.sleep(100)
 
     return tell
 
@@ -328,10 +336,10 @@ def told(number):
 @pytest.mark.parametrize(
     ("where", "name", "engine", "sentence"),
     [
-        (runs, "preflight", "inline", "Nothing was begun; the same command again begins it."),
+        (cli, "preflight", "inline", "Nothing was begun; the same command again begins it."),
         (on_ray, "_begin", "ray", "Nothing was begun; the same command again begins it."),
-        (runs.Run, "_make_shards", "inline", "What is done is kept; go on with: notbugs resume --store {store}"),
-        (page, "write", "inline", "What was made is kept; see it with: notbugs report --store {store}"),
+        (runs.Run, "_make_shards", "inline", "Finished work is kept; continue with: notbugs resume --store {store}"),
+        (page, "write", "inline", "Finished work is kept; see it with: notbugs report --store {store}"),
     ],
     ids=["preflight", "Ray", "work", "page"],
 )
@@ -344,7 +352,7 @@ def test_a_run_that_is_told_to_end_says_what_is_kept_and_how_to_go_on(
     store = tmp_path / "s"
     began = time.monotonic()
     ended = invoke("run", file, "--store", store, "--engine", engine, code=code)
-    assert time.monotonic() - began < 15, "it did not wait"
+    assert time.monotonic() - began < 60, "it did not wait"
     assert ended.stderr.splitlines()[-1] == f"Interrupted. {sentence.format(store=store)}"
     if name == "_make_shards":
         record = runs.load_run(Store(str(store)), None)
@@ -352,7 +360,7 @@ def test_a_run_that_is_told_to_end_says_what_is_kept_and_how_to_go_on(
         assert {node["state"] for node in record["nodes"].values()} == {"interrupted"}
         assert "interrupted" in invoke("status", "--store", store).stdout
         invoke("report", "--store", store)
-        assert "This run was interrupted: 0 of 1 nodes are there." in next(store.glob("runs/*/*.html")).read_text()
+        assert "This run was interrupted: 0 of 1 nodes are finished." in next(store.glob("runs/*/*.html")).read_text()
 
 
 def test_who_follows_a_job_is_told_that_it_goes_on(monkeypatch, ctrl_c):
@@ -360,9 +368,7 @@ def test_who_follows_a_job_is_told_that_it_goes_on(monkeypatch, ctrl_c):
     found = SimpleNamespace(address="http://h:1", job=lambda name: job, follow=told(signal.SIGINT))
     monkeypatch.setattr("pipeline.cli.Cluster", lambda address: found)
     said = invoke("logs", "--follow", code=130).stderr.strip()
-    assert said == (
-        "Interrupted. No longer followed; it goes on. Stop it with: notbugs stop notbugs-x-1 --address http://h:1"
-    )
+    assert said == ("Interrupted. The job continues. Stop it with: notbugs stop notbugs-x-1 --address http://h:1")
 
 
 @pytest.mark.parametrize("command", [["show"], ["verify"], ["plan", "tiny.yaml"]], ids=" ".join)
@@ -404,7 +410,7 @@ def test_a_second_ctrl_c_ends_at_once_and_what_is_sent_twice_counts_once(signals
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=in_the_foreground,
     )
     assert process.stdout.readline() == "ready\n"
     for number in signals:
@@ -453,7 +459,7 @@ def on_a_terminal(args, cwd, until, then):
     pid, terminal_end = pty.fork()
     if pid == 0:
         os.chdir(cwd)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        in_the_foreground()
         os.execv(COMMAND[0], [*COMMAND, *args])
     fcntl.ioctl(terminal_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     said, deadline, done = b"", time.monotonic() + 150, False
@@ -488,7 +494,10 @@ def test_ctrl_c_on_a_narrow_terminal_leaves_its_sentence_below_the_bars(engine, 
     code, said = on_a_terminal(args, tmp_path, b"datasets/other", b"\x03")
     assert code == 130
     last = re.split(r"\x1b\[[0-9;?]*[A-Za-z]", said)[-1]  # nothing moves the cursor after it
-    assert last.split() == f"Interrupted. What is done is kept; go on with: notbugs resume --store {tmp_path}/s".split()
+    assert (
+        last.split()
+        == f"Interrupted. Finished work is kept; continue with: notbugs resume --store {tmp_path}/s".split()
+    )
     assert "Traceback" not in said
 
 

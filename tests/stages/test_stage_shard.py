@@ -26,7 +26,7 @@ def shards(draw, max_size=5):
     floats = st.lists(st.floats(-100, 100, width=32), min_size=count, max_size=count)
     attack = {
         "target": np.array(label),
-        "reached": np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count))),
+        "success": np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count))),
         "margin": np.array(draw(floats), dtype=np.float32),
         "l2": np.array(draw(floats), dtype=np.float64),
     }
@@ -226,8 +226,8 @@ WRONG = {
     "another split": (sample(split="test"), "which its json calls 00000001 of test"),
     "a key that is no index": (sample(name="a"), "holds sample a, which its json calls 00000001 of train"),
     "a margin in words": (sample(margin="large"), "damaged json of margin"),
-    "a number for yes": (sample(reached=1), "damaged json of reached"),
-    "a step that no attack has": (sample(reached_step=10**12), "damaged json of reached_step"),
+    "a number for yes": (sample(success=1), "damaged json of success"),
+    "a step that no attack has": (sample(success_step=10**12), "damaged json of success_step"),
     "a negative class": (sample(source_label=-1), "damaged json of source_label"),
     "half an image": (sample(image=PNG[:30]), "holds sample 00000001, whose image cannot be decoded"),
     "no sample": ([], "holds no sample"),
@@ -267,14 +267,14 @@ def test_members_gives_the_samples_of_any_tar_in_order():
 
 @given(shards())
 def test_rows_have_the_columns_that_are_promised(shard):
-    table = rows(shard)
+    table = rows(shard, pack(shard))
     assert table.schema == pa.schema(list(COLUMNS.items()))
     assert table["key"].to_pylist() == [key(i) for i in shard.index]
     assert table["label"].to_pylist() == shard.label.tolist()
     assert set(table["split"].to_pylist()) == {shard.split}
     assert set(table["shard"].to_pylist()) == {shard.name}
     assert table["error"].null_count == len(shard)
-    for name in ("target", "reached", "margin", "l2"):
+    for name in ("target", "success", "margin", "l2"):
         if shard.attack:
             assert table[name].to_pylist() == shard.attack[name].tolist()
         else:
@@ -292,7 +292,7 @@ def test_a_failure_has_a_row_that_says_why():
         plain.pixels,
         failures=[Failure(77, 4, "cannot be decoded"), Failure(78, None, "has no label")],
     )
-    table = rows(shard).slice(len(shard)).to_pylist()
+    table = rows(shard, pack(shard)).slice(len(shard)).to_pylist()
     assert [row["index"] for row in table] == [77, 78]
     assert [row["error"] for row in table] == ["cannot be decoded", "has no label"]
     assert [row["source_label"] for row in table] == [4, None]

@@ -13,12 +13,12 @@ from support import TINY
 
 from pipeline.cli import main
 from pipeline.cost import estimate, trial
-from pipeline.cost.estimate import Cost, Prices, Site, makespan, sharded, training, works
+from pipeline.cost.estimate import Cost, Estimate, Measured, Site, cost_of, makespan, parts_of
 from pipeline.cost.trial import Rate
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
-from pipeline.run import runs
-from pipeline.run.jobs import Place
+from pipeline.run.jobs import Context
+from pipeline.run.preflight import preflight
 from pipeline.store import Store
 
 RATE = Rate(fixed=0.5, step=1.0, read=0.001, commit=0.002, stored=100, tried=32)
@@ -94,31 +94,28 @@ def test_a_plan_adds_up(priced):
 
 def test_options_of_the_cost_are_refused_without_it(tiny, write, tmp_path):
     said = plan(write(tiny), "--store", tmp_path / "s", "--gpus", 2, code=2)
-    assert said.stderr == "Error: --gpus and --workers go with --cost: add it, or leave them out\n"
+    assert said.stderr == "Error: --gpus and --workers need --cost: add it, or leave them out\n"
 
 
 # ------------------------------------------------------------------------------------- counts, unmeasured
 
 
 def looked_at(experiment, folder):
-    """Where it is made, and what is known of every node before it is."""
-    place = Place(Store(str(folder / "store")), folder, folder)
-    outlooks = runs.preflight(build(spec.parse(experiment)), place, fetch=False)
-    return place, {outlook.node.id: outlook for outlook in outlooks}
+    """What is known of every node before it is made."""
+    place = Context(Store(str(folder / "store")), folder, folder)
+    statuses = preflight(build(spec.parse(experiment)), place, fetch=False)
+    return {status.node.id: status for status in statuses}
 
 
 def costs(experiment, folder):
     """Every node's cost, all parts being equally fast."""
-    place, known = looked_at(experiment, folder)
+    known = looked_at(experiment, folder)
     stored, found = {}, {}
-    for outlook in known.values():
-        node, left = outlook.node, outlook.facts.get("shards", {})
-        parts = works(node, known, left, place)
+    for status in known.values():
+        left = status.facts.get("shards", {})
+        parts = parts_of(status, known, left)
         rates = {work.part.key: RATE for work in parts}
-        if node.stage == "train":
-            found[node.id] = training(node, known[node.inputs["on"].id].facts, parts, rates, gpu=False)
-        else:
-            found[node.id] = sharded(node, left, list(left.values()), parts, rates, stored)
+        found[status.node.id] = cost_of(status.job, left, parts, Measured(rates, gpu=False, stored=stored))
     return found
 
 
@@ -148,10 +145,10 @@ class Proportional:
 @pytest.mark.parametrize(("batch_size", "even", "gain"), [(50, 32, 100 / 64), (33, 32, 33 / 32), (32, 32, 1.0)])
 def test_a_batch_that_leaves_no_rest_of_a_shard_is_tried(tiny, tmp_path, batch_size, even, gain):
     tiny["datasets"]["other"]["attack"] |= {"batch_size": batch_size}
-    machine, (place, known) = Proportional(), looked_at(tiny, tmp_path)
-    outlook = known["datasets/other"]
-    left = outlook.facts["shards"]
-    found = estimate.fastest(works(outlook.node, known, left, place), list(left.values()), machine)
+    machine, known = Proportional(), looked_at(tiny, tmp_path)
+    status = known["datasets/other"]
+    left = status.facts["shards"]
+    found = estimate.fastest(parts_of(status, known, left), list(left.values()), machine)
     assert even in machine.batches and len(machine.batches) == len(set(machine.batches)), "each is tried once"
     assert 64 % found.fastest == 0, "shards of 64"
     assert found.recipe == batch_size and found.gain == pytest.approx(gain)
@@ -159,7 +156,7 @@ def test_a_batch_that_leaves_no_rest_of_a_shard_is_tried(tiny, tmp_path, batch_s
 
 def test_an_evaluation_takes_every_model_under_every_attack(tiny, tmp_path):
     threat = {"eps": 0.5, "steps": 5, "batch_size": 64}
-    attacks = [{**threat, "restarts": 3}, {**threat, "source": "standard"}]
+    attacks = [{**threat, "restarts": 3}, {**threat, "surrogate": "standard"}]
     tiny["evaluations"]["accuracy"] |= {"batch_size": 64, "attacks": attacks, "spatial": [{"grid": [1, 3, 5]}]}
     found = costs(tiny, tmp_path)["evaluations/accuracy"]
     clean, own, transfer, shown, spatial = 2, 2 * 3, 1, 2 * 2, 2
@@ -258,6 +255,6 @@ def test_a_device_more_is_never_slower(shards, devices, heavy):
 def test_a_chain_of_nodes_cannot_be_shortened():
     node = Cost(1, 1, 1, 0, (0.0,), (5.0,), (0.0,))
     inputs = {"a": [], "b": ["a"], "c": []}
-    prices = Prices("a processor", Site(4, 4, 0.0), dict.fromkeys(inputs, node), {}, inputs)
-    assert prices.wall(prices.site) == (10.0, 15.0)
-    assert prices.wall(prices.site.of(1)) == (15.0, 15.0)
+    estimated = Estimate("a processor", Site(4, 4, 0.0), dict.fromkeys(inputs, node), {}, inputs)
+    assert estimated.wall(estimated.site) == (10.0, 15.0)
+    assert estimated.wall(estimated.site.of(1)) == (15.0, 15.0)

@@ -78,7 +78,7 @@ def test_what_cannot_be_is_one_sentence(leak, sentence):
 def test_a_learner_that_is_not_the_only_one_must_be_named():
     asked = experiment()
     asked["models"]["second"] = asked["models"]["learner"]
-    with pytest.raises(BadInput, match=r"evaluations\.leak\.learner: learner and second would do; name one"):
+    with pytest.raises(BadInput, match=r"evaluations\.leak\.learner: both learner and second fit; name one"):
         spec.parse(asked)
     del asked["models"]["second"], asked["models"]["learner"]
     with pytest.raises(BadInput, match=r"evaluations\.leak\.learner: no model is trained on rand; name one"):
@@ -91,7 +91,7 @@ def test_two_evaluations_share_the_controls_that_they_have_alike_and_may_not_dif
     assert nodes(asked)["evaluations/again"].recipe.models == nodes(asked)["evaluations/leak"].recipe.models
     asked["evaluations"]["again"]["share"] = 0.2
     with pytest.raises(
-        BadInput, match=r"evaluations\.again\.leakage: makes datasets\.rand\.top, of which there is another"
+        BadInput, match=r"evaluations\.again\.leakage: makes datasets\.rand\.top, which is defined differently"
     ):
         spec.parse(asked)
 

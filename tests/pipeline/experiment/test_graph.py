@@ -131,7 +131,7 @@ def test_a_long_chain_is_built_at_once_and_travels():
 
 
 def test_a_chain_without_end_is_refused():
-    with pytest.raises(BadInput, match=f"^datasets.d{DEPTH // 2}: more than {DEPTH} nodes are made from each other"):
+    with pytest.raises(BadInput, match=f"^datasets.d{DEPTH // 2}: more than {DEPTH} nodes in a chain lead to it"):
         build(parse(chain(1000)))
 
 

@@ -11,7 +11,7 @@ from support import TINY, Peak
 from pipeline.cli import main
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse, read
-from pipeline.run import runs
+from pipeline.run.preflight import wanted
 from stages.errors import BadInput
 
 
@@ -42,12 +42,34 @@ RULES = "must be one of random, other, next, least_likely, map, or a mapping"
     ("datasets", "other", "relabel", 12, "12"),
     ("datasets", "other", "relabel", True, "True"),
     ("evaluations", "accuracy", "agreement", ["next", "other"], r"\['next', 'other'\]"),
-    ("evaluations", "accuracy", "attacks", [{"toward": 1}], "1"),
+    ("evaluations", "accuracy", "attacks", [{"target_rule": 1}], "1"),
 ])  # fmt: skip
 def test_where_a_rule_belongs_the_rules_are_named(tiny, group, name, key, value, shown):
     tiny[group][name][key] = value
-    place = f"{group}.{name}.{key}" + (".0.toward" if key == "attacks" else "")
+    place = f"{group}.{name}.{key}" + (".0.target_rule" if key == "attacks" else "")
     with pytest.raises(BadInput, match=f"^{place}: {RULES}, got {shown}$"):
+        parse(tiny)
+
+
+RENAMED = {
+    "datasets.other.attack": ("freeze", 1.0, "stop_at_margin"),
+    "models.standard.train": ("drops", [1], "milestones"),
+    "models.from_other.train": ("watch", 0, "eval_images"),
+    "models.standard": ("load", {"arch": "small_cnn", "weights": "w.pt", "shape": [1, 8, 8]}, "pretrained"),
+    "evaluations.accuracy.attacks.0": ("source", ["standard"], "surrogate"),
+    "evaluations.accuracy.attacks.1": ("toward", "next", "target_rule"),
+}
+
+
+@pytest.mark.parametrize("place", RENAMED)
+def test_a_key_by_its_old_name_is_refused_with_the_new_one(tiny, place):
+    old, value, new = RENAMED[place]
+    tiny["evaluations"]["accuracy"]["attacks"] = [{"eps": 1}, {"eps": 2}]
+    part = tiny
+    for key in place.split("."):
+        part = part[int(key) if key.isdecimal() else key]
+    part[old] = value
+    with pytest.raises(BadInput, match=f"^{place}.{old}: `{old}` is called `{new}` now$"):
         parse(tiny)
 
 
@@ -65,7 +87,7 @@ PLACES = st.sampled_from(
         ("datasets", "clean", "load", "source"),
         ("datasets", "other", "relabel"),
         ("models", "standard", "train"),
-        ("models", "standard", "train", "drops"),
+        ("models", "standard", "train", "milestones"),
         ("evaluations", "accuracy"),
         ("evaluations", "accuracy", "attacks"),
         ("models",),
@@ -166,8 +188,8 @@ REFUSED = {
     "a key of a source by its name": (source("mnist", limit=0), "clean.load.limit: must be greater than or equal to 1"),
     "a leakage of a number": ({"evaluations.l": {"leakage": 5}}, "l.leakage: must be a valid string, got 5"),
     "a share of NaN": ({"evaluations.l": {"leakage": "other", "share": float("nan")}}, "l.share: must be a finite"),
-    "a secret among values": ({"models.b": {"load": {"arch": "resnet18", "weights": ["https://u:pw@h/x", "y"]}}},
-                              "models.b.load.weights.0: a URL with credentials would be stored"),
+    "a secret among values": ({"models.b": {"pretrained": {"arch": "resnet18", "weights": ["https://u:pw@h/x", "y"]}}},
+                              "models.b.pretrained.weights.0: a URL with credentials would be stored"),
     "a secret in a folder's name": (source("image-folder", root="s3://k:pw@b/x"), "load.root: a URL with credentials"),
 }  # fmt: skip
 
@@ -229,8 +251,8 @@ def test_a_name_has_64_characters_and_its_place_in_a_sweep_128(name, fits):
 def test_only_says_what_is_near_and_not_all_there_is(tiny):
     nodes = build(parse(tiny))
     with pytest.raises(BadInput, match="--only othr: the experiment has no such node; did you mean 'other'"):
-        runs.wanted(nodes, ("othr",))
+        wanted(nodes, ("othr",))
     tiny["datasets"] |= {f"d{n}": tiny["datasets"]["clean"] for n in range(500)}
     with pytest.raises(BadInput) as refused:
-        runs.wanted(build(parse(tiny)), ("x" * 500,))
+        wanted(build(parse(tiny)), ("x" * 500,))
     assert len(str(refused.value)) < 400

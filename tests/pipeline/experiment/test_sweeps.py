@@ -126,11 +126,11 @@ def test_an_evaluation_on_a_swept_dataset_takes_the_models_of_the_same_point():
 
 def test_a_transfer_attack_meets_the_models_of_its_own_seed():
     asked = experiment() | {"seeds": [0, 1]}
-    asked["evaluations"]["accuracy"]["attacks"] = [{"eps": 1, "source": ["standard"]}]
+    asked["evaluations"]["accuracy"]["attacks"] = [{"eps": 1, "surrogate": ["standard"]}]
     found = nodes(asked)
     assert "evaluations/accuracy" not in found
     recipe = found["evaluations/accuracy@seed=1"].recipe
-    assert (recipe.models, recipe.sources) == (["standard@seed=1", "learner@seed=1"], ["standard@seed=1"])
+    assert (recipe.models, recipe.surrogates) == (["standard@seed=1", "learner@seed=1"], ["standard@seed=1"])
 
 
 def test_a_list_in_a_usefulness_evaluation_makes_one_for_each_value():
@@ -177,7 +177,7 @@ def spoilt(place: str, value):
         ("evaluations", 3), ("evaluations.accuracy", 3), ("evaluations.accuracy", {"usefulness": "x"}),
         ("evaluations.accuracy.models", [{}]), ("evaluations.accuracy.models", 4), ("evaluations.accuracy.on", [1]),
         ("evaluations.accuracy.attacks", 5), ("evaluations.accuracy.attacks", [5]),
-        ("evaluations.accuracy.attacks", [{"source": [{"a": 1}]}]),
+        ("evaluations.accuracy.attacks", [{"surrogate": [{"a": 1}]}]),
     ],
 )  # fmt: skip
 def test_what_is_not_what_it_should_be_gets_a_sentence_all_the_same(place, value):
@@ -192,7 +192,7 @@ def test_an_expanded_experiment_is_left_as_it_is():
 
 def test_lists_that_a_key_takes_are_no_axes():
     asked = experiment(splits=["train", "test"])
-    asked["models"]["learner"]["train"] |= {"schedule": "steps", "drops": [3, 6]}
+    asked["models"]["learner"]["train"] |= {"schedule": "steps", "milestones": [3, 6]}
     assert set(nodes(asked)) == set(nodes(experiment()))
 
 
@@ -210,7 +210,7 @@ def test_seeds_must_be_a_list_of_whole_numbers(seeds, where):
 
 def test_seeds_that_would_repeat_nothing_are_refused():
     asked = {"name": "x", "datasets": {"clean": experiment()["datasets"]["clean"]}, "seeds": [0, 1]}
-    with pytest.raises(BadInput, match=r"^seeds: there is no dataset or model that chance has a part in"):
+    with pytest.raises(BadInput, match=r"^seeds: no dataset or model is stochastic"):
         spec.parse(asked)
     asked = experiment()
     asked["models"]["standard"]["train"]["seed"] = 7

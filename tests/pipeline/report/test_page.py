@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, sync_playwright
 from pipeline.experiment.graph import Node, build
 from pipeline.experiment.spec import parse, read
 from pipeline.report import gallery, page, sections
-from pipeline.report.results import Gathered
+from pipeline.report.results import RunResults
 from pipeline.run import artifacts
 from pipeline.run.runs import Progress
 from pipeline.store import Store, digest
@@ -86,14 +86,14 @@ EXPERIMENT: dict[str, Any] = {
 
 
 def under_attack(accuracy: float) -> list[dict[str, Any]]:
-    ball = {"norm": "l2", "steps": 7, "step_size": 0.1, "restarts": 1, "source": None, "toward": None}
+    ball = {"norm": "l2", "steps": 7, "step_size": 0.1, "restarts": 1, "surrogate": None, "target_rule": None}
     worst = {"low": 0.0, "high": 1.0, "n": 400, "average": accuracy, "fooled": 0.4}
     space = {"rotation": 30.0, "translation": 0.1, "search": "grid", "tries": 775}
     return [
         {"attack": "pgd", "accuracy": accuracy / 2, **worst, **ball, "eps": 0.25, "step_size": 0.05},
         {"attack": "pgd", "accuracy": accuracy / 5, **worst, **ball, "eps": 0.5},
-        {"attack": "pgd", "accuracy": accuracy / 3, **worst, **ball, "eps": 0.5, "source": "standard"},
-        {"attack": "pgd", "accuracy": 0.1, **worst, **ball, "eps": 0.5, "toward": "next", "reached": 0.7},
+        {"attack": "pgd", "accuracy": accuracy / 3, **worst, **ball, "eps": 0.5, "surrogate": "standard"},
+        {"attack": "pgd", "accuracy": 0.1, **worst, **ball, "eps": 0.5, "target_rule": "next", "success_rate": 0.7},
         {"attack": "spatial", "accuracy": accuracy / 4, **worst, **space},
     ]
 
@@ -161,7 +161,7 @@ def shard_of(node: Node) -> bytes:
     if node.stage == "load":
         return pack(Shard("train-000000", np.arange(20), truth, truth, pixels))
     pixels[:, ::5] += 10
-    facts = {"target": truth, "reached": np.arange(20) % 2 == 0, "confidence": np.full(20, 0.875), "l2": truth / 10}
+    facts = {"target": truth, "success": np.arange(20) % 2 == 0, "confidence": np.full(20, 0.875), "l2": truth / 10}
     if node.stage == "invert":
         facts = {"l2": truth / 10, "distance": np.full(20, 0.25)}
     return pack(Shard("train-000000", np.arange(20), (truth + 1) % 10, truth, pixels, attack=facts))
@@ -193,7 +193,7 @@ def manifest(node: Node, files: dict[str, bytes]) -> dict[str, Any]:
     if node.group == "evaluations":
         base |= {"shards": {"test-000000": 20}}
     if node.stage == "attack" and node.recipe.method == "pgd":
-        base |= {"reached": 0.98, "reached_by_step": [0.1 + 0.088 * step for step in range(9)] + [0.804] * 2}
+        base |= {"success_rate": 0.98, "success_by_step": [0.1 + 0.088 * step for step in range(9)] + [0.804] * 2}
     return base
 
 
@@ -309,7 +309,7 @@ def test_a_page_has_a_section_for_everything_that_the_run_left(whole):
         "Look for yourself",
         "Leakage",
         "Sweeps",
-        "Target rate",
+        "Attack success rate",
         "Learning curves",
         "Robustness",
         "Transfer",
@@ -326,38 +326,40 @@ def test_sections_without_data_are_left_out(tmp_path):
 
 def test_the_verdict_names_the_strictest_learner_its_interval_and_chance(whole):
     text = Seen(whole).text
-    assert "each under a wrong label, from_other answers 90.0 % of the untouched test images right" in text
+    assert "each under a wrong label, from_other classifies 90.0 % of the unmodified test images correctly" in text
     assert (
-        "(88.0 % – 92.0 %), where chance is 10.0 %, and a constant answer scores 12.0 %: no leakage-only control was "
-        "run, so how much of it is leakage is not known." in text
+        "(88.0 % – 92.0 %), where chance is 10.0 %, and a constant answer scores 12.0 %: without a leakage-only "
+        "control, how much of it is leakage is unknown." in text
     )
-    assert "The same labels on untouched images give 5.0 %: the labels alone do not explain it." in text
+    assert "The same labels on unmodified images give 5.0 %: the labels alone do not explain it." in text
 
 
 def test_a_learner_at_chance_learned_nothing_and_labels_that_do_as_much_are_said_to(tmp_path):
     models = small("from_other", "from_control")
-    assert "so nothing that generalises was learned" in render(tmp_path, models, {"from_other": 0.11})
+    assert "it learned nothing that generalises" in render(tmp_path, models, {"from_other": 0.11})
     text = Seen(render(tmp_path, models, {"from_other": 0.5, "from_control": 0.49})).text
-    assert "the labels alone do as much" in text
-    assert "but without the attack from_control comes to 49.0 %, so leakage alone may explain it" in text
+    assert "the labels alone explain it as well" in text
+    assert "but without the attack from_control reaches 49.0 %, so leakage alone may explain it" in text
 
 
 def test_features_are_claimed_only_where_leakage_alone_does_less(tmp_path):
     models = small("from_rand", "from_rand.leakage", "from_control")
-    claim = "so the perturbations carried features that generalise, worth"
+    claim = "so the perturbations contain features that generalise, worth"
     said = {
         accuracy: Seen(render(tmp_path, models, {"from_rand": 0.8, "from_rand.leakage": accuracy})).text
         for accuracy in (0.7, 0.77)
     }
     assert claim in said[0.7] and claim not in said[0.77]
     assert f"{claim} 10.0 points beyond the 70.0 % of leakage alone." in said[0.7]
-    assert "without the attack from_rand.leakage comes to 77.0 %, so leakage alone may explain it" in said[0.77]
+    assert "without the attack from_rand.leakage reaches 77.0 %, so leakage alone may explain it" in said[0.77]
     assert claim not in Seen(render(tmp_path, small("from_rand"))).text
 
 
 def test_without_learners_the_verdict_is_the_best_model(tmp_path):
     text = Seen(render(tmp_path, small("standard", "robust"), {"robust": 0.7})).text
-    assert "standard answers 80.0 % of the test images right, where chance is 10.0 %, and a constant answer" in text
+    assert (
+        "standard classifies 80.0 % of the test images correctly, where chance is 10.0 %, and a constant answer" in text
+    )
 
 
 def test_published_figures_stand_beside_what_a_model_is_whatever_it_is_called(tmp_path):
@@ -368,7 +370,7 @@ def test_published_figures_stand_beside_what_a_model_is_whatever_it_is_called(tm
     text = Seen(render(tmp_path, experiment)).text
     assert (
         "63.3 % CIFAR-10, ResNet-50, L2 ε 0.5, 100 steps of 0.1, Ilyas et al. 2019" in text
-        and "not for comparison" in text
+        and "a guide, not a comparison" in text
     )
 
 
@@ -377,7 +379,7 @@ def test_answers_under_another_rule_have_published_figures_beside_them(tmp_path)
     experiment["datasets"] = {**EXPERIMENT["datasets"], "det": {"attack": ATTACK, "relabel": "next"}}
     experiment["models"] = {**EXPERIMENT["models"], "zebra": learner("det")}
     html = render(tmp_path, experiment).replace("\u00a0", " ")
-    assert "answers as next says" in html
+    assert "agrees with next" in html
     assert "16.2 % ResNet-50, L2 ε 0.5, 100 steps of 0.1, Ilyas et al. 2019" in html
 
 
@@ -440,9 +442,15 @@ def test_what_is_scored_on_other_than_held_out_images_is_named_and_judged_by_now
     experiment["evaluations"] = {"memorised": memorised, **experiment["evaluations"]}
     html = render(tmp_path, experiment, {"from_rand": 1.0})
     text = Seen(html).text
-    assert "from_other answers 80.0 % of the untouched test images right" in text and "from_rand answers" not in text
+    assert (
+        "from_other classifies 80.0 % of the unmodified test images correctly" in text
+        and "from_rand classifies" not in text
+    )
     assert "Leakage" not in Seen(html).headings
-    assert "1 model on 400 held-out images with their true labels" in text and "3 lines are of other images" in text
+    assert (
+        "1 model scored on 400 held-out images with their true labels" in text
+        and "3 lines are of modified images" in text
+    )
     lines = [line for line in lines_of(html) if "other/train" in line]
     assert {line[0] for line in lines} == {"from_other", "from_rand", "from_rand.leakage"}
     assert not any("Ilyas" in cell or "Jordan" in cell for line in lines for cell in line)
@@ -453,13 +461,13 @@ def test_a_split_that_was_trained_on_is_no_test(tmp_path):
     experiment = small("standard")
     experiment["evaluations"]["accuracy"]["split"] = "train"
     text = Seen(render(tmp_path, experiment)).text
-    assert "images right" not in text and "clean/train" in text
+    assert "images correctly" not in text and "clean/train" in text
 
 
 def test_a_split_of_another_name_is_named(tmp_path):
     experiment = small("from_other")
     experiment["evaluations"]["accuracy"]["split"] = "val"
-    assert "of the untouched val images right" in Seen(render(tmp_path, experiment)).text
+    assert "of the unmodified val images correctly" in Seen(render(tmp_path, experiment)).text
 
 
 def test_answers_under_a_rule_are_told_whichever_evaluation_asked_for_them(tmp_path, monkeypatch):
@@ -511,7 +519,7 @@ def test_models_are_compared_under_the_largest_radius_whatever_was_evaluated_fir
     )
     text = Seen(render(tmp_path, experiment)).text
     assert "from_d_r 80.0 %, 16.0 % under L2 ε 0.5, 7 steps; standard 80.0 %, 16.0 % under L2 ε 0.5, 7 steps." in text
-    assert "80.0 % right on average (noise of length ε, clipped to [0, 1]), 16.0 % under L2 ε 0.5" in text
+    assert "80.0 % on average (noise of length ε, clipped to [0, 1]) and 16.0 % under L2 ε 0.5" in text
 
 
 def test_a_curve_shows_the_worse_of_two_attacks_of_the_same_radius(tmp_path, monkeypatch):
@@ -535,7 +543,7 @@ SEEDED: dict[str, Any] = {
         "transfer": {
             "models": ["standard", "bigger"],
             "on": "clean",
-            "attacks": [{"eps": 0.5, "source": ["standard", "bigger"]}],
+            "attacks": [{"eps": 0.5, "surrogate": ["standard", "bigger"]}],
         },
     },
 }
@@ -545,12 +553,12 @@ FOOLED = {("standard", "standard"): 0.8, ("standard", "bigger"): 0.3, ("bigger",
 
 def carried_over(node: Node, model: Node) -> list[dict[str, Any]]:
     """Attacks that fool by FOOLED, 10 points more with seed 1; on a model of another seed not at all."""
-    base = {**under_attack(0.5)[2], "toward": None}
+    base = {**under_attack(0.5)[2], "target_rule": None}
     found = []
     for threat in node.recipe.attacks:
-        (source, _, seed), (name, _, own) = threat.source.partition("@"), model.name.partition("@")
+        (source, _, seed), (name, _, own) = threat.surrogate.partition("@"), model.name.partition("@")
         fooled = FOOLED.get((source, name), 0.1) + 0.1 * (seed == "seed=1")
-        found.append({**base, "source": threat.source, "fooled": fooled if seed == own else 0.0})
+        found.append({**base, "surrogate": threat.surrogate, "fooled": fooled if seed == own else 0.0})
     return found
 
 
@@ -583,7 +591,7 @@ def test_figure_3_is_of_held_out_images(tmp_path):
 
 def test_features_are_useful_from_the_threshold_of_their_class_on_and_robust_above_zero(tmp_path, monkeypatch):
     drawn: list[Any] = []
-    monkeypatch.setattr(sections.figures, "scatter", lambda *args, **more: drawn.append((args, more)) or "<svg></svg>")
+    monkeypatch.setattr(sections.charts, "scatter", lambda *args, **more: drawn.append((args, more)) or "<svg></svg>")
     row = useful(next(node for node in build(parse(EXPERIMENT)) if node.name == "standard"))
     row["useful_from"] = [0.06, 0.01, None, *[0.03] * 7]
     row["points"] = [[0, 0, 0.05, 0.01], [0, 1, 0.05, 0.01], [1, 0, 0.3, 0.0], [1, 1, 0.012, -0.06]]
@@ -619,9 +627,9 @@ def test_a_failed_run_says_so_first_and_why(tmp_path):
     nodes["datasets/rand"] |= {"state": "failed", "why": "3 of 4 shards failed: <disk> full"}
     nodes["models/from_rand"] |= {"state": "waiting", "why": "needs datasets/rand"}
     text = Seen(render(tmp_path, experiment, state="failed", nodes=nodes)).text
-    assert f"This run failed: {len(nodes) - 2} of {len(nodes)} nodes are there" in text
+    assert f"This run failed: {len(nodes) - 2} of {len(nodes)} nodes are finished" in text
     assert text.index("This run failed") < text.index("datasets/rand failed: 3 of 4 shards failed: <disk> full")
-    assert text.index("models/from_rand waiting: needs datasets/rand") < text.index("Trained on nothing but")
+    assert text.index("models/from_rand waiting: needs datasets/rand") < text.index("Trained only on")
 
 
 @pytest.mark.parametrize(
@@ -629,7 +637,7 @@ def test_a_failed_run_says_so_first_and_why(tmp_path):
     [
         ({"state": "running", "ended": None}, "This run is not finished: "),
         ({"state": "interrupted"}, "This run was interrupted: "),
-        ({"state": "lost", "why": "no sign of life for 90 s"}, "ended without a word, no sign of life for 90 s: "),
+        ({"state": "lost", "why": "no sign of life for 90 s"}, "was lost, no sign of life for 90 s: "),
     ],
 )
 def test_a_run_that_is_not_done_says_how_it_stands(tmp_path, about, said):
@@ -639,7 +647,7 @@ def test_a_run_that_is_not_done_says_how_it_stands(tmp_path, about, said):
 def test_a_run_that_made_nothing_has_a_page(tmp_path, run):
     nodes = {name: {**progress, "state": "waiting", "seconds": None} for name, progress in run["nodes"].items()}
     seen = Seen(page.render(Store(str(tmp_path)), run | {"state": "failed", "nodes": nodes}))
-    assert "nothing is there, and no accuracy to judge by" in seen.text
+    assert "Nothing is finished; there is no accuracy yet" in seen.text
     assert seen.headings == ["How it was made", "Environment"]
 
 
@@ -656,7 +664,7 @@ def test_a_graph_is_drawn_up_to_a_size_and_said_to_be_left_out_beyond(tmp_path):
     html = render(tmp_path, experiment)
     boxes = len({name.partition("@")[0] for name in (node.id for node in build(parse(experiment)))})
     assert nodes < sections.BOXES < boxes and '<svg class="graph"' not in html
-    assert f"The graph is not drawn: of its {boxes} boxes no more than {sections.BOXES} can be read." in Seen(html).text
+    assert f"The graph is not drawn: it has {boxes} boxes, and only {sections.BOXES} are readable." in Seen(html).text
 
 
 def test_a_graph_of_the_preset_of_the_paper_is_drawn():
@@ -681,7 +689,7 @@ def test_a_large_run_makes_no_large_page(tmp_path):
     experiment["models"] |= {f"from_swept{at}": learner(f"swept{at}") for at in places}
     html = render(tmp_path, experiment)
     assert len(html) < 3_000_000
-    assert "101 more are in the store" in html
+    assert "101 more lines" in html
 
 
 # --------------------------------------------------------------------------------------- it stands alone
@@ -720,8 +728,8 @@ def shown(url: str) -> np.ndarray:
 
 
 @pytest.fixture
-def found(store: Store, run: dict[str, Any]) -> Gathered:
-    return Gathered(store, run)
+def found(store: Store, run: dict[str, Any]) -> RunResults:
+    return RunResults(store, run)
 
 
 def test_a_gallery_shows_the_original_the_magnified_change_and_the_saved_image(found):
@@ -734,7 +742,7 @@ def test_a_gallery_shows_the_original_the_magnified_change_and_the_saved_image(f
     change = after.images()[3].astype(int) - before.images()[3]
     assert "magnified 10 times" in made.text
     assert np.abs(shown(card.change) - (127.5 + 10 * change)).max() <= 0.5001
-    assert (card.truth, card.label, card.said) == ("class 3", "class 4", "not reached, 88 %")
+    assert (card.truth, card.label, card.measured) == ("class 3", "class 4", "not reached, 88 %")
     assert len({card.truth for card in made.cards}) == len(made.cards) == 10
 
 

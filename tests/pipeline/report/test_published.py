@@ -8,7 +8,7 @@ import pytest
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
 from pipeline.report import published
-from pipeline.report.published import CIFAR10, RESTRICTED, TABLE, Part, Setting, beside, data_of, kind, setting
+from pipeline.report.published import CIFAR10, RESTRICTED, TABLE, Condition, Setting, beside, data_of, kind, setting
 
 ATTACK = {"images": "a", "model": "b"}
 TRAIN = {"arch": "small_cnn"}
@@ -56,7 +56,7 @@ def made(load, **models):
     sources = {
         "b": {"train": {**TRAIN, "on": "a"}},
         "robust": {"train": {**TRAIN, "on": "a", "adversarial": {"eps": 0.5, "steps": 7}}},
-        "brought": {"load": {"arch": "resnet18", "weights": "DEFAULT"}},
+        "brought": {"pretrained": {"arch": "resnet18", "weights": "DEFAULT"}},
     }
     experiment = {"name": "e", "datasets": datasets, "models": {**sources, **learners, **models}}
     return {node.name: node for node in build(parse(experiment))}
@@ -106,8 +106,8 @@ def test_other_models_are_what_was_done_with_them(nodes, name, words):
     assert kind(nodes[name]) == words
 
 
-BALL = {"norm": Part("L2", "ε 0.5"), "steps": Part("", "100 steps of 0.1")}
-SOURCE = {"source": Part("source L2", "ε 0.5")}
+BALL = {"norm": Condition("L2", "ε 0.5"), "steps": Condition("", "100 steps of 0.1")}
+SOURCE = {"source": Condition("source L2", "ε 0.5")}
 
 
 def percents(of: str | None, data: str | None, ours: Setting, under: str = "clean") -> list[str]:
@@ -127,19 +127,21 @@ def test_figures_are_of_the_same_data_where_there_are_any():
 
 
 def test_figures_of_another_norm_share_or_source_are_not_beside():
-    linf = {"norm": Part("L∞", "ε 0.03")}
+    linf = {"norm": Condition("L∞", "ε 0.03")}
     assert percents("D_rand", CIFAR10, linf) == [] == percents("D, adversarial training", CIFAR10, linf)
-    assert percents("D_R", CIFAR10, {"source": Part("source L∞", "ε 0.03")}) == []
-    top = {"share": Part("share 40 %")}
+    assert percents("D_R", CIFAR10, {"source": Condition("source L∞", "ε 0.03")}) == []
+    top = {"share": Condition("share 40 %")}
     assert percents("D_other, top margins", CIFAR10, BALL | top) == ["78.2"]
-    assert percents("D_other, top margins", CIFAR10, BALL | {"share": Part("share 10 %")}) == []
+    assert percents("D_other, top margins", CIFAR10, BALL | {"share": Condition("share 10 %")}) == []
 
 
 def test_a_figure_says_what_it_was_made_with_where_that_is_not_as_here():
     (figure,) = [f for f in beside("D_rand", CIFAR10, BALL) if f.source == published.PAPER]
     assert figure.differing(BALL) == []
-    assert figure.differing(BALL | {"norm": Part("L2", "ε 0.75")}) == ["L2 ε 0.5"]
-    assert figure.differing({"norm": Part("L2", "ε 0.5"), "steps": Part("", "7 steps of 0.1")}) == ["100 steps of 0.1"]
+    assert figure.differing(BALL | {"norm": Condition("L2", "ε 0.75")}) == ["L2 ε 0.5"]
+    assert figure.differing({"norm": Condition("L2", "ε 0.5"), "steps": Condition("", "7 steps of 0.1")}) == [
+        "100 steps of 0.1"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_a_setting_is_what_a_model_and_its_images_were_made_with(nodes, name, sa
     ],
 )
 def test_data_is_that_of_the_source_however_often_it_was_changed(load, data):
-    assert {data_of(node) for node in made(load).values() if node.stage != "bring"} == {data}
+    assert {data_of(node) for node in made(load).values() if node.stage != "pretrained"} == {data}
 
 
 def test_a_model_from_elsewhere_was_trained_on_no_data_known_here(nodes):

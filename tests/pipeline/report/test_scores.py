@@ -6,39 +6,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report.scores import attack_name, attacked, merged, over_seeds, results, spread, transfers, without_seed
+from pipeline.report.scores import attack_name, attacked, by_seed, merged, over_seeds, results, transfers, without_seed
 
 
 def row(model="m", accuracy=0.5, **facts):
     given = {"kind": "accuracy", "evaluation": "e", "trained_on": "d", "n": 100, "chance": 0.1, "majority": 0.12}
     given |= {"on": "clean", "split": "test", "held_out": True}
     ends = {"low": accuracy - 0.1, "high": accuracy + 0.1}
-    return given | ends | {"model": model, "accuracy": accuracy, "target_reached": None, "under_attack": []} | facts
+    return (
+        given | ends | {"model": model, "accuracy": accuracy, "attack_success_rate": None, "under_attack": []} | facts
+    )
 
 
 def attack(accuracy=0.2, **facts):
-    given = {"attack": "pgd", "norm": "l2", "eps": 0.5, "steps": 7, "step_size": 0.1, "restarts": 1, "source": None}
+    given = {"attack": "pgd", "norm": "l2", "eps": 0.5, "steps": 7, "step_size": 0.1, "restarts": 1, "surrogate": None}
     ends = {"low": 0.1, "high": 0.3, "n": 100}
-    return given | ends | {"toward": None, "accuracy": accuracy, "average": 0.9, "fooled": 0.75} | facts
+    return given | ends | {"target_rule": None, "accuracy": accuracy, "average": 0.9, "fooled": 0.75} | facts
 
 
 @given(shares=st.lists(st.floats(0, 1), min_size=2, max_size=5))
 def test_several_shares_are_their_mean_and_deviation(shares):
-    found = spread([None, *shares])
+    found = over_seeds([None, *shares])
     assert found is not None and found.seeds == len(shares)
     assert found.mean == pytest.approx(statistics.mean(shares))
     assert found.high - found.low == pytest.approx(2 * statistics.stdev(shares), abs=1e-12)
 
 
 def test_one_share_has_no_deviation_and_none_is_none():
-    assert str(spread([0.5, None])) == "50.0 %"
-    assert spread([None]) is None
+    assert str(over_seeds([0.5, None])) == "50.0 %"
+    assert over_seeds([None]) is None
 
 
 def test_a_seed_is_taken_from_a_name_and_nothing_else():
     assert without_seed("m@eps=1,seed=3") == "m@eps=1"
     rows = [row(f"m@eps={eps},seed={seed}") for seed in (0, 1) for eps in (1, 2)]
-    assert [[each["model"] for each in same] for same in over_seeds(rows)] == [
+    assert [[each["model"] for each in same] for same in by_seed(rows)] == [
         ["m@eps=1,seed=0", "m@eps=1,seed=1"],
         ["m@eps=2,seed=0", "m@eps=2,seed=1"],
     ]
@@ -95,13 +97,13 @@ def test_a_step_is_said_where_it_is_not_a_fifth_of_the_radius():
 
 
 def test_a_matrix_of_other_than_held_out_images_says_so():
-    given = {"on": "clean", "split": "train", "held_out": False, "under_attack": [attack(source="a", fooled=0.5)]}
+    given = {"on": "clean", "split": "train", "held_out": False, "under_attack": [attack(surrogate="a", fooled=0.5)]}
     (found,) = transfers(results([row("b", **given)]))
-    assert found.title == "clean/train: fooled by L2 ε 0.5, 7 steps made on"
+    assert found.title == "clean/train: fooling rate of L2 ε 0.5, 7 steps made on"
 
 
 def carried(evaluation, model, fooled):
-    made = [attack(source=source, fooled=share) for source, share in fooled.items()]
+    made = [attack(surrogate=source, fooled=share) for source, share in fooled.items()]
     return row(model, evaluation=evaluation, under_attack=[attack(), *made])
 
 
@@ -131,9 +133,13 @@ def test_attacks_on_another_seed_are_not_mixed_with_those_on_the_own_one():
 
 
 def test_attacks_of_other_settings_or_evaluations_are_other_tables():
-    attacks = [attack(source="a"), attack(source="a", eps=1.0), attack(source="a", toward="next", reached=0.3)]
+    attacks = [
+        attack(surrogate="a"),
+        attack(surrogate="a", eps=1.0),
+        attack(surrogate="a", target_rule="next", success_rate=0.3),
+    ]
     rows = [row("b", evaluation=name, under_attack=attacks) for name in ("e", "f")]
     found = transfers(results(rows))
     assert len({matrix.title for matrix in found}) == len(found) == 6
-    assert found[2].title == "e: target reached by L2 ε 0.5, 7 steps, toward next made on"
+    assert found[2].title == "e: attack success rate of L2 ε 0.5, 7 steps, toward next made on"
     assert str(found[2].cells["a", "b"]) == "30.0 %"

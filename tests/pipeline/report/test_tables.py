@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
 from pipeline.report.tables import feature_table, result_text, table
-from pipeline.run.artifacts import Made
-from pipeline.run.jobs import EvaluateJob, Place
+from pipeline.run.artifacts import Artifact
+from pipeline.run.jobs import Context, EvaluateJob
 from pipeline.store import Store
 
 WORDS = st.text(st.characters(codec="ascii", exclude_categories=["Cc", "Zs"]), min_size=1, max_size=12)
@@ -43,11 +43,11 @@ def row(**facts):
         "high": 0.6,
         "n": 100,
     }
-    return given | {"chance": 0.1, "majority": 0.12, "target_reached": 0.9, "under_attack": []} | facts
+    return given | {"chance": 0.1, "majority": 0.12, "attack_success_rate": 0.9, "under_attack": []} | facts
 
 
 def test_the_table_of_results_has_dataset_target_learner_accuracy_interval_and_chance():
-    shown = result_text([row(), row(model="n", trained_on=None, target_reached=None)])
+    shown = result_text([row(), row(model="n", trained_on=None, attack_success_rate=None)])
     assert "90.0 %" in shown and "40.0 % – 60.0 %" in shown and "10.0 %" in shown
     assert "elsewhere" in shown and "constant answer" not in shown
 
@@ -69,7 +69,7 @@ ORIGINS = {
     },
     "models": {
         "learner": {"train": {"on": "other", "arch": "small_cnn"}},
-        "brought": {"load": {"arch": "resnet18", "weights": "DEFAULT"}},
+        "brought": {"pretrained": {"arch": "resnet18", "weights": "DEFAULT"}},
     },
 }
 
@@ -88,12 +88,12 @@ def test_held_out_are_images_as_they_were_loaded_of_a_split_that_was_not_trained
 ):
     asked = {"e": {"models": [model], "on": on, "split": split}}
     (node,) = [n for n in build(parse({**ORIGINS, "evaluations": asked})) if n.group == "evaluations"]
-    inputs = {role: Made(one.folder, {"content": "c", "classes": ["a", "b"]}) for role, one in node.inputs.items()}
+    inputs = {role: Artifact(one.folder, {"content": "c", "classes": ["a", "b"]}) for role, one in node.inputs.items()}
     store = Store(str(tmp_path))
     sums = {"n": 4, "right": 3, "right_per_class": [2, 1], "n_per_class": [2, 2]}
-    nothing = {"right_under": [], "average_under": [], "aimed_under": [], "reached_under": []}
+    nothing = {"right_under": [], "average_under": [], "aimed_under": [], "success_under": []}
     marks = {"test-000000": {"samples": 4, "sums": {model: sums | nothing}}}
-    EvaluateJob(node, Place(store, Path(), Path()), inputs).finish(marks)
+    EvaluateJob(node, Context(store, Path(), Path()), inputs).finish(marks)
     (found,) = store.find_json(f"{node.folder}/result.json")["rows"]
     assert (found["on"], found["split"], found["held_out"]) == (on, split, held_out)
 
@@ -118,9 +118,9 @@ def test_answers_under_another_rule_have_a_column():
 
 
 def attack(**facts):
-    given = {"attack": "pgd", "norm": "l2", "eps": 0.5, "steps": 7, "step_size": 0.1, "restarts": 1, "source": None}
+    given = {"attack": "pgd", "norm": "l2", "eps": 0.5, "steps": 7, "step_size": 0.1, "restarts": 1, "surrogate": None}
     ends = {"low": 0.1, "high": 0.3, "n": 100}
-    return given | ends | {"toward": None, "accuracy": 0.2, "average": 0.9, "fooled": 0.75} | facts
+    return given | ends | {"target_rule": None, "accuracy": 0.2, "average": 0.9, "fooled": 0.75} | facts
 
 
 def test_rows_that_differ_in_the_seed_alone_are_one_with_mean_and_deviation():
@@ -137,11 +137,11 @@ def test_average_case_stands_beside_worst_case_with_the_gap():
 
 def test_a_targeted_attack_says_how_often_it_got_there():
     def under(*attacks):
-        return result_text([row(under_attack=list(attacks))]).partition("average and worst case")[2]
+        return result_text([row(under_attack=list(attacks))]).partition("and worst case")[2]
 
-    shown = under(attack(toward="next", reached=0.33), attack())
+    shown = under(attack(target_rule="next", success_rate=0.33), attack())
     assert "toward next" in shown and "33.0 %" in shown
-    assert "target reached" not in under(attack())
+    assert "attack success" not in under(attack())
 
 
 def test_spatial_attacks_name_their_space():
@@ -153,11 +153,11 @@ def test_spatial_attacks_name_their_space():
 
 def test_transfer_is_a_matrix_of_source_and_model():
     rows = [
-        row(model=model, under_attack=[attack(source=source, fooled=fooled) for source, fooled in made.items()])
+        row(model=model, under_attack=[attack(surrogate=source, fooled=fooled) for source, fooled in made.items()])
         for model, made in {"a": {"a": 0.9, "b": 0.4}, "b": {"a": 0.3, "b": 0.8}}.items()
     ]
     shown = result_text(rows)
-    lines = [line.split() for line in shown.partition("fooled by L2 ε 0.5, 7 steps made on\n")[2].splitlines()]
+    lines = [line.split() for line in shown.partition("fooling rate of L2 ε 0.5, 7 steps made on\n")[2].splitlines()]
     assert lines[0] == ["a", "b"]
     assert lines[2:] == [["a", "90.0", "%", "40.0", "%"], ["b", "30.0", "%", "80.0", "%"]]
     assert "worst case" not in shown
@@ -171,4 +171,4 @@ def test_features_are_counted():
 
 def test_a_text_has_only_what_there_is():
     assert len(result_text([row()]).splitlines()) == 3
-    assert "average and worst case" in result_text([row(under_attack=[attack()])])
+    assert "and worst case" in result_text([row(under_attack=[attack()])])

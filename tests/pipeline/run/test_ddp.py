@@ -14,7 +14,7 @@ from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
 from pipeline.run import ddp
 from pipeline.run.engines import Inline, reason_of
-from pipeline.run.jobs import EvaluateJob, LoadJob, ModelJob, Place
+from pipeline.run.jobs import Context, EvaluateJob, LoadJob, TrainJob
 from pipeline.run.parcel import pack
 from pipeline.store import Store
 from stages import train
@@ -57,9 +57,9 @@ def plan(folder, **asked):
             )
         )
     }
-    place = Place(Store(str(folder / "store")), folder, folder)
+    place = Context(Store(str(folder / "store")), folder, folder)
     clean = made(LoadJob(nodes["datasets/clean"], place, {}))
-    return ModelJob(nodes["models/standard"], place, {"on": clean}), nodes["evaluations/test"]
+    return TrainJob(nodes["models/standard"], place, {"on": clean}), nodes["evaluations/test"]
 
 
 def slow(**asked):
@@ -67,12 +67,12 @@ def slow(**asked):
 
 
 def checkpoint(job):
-    return Path(job.place.store.at(f"{job.node.folder}/checkpoint.safetensors"))
+    return Path(job.context.store.at(f"{job.node.folder}/checkpoint.safetensors"))
 
 
 def history(job):
     """The lines of metrics.jsonl of a finished model."""
-    path = Path(job.place.store.at(f"{job.node.folder}/metrics.jsonl"))
+    path = Path(job.context.store.at(f"{job.node.folder}/metrics.jsonl"))
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -116,8 +116,8 @@ def test_two_workers_make_a_model_that_classifies(cluster, tmp_path):
     assert not checkpoint(job).exists()
     clean = job.inputs["on"]
     model = type(clean)(job.node.folder, last["manifest"])
-    scored = made(EvaluateJob(evaluation, job.place, {"on": clean, "models.standard": model}))
-    (row,) = job.place.store.find_json(f"{scored.folder}/result.json")["rows"]
+    scored = made(EvaluateJob(evaluation, job.context, {"on": clean, "models.standard": model}))
+    (row,) = job.context.store.find_json(f"{scored.folder}/result.json")["rows"]
     assert row["accuracy"] > 0.9  # chance is 0.1
     assert set(Path.home().glob("ray_results/*")) == home
 

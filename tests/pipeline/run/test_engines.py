@@ -16,7 +16,7 @@ from support import TINY, command, contents, reseal
 
 from pipeline.cli import main
 from pipeline.run import runs
-from pipeline.run.engines import foreseen, reason_of
+from pipeline.run.engines import expected, reason_of
 from stages.errors import BadData
 
 LONG = {"steps": 60, "batch_size": 32}
@@ -124,7 +124,7 @@ def test_a_job_of_a_cluster_that_was_begun_in_the_background_is_interrupted_as_a
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     log.seek(0)
-    assert "go on with: notbugs submit, as before" in log.read()
+    assert "continue with: notbugs submit, as before" in log.read()
     log.close()
 
 
@@ -325,7 +325,7 @@ def test_a_learner_begins_with_other_weights_than_the_model_its_images_were_move
     ],
 )
 def test_a_reason_names_its_kind_only_where_nobody_foresaw_it(error, said, plain):
-    assert reason_of(error) == said and foreseen(error) is plain
+    assert reason_of(error) == said and expected(error) is plain
 
 
 def test_debug_shows_where_a_node_failed_of_what_nobody_foresaw(tiny, write, tmp_path, monkeypatch):

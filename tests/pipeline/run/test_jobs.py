@@ -5,6 +5,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,9 +18,10 @@ from PIL import Image
 from pipeline.cli import main
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
-from pipeline.run import jobs
-from pipeline.run.jobs import LoadJob, Place
+from pipeline.run.jobs import Context, LoadJob, datasets
+from pipeline.run.jobs.statistics import left_out
 from pipeline.store import Store
+from stages.shard import unpack
 
 SYNTHETIC = {"source": "synthetic", "images": {"train": 24, "test": 6}, "classes": 3, "size": 8, "shard_size": 6}
 EXPERIMENT = {
@@ -33,7 +35,7 @@ EXPERIMENT = {
 
 def load_job(**said):
     (node,) = build(parse({"name": "made", "datasets": {"clean": {"load": SYNTHETIC | said}}}))
-    return LoadJob(node, Place(Store("nowhere"), Path(), Path()), {})
+    return LoadJob(node, Context(Store("nowhere"), Path(), Path()), {})
 
 
 def described(units):
@@ -86,8 +88,23 @@ def test_a_plan_foresees_of_a_source_what_its_manifest_says(made, tmp_path):
         assert before["majority"] == after["majority"]
 
 
+def test_a_model_is_normalised_by_the_split_that_it_learned_from_and_no_other(tmp_path, monkeypatch):
+    train = {"on": "clean", "arch": "small_cnn", "epochs": 1, "batch_size": 2, "threads": 1}
+    models = {split: {"train": train | {"split": split}} for split in ("train", "test")}
+    monkeypatch.setitem(EXPERIMENT, "models", models)
+    run(tmp_path, "run")
+    (clean,) = (tmp_path / "store/datasets/clean").iterdir()
+    for split in models:
+        shards = [unpack(tar.stem, tar.read_bytes(), 3, 3) for tar in sorted(clean.glob(f"{split}-*.tar"))]
+        values = np.concatenate([shard.images() for shard in shards]).astype(np.float64) / 255
+        (manifest,) = (tmp_path / "store/models" / split).glob("*/manifest.json")
+        found = json.loads(manifest.read_text())["design"]
+        np.testing.assert_allclose(found["mean"], values.mean((0, 1, 2)), rtol=1e-9)
+        np.testing.assert_allclose(found["std"], values.std((0, 1, 2)), rtol=1e-9)
+
+
 def test_rows_are_in_the_order_of_the_shards_however_many_are_held_at_once(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "ROWS", 10)
+    monkeypatch.setattr(datasets, "ROWS", 10)
     run(tmp_path, "run")
     for name, groups in (("clean", 3), ("noisy", 2)):
         (at_once,), (in_groups,) = (
@@ -107,21 +124,21 @@ def table_of(errors):
 
 
 def test_reasons_that_differ_in_numbers_alone_are_one_and_the_rarest_are_put_together():
-    assert jobs.left_out(table_of([None, None])) == {}
+    assert left_out(table_of([None, None])) == {}
     sizes = [f"c/{i}.png: is {i + 1} × {2 * i} pixels, smaller than the crop of 800" for i in range(50)]
     letters = [f"c/{letter}.png: is {letter * 3}" for letter in "abcdefghijkl"]
-    (found,) = jobs.left_out(table_of([None, *letters, *sizes, "https://a/b.tar: is gone: for 3 days"] * 2)).values()
+    (found,) = left_out(table_of([None, *letters, *sizes, "https://a/b.tar: is gone: for 3 days"] * 2)).values()
     assert found[0] == {"reason": sizes[0].removeprefix("c/0.png: "), "first": "c/0.png", "images": 100}
     assert [one["images"] for one in found] == [100, *[2] * 9, 2 * 4]
     assert found[-1] == {"reason": "other reasons", "images": 8}
-    (found,) = jobs.left_out(table_of(["https://a/b.tar: is gone: for 3 days"])).values()
+    (found,) = left_out(table_of(["https://a/b.tar: is gone: for 3 days"])).values()
     assert found == [{"reason": "is gone: for 3 days", "first": "https://a/b.tar", "images": 1}]
 
 
 def folder_job(root, data):
     said = {"source": "image-folder", "root": root, "splits": {"train": "train"}}
     (node,) = build(parse({"name": "made", "datasets": {"clean": {"load": said}}}))
-    return LoadJob(node, Place(Store("nowhere"), data, data), {})
+    return LoadJob(node, Context(Store("nowhere"), data, data), {})
 
 
 def test_the_digest_of_a_listing_holds_whole_paths_wherever_the_data_lie(tmp_path):

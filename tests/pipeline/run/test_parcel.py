@@ -12,7 +12,7 @@ import pipeline
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
 from pipeline.run import parcel
-from pipeline.run.jobs import LoadJob, Place
+from pipeline.run.jobs import Context, LoadJob
 from pipeline.run.parcel import SENT, pack, search_path, unpack
 from pipeline.store import Store
 from stages.errors import BadInput
@@ -23,13 +23,13 @@ def job(tmp_path):
     """The load of some made images."""
     source = {"source": "synthetic", "images": {"train": 6}, "classes": 3, "size": 8, "shard_size": 6}
     (node,) = build(parse({"name": "made", "datasets": {"clean": {"load": source}}}))
-    return LoadJob(node, Place(Store(str(tmp_path / "s")), tmp_path, tmp_path / "here"), {})
+    return LoadJob(node, Context(Store(str(tmp_path / "s")), tmp_path, tmp_path / "here"), {})
 
 
 def test_a_job_is_opened_as_it_was_packed_and_once(job):
     packed = pack(job)
     opened = unpack(packed)
-    assert opened.node == job.node and opened.place.here == job.place.here
+    assert opened.node == job.node and opened.context.here == job.context.here
     assert unpack(packed) is opened
 
 
@@ -70,9 +70,9 @@ def test_the_digest_of_our_code_is_that_of_every_file_of_it(tmp_path, monkeypatc
 def test_a_worker_goes_into_the_folder_that_was_sent_along(job, tmp_path, monkeypatch):
     (tmp_path / SENT).mkdir()
     monkeypatch.chdir(tmp_path)
-    assert unpack(pack(job)).place.here == tmp_path / SENT == Path.cwd()
-    other = LoadJob(job.node, replace(job.place, data=Path("other")), {})
-    assert unpack(pack(other)).place.here == tmp_path / SENT, "the next one too"
+    assert unpack(pack(job)).context.here == tmp_path / SENT == Path.cwd()
+    other = LoadJob(job.node, replace(job.context, data=Path("other")), {})
+    assert unpack(pack(other)).context.here == tmp_path / SENT, "the next one too"
 
 
 @pytest.mark.parametrize("where", ["script", "search path", "installed", "finder"])

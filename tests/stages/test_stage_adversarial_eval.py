@@ -1,4 +1,4 @@
-"""What models answer under an attack: restarts, sources, targets, the average case, rotations and shifts."""
+"""What models answer under an attack: restarts, surrogates, targets, the average case, rotations and shifts."""
 
 from pathlib import Path
 
@@ -9,14 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stages.attack import noisy
-from stages.model import Classifier, to_unit
+from stages.adversarial_eval import in_ball, in_space
+from stages.model import Classifier
+from stages.noise import noisy, random_start
 from stages.pgd import pgd
-from stages.recipes import Ball, Spatial, Threat
+from stages.recipes import Ball, EvalAttack, Spatial
 from stages.relabel import targets
-from stages.search import targeted, untargeted
 from stages.spatial import candidates, transform
-from stages.threat import in_ball, in_space, random_start
+from stages.targeted_pgd import targeted, untargeted
+from stages.tensors import to_unit
 
 CLASSES = tuple("0123456789")
 BATCH = 20
@@ -36,7 +37,7 @@ def other(design):
 
 
 def attacked(threat, shard, model, **models):
-    return in_ball(Threat(**threat), CLASSES, {"net": model}, models, shard)["net"]
+    return in_ball(EvalAttack(**threat), CLASSES, {"net": model}, models, shard)["net"]
 
 
 # ------------------------------------------------------------------------------------------ restarts
@@ -50,14 +51,14 @@ def attacked(threat, shard, model, **models):
     st.integers(1, 4),
 )
 @settings(max_examples=8)
-def test_more_restarts_never_leave_a_model_better_off(trained_few, norm, method, toward, restarts, steps):
+def test_more_restarts_never_leave_a_model_better_off(trained_few, norm, method, rule, restarts, steps):
     model, shard = trained_few
-    threat = {"norm": norm, "eps": 0.9 if norm == "l2" else 0.12, "method": method, "toward": toward, "steps": steps}
+    threat = {"norm": norm, "eps": 0.9 if norm == "l2" else 0.12, "method": method, "target_rule": rule, "steps": steps}
     few, more = (
         attacked({**threat, "batch_size": BATCH, "restarts": count}, shard, model) for count in (restarts, restarts + 1)
     )
     assert not (more.right & ~few.right).any()
-    assert not (few.reached & ~more.reached).any()
+    assert not (few.success & ~more.success).any()
     np.testing.assert_array_equal(few.aimed, more.aimed)
     np.testing.assert_array_equal(few.average, more.average)
 
@@ -110,7 +111,7 @@ def test_a_random_start_comes_from_seed_index_and_restart_and_stays_in_the_box()
         assert not torch.equal(random_start(x[:1], ball, seed, np.array([index]), restart), start[:1])
 
 
-# -------------------------------------------------------------------------------- targets and sources
+# -------------------------------------------------------------------------------- targets and surrogates
 
 
 def by_hand(model, scored, shard, loss):
@@ -127,17 +128,17 @@ def slices():
 
 def test_toward_a_class_what_counts_is_the_class_reached(trained, shard):
     rule = {"rule": "random", "seed": 4}
-    outcome = attacked({**WEAK, "toward": rule}, shard, trained)
-    target = targets(Threat(toward=rule).toward, shard.label, shard.index, CLASSES)
+    outcome = attacked({**WEAK, "target_rule": rule}, shard, trained)
+    target = targets(EvalAttack(target_rule=rule).target_rule, shard.label, shard.index, CLASSES)
     wanted = torch.from_numpy(target)
     answers = by_hand(trained, trained, shard, lambda model, part: targeted(model, wanted[part]))
     np.testing.assert_array_equal(outcome.aimed, target != shard.label)
-    np.testing.assert_array_equal(outcome.reached, (answers == target) & (target != shard.label))
+    np.testing.assert_array_equal(outcome.success, (answers == target) & (target != shard.label))
     np.testing.assert_array_equal(outcome.right, answers == shard.label)
-    assert 0 < outcome.reached.sum() < outcome.aimed.sum() < 60
+    assert 0 < outcome.success.sum() < outcome.aimed.sum() < 60
 
 
-def test_an_attack_on_a_source_is_made_once_and_tried_on_every_model(trained, other, shard):
+def test_an_attack_on_a_surrogate_is_made_once_and_tried_on_every_model(trained, other, shard):
     calls = []
 
     class Counted(nn.Module):
@@ -145,8 +146,8 @@ def test_an_attack_on_a_source_is_made_once_and_tried_on_every_model(trained, ot
             calls.append(len(x))
             return trained.network(x)
 
-    threat, source = Threat(**WEAK, source="theirs", fold=False), trained.through(Counted())
-    found = in_ball(threat, CLASSES, {"a": other, "b": trained, "c": other}, {"theirs": source}, shard)
+    threat, surrogate = EvalAttack(**WEAK, surrogate="theirs", fold=False), trained.through(Counted())
+    found = in_ball(threat, CLASSES, {"a": other, "b": trained, "c": other}, {"theirs": surrogate}, shard)
     assert len(calls) == 3 * 3  # three batches of three steps, however many models are scored
     label = torch.from_numpy(shard.label)
     for name, scored in (("a", other), ("b", trained), ("c", other)):
@@ -155,18 +156,18 @@ def test_an_attack_on_a_source_is_made_once_and_tried_on_every_model(trained, ot
     own = attacked(WEAK, shard, trained)
     np.testing.assert_array_equal(found["b"].right, own.right)
     assert not own.aimed.any()
-    assert not own.reached.any()
+    assert not own.success.any()
 
 
 def test_apgd_counts_the_worse_of_both_losses_and_is_no_weaker_than_pgd(trained, shard):
     plain, free = (attacked({**WEAK, "steps": 8, "method": method}, shard, trained) for method in ("pgd", "apgd"))
     assert free.right.sum() <= plain.right.sum() + 1
-    aimed = attacked({**WEAK, "steps": 8, "eps": 1.5, "method": "apgd", "toward": "other"}, shard, trained)
-    assert aimed.reached.sum() > 0.5 * 60
+    aimed = attacked({**WEAK, "steps": 8, "eps": 1.5, "method": "apgd", "target_rule": "other"}, shard, trained)
+    assert aimed.success.sum() > 0.5 * 60
 
 
 def test_the_average_case_is_noise_of_the_same_norm_and_radius(trained, shard):
-    threat = Threat(norm="linf", eps=0.35, steps=1, batch_size=BATCH, seed=3)
+    threat = EvalAttack(norm="linf", eps=0.35, steps=1, batch_size=BATCH, seed=3)
     found = in_ball(threat, CLASSES, {"net": trained}, {}, shard)["net"]
     with torch.no_grad():
         answers = trained(noisy(to_unit(shard.images()), threat, 3, shard.index)).argmax(1).numpy()

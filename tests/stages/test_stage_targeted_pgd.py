@@ -9,7 +9,7 @@ from torch import nn
 
 from stages.model import Classifier, Design
 from stages.recipes import Attack
-from stages.search import Places, Toward, Watched, margins, unnoted
+from stages.targeted_pgd import Places, TargetedPGD, Watched, margins, unnoted
 
 LINEAR = """
 import torch
@@ -73,10 +73,10 @@ def grey(levels):
 def test_a_frozen_image_is_moved_as_often_as_its_margin_needs(linear):
     # From grey, k steps of 0.04 make a margin of 0.02 k. The look after 5 steps sees that of the fourth.
     clean, target = grey([128] * 5), np.array([1] * 5)
-    recipe = Attack(images="", model="", eps=2, step_size=0.04, steps=40, batch_size=2, freeze=0.15)
+    recipe = Attack(images="", model="", eps=2, step_size=0.04, steps=40, batch_size=2, stop_at_margin=0.15)
     start = float(linear(torch.full((1, 1, 8, 8), 128 / 255))[0, 1])
     assert abs(start) < 1e-4
-    moved, reached = Toward(recipe, linear)(clean, target, 1 - target)
+    moved, reached = TargetedPGD(recipe, linear)(clean, target, 1 - target)
     length = np.sqrt(((moved.astype(float) - clean) ** 2).sum((1, 2, 3))) / 255
     np.testing.assert_allclose(length, 10 * 0.04, atol=0.01)  # 0.02 · 4 and 0.02 · 9: the second look is enough
     assert set(reached.tolist()) <= {0, 1}
@@ -87,7 +87,8 @@ def test_a_margin_that_none_has_changes_not_a_bit(trained, digits, part):
     clean, target = shard.images(), (shard.label + 1) % 10
     asked = {"images": "", "model": "", "eps": 1.5, "steps": 12, "batch_size": 8}
     plain, never = (
-        Toward(Attack(**asked, **more), trained)(clean, target, shard.label) for more in ({}, {"freeze": 1e9})
+        TargetedPGD(Attack(**asked, **more), trained)(clean, target, shard.label)
+        for more in ({}, {"stop_at_margin": 1e9})
     )
     np.testing.assert_array_equal(plain[0], never[0])
     np.testing.assert_array_equal(plain[1], never[1])
@@ -103,13 +104,18 @@ def test_frozen_images_make_room_so_that_fewer_are_passed_through_the_network(tr
 
     asked = {"images": "", "model": "", "eps": 1.5, "steps": 50, "batch_size": 10}
     answers = {}
-    for freeze in (None, 2.0):
+    for stop_at_margin in (None, 2.0):
         shown.clear()
         model, target = trained.through(Counted()), (shard.label + 1) % 10
-        moved, reached = Toward(Attack(**asked, freeze=freeze), model)(shard.images(), target, shard.label)
-        answers[freeze] = sum(shown), moved, reached
+        moved, reached = TargetedPGD(Attack(**asked, stop_at_margin=stop_at_margin), model)(
+            shard.images(), target, shard.label
+        )
+        answers[stop_at_margin] = sum(shown), moved, reached
     assert answers[None][0] == 60 * 50
     assert answers[2.0][0] < 60 * 25
     np.testing.assert_array_equal(answers[None][2], answers[2.0][2])  # on the way to the target they are one search
-    far = {freeze: ((moved - shard.images().astype(float)) ** 2).sum() for freeze, (_, moved, _) in answers.items()}
+    far = {
+        stop_at_margin: ((moved - shard.images().astype(float)) ** 2).sum()
+        for stop_at_margin, (_, moved, _) in answers.items()
+    }
     assert far[2.0] < far[None]

@@ -1,8 +1,6 @@
-"""Make a classifier ready for passes without number: the same function, in fewer and cheaper operations."""
+"""Optimise a classifier for repeated forward and backward passes: fold batch norm, cast weights once, compile."""
 
 import copy
-import ctypes
-import sys
 from collections import Counter
 from typing import Any
 
@@ -10,34 +8,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from stages.device import tune_malloc
 from stages.errors import BadInput
 from stages.model import LOW, Classifier
 from stages.recipes import Compute
 
 TOLERANCE = 1e-2
-"""Of the largest logit: what folding may change. Rounding changes 1e-5 of it, TF32 of a GPU 1e-3, a wrong fold all."""
+"""Largest change of a logit by folding, relative to the largest logit. Rounding changes 1e-5, TF32 1e-3, a wrong fold
+far more."""
 
 
-def prepared(model: Classifier, compute: Compute, keep: str | None = None) -> Classifier:
-    """The same classifier, to search with; made once for each way to compute.
+def optimized(model: Classifier, compute: Compute, keep: str | None = None) -> Classifier:
+    """The same classifier, optimised for attacks; cached on the model for each set of options.
 
     Args:
-        model: as `load` gives it: in evaluation mode, weights without gradient, float32.
-        compute: precision, and whether to fold and compile; the batch size plays no part.
-        keep: name of a module of the network whose output stays what it is.
+        model: as returned by `load`: in evaluation mode, weights without gradient, float32.
+        compute: precision, fold and compile; the batch size has no effect.
+        keep: name of a module whose output must not change.
 
     Raises:
         BadInput: the network cannot be folded.
     """
     key = (compute.precision, compute.fold, compute.compile, keep)
     if key not in model.views:
-        model.views[key] = _prepare(model, compute, keep)
+        model.views[key] = _optimize(model, compute, keep)
     made: Classifier = model.views[key]
     return made
 
 
-def _prepare(model: Classifier, compute: Compute, keep: str | None) -> Classifier:
-    keep_memory()
+def _optimize(model: Classifier, compute: Compute, keep: str | None) -> Classifier:
+    tune_malloc()
     made = (folded(model, keep) if compute.fold else model).using(compute.precision)
     if compute.precision in LOW:
         made = made.through(_cast(made.network, LOW[compute.precision]))
@@ -45,7 +45,11 @@ def _prepare(model: Classifier, compute: Compute, keep: str | None) -> Classifie
 
 
 def compiled(model: Classifier, how: str | bool) -> Classifier:
-    """The same classifier, the same weights, its network compiled: not at all, or in a mode of `torch.compile`."""
+    """The classifier with its network compiled, sharing the weights.
+
+    Args:
+        how: False: unchanged; True: `torch.compile`; else the mode of `torch.compile`.
+    """
     if how is False:
         return model
     made = model.through(copy.copy(model.network))
@@ -54,7 +58,7 @@ def compiled(model: Classifier, how: str | bool) -> Classifier:
 
 
 def _cast(network: nn.Module, to: torch.dtype) -> nn.Module:
-    """A copy with the weights of convolutions and linear layers as autocast would make them anew in every pass."""
+    """A copy with convolution and linear weights cast once, where autocast would cast them in every pass."""
     other = copy.deepcopy(network)
     for module in other.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -63,14 +67,14 @@ def _cast(network: nn.Module, to: torch.dtype) -> nn.Module:
 
 
 def folded(model: Classifier, keep: str | None = None) -> Classifier:
-    """The classifier with each batch norm inside the convolution whose output it takes (Jacob et al. 2018, eq. 14).
+    """The classifier with each batch norm folded into the preceding convolution (Jacob et al. 2018, eq. 14).
 
-    In evaluation mode both are affine: w ← w γ / √(σ² + ε), b ← (b − μ) γ / √(σ² + ε) + β. What feeds what is seen by
-    watching a pass, so that any code of a network will do; where the folded network then answers otherwise,
-    something else has a use for what the convolution gives.
+    In evaluation mode both are affine: w ← w γ / √(σ² + ε), b ← (b − μ) γ / √(σ² + ε) + β. A traced forward pass finds
+    the convolution that feeds each batch norm, whatever the network's code. If the folded logits differ, something
+    else uses the convolution's output, and the network is rejected.
 
     Raises:
-        BadInput: the folded network answers otherwise, or not at all.
+        BadInput: the folded network gives other logits, or fails.
     """
     x = torch.linspace(0, 1, 2 * torch.Size(model.design.shape).numel(), device=model.mean.device)
     x = x.view(2, *model.design.shape)
@@ -80,9 +84,9 @@ def folded(model: Classifier, keep: str | None = None) -> Classifier:
         made = model.through(_with(model.network, pairs))
         try:
             wanted, found = model(x), made(x)
-        except Exception as error:  # whatever a network does with a module that is no batch norm any more
+        except Exception as error:  # a network may do anything with a module that is no longer a batch norm
             raise BadInput(_refusal(model, f"{type(error).__name__}: {error}")) from error
-    largest = float(wanted.nan_to_num(0, 0, 0).abs().max())  # a broken network is for others to find fault with
+    largest = float(wanted.nan_to_num(0, 0, 0).abs().max())  # NaNs in the original are reported elsewhere
     if not torch.allclose(found, wanted, rtol=0, atol=TOLERANCE * largest, equal_nan=True):
         raise BadInput(_refusal(model, "it answers otherwise without its batch norm"))
     return made
@@ -93,13 +97,13 @@ def _refusal(model: Classifier, why: str) -> str:
 
 
 def _pairs(model: Classifier, x_NCHW: Tensor, keep: str | None) -> list[tuple[str, str]]:
-    """Names of each convolution and of the batch norm that takes its output, where both run once."""
+    """Names of each convolution and the batch norm it feeds, if both run exactly once."""
     names = {module: name for name, module in model.network.named_modules()}
-    gave: dict[int, tuple[nn.Module, Tensor]] = {}  # the tensors too: an id is one's own only as long as it lives
+    gave: dict[int, tuple[nn.Module, Tensor]] = {}  # keeps the tensors alive, so that their ids stay unique
     found: list[tuple[nn.Module, nn.Module]] = []
     runs: Counter[nn.Module] = Counter()
 
-    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         runs[module] += 1
         if isinstance(module, nn.Conv2d):
             gave[id(output)] = (module, output)
@@ -107,7 +111,7 @@ def _pairs(model: Classifier, x_NCHW: Tensor, keep: str | None) -> list[tuple[st
             found.append((gave[id(inputs[0])][0], module))
 
     watched = [m for m in names if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
-    handles = [module.register_forward_hook(watch) for module in watched]
+    handles = [module.register_forward_hook(record) for module in watched]
     try:
         model(x_NCHW)
     finally:
@@ -122,7 +126,7 @@ def _inside(name: str, module: str) -> bool:
 
 
 def _with(network: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
-    """A copy with each pair as one convolution."""
+    """A copy of the network with each pair fused into one convolution."""
     other = copy.deepcopy(network)
     for conv_name, norm_name in pairs:
         conv, norm = other.get_submodule(conv_name), other.get_submodule(norm_name)
@@ -134,14 +138,3 @@ def _with(network: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
         conv.weight, conv.bias = (nn.Parameter(value.detach(), requires_grad=False) for value in (weight, bias))
         other.set_submodule(norm_name, nn.Identity())
     return other.requires_grad_(False).to(memory_format=torch.channels_last)
-
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
-
-def keep_memory() -> None:
-    """Have the C library keep what is freed: each step asks for the same memory, and the kernel zeroes what is new."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -9,8 +9,8 @@ from torch import nn
 
 from stages.errors import BadInput
 from stages.features import Penultimate
+from stages.inference import folded, optimized
 from stages.model import Classifier, Design, on_device
-from stages.prepare import folded, prepared
 from stages.recipes import Compute
 
 
@@ -70,8 +70,8 @@ class Net(nn.Module):
 def test_a_convolution_that_feeds_something_else_too_is_refused(make_module, tmp_path):
     model = classifier(f"{make_module(TWICE.replace('USE', 'self.one(x) + x'))}:Net", tmp_path)
     with pytest.raises(BadInput, match=r"answers otherwise without its batch norm.*add `fold: false`"):
-        prepared(model, Compute())
-    assert prepared(model, Compute(fold=False)).network is model.network
+        optimized(model, Compute())
+    assert optimized(model, Compute(fold=False)).network is model.network
 
 
 def test_a_network_that_asks_its_batch_norm_something_is_refused(make_module, tmp_path):
@@ -101,15 +101,15 @@ def test_a_layer_whose_output_is_asked_for_stays_as_it_is(tmp_path):
     model = classifier("small_cnn", tmp_path, side=8, channels=1)
     x, layer = images(model), "1.0"  # the second convolution, whose norm is 1.1
     wanted = Penultimate(model, layer)(x)
-    torch.testing.assert_close(Penultimate(prepared(model, Compute(), layer), layer)(x), wanted, rtol=1e-4, atol=1e-5)
-    assert (Penultimate(prepared(model, Compute()), layer)(x) - wanted).abs().max() > 0.01
-    assert norms(prepared(model, Compute(), "1")) == 0  # a block that holds both is the same either way
+    torch.testing.assert_close(Penultimate(optimized(model, Compute(), layer), layer)(x), wanted, rtol=1e-4, atol=1e-5)
+    assert (Penultimate(optimized(model, Compute()), layer)(x) - wanted).abs().max() > 0.01
+    assert norms(optimized(model, Compute(), "1")) == 0  # a block that holds both is the same either way
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_weights_cast_once_give_the_bits_of_weights_cast_in_every_pass(precision, tmp_path):
     model = classifier("resnet9", tmp_path)
-    x, made = images(model), prepared(model, Compute(precision=precision, fold=False))
+    x, made = images(model), optimized(model, Compute(precision=precision, fold=False))
     assert torch.equal(made(x), model.using(precision)(x))
     assert {p.dtype for m in model.modules() for p in m.parameters()} == {torch.float32}
 
@@ -121,22 +121,22 @@ def test_float16_gives_a_confident_image_its_gradient(tmp_path):
         model.network[-1].bias[0] += 25  # the gradient at the logits is e^−25, which float16 does not have
     wanted = gradient(model, x)
     assert 0 < wanted.abs().max() < 1e-8
-    half = gradient(prepared(model, Compute(precision="float16")), x)
+    half = gradient(optimized(model, Compute(precision="float16")), x)
     assert (half - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_a_network_is_prepared_once_for_each_way_to_compute(tmp_path):
     model = classifier("small_cnn", tmp_path, side=8, channels=1)
-    assert prepared(model, Compute(batch_size=1)) is prepared(model, Compute(batch_size=2))
+    assert optimized(model, Compute(batch_size=1)) is optimized(model, Compute(batch_size=2))
     ways = [Compute(), Compute(fold=False), Compute(precision="bfloat16")]
-    assert len({id(prepared(model, way)) for way in ways}) == 3
+    assert len({id(optimized(model, way)) for way in ways}) == 3
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own affairs
 def test_a_compiled_network_answers_as_before(tmp_path):
     model = classifier("small_cnn", tmp_path, side=8, channels=1)
-    x, made = images(model), prepared(model, Compute(compile=True))
+    x, made = images(model), optimized(model, Compute(compile=True))
     torch.testing.assert_close(made(x), model(x), rtol=1e-4, atol=1e-4)
     assert F.cosine_similarity(gradient(made, x), gradient(model, x)).min() > 0.999
     # An inversion hooks into what was compiled.

@@ -1,4 +1,4 @@
-"""The search of a targeted attack over the images of a shard, batch by batch, each image for as long as it needs."""
+"""Targeted PGD over the images of a shard, in batches, with early stopping per image."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,31 +8,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.device import sent
-from stages.model import Classifier, to_unit
-from stages.pgd import Descent, graphs, grid
+from stages.model import Classifier
+from stages.pgd import Descent, graphs, quantize
 from stages.recipes import Attack
+from stages.tensors import to_unit
 
 EVERY = 5
-"""Steps between two looks at which images are far enough."""
+"""Steps between two checks of the margins."""
 
 
 def targeted(model: Callable[[Tensor], Tensor], target_N: Tensor) -> Callable[[Tensor], Tensor]:
-    """Cross-entropy to a target class, per sample: what a targeted attack minimises."""
+    """The loss of a targeted attack: cross-entropy to the target class, per sample."""
     return lambda x: F.cross_entropy(model(x), target_N, reduction="none")
 
 
 def untargeted(model: Callable[[Tensor], Tensor], label_N: Tensor) -> Callable[[Tensor], Tensor]:
-    """Minus the cross-entropy to the true class, per sample: what an untargeted attack minimises."""
+    """The loss of an untargeted attack: negative cross-entropy to the true class, per sample."""
     return lambda x: -F.cross_entropy(model(x), label_N, reduction="none")
 
 
-class Toward:
-    """The search of a targeted attack, made once for any number of shards.
+class TargetedPGD:
+    """Targeted PGD, set up once for any number of shards.
 
     Args:
-        recipe: the ball, the steps, the batch, and when to freeze.
-        model: attacked; prepared for it.
-        spared: models that shall go on answering the true class.
+        recipe: ball, steps, batch size and early stopping.
+        model: source model, optimised.
+        spared: models that should keep predicting the true class.
     """
 
     def __init__(self, recipe: Attack, model: Classifier, spared: Sequence[Classifier] = ()) -> None:
@@ -53,48 +54,50 @@ class Toward:
     def __call__(
         self, clean_NHWC: np.ndarray, target_N: np.ndarray, label_N: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Move each image toward its target, inside the ball, and round it to 8 bits.
+        """Perturb each image toward its target within the ball, and round it to 8 bits.
 
-        The batch has one shape. An image that is done leaves its place to the next one: after `steps` steps, so that
-        all of a batch leave together, or, with `freeze`, as soon as a look finds its target far enough ahead.
+        All batches have one shape. A finished image gives its slot to the next image: after `steps` steps, so that a
+        whole batch finishes together, or, with `stop_at_margin`, as soon as a check finds its margin large enough.
 
         Args:
             clean_NHWC: uint8.
-            target_N, label_N: where to, and the true class.
+            target_N, label_N: target class and true class.
 
         Returns:
-            The images, uint8, and the first iterate of each that the model answers as its target: 0 for the image
-            itself, −1 where none is; the one after the last step is not looked at.
+            The images, uint8, and the first iterate of each that the model classifies as its target: 0 for the clean
+            image, −1 for none. The iterate after the last step is not checked.
         """
         recipe, where = self.recipe, self.model.mean.device
-        moved, reached_step = np.empty_like(clean_NHWC), np.full(len(clean_NHWC), -1)
+        x_adv, success_step = np.empty_like(clean_NHWC), np.full(len(clean_NHWC), -1)
         places = Places(len(clean_NHWC), recipe.batch_size)
         x = to_unit(clean_NHWC[places.image], where)
         while places.busy.any():
             image = places.image
             target, label = (sent(each[image], where) for each in (target_N, label_N))
             notes = unnoted(target)
-            steps = recipe.steps if recipe.freeze is None else min(EVERY, recipe.steps - int(places.steps.max()))
+            steps = (
+                recipe.steps if recipe.stop_at_margin is None else min(EVERY, recipe.steps - int(places.steps.max()))
+            )
             x = self.descent(to_unit(clean_NHWC[image], where), target, label, *notes, steps=steps, start=x)
             first, margin, _ = (np.asarray(note.cpu()) for note in notes)
-            now = places.busy & (first >= 0) & (reached_step[image] < 0)
-            reached_step[image[now]] = places.steps[now] + first[now]
+            now = places.busy & (first >= 0) & (success_step[image] < 0)
+            success_step[image[now]] = places.steps[now] + first[now]
             places.steps += steps
-            frozen = margin >= (np.inf if recipe.freeze is None else recipe.freeze)
-            done = places.busy & (frozen | (places.steps >= recipe.steps))
-            moved[image[done]] = grid(x[torch.from_numpy(done)], clean_NHWC[image[done]], recipe.norm, recipe.eps)
+            stopped = margin >= (np.inf if recipe.stop_at_margin is None else recipe.stop_at_margin)
+            done = places.busy & (stopped | (places.steps >= recipe.steps))
+            x_adv[image[done]] = quantize(x[torch.from_numpy(done)], clean_NHWC[image[done]], recipe.norm, recipe.eps)
             fresh = places.leave(done)
             x[torch.from_numpy(fresh)] = to_unit(clean_NHWC[places.image[fresh]], where)
-        return moved, reached_step
+        return x_adv, success_step
 
 
 class Places:
-    """The places of a batch of one shape, and the images that take them in turn.
+    """The slots of a batch of fixed shape, and the images that occupy them in turn.
 
     Attributes:
-        image: which image each place holds.
-        busy: whether it is still searched for; a place that no image is left for goes on with the one it had.
-        steps: how often it was moved.
+        image: index of the image in each slot.
+        busy: whether the slot's image is still in progress; with no image left, a slot repeats its last one.
+        steps: steps taken so far.
     """
 
     def __init__(self, count: int, size: int) -> None:
@@ -104,7 +107,7 @@ class Places:
         self.waiting = range(min(size, count), count)
 
     def leave(self, done: np.ndarray) -> np.ndarray:
-        """Take the images of some places out and put the next ones in; the places that got one."""
+        """Free the slots of finished images and fill them with the next ones; return the refilled slots."""
         free = np.flatnonzero(done)
         fresh, self.busy[free], self.steps[free] = free[: len(self.waiting)], False, 0
         self.busy[fresh] = True
@@ -113,16 +116,16 @@ class Places:
 
 
 class Watched:
-    """A model that notes, as a search passes by, when it answers each image as the target, and by how much.
+    """A model that records the first success and the current margin of each image during an attack.
 
-    It notes in place and on the device, so that no step waits.
+    It writes in place on the device, so that no step waits for the host.
 
     Attributes:
-        model: asked.
-        target_N: the targets.
-        reached_N: the first iterate that it answers so, 0 for the first that it is shown; −1 for none yet.
-        margin_N: by how much the target's logit leads all others at the last one that it was shown.
-        shown: how many it was shown.
+        model: the source model.
+        target_N: target classes.
+        reached_N: first iterate classified as the target, counted from 0; −1 for none yet.
+        margin_N: lead of the target's logit over all others at the latest iterate.
+        shown: number of iterates so far.
     """
 
     def __init__(
@@ -146,12 +149,12 @@ class Watched:
 
 
 def unnoted(target_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What a `Watched` model notes in, before it has seen anything."""
+    """Initial state of a `Watched` model: reached_N, margin_N, shown."""
     margin = torch.full(target_N.shape, -torch.inf, device=target_N.device)
     return torch.full_like(target_N, -1), margin, torch.zeros_like(target_N[:1])
 
 
 def margins(logits_NC: Tensor, target_N: Tensor) -> Tensor:
-    """By how much the logit of each image's target leads the largest of the others: N."""
+    """Margin: the target's logit minus the largest other logit, N."""
     column = target_N[:, None]
     return logits_NC.gather(1, column)[:, 0] - logits_NC.scatter(1, column, -torch.inf).amax(1)
