@@ -151,6 +151,16 @@ def unnoted(target_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.full_like(target_N, -1), margin, torch.zeros_like(target_N[:1])
 
 
+def entry(values_NC: Tensor, column_N: Tensor) -> Tensor:
+    """Each row's value in one column, N, as `gather` gives it.
+
+    The backward pass of `gather` is a scatter, which on a GPU looks at the indices on the host where it has to be
+    deterministic: no step with it could be a CUDA graph.
+    """
+    here = torch.arange(values_NC.shape[1], device=values_NC.device) == column_N[:, None]
+    return torch.where(here, values_NC, 0).sum(1)
+
+
 def margins(logits_NC: Tensor, target_N: Tensor) -> Tensor:
     """By how much the logit of each image's target leads the largest of the others: N."""
     column = target_N[:, None]
