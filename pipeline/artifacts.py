@@ -77,6 +77,7 @@ class Manifest(Document):
     files: list[File]
     environment: dict[str, str]
     devices: dict[str, Count]
+    settings: dict[str, Count] = {}
     made: Moment
 
     def _digest_of(self, name: str) -> str:
@@ -165,6 +166,7 @@ class Mark(Document):
     inputs: dict[str, str]
     host: str
     device: str
+    settings: list[str] = []
 
 
 class Statistics(Document):

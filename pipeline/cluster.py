@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 
 import pipeline
 import stages
@@ -233,6 +232,8 @@ class Cluster:
         Raises:
             BadInput: the cluster no longer answers.
         """
+        import aiohttp
+
         said, silent = 0, 0.0  # silent: since when the cluster, not only the job, has said nothing; 0 if it does not
 
         async def tail() -> None:

@@ -186,13 +186,14 @@ def _first(
 class Given:
     """What passes from step to step: a value, the seconds that each step took, what the store made it repeat.
 
-    And the kind of device that it was worked on.
+    And the kind of device that it was worked on, with what was set there: see `stages.device.said`.
     """
 
     value: Any
     seconds: dict[str, float]
     retries: int
     device: str = ""
+    settings: tuple[str, ...] = ()
 
 
 def make(job: ShardJob, work: Callable[[Any], Any], unit: Unit, attempt: int) -> dict[str, Any]:
@@ -209,21 +210,24 @@ def read(job: ShardJob, unit: Unit) -> Given:
 
 def work_on(work: Callable[[Any], Any], given: Given, heavy: bool) -> Given:
     """The second step; work that is not heavy has no device but the processor."""
+    if not heavy:
+        value, seconds = _timed(work, given)
+        return Given(value, seconds, given.retries, platform.machine())
+    from stages import device
+
+    with device.witnessed() as seen:
+        value, seconds = _timed(work, given)
+    return Given(value, seconds, given.retries, device.kind(), tuple(sorted(seen)))
+
+
+def _timed(work: Callable[[Any], Any], given: Given) -> tuple[Any, dict[str, float]]:
     started = time.perf_counter()
-    value = work(given.value)
-    seconds = given.seconds | {"work": round(time.perf_counter() - started, 3)}
-    return Given(value, seconds, given.retries, _device() if heavy else platform.machine())
-
-
-def _device() -> str:
-    from stages.device import kind
-
-    return kind()
+    return work(given.value), given.seconds | {"work": round(time.perf_counter() - started, 3)}
 
 
 def commit(job: ShardJob, unit: Unit, given: Given, attempt: int) -> dict[str, Any]:
     """The last step; the commit mark, and how often the store had to be asked again (``store_retries``)."""
     before = job.place.store.retries
-    facts = {"attempt": attempt, "seconds": given.seconds, "device": given.device}
+    facts = {"attempt": attempt, "seconds": given.seconds, "device": given.device, "settings": list(given.settings)}
     mark = job.commit(unit, given.value, facts)
     return mark | {"store_retries": given.retries + job.place.store.retries - before}

@@ -193,7 +193,7 @@ class DatasetJob(ShardJob):
             self.facts()
             | _totals(marks, getattr(self.node.recipe, "steps", 0))
             | left_out(table)
-            | {"devices": devices(marks.values())},
+            | computed_on(marks.values()),
         )
 
     def _samples(self, marks: Mapping[str, dict[str, Any]]) -> bytes:
@@ -234,9 +234,12 @@ def _parquet(table: pa.Table) -> bytes:
     return out.getvalue()
 
 
-def devices(parts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """How many of the shards, or of the epochs, were made on each kind of device."""
-    return dict(sorted(Counter(part.get("device", "unknown") for part in parts).items()))
+def computed_on(parts: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """How many of the shards, or of the epochs, were made on each kind of device, and with which settings there."""
+    parts = list(parts)
+    devices = Counter(part.get("device", "unknown") for part in parts)
+    settings = Counter(said for part in parts for said in part.get("settings", ()))
+    return {"devices": dict(sorted(devices.items())), "settings": dict(sorted(settings.items()))}
 
 
 def statistics(shard: Shard) -> dict[str, Any]:
@@ -537,8 +540,7 @@ class ScoreJob(ShardJob):
             found.append(self._facts(name) | self.summary(sums))
         content = self.place.store.put_json(f"{self.node.folder}/result.json", {"rows": found})
         files = {"result.json": (len(content), digest(content)), "recipe.json": self._write_recipe()}
-        facts = {"shards": {name: mark["samples"] for name, mark in sorted(marks.items())}}
-        facts["devices"] = devices(marks.values())
+        facts = {"shards": {name: mark["samples"] for name, mark in sorted(marks.items())}} | computed_on(marks.values())
         return artifacts.publish(self.place.store, self.node, files, digest(canonical(found)), self.inputs, facts)
 
     def _facts(self, model: str) -> dict[str, Any]:
@@ -723,7 +725,7 @@ class ModelJob:
             files,
             digest(weights),
             self.inputs,
-            {"design": design, "trained_on": trained_on, "devices": devices(history)},
+            {"design": design, "trained_on": trained_on} | computed_on(history),
         )
 
 

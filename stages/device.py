@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 
 import numpy as np
@@ -46,7 +47,23 @@ def computing(recipe: Compute | Train | Evaluate) -> Iterator[None]:
         stack.enter_context(threads(getattr(recipe, "threads", 1)))
         stack.enter_context(numbers(getattr(recipe, "precision", "float32")))
         stack.enter_context(_kernels(recipe.deterministic))
+        for seen in _witnesses.get():
+            seen.add(said())
         yield
+
+
+_witnesses: ContextVar[tuple[set[str], ...]] = ContextVar("witnesses", default=())
+
+
+@contextmanager
+def witnessed() -> Iterator[set[str]]:
+    """What `computing` sets meanwhile, as PyTorch has it afterwards: see `said`."""
+    seen: set[str] = set()
+    token = _witnesses.set((*_witnesses.get(), seen))
+    try:
+        yield seen
+    finally:
+        _witnesses.reset(token)
 
 
 @contextmanager
@@ -114,6 +131,12 @@ def on(values: torch.Tensor, where: torch.device | None) -> torch.Tensor:
     if where is None or where.type != "cuda" or values.is_cuda:
         return values.to(where)
     return values.pin_memory().to(where, non_blocking=True)
+
+
+def said() -> str:
+    """What is set now, for commit marks and manifests."""
+    now = settings()
+    return f"{'tf32' if now['tf32'] else 'float32'}, {'deterministic' if now['deterministic'] else 'fastest'} kernels"
 
 
 def settings() -> dict[str, bool]:

@@ -24,7 +24,7 @@ from stages import nets
 from stages.ahead import ahead
 from stages.augment import augment
 from stages.design import Design
-from stages.device import computing, kind, on, sent
+from stages.device import computing, kind, on, said, sent
 from stages.errors import BadData, BadInput
 from stages.features import head
 from stages.model import Classifier, in_batches, load, on_device, to_unit, unit
@@ -175,7 +175,7 @@ def fit(
         The checkpoint (see `weights_of`) and the metrics: per epoch its number, learning rate, mean
         loss, accuracy on the labels trained on (of the images as they were trained on: under attack, in
         adversarial training), images per second, all of all processes together; where there is something to
-        watch, the ``test_accuracy``; the kind of ``device``; and, where the recipe asks for several, the number of
+        watch, the ``test_accuracy``; the kind of ``device`` and its ``settings``; and, where the recipe asks for several, the number of
         ``workers``.
         Only the first process yields.
 
@@ -280,6 +280,7 @@ def _epoch(
         "accuracy": accuracy,
         "images_per_second": round(steps * recipe.batch_size / seconds, 1),
         "device": kind(),
+        "settings": [said()],
         **workers,
     }
 

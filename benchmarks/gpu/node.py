@@ -1,6 +1,7 @@
 """A whole dataset node over the bare loop, at 224 pixels; a training from shards over one from tensors."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def dataset(sheet: Sheet) -> None:
         "models": {"net": {"load": brought}},
     }
     file.write_text(yaml.safe_dump(what))
+    shutil.rmtree(store, ignore_errors=True)  # of an earlier call: what is there already takes no time
     try:
         notbugs.main(["run", str(file), "--engine", "inline", "--store", str(store)])
     except SystemExit as ended:

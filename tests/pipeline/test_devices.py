@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch):
 def experiment(workers, module="witness"):
     train = {"arch": f"{module}:net", "epochs": 1, "batch_size": 64, "threads": 1}
     attack = {"images": "clean", "model": "model", "eps": 1, "steps": 2, "batch_size": 32}
-    threat = {"eps": 1, "steps": 1, "batch_size": 32}
+    threat = {"eps": 1, "steps": 1, "batch_size": 32, "precision": "tf32"}
     return {
         "name": "seen",
         "datasets": {
@@ -107,6 +107,16 @@ def test_the_device_stands_in_every_mark_and_a_node_made_on_two_kinds_says_so(fo
     assert all(mark["device"] for mark in marks(folder, "clean").values())
     assert manifest(folder, "exact")["devices"] == {here: 2}
     assert manifest(folder, "model")["devices"] == {here: 1}
+    assert manifest(folder, "model")["settings"] == {"float32, deterministic kernels": 1}
+    assert manifest(folder, "exact")["settings"] == {"float32, deterministic kernels": 2}
+    assert manifest(folder, "clean")["settings"] == {}
+    run(folder, what, "--engine", "inline")
+    assert {tuple(mark["settings"]) for mark in marks(folder, "tf32").values()} == {("tf32, deterministic kernels",)}
+    assert manifest(folder, "tf32")["settings"] == {"tf32, deterministic kernels": 2}
+    assert manifest(folder, "accuracy")["settings"] == {
+        "float32, deterministic kernels": 2,  # what is scored clean
+        "tf32, deterministic kernels": 2,  # its attack
+    }
     (made,) = folder.glob("store/datasets/exact/*")
     (made / "commits" / "train-000001.json").unlink()
     monkeypatch.setattr(device, "kind", lambda: "NVIDIA H100 80GB HBM3, 9.0")
