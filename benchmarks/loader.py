@@ -12,6 +12,7 @@ first epoch, and so weighs less the more there are.
 
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -27,14 +28,18 @@ from stages.ahead import ahead
 from stages.device import device, threads
 from stages.model import Classifier, Design, on_device, to_unit
 from stages.recipes import Evaluate, Train
-from stages.shard import pack, unpack
+from stages.shard import Shard, pack, unpack
 
 COLUMNS = ["", "images/s", "over tensors in memory"]
 
 
 def examples_of(files: dict[str, Path], counts: dict[str, int], pixels: int) -> train.Examples:
     """The shards as a training reads them."""
-    return train.Examples(list(files), counts, lambda name: unpack(name, files[name].read_bytes(), 3), pixels, "")
+    return train.Examples(list(files), counts, partial(_read, files), pixels, "")
+
+
+def _read(files: dict[str, Path], name: str) -> Shard:
+    return unpack(name, files[name].read_bytes(), 3)
 
 
 def ours(recipe: Train, design: Design, examples: train.Examples) -> None:

@@ -77,7 +77,7 @@ class Manifest(Document):
     files: list[File]
     environment: dict[str, str]
     devices: dict[str, Count]
-    settings: dict[str, Count] = {}
+    settings: dict[str, Count] = Field(default_factory=dict)
     made: Moment
 
     def _digest_of(self, name: str) -> str:
@@ -166,7 +166,7 @@ class Mark(Document):
     inputs: dict[str, str]
     host: str
     device: str
-    settings: list[str] = []
+    settings: list[str] = Field(default_factory=list)
 
 
 class Statistics(Document):

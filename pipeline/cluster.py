@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 import pipeline
 import stages
 from pipeline.parcel import SENT, staged

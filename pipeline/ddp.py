@@ -97,12 +97,13 @@ def _free_what_dead_groups_hold() -> None:
 
 def _fit(parcel: bytes, gpu: bool, said: Any, scratch: str) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     job: ModelJob = unpack(parcel)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"parcel": parcel, "said": said},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(1, job.workers),  # type: ignore[arg-type]  # the stubs are those of Ray Train before v2
             use_gpu=gpu,

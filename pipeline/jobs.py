@@ -540,7 +540,8 @@ class ScoreJob(ShardJob):
             found.append(self._facts(name) | self.summary(sums))
         content = self.place.store.put_json(f"{self.node.folder}/result.json", {"rows": found})
         files = {"result.json": (len(content), digest(content)), "recipe.json": self._write_recipe()}
-        facts = {"shards": {name: mark["samples"] for name, mark in sorted(marks.items())}} | computed_on(marks.values())
+        shards = {name: mark["samples"] for name, mark in sorted(marks.items())}
+        facts = {"shards": shards} | computed_on(marks.values())
         return artifacts.publish(self.place.store, self.node, files, digest(canonical(found)), self.inputs, facts)
 
     def _facts(self, model: str) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass, replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pipeline import artifacts, terminal
+from pipeline import artifacts
 from pipeline.artifacts import Made
 from pipeline.graph import Node
 from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit
 from pipeline.runs import Outlook
 from pipeline.store import Store, canonical, digest
+from stages.apart import aside
 from stages.errors import BadData, BadInput
 from stages.recipes import Attack, Evaluate, Invert, Recipe, Spatial, Train
 from stages.shard import Shard, pack, unpack
@@ -207,7 +208,7 @@ class Rehearsal:
         self.folder = TemporaryDirectory()
         self.place = replace(self.home, store=Store(self.folder.name))
         context = multiprocessing.get_context("spawn")
-        with _safe_path():
+        with aside():
             self.together = context.Barrier(self.processes)
             self.pool = ProcessPoolExecutor(self.processes, context, initializer=_begin, initargs=(self.together,))
             started = time.perf_counter()
@@ -274,7 +275,7 @@ class Rehearsal:
 
     def _side_by_side(self, processes: int, work: Callable[..., T], *args: Any) -> list[T]:
         all_of_them = processes == self.processes
-        with terminal.alone():
+        with aside():
             futures: list[Future[T]] = [self.pool.submit(_perform, all_of_them, work, *args) for _ in range(processes)]
         wait(futures)
         errors = [error for future in futures if (error := future.exception()) is not None]
@@ -356,19 +357,6 @@ class Rehearsal:
             self.place.store.put(f"{folder}/{name}", body)
         listed = [{"name": name, "bytes": len(body), "sha256": digest(body)} for name, body in files.items()]
         return Made(folder, facts | {"content": content, "files": listed})
-
-
-@contextmanager
-def _safe_path() -> Iterator[None]:
-    """Processes begun meanwhile do not look for modules in the current folder, which `multiprocessing` has them do."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["PYTHONSAFEPATH"]
-        if before is not None:
-            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _named(part: Part) -> str:

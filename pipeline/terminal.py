@@ -233,16 +233,6 @@ def _end_at_once(number: int) -> None:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment; processes that are begun meanwhile never get it, and are for us to end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
 def session() -> Iterator[None]:
     """A command's time on the terminal: with streams that can be used, and signals that end it in order."""
     _State.advice, _State.asked, _State.ending = "", None, False

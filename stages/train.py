@@ -3,10 +3,12 @@
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -21,10 +23,10 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from stages import nets
-from stages.ahead import ahead
+from stages.ahead import ahead, processes
 from stages.augment import augment
 from stages.design import Design
-from stages.device import computing, kind, on, said, sent
+from stages.device import computing, device, kind, on, said, sent
 from stages.errors import BadData, BadInput
 from stages.features import head
 from stages.model import Classifier, in_batches, load, on_device, to_unit, unit
@@ -37,7 +39,10 @@ from stages.seeds import generator, torch_seed
 from stages.shard import Shard
 
 SHUFFLE_SHARDS = 4
-"""Shards mixed at a time when a split streams; as many are read ahead."""
+"""Shards mixed at a time when a split streams; as many are read ahead, or as many as there are processes for it."""
+
+DECODERS = 16
+"""Most processes that decode for one GPU: they give it 4,000 photographs of 224 pixels a second or more."""
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 """Pixels, uint8, N × H × W × C, and labels, where the model is."""
@@ -50,7 +55,7 @@ class Examples:
     Attributes:
         names: its shards.
         counts: samples in each.
-        read: shard name → the shard.
+        read: shard name → the shard; for a GPU it is pickled, so that other processes can call it.
         bytes: of all its pixels, decoded.
         digest: of its contents; a checkpoint made from others is not gone on from.
     """
@@ -175,8 +180,8 @@ def fit(
         The checkpoint (see `weights_of`) and the metrics: per epoch its number, learning rate, mean
         loss, accuracy on the labels trained on (of the images as they were trained on: under attack, in
         adversarial training), images per second, all of all processes together; where there is something to
-        watch, the ``test_accuracy``; the kind of ``device`` and its ``settings``; and, where the recipe asks for several, the number of
-        ``workers``.
+        watch, the ``test_accuracy``; the kind of ``device`` and its ``settings``; and, where the recipe asks for
+        several, the number of ``workers``.
         Only the first process yields.
 
     Raises:
@@ -186,7 +191,8 @@ def fit(
     if len(examples) < recipe.batch_size:
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {len(examples)} examples to train on")
     keep_memory()
-    with computing(recipe):
+    fits = examples.bytes <= recipe.memory_budget * 2**20 * group.world
+    with computing(recipe), processes(0 if fits else spare(device())) as pool:
         # From another stream for a probe: of the same seed, its new layer would be the one that the model began with.
         torch.manual_seed(torch_seed(recipe.seed, "weights" if start is None else "probe"))
         model = on_device(Classifier(design, here, recipe.precision))
@@ -201,9 +207,9 @@ def fit(
         )
         checkpoint = group.told(checkpoint)
         history = _restore(model, optimizer, checkpoint) if came_from(checkpoint, examples.digest) else []
-        fits = examples.bytes <= recipe.memory_budget * 2**20 * group.world
         where = next(model.parameters()).device
-        batches = (_in_memory if fits else _streamed)(recipe, examples, group, where)
+        held = _in_memory(recipe, examples, group, where) if fits else None
+        batches = held or _streamed(recipe, examples, group, where, pool)
         joined = group.joined(compiled(model, recipe.compile))
         for epoch in range(len(history), recipe.epochs):
             with explained(recipe, model):
@@ -343,8 +349,22 @@ def room(where: torch.device) -> float:
     return torch.cuda.mem_get_info(where)[0] / 4 if where.type == "cuda" else math.inf
 
 
-def _streamed(recipe: Train, examples: Examples, group: Group, where: torch.device) -> Callable[[int], Batches]:
-    """Shards in random order, a few of them mixed at a time, the next few read meanwhile.
+def spare(where: torch.device) -> int:
+    """How many processes decode what streams to a device; 0: threads of this one do.
+
+    A processor trains slower than threads decode. A GPU has its share of the machine's cores, less one for the loop.
+    """
+    if where.type != "cuda":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free = cores // torch.cuda.device_count() - 1
+    return min(free, DECODERS) if free > 1 else 0
+
+
+def _streamed(
+    recipe: Train, examples: Examples, group: Group, where: torch.device, pool: Executor | None
+) -> Callable[[int], Batches]:
+    """Shards in random order, a few of them mixed at a time, the next few read meanwhile, if given by a pool.
 
     What does not fill a batch waits for the next few.
     """
@@ -355,7 +375,7 @@ def _streamed(recipe: Train, examples: Examples, group: Group, where: torch.devi
         draw = generator(recipe.seed, "order", epoch)
         names = [examples.names[i] for i in draw.permutation(len(examples.names))]
         mine = share([examples.counts[name] for name in names], recipe.batch_size, group)
-        parts, left = _read(examples, names, mine), list[tuple[np.ndarray, np.ndarray]]()
+        parts, left = _read(examples, names, mine, pool), list[tuple[np.ndarray, np.ndarray]]()
         while fresh := list(islice(parts, SHUFFLE_SHARDS)):
             pixels, labels = (np.concatenate(column) for column in zip(*left, *fresh, strict=True))
             order = draw.permutation(len(labels))
@@ -369,15 +389,17 @@ def _streamed(recipe: Train, examples: Examples, group: Group, where: torch.devi
 
 
 def _read(
-    examples: Examples, names: Sequence[str], mine: Sequence[tuple[int, slice]]
+    examples: Examples, names: Sequence[str], mine: Sequence[tuple[int, slice]], pool: Executor | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pixels and labels of a process's share of some shards, in order."""
+    """Pixels and labels of a process's share of some shards, in order, read by threads or by a pool."""
+    parts = ((names[position], part) for position, part in mine)
+    count = SHUFFLE_SHARDS if pool is None else max(SHUFFLE_SHARDS, spare(device()))
+    return ahead(partial(_part, examples.read), parts, count, pool)
 
-    def read(part: tuple[int, slice]) -> tuple[np.ndarray, np.ndarray]:
-        shard = examples.read(names[part[0]])
-        return shard.images()[part[1]], shard.label[part[1]]
 
-    return ahead(read, mine, SHUFFLE_SHARDS)
+def _part(read: Callable[[str], Shard], part: tuple[str, slice]) -> tuple[np.ndarray, np.ndarray]:
+    shard = read(part[0])
+    return shard.images()[part[1]], shard.label[part[1]]
 
 
 def _checkpoint(
