@@ -21,7 +21,7 @@ from pipeline.display import clock
 from pipeline.graph import DATASETS, Node
 from pipeline.jobs import Place
 from pipeline.on_ray import IN_FLIGHT
-from pipeline.rehearsal import IMAGES, Part, Rate, Rehearsal
+from pipeline.rehearsal import CHOSEN, IMAGES, Part, Rate, Rehearsal
 from pipeline.runs import Outlook
 from stages.errors import BadInput
 from stages.recipes import Evaluate, Invert, Relabel, Spatial, Threat, Usefulness
@@ -29,8 +29,9 @@ from stages.recipes import Evaluate, Invert, Relabel, Spatial, Threat, Usefulnes
 if TYPE_CHECKING:
     from stages.design import Design
 
-SIZES = (0.25, 0.5, 2, 4)
-"""Batches that are tried, besides the recipe's, as shares of it; and the one that a shard is made of without a rest."""
+SIZES = (0.25, 0.5)
+"""Batches that are tried, besides the recipe's, as shares of it; and the one that a shard is made of without a rest;
+and larger ones, each twice the last, as long as shard and memory hold them and each pays."""
 
 SMALLEST = 8
 """Images of the smallest batch that is tried."""
@@ -170,11 +171,26 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """The fastest batch size of an attack or an inversion, and how many times as fast as the recipe's it is."""
+    """The batch size for an attack or an inversion.
+
+    Attributes:
+        recipe: what is asked for.
+        fastest: the fastest of those tried that the memory holds.
+        gain: how many times as fast as the recipe's it is.
+        holds: images of the largest that the memory holds, a whole shard at most.
+        shard: images of the largest shard.
+    """
 
     recipe: int
     fastest: int
     gain: float
+    holds: int
+    shard: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the recipe's does."""
+        return self.recipe <= self.holds
 
 
 @dataclass(frozen=True)
@@ -534,21 +550,33 @@ def _brought(node: Node, place: Place) -> Cost:
 def fastest(parts: Sequence[Work], sizes: Sequence[int], rehearsal: Rehearsal) -> Batch | None:
     """The fastest batch size of an attack or an inversion, of those tried; None where there is nothing to try."""
     part = parts[0].part if parts else None
-    if part is None or part.node.stage not in ("attack", "invert") or not part.steps or not sizes:
+    if part is None or part.node.stage not in CHOSEN or not part.steps or not sizes:
         return None
     own, largest = rehearsal.rate(part), max(sizes)
-    most = min(largest, own.tried) if own.tried < part.batch else largest
-    took = {part.batch: sum(_batches(sizes, part.batch)) * own.seconds(part.steps)}
+    whole = max(largest, part.batch)  # a batch goes beyond its shard only where the recipe's does
+    holds = min(max(rehearsal.holds(own), own.tried), whole)
+    most = min(largest, own.tried) if own.tried < part.batch else min(largest, holds)
+
+    def seconds(batch: int) -> float:
+        return sum(_batches(sizes, batch)) * rehearsal.rate(part.of_batch(batch)).seconds(part.steps)
+
     even = math.ceil(largest / sum(_batches([largest], part.batch)))
-    for batch in sorted({even, *(int(part.batch * share) for share in SIZES)} - {part.batch}):
-        other = part.of_batch(batch)
-        if SMALLEST <= batch <= most and rehearsal.fits(other, own):
-            took[batch] = sum(_batches(sizes, batch)) * rehearsal.rate(other).seconds(part.steps)
-    if len(took) == 1:
+    smaller = {even, own.tried, *(int(part.batch * share) for share in SIZES)}
+    took = {batch: seconds(batch) for batch in sorted({part.batch, *(b for b in smaller if SMALLEST <= b <= most)})}
+    batch = part.batch
+    while 2 * batch <= most:
+        took[2 * batch] = seconds(2 * batch)
+        if took[batch] < GAIN * took[2 * batch]:
+            break
+        batch *= 2
+    held = {batch: time for batch, time in took.items() if batch <= holds}
+    if len(held) == 1 and part.batch in held:
         return None
-    best = min(took, key=lambda batch: took[batch])
+    best = min(held, key=lambda batch: held[batch])
     gain = took[part.batch] / took[best]
-    return Batch(part.batch, best, gain) if gain >= GAIN else Batch(part.batch, part.batch, 1.0)
+    if part.batch in held and gain < GAIN:
+        best, gain = part.batch, 1.0
+    return Batch(part.batch, best, gain, holds, largest)
 
 
 # --------------------------------------------------------------------------------------------- saying
@@ -570,6 +598,7 @@ def as_json(cost: Cost, site: Site, gpus: int | None, batch: Batch | None) -> di
         said["wall_seconds_on_gpus"] = round(cost.wall(site.of(gpus)), 3)
     if batch is not None:
         said["batch_size"] = {"recipe": batch.recipe, "fastest": batch.fastest, "times_as_fast": round(batch.gain, 3)}
+        said["batch_size"]["memory_holds"] = batch.holds
     return said
 
 
@@ -623,14 +652,29 @@ def _notes(prices: Prices) -> list[str]:
     for name, cost in prices.nodes.items():
         if not cost.known:
             said.append(f"{name} is fetched from elsewhere: not measured.")
-        elif cost.tried < 1:
+        elif cost.tried < 1 and (name not in prices.batches or prices.batches[name].fits):
             said.append(f"{name}: a batch takes too long to be tried; foretold from {cost.tried:.0%} of it.")
     better = {name: batch for name, batch in prices.batches.items() if batch.fastest != batch.recipe}
     for name, batch in better.items():
-        said.append(f"{name}: batch_size {batch.fastest} is {batch.gain:.2f} times as fast as {batch.recipe}.")
-    if len(better) < len(prices.batches):
-        said.append("Of the other attacks and inversions, the recipe's batch_size is the fastest of those tried.")
+        held = f"the memory holds {_held(batch.holds, batch.shard)}"
+        if batch.fits:
+            gain = f"{batch.gain:.2f} times as fast as {batch.recipe}"
+            said.append(f"{name}: batch_size {batch.fastest} is {gain}; {held}.")
+        else:
+            said.append(
+                f"{name}: batch_size {batch.recipe} does not fit, {held}: {batch.fastest} is the fastest tried."
+            )
+    if others := [batch for name, batch in prices.batches.items() if name not in better]:
+        least = min(others, key=lambda batch: batch.holds)
+        said.append(
+            "Of the other attacks and inversions, the recipe's batch_size is the fastest of those tried; the memory "
+            f"holds {_held(least.holds, least.shard)}{' or more' * (len(others) > 1)}."
+        )
     return said
+
+
+def _held(images: int, shard: int) -> str:
+    return "a whole shard" if images >= shard else f"{images:,} images"
 
 
 def size(count: float) -> str:

@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import platform
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ from pipeline.jobs import JOBS, LoadJob, ModelJob, Place, ShardJob, Unit
 from pipeline.runs import Outlook
 from pipeline.store import Store, canonical, digest
 from stages.apart import aside
-from stages.errors import BadData, BadInput
+from stages.errors import BadData, BadInput, TooLarge
 from stages.recipes import Attack, Evaluate, Invert, Recipe, Spatial, Train
 from stages.shard import Shard, pack, unpack
 
@@ -59,8 +60,14 @@ EPOCH = 4
 CROWD = 4
 """Processes for each processor that may rehearse at the same time: more say nothing, and take the memory."""
 
-FILL = 0.5
-"""Share of the memory that a batch which is proposed may fill, with one in every worker."""
+FILL, FILL_GPU = 0.5, 0.9
+"""Share of the memory that a proposed batch may fill, with one in every worker; a GPU has nothing else in it."""
+
+CAPTURED = 3
+"""Steps of which one at least is a CUDA graph, whose memory is its own."""
+
+CHOSEN = ("attack", "invert")
+"""Stages whose batch size can be chosen: that of a training is part of what it learns."""
 
 IMAGES = ("images", "on")
 """Roles of a job's inputs that are datasets."""
@@ -120,7 +127,7 @@ class Took:
         read, commit: of all images.
         first, work: of a batch, or an epoch: the first time, and the second.
         stored: bytes of all images, or of the model.
-        held: bytes that the gradients of all images hold on to; 0 where it was not asked.
+        held: bytes of memory that it took: of a GPU all, of a processor what gradients hold on to; 0 where not asked.
     """
 
     open: float
@@ -142,8 +149,9 @@ class Rate:
         warm_up: seconds by which its first batch took longer than the second: kernels chosen, code compiled.
         read, commit: seconds of an image.
         stored: bytes of an image, or of a model.
-        held: bytes that the gradients of an image hold on to.
-        tried: images of the batches that were rehearsed; another number than asked for where these would take too long.
+        held, base: bytes of memory for each image of a batch, and for any batch.
+        tried: images of the batches that were rehearsed; another number than asked for where these would take too long,
+            or are more than a GPU has memory for.
     """
 
     fixed: float
@@ -154,6 +162,7 @@ class Rate:
     commit: float = 0.0
     stored: float = 0.0
     held: float = 0.0
+    base: float = 0.0
     tried: int = 1
 
     def seconds(self, steps: int) -> float:
@@ -168,7 +177,7 @@ class Device:
     Attributes:
         name: of the hardware.
         count: how many this machine has.
-        memory: bytes that all workers of this machine share, or that a GPU has.
+        memory: bytes that all workers of this machine share, or that are free on a GPU.
         gpu: whether it is one.
     """
 
@@ -232,23 +241,23 @@ class Rehearsal:
             self.rates[part.key] = self._rate(part)
         return self.rates[part.key]
 
-    def fits(self, part: Part, rate: Rate) -> bool:
-        """Whether a batch of this part fits into the memory, going by what an image holds in one of another size."""
-        return self.processes * part.batch * rate.held < FILL * self.device.memory
+    def holds(self, rate: Rate) -> int:
+        """Images of the largest batch that fits into the memory, going by what one of another size took."""
+        room = (FILL_GPU if self.device.gpu else FILL) * self.device.memory / self.processes - rate.base
+        return max(0, int(room / rate.held)) if rate.held else sys.maxsize
 
     def _rate(self, part: Part) -> Rate:
-        low = min(part.steps, 1)
-        pilot = self._time(part, min(PILOT, part.batch), low, weigh=True)
-        batch = part.batch
-        while batch > PILOT and _asked(part, pilot) / PILOT * batch * REPEATS > LIMIT:
-            batch = max(PILOT, batch // 2)
-        first = self._time(part, batch, low)
-        least, high = _asked(part, first), _steps(part, _asked(part, first))
+        low, small = min(part.steps, 1), min(PILOT, part.batch)
+        pilot = self._time(part, small, min(part.steps, CAPTURED) if self.device.gpu else low, weigh=True)
+        batch, first = self._first_of(part, pilot, low)
+        last, least, high = first, _asked(part, first), _steps(part, _asked(part, first))
         if high > low:
-            step = max(0.0, (_asked(part, self._time(part, batch, high)) - least) / (high - low))
+            last = self._time(part, batch, high)
+            step = max(0.0, (_asked(part, last) - least) / (high - low))
             fixed = max(0.0, least - low * step)
         else:
             step, fixed = (least, 0.0) if low else (0.0, least)
+        base, held = _memory((small, pilot.held), (batch, last.held))
         whole, images = part.batch / batch, _images(part.node.recipe, batch, low)
         return Rate(
             fixed=fixed * whole,
@@ -258,9 +267,23 @@ class Rehearsal:
             read=first.read / images,
             commit=first.commit / images,
             stored=first.stored / (1 if part.node.stage == "train" else images),
-            held=pilot.held / min(PILOT, part.batch),
+            held=held,
+            base=base,
             tried=batch,
         )
+
+    def _first_of(self, part: Part, pilot: Took, low: int) -> tuple[int, Took]:
+        """The largest batch, up to that asked for, that is not too slow or too large to be tried; the first try."""
+        batch = part.batch
+        while batch > PILOT and _asked(part, pilot) / PILOT * batch * REPEATS > LIMIT:
+            batch = max(PILOT, batch // 2)
+        while True:
+            try:
+                return batch, self._time(part, batch, low)
+            except TooLarge:
+                if part.node.stage not in CHOSEN or batch <= PILOT:
+                    raise
+                batch = max(PILOT, batch // 2)
 
     # ------------------------------------------------------------------------------------- how it is done
 
@@ -366,6 +389,15 @@ def _named(part: Part) -> str:
     return f"{node.stage} {archs}".rstrip() + f" on {part.source}{batch}"
 
 
+def _memory(*tried: tuple[int, float]) -> tuple[float, float]:
+    """Bytes of any batch, and of each of its images, from what two batches took; from the first, if that is all."""
+    (small, little), (large, much) = tried
+    if not much or large == small:
+        return 0.0, little / small
+    held = max(0.0, (much - little) / (large - small))
+    return max(0.0, little - small * held), held
+
+
 def _asked(part: Part, took: Took) -> float:
     """Seconds of what is asked for."""
     return took.open if part.once else took.work
@@ -430,7 +462,7 @@ def device() -> Device:
 
     if torch.cuda.is_available():
         facts = torch.cuda.get_device_properties(0)
-        return Device(facts.name, torch.cuda.device_count(), facts.total_memory, gpu=True)
+        return Device(facts.name, torch.cuda.device_count(), torch.cuda.mem_get_info(0)[0], gpu=True)
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
@@ -503,9 +535,14 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def _weighed(work: Callable[[Any], Any], given: Any, weigh: bool) -> int:
-    """Do some work; the bytes of all that was kept for gradients meanwhile, if that is asked for."""
+    """Do some work; the bytes that it took on a GPU, else, if asked for, of all that was kept for gradients."""
     import torch
 
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        work(given)
+        return torch.cuda.max_memory_reserved()
     held = 0
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,10 @@ class BadInput(ValueError):
     """
 
 
+class TooLarge(BadInput):
+    """A batch is more than a GPU has memory for."""
+
+
 class BadData(RuntimeError):
     """Data that was read is not what it should be (damaged, undecodable, of the wrong shape)."""
 
