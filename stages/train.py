@@ -42,7 +42,7 @@ SHUFFLE_SHARDS = 4
 """Shards mixed at a time when a split streams; as many are read ahead, or as many as there are processes for it."""
 
 DECODERS = 16
-"""Most processes that decode for one GPU: they give it 4,000 photographs of 224 pixels a second or more."""
+"""Most processes that decode for one GPU, at about 300 photographs of 224 pixels a second each."""
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 """Pixels, uint8, N × H × W × C, and labels, where the model is."""
