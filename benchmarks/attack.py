@@ -35,16 +35,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.side_by_side import cifar10, images, in_turns, machine, over, seconds_of, show, spread
-from pipeline import spec
+from pipeline.experiment import spec
 from stages import model as models
 from stages import train
 from stages.device import computing, device, threads
 from stages.images import encode_png
-from stages.model import Classifier, Design, to_pixels, to_unit
+from stages.inference import optimized
+from stages.model import Classifier, Design
 from stages.pgd import UNCAPTURED
-from stages.prepare import prepared
+from stages.pretrained.checkpoint import bring
 from stages.recipes import Attack, Perturbation, Train
-from stages.search import Toward, margins, targeted
+from stages.targeted_pgd import TargetedPGD, margins, targeted
+from stages.tensors import to_pixels, to_unit
 
 Loop = Callable[[np.ndarray, Tensor, Perturbation], Tensor]
 """Pixels, uint8, N × H × W × C; a target for each; ball and steps → images in [0, 1], N × C × H × W."""
@@ -62,12 +64,12 @@ INSTALL = {
 
 def ours(model: Classifier, ball: Perturbation) -> Loop:
     """The loop that makes datasets, with a network that is prepared."""
-    toward = Toward(Attack(images="", model="", **ball.model_dump()), model)
+    search = TargetedPGD(Attack(images="", model="", **ball.model_dump()), model)
 
     def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
-        toward.recipe = toward.recipe.model_copy(update={"steps": ball.steps})
+        search.recipe = search.recipe.model_copy(update={"steps": ball.steps})
         wanted = target.cpu().numpy()
-        return to_unit(toward(pixels, wanted, wanted)[0], target.device)
+        return to_unit(search(pixels, wanted, wanted)[0], target.device)
 
     return loop
 
@@ -257,15 +259,15 @@ def network(arch: str, brought: str | None, side: int, classes: int, data: Path 
     here = Path.cwd()
     if brought is not None:
         file, _, name = brought.rpartition(":")
-        found = spec.read(Path(file)).models[name].load
+        found = spec.read(Path(file)).models[name].pretrained
         if found is None:
-            raise click.UsageError(f"{file} trains {name}, expected a model that it loads")
-        return models.load(*models.bring(found, data or here, here), here)
+            raise click.UsageError(f"{file} trains {name}, expected a pretrained one")
+        return models.load(*bring(found, data or here, here), here)
     torch.manual_seed(0)
     if data is None or side != 32:
         design = Design(arch, classes, (3, side, side), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         return models.load(design, models.save(Classifier(design, here).network), here)
-    shard = cifar10(data, taught.watch)
+    shard = cifar10(data, taught.eval_images)
     pixels = shard.images()
     mean, std = (tuple((each / 255).tolist()) for each in (pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))))
     examples = train.Examples([shard.name], {shard.name: len(shard)}, lambda _: shard, pixels.nbytes, "")
@@ -335,11 +337,13 @@ def main(
     """Measure the attack alone: images in memory, one process at work."""
     ball = Perturbation(eps=eps or (0.5 if side == 32 else 3.0), steps=steps, batch_size=batch)
     recipes = {choice: recipe_of(choice, ball) for choice in choices}
-    lesson = Train(on="cifar10", arch=arch, epochs=epochs, watch=taught, precision="bfloat16", threads=os.cpu_count())
+    lesson = Train(
+        on="cifar10", arch=arch, epochs=epochs, eval_images=taught, precision="bfloat16", threads=os.cpu_count()
+    )
     model = network(arch, brought, side, classes, data, lesson)
     pixels = images(data, rounds * batch, side)
     target = torch.arange(batch, device=device()) % model.design.classes
-    ready = {choice: prepared(model, recipe) for choice, recipe in recipes.items()}
+    ready = {choice: optimized(model, recipe) for choice, recipe in recipes.items()}
     loops = {choice: ours(each, recipes[choice]) for choice, each in ready.items()}
     loops |= {f"{choice}: bare": bare(each) for choice, each in ready.items()}
     apart = Apart(model, cores) if peers else None
@@ -415,7 +419,7 @@ def compared(
         ]
         for name in [*mine, *rest]
     ]
-    head = ["", "image·steps/s", f"over {fastest or 'others'}", "first step, s", "target reached %", "beside float32"]
+    head = ["", "image·steps/s", f"over {fastest or 'others'}", "first step, s", "attack success %", "beside float32"]
     return [*head, "mean margin", "mean L2"], lines
 
 

@@ -41,12 +41,12 @@ from ray import cloudpickle
 
 from benchmarks.scale import Looked, on_s3, take_away, until_asked
 from benchmarks.side_by_side import highest, machine, show
-from pipeline import artifacts
-from pipeline.engines import Inline
-from pipeline.graph import build
-from pipeline.jobs import JOBS, DatasetJob, Place, Unit
-from pipeline.runs import Run
-from pipeline.spec import parse
+from pipeline.experiment.graph import build
+from pipeline.experiment.spec import parse
+from pipeline.run import artifacts
+from pipeline.run.engines import Inline
+from pipeline.run.jobs import JOBS, Context, DatasetJob, Unit
+from pipeline.run.runs import Run
 from pipeline.store import Store, digest
 from stages import nets
 from stages.model import save
@@ -71,7 +71,7 @@ def experiment(shards: int, shard_size: int, size: int, classes: int, steps: int
             "clean": {"load": {**load, "shard_size": shard_size}},
             "moved": {"attack": attack, "relabel": "other"},
         },
-        "models": {"net": {"load": bring}},
+        "models": {"net": {"pretrained": bring}},
     }
 
 
@@ -140,7 +140,7 @@ def command(*args: Any) -> Took:
 # ---------------------------------------------------------------------------------------- the steps
 
 
-def job_of(place: Place, wanted: Any, name: str) -> DatasetJob:
+def job_of(place: Context, wanted: Any, name: str) -> DatasetJob:
     """A dataset's job, its inputs found in the store."""
     node = next(node for node in build(parse(wanted)) if node.id == f"datasets/{name}")
     inputs = {role: artifacts.find(place.store, parent) for role, parent in node.inputs.items()}
@@ -149,13 +149,13 @@ def job_of(place: Place, wanted: Any, name: str) -> DatasetJob:
     return job
 
 
-def listing(place: Place, wanted: Any) -> str:
+def listing(place: Context, wanted: Any) -> str:
     """List the source."""
     job: Any = job_of(place, wanted, "clean")
     return f"{sum(map(len, job.listing.items.values())):,} images"
 
 
-def units(place: Place, wanted: Any, name: str) -> str:
+def units(place: Context, wanted: Any, name: str) -> str:
     """Every shard of a dataset with the digests of what it is made from; and what travels to workers."""
     job = job_of(place, wanted, name)
     found = job.units()
@@ -163,7 +163,7 @@ def units(place: Place, wanted: Any, name: str) -> str:
     return f"job {len(cloudpickle.dumps(job)) / 1000:.1f} kB, a shard {each / 1000:.1f} kB"
 
 
-def committed(place: Place, wanted: Any, name: str) -> str:
+def committed(place: Context, wanted: Any, name: str) -> str:
     """List the node's files, and read the marks of its shards."""
     job = job_of(place, wanted, name)
     return f"{len(job.committed(job.units(), job.stored())):,} hold"
@@ -177,10 +177,10 @@ class Noting(Store):
         self.written = {**getattr(self, "written", {}), path.rpartition("/")[2]: (time.perf_counter(), len(content))}
 
 
-def finish(place: Place, wanted: Any, name: str) -> tuple[float, str]:
+def finish(place: Context, wanted: Any, name: str) -> tuple[float, str]:
     """Publish a dataset from the marks and rows of its shards; seconds without those for reading the marks."""
     store = Noting(place.store.url)
-    job = job_of(Place(store, place.data, place.here), wanted, name)
+    job = job_of(Context(store, place.data, place.here), wanted, name)
     marks = job.committed(job.units(), job.stored())
     started = time.perf_counter()
     job.finish(marks)
@@ -193,12 +193,12 @@ def finish(place: Place, wanted: Any, name: str) -> tuple[float, str]:
 
 READERS: dict[str, Callable[[bytes], Any]] = {
     "pyarrow, all columns": lambda content: pq.read_table(BytesIO(content)),
-    "pyarrow, two columns": lambda content: pq.read_table(BytesIO(content), columns=["key", "reached"]),
+    "pyarrow, two columns": lambda content: pq.read_table(BytesIO(content), columns=["key", "success"]),
     "pandas, all columns": lambda content: pd.read_parquet(BytesIO(content)),
 }
 
 
-def read(place: Place, path: str, reader: str) -> str:
+def read(place: Context, path: str, reader: str) -> str:
     """Read ``samples.parquet``."""
     return f"{len(READERS[reader](place.store.read(path))):,} rows"
 
@@ -221,7 +221,7 @@ class Share(Inline):
         raise Looked
 
 
-def run_share(place: Place, wanted: Any, name: str, share: int) -> list[str]:
+def run_share(place: Context, wanted: Any, name: str, share: int) -> list[str]:
     """Really make some shards of a dataset; a line about them."""
     Run(parse(wanted), place, only=(name,)).go(Share(name, share))
     job = job_of(place, wanted, name)
@@ -233,7 +233,7 @@ def run_share(place: Place, wanted: Any, name: str, share: int) -> list[str]:
     return [f"{name}: a shard of the {len(marks)} really run: {parts}", f"{sum(steps.values()):.2f}", "", said]
 
 
-def stand_in(place: Place, wanted: Any, name: str, share: int) -> list[str]:
+def stand_in(place: Context, wanted: Any, name: str, share: int) -> list[str]:
     """Write tar, rows and mark of every other shard as if it had been made; a line about it."""
     started, job = time.perf_counter(), job_of(place, wanted, name)
     store, folder, all_units = place.store, job.node.folder, job.units()
@@ -265,7 +265,7 @@ def _rows(job: DatasetJob, unit: Unit, like: pa.Table) -> pa.Table:
         own["label"] = own["source_label"]
     else:
         path = f"{job.inputs['images'].folder}/{artifacts.rows_path(unit.name)}"
-        own = pq.read_table(BytesIO(job.place.store.read(path)), columns=["index", "source_label"]).to_pydict()
+        own = pq.read_table(BytesIO(job.context.store.read(path)), columns=["index", "source_label"]).to_pydict()
     own |= {"key": [key(index) for index in own["index"]], "shard": [unit.name] * unit.samples}
     columns = [
         pa.array(own[each.name], each.type) if each.name in own else _varied(like[each.name], own["index"][0])
@@ -285,7 +285,7 @@ def _varied(column: pa.ChunkedArray, seed: int) -> pa.ChunkedArray:
 # ----------------------------------------------------------------------------------------- in order
 
 
-def measure(table: Table, place: Place, file: Path, wanted: Any, share: int) -> None:
+def measure(table: Table, place: Context, file: Path, wanted: Any, share: int) -> None:
     """All on a local folder, from an empty store to a whole one."""
     store = ["--store", place.store.url]
     table.add("notbugs plan, the store empty", lambda: command("plan", file, *store), "", lambda _: "")
@@ -309,12 +309,12 @@ def measure(table: Table, place: Place, file: Path, wanted: Any, share: int) -> 
     resume(table, place, file, "local folder", wanted)
 
 
-def _finish(place: Place, wanted: Any, name: str) -> Took:
+def _finish(place: Context, wanted: Any, name: str) -> Took:
     took = alone(finish, place, wanted, name)
     return Took(took.said[0], took.peak, took.said[1])
 
 
-def resume(table: Table, place: Place, file: Path, where: str, wanted: Any) -> None:
+def resume(table: Table, place: Context, file: Path, where: str, wanted: Any) -> None:
     """One shard of each dataset is taken away: what a run does before it makes it, and what `plan` says."""
     for name in DATASETS:
         with restored(place.store, job_of(place, wanted, name).node.folder):
@@ -326,7 +326,7 @@ def resume(table: Table, place: Place, file: Path, where: str, wanted: Any) -> N
             )
 
 
-def _resumed(place: Place, wanted: Any) -> Took:
+def _resumed(place: Context, wanted: Any) -> Took:
     took = alone(until_asked, place, parse(wanted))
     seconds, missing = took.said
     return Took(seconds, took.peak, f"{missing} to make")
@@ -362,7 +362,7 @@ def main(shards: int, shard_size: int, size: int, classes: int, share: int, step
         wanted = experiment(shards, shard_size, size, classes, steps, weights)
         file = folder / "scale.yaml"
         file.write_text(yaml.safe_dump(wanted))
-        place = Place(Store(str(folder / "store")), folder, folder)
+        place = Context(Store(str(folder / "store")), folder, folder)
         measure(table, place, file, wanted, share)
         if s3:
             with on_s3(place, folder) as far:

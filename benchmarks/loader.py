@@ -27,11 +27,12 @@ from torch import Tensor
 from benchmarks.shards import CLASSES, shards_of
 from benchmarks.side_by_side import attacked, images, in_turns, machine, on_shards, over, seconds_of, show, spread
 from stages import evaluate, train
-from stages.ahead import ahead
 from stages.device import device, threads
-from stages.model import Classifier, Design, on_device, to_unit
+from stages.model import Classifier, Design, on_device
+from stages.prefetch import prefetch
 from stages.recipes import Evaluate, Train
 from stages.shard import Shard, pack, samples, unpack
+from stages.tensors import to_unit
 
 COLUMNS = ["", "images/s", "over tensors in memory"]
 
@@ -81,7 +82,7 @@ def webdatasets(files: list[Path], size: int, workers: int) -> Iterator[tuple[Te
 
 def score_ours(recipe: Evaluate, model: Classifier, examples: train.Examples) -> None:
     """Every shard scored, the next one read meanwhile, as workers do."""
-    for shard in ahead(examples.read, examples.names, 1):
+    for shard in prefetch(examples.read, examples.names, 1):
         evaluate.score(recipe, [str(k) for k in range(CLASSES)], {"model": model}, {}, shard)
 
 
@@ -117,7 +118,9 @@ def main(
     """Measure training and evaluation from shards on this machine."""
     shards = shards_of(attacked(images(data, count, side), 0.5 if side == 32 else 3.0), shard_size)
     design = Design(arch, CLASSES, (3, side, side), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    recipe = Train(on="shards", arch=arch, epochs=epochs, batch_size=batch, precision=precision, threads=cores, watch=0)
+    recipe = Train(
+        on="shards", arch=arch, epochs=epochs, batch_size=batch, precision=precision, threads=cores, eval_images=0
+    )
     streamed = recipe.model_copy(update={"memory_budget": 0})
     x = torch.cat([to_unit(shard.images(), device()) for shard in shards])
     y = torch.cat([torch.from_numpy(shard.label).to(device()) for shard in shards])

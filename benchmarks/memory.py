@@ -24,12 +24,12 @@ import psutil
 
 from benchmarks.shards import CLASSES, shards_of
 from benchmarks.side_by_side import attacked, highest, images, machine, show
-from pipeline.engines import Inline
-from pipeline.graph import build
-from pipeline.jobs import Place
-from pipeline.on_ray import OnRay
-from pipeline.runs import Run
-from pipeline.spec import parse
+from pipeline.experiment.graph import build
+from pipeline.experiment.spec import parse
+from pipeline.run.engines import Inline
+from pipeline.run.jobs import Context
+from pipeline.run.on_ray import OnRay
+from pipeline.run.runs import Run
 from pipeline.store import Store
 from stages.shard import pack
 
@@ -43,7 +43,7 @@ def experiment(source: Path, arch: str, shard_size: int, batch: int) -> dict[str
     on = {"models": ["standard"], "on": "clean", "split": "train", "batch_size": batch}
     files = f"{source}/train-{{000000..{len(list(source.iterdir())) - 1:06d}}}.tar"
     load = {"source": "webdataset", "shards": {"train": files}, "classes": CLASSES, "shard_size": shard_size}
-    train = {"on": "clean", "arch": arch, "epochs": 1, "batch_size": batch, "threads": 1, "watch": 0}
+    train = {"on": "clean", "arch": arch, "epochs": 1, "batch_size": batch, "threads": 1, "eval_images": 0}
     return {
         "name": "memory",
         "datasets": {
@@ -61,7 +61,7 @@ def experiment(source: Path, arch: str, shard_size: int, batch: int) -> dict[str
     }
 
 
-def alone(wanted: dict[str, Any], place: Place, node: str, say: Any) -> None:
+def alone(wanted: dict[str, Any], place: Context, node: str, say: Any) -> None:
     """Make a node here, from what is there already."""
     from stages import apgd, attack, evaluate, invert, train, usefulness  # noqa: F401 - so that they count before
 
@@ -70,7 +70,7 @@ def alone(wanted: dict[str, Any], place: Place, node: str, say: Any) -> None:
     say.put((before, highest()))
 
 
-def inline(wanted: dict[str, Any], place: Place) -> dict[str, tuple[float, float]]:
+def inline(wanted: dict[str, Any], place: Context) -> dict[str, tuple[float, float]]:
     """MiB of a process before and after it made a node, by node."""
     context, found = multiprocessing.get_context("spawn"), {}
     for node in build(parse(wanted)):
@@ -85,7 +85,7 @@ def inline(wanted: dict[str, Any], place: Place) -> dict[str, tuple[float, float
     return found
 
 
-def on_ray(wanted: dict[str, Any], place: Place) -> dict[str, float]:
+def on_ray(wanted: dict[str, Any], place: Context) -> dict[str, float]:
     """The most that a process of each kind had at a time, MiB, seen from outside."""
     most: dict[str, float] = defaultdict(float)
     over = Event()
@@ -123,14 +123,14 @@ def on_ray(wanted: dict[str, Any], place: Place) -> dict[str, float]:
 def main(side: int, arch: str, shard_size: int, batch: int, few: int, many: int, also: bool) -> None:
     """Measure the memory of every kind of node."""
 
-    def with_shards(count: int, measure: Callable[[dict[str, Any], Place], Any]) -> Any:
+    def with_shards(count: int, measure: Callable[[dict[str, Any], Context], Any]) -> Any:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "source").mkdir()
             for shard in shards_of(attacked(images(None, count * shard_size, side), 0.5), shard_size):
                 (folder / "source" / f"{shard.name}.tar").write_bytes(pack(shard))
             wanted = experiment(folder / "source", arch, shard_size, batch)
-            return measure(wanted, Place(Store(str(folder / "store")), folder, Path.cwd()))
+            return measure(wanted, Context(Store(str(folder / "store")), folder, Path.cwd()))
 
     started = time.perf_counter()
     alone_few, alone_many = (with_shards(count, inline) for count in (few, many))

@@ -24,26 +24,34 @@ import torch
 
 from benchmarks.attack import ours
 from benchmarks.side_by_side import in_turns, machine, over, seconds_of, show, spread
-from pipeline import jobs
-from pipeline.jobs import AttackJob, Place
-from pipeline.on_ray import OnRay
-from pipeline.runs import Run
-from pipeline.spec import parse
+from pipeline.experiment.spec import parse
+from pipeline.run.jobs import AttackJob, Context
+from pipeline.run.jobs.statistics import statistics
+from pipeline.run.on_ray import OnRay
+from pipeline.run.runs import Run
 from pipeline.store import Store
-from stages.attack import distances, logits_of
 from stages.device import threads
-from stages.model import to_unit
-from stages.pgd import to_grid
-from stages.prepare import prepared
+from stages.inference import optimized
+from stages.model import logits_of
+from stages.pgd import round_in_ball
 from stages.recipes import Attack
 from stages.shard import Shard, pack, unpack
+from stages.tensors import distances, to_unit
 
 NODE = "datasets/other"
 
 
 def experiment(images: int, shard_size: int, attack: dict[str, Any], arch: str, seed: int) -> Any:
     """A dataset node on part of CIFAR-10, whose targets are drawn; a source trained just enough."""
-    train = {"on": "clean", "arch": arch, "epochs": 1, "lr": 0.1, "precision": "bfloat16", "threads": 2, "watch": 0}
+    train = {
+        "on": "clean",
+        "arch": arch,
+        "epochs": 1,
+        "lr": 0.1,
+        "precision": "bfloat16",
+        "threads": 2,
+        "eval_images": 0,
+    }
     load = {"source": "cifar10", "limit": images, "shard_size": shard_size, "download": False}
     relabel = {"rule": "other", "seed": seed}
     return parse(
@@ -58,7 +66,7 @@ def experiment(images: int, shard_size: int, attack: dict[str, Any], arch: str, 
 def job_of(run: Run) -> AttackJob:
     """The dataset node as the pipeline would make it."""
     node = next(node for node in run.nodes if node.id == NODE)
-    return AttackJob(node, run.place, {role: run.made[parent.id] for role, parent in node.inputs.items()})
+    return AttackJob(node, run.context, {role: run.made[parent.id] for role, parent in node.inputs.items()})
 
 
 # ---------------------------------------------------------------------------------------------- the bare loop
@@ -67,7 +75,7 @@ def job_of(run: Run) -> AttackJob:
 def batches(job: AttackJob, names: list[str]) -> tuple[Attack, Any, list[tuple[np.ndarray, torch.Tensor]]]:
     """The recipe, the network as it computes with it, and the images of some shards in batches with their targets."""
     recipe, attacker = job.node.recipe, job.open()
-    model = prepared(attacker.model, recipe)
+    model = optimized(attacker.model, recipe)
     shards = [job.read(unit) for unit in job.units() if unit.name in names]
     pixels = np.concatenate([shard.images() for shard in shards])
     wanted = torch.from_numpy((np.concatenate([shard.label for shard in shards]) + 1) % 10).to(model.mean.device)
@@ -125,7 +133,7 @@ def parts(job: AttackJob) -> dict[str, float]:
             "attack, whole": seconds_of(lambda: attacker(shard)),
             "– of it rounding inside the ball": sum(
                 seconds_of(
-                    lambda at=slice(first, first + recipe.batch_size): to_grid(
+                    lambda at=slice(first, first + recipe.batch_size): round_in_ball(
                         unit_NCHW[at], levels[at], recipe.norm, recipe.eps
                     )
                 )
@@ -136,7 +144,7 @@ def parts(job: AttackJob) -> dict[str, float]:
             "commit, whole": seconds_of(lambda: job.commit(unit, done, {})),
             "– of it encode and pack": seconds_of(lambda: pack(done)),
             "– of it read back": seconds_of(lambda: unpack(unit.name, tar, 3)),
-            "– of it statistics": seconds_of(lambda: jobs.statistics(done)),
+            "– of it statistics": seconds_of(lambda: statistics(done)),
         }
 
 
@@ -154,7 +162,7 @@ def main(data: Path, images: int, shard_size: int, steps: int, arch: str, precis
     attack = {"images": "clean", "model": "standard", "eps": 0.5, "steps": steps, "precision": precision}
     told: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        place, engine = Place(Store(folder), data.absolute(), Path.cwd()), OnRay()
+        place, engine = Context(Store(folder), data.absolute(), Path.cwd()), OnRay()
         workers = sum(one.gpus or one.cpus for one in engine.nodes())
 
         def run_of(seed: int) -> Run:

@@ -15,11 +15,13 @@ from typing import Any
 import click
 
 from benchmarks.side_by_side import machine, show
-from pipeline import cost, runs
-from pipeline.graph import build
-from pipeline.jobs import Place
-from pipeline.on_ray import OnRay
-from pipeline.spec import parse
+from pipeline.cost import estimate
+from pipeline.experiment.graph import build
+from pipeline.experiment.spec import parse
+from pipeline.run import runs
+from pipeline.run.jobs import Context
+from pipeline.run.on_ray import OnRay
+from pipeline.run.preflight import preflight
 from pipeline.store import Store
 
 
@@ -53,13 +55,13 @@ def experiment(images: int, steps: int, epochs: int, arch: str, precision: str, 
     )
 
 
-def predicted(wanted: Any, place: Place, workers: int | None) -> cost.Prices:
+def predicted(wanted: Any, place: Context, workers: int | None) -> estimate.Estimate:
     """What the plan says."""
-    outlooks = runs.preflight(build(wanted), place, fetch=False)
-    return cost.price(outlooks, place, workers, lambda what: click.echo(f"trying: {what}", err=True))
+    statuses = preflight(build(wanted), place, fetch=False)
+    return estimate.estimate(statuses, place, workers, lambda what: click.echo(f"trying: {what}", err=True))
 
 
-def true(wanted: Any, place: Place, workers: int | None) -> dict[str, float]:
+def true(wanted: Any, place: Context, workers: int | None) -> dict[str, float]:
     """Seconds that each node took, made alone."""
     engine, seconds = OnRay(workers=workers), dict[str, float]()
     for node in build(wanted):
@@ -84,19 +86,19 @@ def main(data: Path, workers: int | None, **asked: Any) -> None:
     """Predict, make, compare."""
     wanted = experiment(**asked)
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(Store(folder), data.absolute(), Path.cwd())
+        place = Context(Store(folder), data.absolute(), Path.cwd())
         started = time.perf_counter()
-        prices = predicted(wanted, place, workers)
+        estimated = predicted(wanted, place, workers)
         took = time.perf_counter() - started
         seconds = true(wanted, place, workers)
-    foretold = {name: each.wall(prices.site) for name, each in prices.nodes.items()}
+    foretold = {name: each.wall(estimated.site) for name, each in estimated.nodes.items()}
     lines = [[name, f"{foretold[name]:.1f}", f"{seconds[name]:.1f}", f"{foretold[name] / seconds[name]:.2f}"]
              for name in foretold]  # fmt: skip
     sums = sum(foretold.values()), sum(seconds.values())
     lines.append(["all, one after the other", *(f"{total:.1f}" for total in sums), f"{sums[0] / sums[1]:.2f}"])
     click.echo(", ".join(f"{name} {value}" for name, value in asked.items()))
     click.echo(machine("torch", "ray"))
-    click.echo(f"{prices.site.devices} workers, each with {prices.device}; the prediction took {took:.0f} s")
+    click.echo(f"{estimated.site.devices} workers, each with {estimated.device}; the prediction took {took:.0f} s")
     show("Prediction and truth", ["node", "predicted s", "true s", "predicted ÷ true"], lines)
 
 

@@ -29,11 +29,11 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from benchmarks.side_by_side import machine, show
-from pipeline import jobs
-from pipeline.jobs import AttackJob, Place
-from pipeline.on_ray import ACTOR_CPUS, OnRay
-from pipeline.runs import Run
-from pipeline.spec import parse
+from pipeline.experiment.spec import parse
+from pipeline.run import jobs
+from pipeline.run.jobs import AttackJob, Context
+from pipeline.run.on_ray import ACTOR_CPUS, OnRay
+from pipeline.run.runs import Run
 from pipeline.store import Store
 from stages.relabel import targets
 from stages.shard import Shard
@@ -113,7 +113,7 @@ def cluster(cpus: int) -> Iterator[str]:
         started.shutdown()
 
 
-def busy(place: Place, wanted: Any, workers: int, wait: float) -> list[list[str]]:
+def busy(place: Context, wanted: Any, workers: int, wait: float) -> list[list[str]]:
     """Run the waiting node, and say how busy its workers were."""
     with cluster(STEPS_AT_ONCE // 4 + 4) as address:
         engine = OnRay(workers=4, address=address)
@@ -159,7 +159,7 @@ class Look:
     """An engine that only takes the time at which it is asked for shards."""
 
     def start(self, work: Callable[[], Any]) -> Any:
-        from pipeline.engines import Inline
+        from pipeline.run.engines import Inline
 
         return Inline().start(work)
 
@@ -168,7 +168,7 @@ class Look:
         raise Looked
 
 
-def take_away(place: Place, wanted: Any, made: str, gone: int) -> int:
+def take_away(place: Context, wanted: Any, made: str, gone: int) -> int:
     """Take some shards of a node away, as if they had not been made; how many it has."""
     folder = next(node.folder for node in Run(wanted, place).nodes if node.id == made)
     there = place.store.files(folder, recursive=True)
@@ -179,7 +179,7 @@ def take_away(place: Place, wanted: Any, made: str, gone: int) -> int:
     return len(shards)
 
 
-def until_asked(place: Place, wanted: Any) -> tuple[float, int]:
+def until_asked(place: Context, wanted: Any) -> tuple[float, int]:
     """Seconds until a run begins with the shards that are missing, and how many they are."""
     look: Any = Look()
     started = time.perf_counter()
@@ -187,7 +187,7 @@ def until_asked(place: Place, wanted: Any) -> tuple[float, int]:
     return look.at - started, look.units
 
 
-def plan(place: Place, file: Path, name: str, wanted: Any, gone: int = 10) -> list[list[str]]:
+def plan(place: Context, file: Path, name: str, wanted: Any, gone: int = 10) -> list[list[str]]:
     """Take some shards away, and see how long it takes to see that."""
     shards = take_away(place, wanted, "datasets/waited", gone)
     seconds, missing = until_asked(place, wanted)
@@ -214,7 +214,7 @@ def main(workers: int, shards: int, wait: float, s3: bool) -> None:
         write_source(folder / "source.tar", 2 * shards)
         (folder / "scale.yaml").write_text(yaml.safe_dump(experiment(shards, folder / "source.tar")))
         wanted = parse(experiment(shards, folder / "source.tar"))
-        place = Place(Store(str(folder / "store")), folder, folder)
+        place = Context(Store(str(folder / "store")), folder, folder)
         lines += busy(place, wanted, workers, wait)
         if s3:
             with on_s3(place, folder) as far:
@@ -225,7 +225,7 @@ def main(workers: int, shards: int, wait: float, s3: bool) -> None:
 
 
 @contextlib.contextmanager
-def on_s3(place: Place, folder: Path) -> Iterator[Place]:
+def on_s3(place: Context, folder: Path) -> Iterator[Context]:
     """What is made in a store, copied to a server that is started and stopped here."""
     sys.path.insert(0, str(ROOT / "tests"))
     from s3 import S3Server

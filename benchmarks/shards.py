@@ -27,10 +27,10 @@ import webdataset
 from PIL import Image
 
 from benchmarks.side_by_side import attacked, images, in_turns, machine, on_shards, over, seconds_of, show, spread
-from pipeline.artifacts import Made
-from pipeline.graph import build
-from pipeline.jobs import AttackJob, Place, Unit
-from pipeline.spec import parse
+from pipeline.experiment.graph import build
+from pipeline.experiment.spec import parse
+from pipeline.run.artifacts import Artifact
+from pipeline.run.jobs import AttackJob, Context, Unit
 from pipeline.store import Store, digest
 from stages.device import threads
 from stages.images import PNG_LEVEL, decode, encode_png
@@ -52,8 +52,8 @@ def shards_of(pixels_NHWC: np.ndarray, size: int) -> list[Shard]:
         label = index % CLASSES
         effect: dict[str, np.ndarray] = {
             "target": label,
-            "reached": draw.random(count) > 0.1,
-            "reached_step": draw.integers(0, 50, count),
+            "success": draw.random(count) > 0.1,
+            "success_step": draw.integers(0, 50, count),
             **{name: draw.random(count).astype(np.float32) for name in ("margin", "confidence")},
             **{name: draw.random(count) for name in ("l2", "linf")},
         }
@@ -73,8 +73,8 @@ def write_ours(shards: list[Shard], folder: Path) -> None:
     }
     node = build(parse({"name": "shards", "datasets": wanted}))[-1]
     classes = [str(name) for name in range(CLASSES)]
-    clean = Made("datasets/clean", {"classes": classes, "channels": shards[0].images().shape[3]})
-    job = AttackJob(node, Place(Store(str(folder)), folder, folder), {"images": clean})
+    clean = Artifact("datasets/clean", {"classes": classes, "channels": shards[0].images().shape[3]})
+    job = AttackJob(node, Context(Store(str(folder)), folder, folder), {"images": clean})
     for shard in shards:
         job.commit(Unit(shard.name, len(shard), {}), shard, {})
 

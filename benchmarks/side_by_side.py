@@ -13,8 +13,8 @@ import click
 import numpy as np
 import torch
 
-from pipeline import report
-from pipeline.rehearsal import device
+from pipeline.cost.trial import device
+from pipeline.report import tables
 from stages import load
 from stages.images import decode
 from stages.recipes import Torchvision
@@ -104,7 +104,7 @@ def over(values: Sequence[float], others: Sequence[float]) -> float:
 
 def show(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """Print a table."""
-    click.echo(f"\n{title}\n\n{report.table(head, lines)}")
+    click.echo(f"\n{title}\n\n{tables.table(head, lines)}")
 
 
 # ------------------------------------------------------------------------------------------------ images
@@ -116,7 +116,7 @@ def cifar10(data: Path, count: int, split: str = "train") -> Shard:
         raise click.UsageError(f"--data {data} holds no {CIFAR10}: unpack CIFAR-10 there, or leave --data out")
     recipe = Torchvision(source="cifar10", limit=count, shard_size=count, download=False)
     listing = load.list_source(recipe, data)
-    spread_out = load.spread(listing, recipe)
+    spread_out = load.assign_to_shards(listing, recipe)
     name = next(name for name in spread_out if name.startswith(split))
     return load.read(recipe, name, spread_out[name], listing.channels, listing.suffix)
 

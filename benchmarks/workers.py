@@ -18,10 +18,12 @@ import click
 import ray
 
 from benchmarks.side_by_side import machine
-from pipeline import ddp, report, spec
-from pipeline.engines import Inline
-from pipeline.graph import build
-from pipeline.jobs import JOBS, ModelJob, Place, ShardJob
+from pipeline.experiment import spec
+from pipeline.experiment.graph import build
+from pipeline.report import tables
+from pipeline.run import ddp
+from pipeline.run.engines import Inline
+from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob
 from pipeline.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +52,7 @@ def experiment(images: int | None, epochs: int | None, seeds: int, workers: tupl
     )
 
 
-def run(planned: Any, place: Place, gpu: bool) -> tuple[dict[str, list[dict[str, Any]]], dict[str, float]]:
+def run(planned: Any, place: Context, gpu: bool) -> tuple[dict[str, list[dict[str, Any]]], dict[str, float]]:
     """Make every node; metrics of each epoch of each model, and each model's accuracy on the test split."""
     made, curves, scores = dict[str, Any](), dict[str, list[dict[str, Any]]](), dict[str, float]()
     for node in build(planned):
@@ -97,7 +99,7 @@ def main(workers: int, seeds: int, epochs: int | None, data: Path | None, images
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     gpu = ray.cluster_resources().get("GPU", 0) >= workers
     with tempfile.TemporaryDirectory() as folder:
-        curves, scores = run(planned, Place(Store(folder), data or Path(), ROOT), gpu)
+        curves, scores = run(planned, Context(Store(folder), data or Path(), ROOT), gpu)
     ray.shutdown()
     of = {count: [f"w{count}_s{seed}" for seed in range(seeds)] for count in counts}
     lines = [
@@ -109,9 +111,9 @@ def main(workers: int, seeds: int, epochs: int | None, data: Path | None, images
     head = ["epoch", *(f"loss, {c} w" for c in counts), *(f"accuracy %, {c} w" for c in counts)]
     print(f"{machine('torch', 'ray')}, trained on {'GPUs' if gpu else 'processors'}")
     print(f"seeds 0–{seeds - 1}, mean ± standard deviation\n")
-    print(report.table(head, lines), "\n")
+    print(tables.table(head, lines), "\n")
     score = [[str(c), spread([scores[m] for m in of[c]], 2, 100)] for c in counts]
-    print(report.table(["workers", "clean test accuracy %"], score))
+    print(tables.table(["workers", "clean test accuracy %"], score))
 
 
 if __name__ == "__main__":

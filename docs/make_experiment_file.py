@@ -21,9 +21,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from pipeline import controls, runs, spec
-from pipeline.graph import build
-from pipeline.jobs import Place
+from pipeline.experiment import controls, spec
+from pipeline.experiment.graph import build
+from pipeline.run.jobs import Context
+from pipeline.run.preflight import preflight
 from pipeline.store import Store
 from stages import limits, nets, recipes
 from stages.errors import BadInput
@@ -57,7 +58,7 @@ evaluations:
 |---|---|
 | `images` of `attack`, `invert` and `select`; `on` of `train` and of an evaluation | a dataset |
 | `model` and `not_transferring_to` of `attack`; `model` of `invert`; `probe` of `train`; `models` of an evaluation, \
-`source` of its attacks | a model |
+`surrogate` of its attacks | a model |
 
 The order in the file does not matter. What is made is a graph: a name that is not there, or a circle, is
 refused before anything runs. A name becomes a folder of the store, so it holds letters, digits, `_`, `.`
@@ -137,7 +138,7 @@ defaults filled in, of the label rule, and of the versions of its inputs. In the
 
 Not part of a version: `--store`, `--data`, `--engine`, `--workers`, `--gpu`, `--shard-timeout`,
 `--address`; `root` and `download` of the
-torchvision sources; `watch` of a training; those parameters of an attack that its method does not use.
+torchvision sources; `eval_images` of a training; those parameters of an attack that its method does not use.
 
 A version names a request, not bytes. **Files of yours are named in it, not read into it**: the images of a
 folder, the shards of a `webdataset` source, a checkpoint, the code of an `arch` of your own. If you change
@@ -255,7 +256,7 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("models.NAME.train", "", recipes.Train),
     ("models.NAME.train.adversarial", "", recipes.Adversary),
     (
-        "models.NAME.load",
+        "models.NAME.pretrained",
         "What torch.save or safetensors wrote is told by its content, whatever it is called, and nothing in it is "
         "run. The weights may lie under any key and behind any prefix (`model`, `module.`, `_orig_mod.`), beside an "
         "optimizer, arguments or a copy of themselves; a whole network that was saved is read like its state dict. "
@@ -264,16 +265,16 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
         "sparse, NaN or infinite is refused. `mean` and `std` default to those that torchvision's weights were "
         "trained with, or that lie beside the weights as a layer's (`normalizer.new_mean`, `normalizer.new_std`), "
         "against which they are checked if given; else to 0 and 1: no normalisation. A file has at most 16 GiB.",
-        recipes.Bring,
+        recipes.Pretrained,
     ),
     (
         "evaluations.NAME",
-        "Each model is attacked on its own, unless the attack names a `source`; under an attack an image counts as "
+        "Each model is attacked on its own, unless the attack names a `surrogate`; under an attack an image counts as "
         "right if the model still answers its "
         "label.",
         recipes.Evaluate,
     ),
-    ("evaluations.NAME.attacks", "A list of mappings with these keys.", recipes.Threat),
+    ("evaluations.NAME.attacks", "A list of mappings with these keys.", recipes.EvalAttack),
     ("evaluations.NAME.usefulness", "", recipes.Usefulness),
     ("evaluations.NAME: leakage", "See [above](#leakage).", controls.Leakage),
 ]
@@ -450,7 +451,7 @@ def _message(asked: str) -> str:
         file = Path(folder) / "wrong.yaml"
         file.write_text(f"name: wrong\n{CLEAN}, {asked}}}\n{models}}}\n", encoding="utf-8")
         try:
-            runs.preflight(build(spec.read(file)), Place(Store(f"{folder}/store"), file.parent, file.parent))
+            preflight(build(spec.read(file)), Context(Store(f"{folder}/store"), file.parent, file.parent))
         except BadInput as error:
             return str(error)
     raise AssertionError(f"nothing is wrong with {asked}")

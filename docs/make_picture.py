@@ -38,7 +38,7 @@ def main(clean_folder: str, moved_folder: str, out: str) -> None:
     clean, names = first_shard(Path(clean_folder))
     moved, _ = first_shard(Path(moved_folder))
     place = {int(index): i for i, index in enumerate(clean.index)}
-    picked = [i for i in range(len(moved)) if moved.attack["reached"][i]][:COLUMNS]
+    picked = [i for i in range(len(moved)) if moved.attack["success"][i]][:COLUMNS]
     height = 3 * (SIDE + LINE + GAP) + GAP
     sheet = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, height), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)

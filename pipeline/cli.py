@@ -9,38 +9,42 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
 
-from pipeline import artifacts, picture, report, runs, spec, terminal
-from pipeline import cost as pricing
+from pipeline import picture, terminal
 from pipeline.cluster import JOB_VARIABLE, Cluster, Job, Request, runtime_env
-from pipeline.display import clock, watcher
-from pipeline.documents import NodeName, Version, fits
-from pipeline.engines import Engine, Inline, foreseen, reason_of
-from pipeline.graph import GROUPS, build
-from pipeline.jobs import Place
-from pipeline.on_ray import OnRay
-from pipeline.scores import percent
-from pipeline.spec import Experiment
+from pipeline.cost import estimate
+from pipeline.experiment import spec
+from pipeline.experiment.graph import GROUPS, build
+from pipeline.experiment.spec import Experiment
+from pipeline.report import results, tables
+from pipeline.report.scores import percent
+from pipeline.run import artifacts, runs
+from pipeline.run.engines import Engine, Inline, expected, reason_of
+from pipeline.run.jobs import Context
+from pipeline.run.on_ray import OnRay
+from pipeline.run.preflight import NodeStatus, preflight, wanted
+from pipeline.run.progress import watcher
 from pipeline.store import Store
-from pipeline.terminal import Unheard, echo, relay, visible
+from pipeline.terminal import Unheard, clock, echo, relay, visible
 from stages import own
 from stages.errors import BadInput, did_you_mean
 from stages.images import encode_png
-from stages.recipes import fraction, is_own
+from stages.recipes import Norm, fraction, is_own
 
 INTERRUPTED = 130
 
 
 class _Number(click.FloatRange):
-    """A number, or a fraction; not infinity, nor NaN, which is in every range."""
+    """A finite number, or a fraction. NaN would pass every range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = super().convert(fraction(value), param, ctx)
@@ -49,91 +53,130 @@ class _Number(click.FloatRange):
         return number
 
 
-def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options that several commands share."""
-    known = {
-        "store": click.option(
-            "--store",
-            default="notbugs-store",
-            envvar="NOTBUGS_STORE",
-            show_default=True,
-            help="Folder, or s3:// or gs:// URL.",
-        ),
-        "data": click.option(
-            "--data",
-            default="data",
-            envvar="NOTBUGS_DATA",
-            show_default=True,
-            type=click.Path(file_okay=False, path_type=Path),
-            help="Folder that local sources and checkpoints are looked for in, and downloads go to.",
-        ),
-        "json": click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
-        "engine": click.option(
-            "--engine",
-            type=click.Choice(["ray", "inline"]),
-            default="ray",
-            show_default=True,
-            help="inline: no Ray, this process alone.",
-        ),
-        "workers": click.option(
-            "--workers",
-            type=click.IntRange(1),
-            help="Workers that attack side by side [default: one per GPU, or per processor].",
-        ),
-        "gpu": click.option(
-            "--gpu/--no-gpu",
-            default=None,
-            help="Workers and trainings take a GPU each; a cluster that scales grows for them "
-            "[default: if the cluster has any].",
-        ),
-        "shard_timeout": click.option(
-            "--shard-timeout",
-            type=_Number(0, 1e8, min_open=True),
-            metavar="SECONDS",
-            help="A step of a shard that takes longer is ended and tried elsewhere "
-            "[default: ten times the slowest so far, at least 600].",
-        ),
-        "address": click.option("--address", help="Ray cluster to join, as auto or host:6379 [default: a local one]."),
-        "cluster": click.option(
-            "--address",
-            envvar="RAY_API_SERVER_ADDRESS",
-            default="http://localhost:8265",
-            show_default=True,
-            help="Job server of the cluster.",
-        ),
-        "only": click.option(
-            "--only",
-            multiple=True,
-            metavar="NODE",
-            help="Make only this node and what it needs; may be repeated.",
-        ),
-    }
+store_option = click.option(
+    "--store",
+    default="notbugs-store",
+    envvar="NOTBUGS_STORE",
+    show_default=True,
+    help="Folder, or s3:// or gs:// URL.",
+)
+data_option = click.option(
+    "--data",
+    default="data",
+    envvar="NOTBUGS_DATA",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that local sources and checkpoints are looked for in, and downloads go to.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+only_option = click.option(
+    "--only", multiple=True, metavar="NODE", help="Make only this node and what it needs; may be repeated."
+)
+job_server_option = click.option(
+    "--address",
+    envvar="RAY_API_SERVER_ADDRESS",
+    default="http://localhost:8265",
+    show_default=True,
+    help="Job server of the cluster.",
+)
 
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.reduce(lambda wrapped, name: known[name](wrapped), reversed(names), command)
 
-    return add
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of how a run is made.
+
+    Attributes:
+        workers: number of workers that attack in parallel.
+        gpu: whether each takes a GPU.
+        shard_timeout: seconds that a step of a shard may take.
+        engine: ``ray`` or ``inline``.
+        address: of the Ray cluster that is joined.
+    """
+
+    workers: int | None
+    gpu: bool | None
+    shard_timeout: float | None
+    engine: str = "ray"
+    address: str | None = None
+
+    def arguments(self) -> list[str]:
+        """The worker options, as arguments of `run`."""
+        given: list[str] = []
+        if self.workers is not None:
+            given += ["--workers", str(self.workers)]
+        if self.gpu is not None:
+            given.append("--gpu" if self.gpu else "--no-gpu")
+        if self.shard_timeout is not None:
+            given += ["--shard-timeout", str(self.shard_timeout)]
+        return given
+
+
+def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about workers; the command receives them as one `RunOptions`."""
+
+    @click.option(
+        "--workers",
+        type=click.IntRange(1),
+        help="Workers that attack side by side [default: one per GPU, or per processor].",
+    )
+    @click.option(
+        "--gpu/--no-gpu",
+        default=None,
+        help="Workers and trainings take a GPU each; a cluster that scales grows for them "
+        "[default: if the cluster has any].",
+    )
+    @click.option(
+        "--shard-timeout",
+        type=_Number(0, 1e8, min_open=True),
+        metavar="SECONDS",
+        help="A step of a shard that takes longer is ended and tried elsewhere "
+        "[default: ten times the slowest so far, at least 600].",
+    )
+    @functools.wraps(command)
+    def wrapped(*args: Any, workers: int | None, gpu: bool | None, shard_timeout: float | None, **others: Any) -> Any:
+        return command(*args, options=RunOptions(workers, gpu, shard_timeout), **others)
+
+    return wrapped
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about the engine and its workers; the command receives them as one `RunOptions`."""
+
+    @click.option(
+        "--engine",
+        type=click.Choice(["ray", "inline"]),
+        default="ray",
+        show_default=True,
+        help="inline: no Ray, this process alone.",
+    )
+    @worker_options
+    @click.option("--address", help="Ray cluster to join, as auto or host:6379 [default: a local one].")
+    @functools.wraps(command)
+    def wrapped(*args: Any, engine: str, address: str | None, options: RunOptions, **others: Any) -> Any:
+        return command(*args, options=replace(options, engine=engine, address=address), **others)
+
+    return wrapped
 
 
 class _Command(click.Command):
-    """A command that takes nothing but text: no option is empty, as a variable that is not set makes it."""
+    """A command that refuses empty and unprintable values, such as those of unset shell variables."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given, _, parameters = self.make_parser(ctx).parse_args(list(args))
         for parameter in parameters if not ctx.resilient_parsing else []:
             value = given.get(str(parameter.name))
             for one in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(one, str) and (why := _not_meant(one, str(parameter.name))):
+                if isinstance(one, str) and (why := _mistake_in(one, str(parameter.name))):
                     raise click.UsageError(f"{parameter.get_error_hint(ctx)} {why}", ctx)
         return super().parse_args(ctx, args)
 
 
 LOCAL = ("file", "image", "out")
-"""Paths that go nowhere but to the operating system, which allows them any bytes."""
+"""Parameters that are local paths: the operating system allows any bytes in them."""
 
 
-def _not_meant(value: str, name: str) -> str | None:
-    """Why a value of some option or argument cannot be meant."""
+def _mistake_in(value: str, name: str) -> str | None:
+    """Why a value of an option or argument must be a mistake; None if it need not be."""
     if not value.strip():
         return "is empty; if a variable stands there, is it set?"
     if "\0" in value:
@@ -148,7 +191,7 @@ def _not_meant(value: str, name: str) -> str | None:
 
 
 class _Group(click.Group):
-    """The edge: whatever goes wrong becomes one sentence and an exit code."""
+    """The outermost layer: every error becomes one sentence and an exit code."""
 
     command_class = _Command
 
@@ -175,7 +218,7 @@ class _Group(click.Group):
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            hint = "" if foreseen(error) else "; notbugs --debug shows where"
+            hint = "" if expected(error) else "; notbugs --debug shows where"
             _say_error(f"{reason_of(error)}{hint}")
             asked = isinstance(error, BadInput) or getattr(error, "errno", None) == errno.ENAMETOOLONG
             sys.exit(2 if asked else 1)
@@ -201,7 +244,7 @@ def _misused(error: click.ClickException) -> int:
 
 
 def _unheard(error: Unheard) -> int:
-    if not error.reader_left:  # who closed a pipe, as `head` does, has read enough
+    if not error.reader_left:  # a reader that closes the pipe, as `head` does, has read enough
         _say_error(str(error))
     return 1
 
@@ -231,7 +274,10 @@ def main(debug: bool) -> None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_options("store", "data", "only", "json")
+@store_option
+@data_option
+@only_option
+@json_option
 @click.option("--cost", is_flag=True, help="Measure on this machine, and say what is left to make takes.")
 @click.option(
     "--gpus", type=click.IntRange(1, 100_000), help="With --cost: also the time on so many devices like those here."
@@ -257,63 +303,67 @@ def plan(
     """
     if not cost and (gpus or workers):
         raise BadInput("--gpus and --workers go with --cost: add it, or leave them out")
-    place = _place(store, data)
-    outlooks = runs.preflight(runs.wanted(build(spec.read(file)), only), place, fetch=False)
-    prices = _measured(outlooks, place, workers) if cost else None
+    context = _context(store, data)
+    statuses = preflight(wanted(build(spec.read(file)), only), context, fetch=False)
+    estimated = _estimated(statuses, context, workers) if cost else None
     if as_json:
-        nodes = [_planned(outlook) | _priced(outlook, prices, gpus) for outlook in outlooks]
-        total = {"cost": pricing.total_as_json(prices, gpus)} if prices else {}
-        _print_json({"store": place.store.url, "nodes": nodes} | total)
-        return
+        nodes = [_status_as_json(status) | _cost_as_json(status, estimated, gpus) for status in statuses]
+        total = {"cost": estimate.total_as_json(estimated, gpus)} if estimated else {}
+        _print_json({"store": context.store.url, "nodes": nodes} | total)
+    else:
+        _print_plan(context.store, statuses)
+        if estimated is not None:
+            echo(f"\n{estimate.as_text(estimated, gpus)}")
+
+
+def _print_plan(store: Store, statuses: list[NodeStatus]) -> None:
     lines = [
         [
-            o.node.id,
-            o.node.stage,
-            o.node.version,
-            _size(o.facts),
-            o.state,
-            ", ".join(p.name for p in o.node.inputs.values()),
+            s.node.id,
+            s.node.stage,
+            s.node.version,
+            _size(s.facts),
+            s.state,
+            ", ".join(p.name for p in s.node.inputs.values()),
         ]
-        for o in outlooks
+        for s in statuses
     ]
-    echo(f"store {place.store.url}\n")
-    echo(report.table(["node", "stage", "version", "images", "state", "from"], lines))
-    for outlook in outlooks:
-        for line in report.left_out_lines(outlook.facts):
-            echo(f"{outlook.node.id}: {line}")
-        for split, share in outlook.facts.get("majority", {}).items():
-            echo(f"{outlook.node.id} {split}: a constant answer scores {percent(share)}")
-    if prices is not None:
-        echo(f"\n{pricing.told(prices, gpus)}")
+    echo(f"store {store.url}\n")
+    echo(tables.table(["node", "stage", "version", "images", "state", "from"], lines))
+    for status in statuses:
+        for line in tables.left_out_lines(status.facts):
+            echo(f"{status.node.id}: {line}")
+        for split, share in status.facts.get("majority", {}).items():
+            echo(f"{status.node.id} {split}: a constant answer scores {percent(share)}")
 
 
-def _measured(outlooks: list[runs.Outlook], place: Place, workers: int | None) -> pricing.Prices:
-    return pricing.price(outlooks, place, workers, lambda what: echo(f"trying: {what}", err=True))
+def _estimated(statuses: list[NodeStatus], context: Context, workers: int | None) -> estimate.Estimate:
+    return estimate.estimate(statuses, context, workers, lambda what: echo(f"trying: {what}", err=True))
 
 
-def _priced(outlook: runs.Outlook, prices: pricing.Prices | None, gpus: int | None) -> dict[str, Any]:
-    name = outlook.node.id
-    if prices is None:
+def _cost_as_json(status: NodeStatus, estimated: estimate.Estimate | None, gpus: int | None) -> dict[str, Any]:
+    name = status.node.id
+    if estimated is None:
         return {}
-    if name not in prices.nodes:
+    if name not in estimated.nodes:
         return {"cost": None}
-    return {"cost": pricing.as_json(prices.nodes[name], prices.site, gpus, prices.batches.get(name))}
+    return {"cost": estimate.as_json(estimated.nodes[name], estimated.site, gpus, estimated.batches.get(name))}
 
 
-def _planned(outlook: runs.Outlook) -> dict[str, Any]:
-    node = outlook.node
+def _status_as_json(status: NodeStatus) -> dict[str, Any]:
+    node = status.node
     said = {
         "node": node.id,
         "stage": node.stage,
         "version": node.version,
-        "there": outlook.there,
-        "state": outlook.state,
+        "there": status.there,
+        "state": status.state,
     }
     return said | {
-        "shards_there": outlook.partial,
-        "images": outlook.facts.get("counts"),
-        "majority": outlook.facts.get("majority"),
-        "skipped": outlook.facts.get("skipped", {}),
+        "shards_there": status.partial,
+        "images": status.facts.get("counts"),
+        "majority": status.facts.get("majority"),
+        "skipped": status.facts.get("skipped", {}),
         "inputs": {role: parent.id for role, parent in node.inputs.items()},
     }
 
@@ -324,36 +374,51 @@ def _size(facts: Any) -> str:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_options("store", "data", "engine", "workers", "gpu", "shard_timeout", "address", "only", "json")
-def run(file: Path, **options: Any) -> None:
+@store_option
+@data_option
+@run_options
+@only_option
+@json_option
+def run(file: Path, store: str, data: Path, options: RunOptions, only: tuple[str, ...], as_json: bool) -> None:
     """Make what FILE (- for standard input) names and is missing, then print the table.
 
     What is there already is not made again: after a failure or an interruption, run it again.
     """
-    _run(spec.read(file), **options)
+    _run(spec.read(file), _context(store, data), options, only, as_json)
 
 
 @main.command()
 @click.argument("run", required=False)
-@_options("store", "engine", "workers", "gpu", "shard_timeout", "address", "only", "json")
+@store_option
+@run_options
+@only_option
+@json_option
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="As for run [default: that run's].")
 @click.option(
     "--modules",
     type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
     help="Folder of the experiment's own networks: code that a store names is run only if you say so.",
 )
-def resume(run: str | None, store: str, data: Path | None, modules: Path | None, **options: Any) -> None:
+def resume(
+    run: str | None,
+    store: str,
+    options: RunOptions,
+    only: tuple[str, ...],
+    as_json: bool,
+    data: Path | None,
+    modules: Path | None,
+) -> None:
     """Go on with RUN (default: the latest of the store), with the experiment, --only and --data it was started with."""
     found = _recorded(Store(store), run)
-    only = options.pop("only") or tuple(found["only"])
     experiment = spec.parse(found["experiment"])
     if modules is None:
         _refuse_code(experiment, found["run"], Path(found["here"]))
-    _run(experiment, store=store, data=data or Path(found["data"]), only=only, here=modules, **options)
+    context = _context(store, data or Path(found["data"]), modules)
+    _run(experiment, context, options, only or tuple(found["only"]), as_json)
 
 
 def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
-    """Take no code from a record but modules in the current folder, if the run was begun in it.
+    """Refuse code that a record names, except modules in the current folder if the run was started there.
 
     Raises:
         BadInput: the record names other code.
@@ -368,7 +433,7 @@ def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
 
 
 def _lies_in(folder: Path, arch: str) -> bool:
-    """Whether an arch is a module in a folder, and none that is installed."""
+    """Whether an arch is a module in a folder rather than an installed one."""
     module = arch.rpartition(":")[0]
     if own.is_file(module):
         return (folder / module).resolve().is_relative_to(folder.resolve())
@@ -377,49 +442,44 @@ def _lies_in(folder: Path, arch: str) -> bool:
     return not installed and PathFinder.find_spec(top, [str(folder)]) is not None
 
 
-def _run(
-    experiment: Experiment,
-    store: str,
-    data: Path,
-    only: tuple[str, ...],
-    as_json: bool,
-    here: Path | None = None,
-    **options: Any,
-) -> None:
+def _run(experiment: Experiment, context: Context, options: RunOptions, only: tuple[str, ...], as_json: bool) -> None:
     terminal.if_interrupted("Nothing was begun; the same command again begins it.")
-    place = _place(store, data, here)
-    begin = _engine(experiment, place, **options)
-    runs.preflight(runs.wanted(build(experiment), only), place)
-    place.store.refuse_unless_writable()
+    begin = _engine(experiment, context, options)
+    checked = preflight(wanted(build(experiment), only), context)
+    context.store.refuse_unless_writable()
     watch = watcher()
-    attempt = runs.Run(experiment, place, only, watch)
-    echo(f"run {attempt.record.id}\nstore {place.store.url}", err=True)
+    attempt = runs.Run(experiment, context, only, watch, checked)
+    del checked  # a source's listing is large, and the run lets go of it
+    echo(f"run {attempt.record.id}\nstore {context.store.url}", err=True)
     with watch:
         complete = _attempt(attempt, begin)
-    terminal.if_interrupted(f"What was made is kept; see it with: notbugs report --store {place.store.url}")
-    _conclude(place.store, attempt.record.id, complete, as_json)
+    terminal.if_interrupted(f"What was made is kept; see it with: notbugs report --store {context.store.url}")
+    _conclude(context.store, attempt.record.id, complete, as_json)
 
 
-def _engine(
-    experiment: Experiment, place: Place, engine: str, address: str | None, shard_timeout: float | None, **options: Any
-) -> Callable[[], Engine]:
-    """What begins the engine that was asked for."""
-    if engine == "inline":
-        if address or shard_timeout or any(value is not None for value in options.values()):
-            raise BadInput("--workers, --gpu, --shard-timeout and --address go with the Ray engine, not with inline")
-        for name, model in experiment.models.items():
-            if model.train is not None and model.train.workers > 1:
-                raise BadInput(f"models.{name}.train.workers: several workers go with the Ray engine, not with inline")
+def _engine(experiment: Experiment, context: Context, options: RunOptions) -> Callable[[], Engine]:
+    """A function that starts the requested engine."""
+    if options.engine == "inline":
+        _refuse_parallel(experiment, options)
         return Inline
+    address, sent = options.address, None
     if address and "://" in address:
         raise BadInput(
             f"--address {address}: must be auto or host:6379, on a machine of the cluster; "
             "from elsewhere: notbugs submit FILE --address http://…"
         )
-    sent = None
     if address and JOB_VARIABLE not in os.environ:  # a job's workers have what was sent with the job
-        sent = runtime_env(Request(experiment, place.store), place.here)
-    return lambda: OnRay(address=address, limit=shard_timeout, runtime_env=sent, **options)
+        sent = runtime_env(Request(experiment, context.store), context.here)
+    return lambda: OnRay(options.workers, address, options.gpu, options.shard_timeout, sent)
+
+
+def _refuse_parallel(experiment: Experiment, options: RunOptions) -> None:
+    """Refuse options and trainings that need several processes."""
+    if options != replace(options, workers=None, gpu=None, shard_timeout=None, address=None):
+        raise BadInput("--workers, --gpu, --shard-timeout and --address go with the Ray engine, not with inline")
+    for name, model in experiment.models.items():
+        if model.train is not None and model.train.workers > 1:
+            raise BadInput(f"models.{name}.train.workers: several workers go with the Ray engine, not with inline")
 
 
 def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:
@@ -427,7 +487,7 @@ def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:
         terminal.listen(force=True)
     engine = begin()
     try:
-        terminal.if_interrupted(f"What is done is kept; go on with: {_again(attempt.place.store)}")
+        terminal.if_interrupted(f"What is done is kept; go on with: {_again(attempt.context.store)}")
         return attempt.go(engine)
     finally:
         engine.close()
@@ -440,16 +500,16 @@ def _again(store: Store) -> str:
 
 
 def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
-    """Write the page, which needs no terminal, and print the results."""
+    """Write the page, then print the results: a closed terminal does not cost the page."""
     found = runs.load_run(store, run)
     try:
-        from pipeline import page  # here: what draws takes a second to load
+        from pipeline.report import page  # here: what draws takes a second to load
 
         where = f"page {store.at(page.write(store, found))}"
-    except Exception as error:  # noqa: BLE001 - what was made is made, with or without a page
+    except Exception as error:  # noqa: BLE001 - the results stand without the page
         where = f"The page could not be written: {visible(reason_of(error))}; try again with: notbugs report"
     if as_json:
-        _print_json(_said(store, found))
+        _print_json(_results_as_json(store, found))
     else:
         _print_results(store, found)
         for node, progress in found["nodes"].items():
@@ -463,7 +523,8 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
 
 @main.command()
 @click.argument("run", required=False)
-@_options("store", "json")
+@store_option
+@json_option
 def status(run: str | None, store: str, as_json: bool) -> None:
     """Say how far RUN is (default: the latest of the store)."""
     place = Store(store)
@@ -477,24 +538,24 @@ def status(run: str | None, store: str, as_json: bool) -> None:
         seconds = f"{p['seconds']} s" if p["seconds"] is not None else ""
         count = f"{p['done']} of {p['total']}" if p["total"] else ""
         lines.append([node, p["state"], count, seconds, _at_work(p), str(p["retries"] or ""), p["why"] or ""])
-    echo(report.table(["node", "state", "done", "time", "workers busy", "retries", "why"], lines))
+    echo(tables.table(["node", "state", "done", "time", "workers busy", "retries", "why"], lines))
     if again := found["store_retries"] + sum(p["store_retries"] for p in found["nodes"].values()):
         echo(f"\nrequests that the store had to be sent again: {again}")
 
 
 def _at_work(progress: dict[str, Any]) -> str:
-    """How many workers were at work on its shards, on average, from its start to its end."""
+    """Average number of workers at work on its shards, from its start to its end."""
     work = progress.get("work")
     return f"{work / progress['seconds']:.2f}" if work and progress["seconds"] else ""
 
 
 @main.command("report")
 @click.argument("run", required=False)
-@_options("store")
+@store_option
 @click.option("--out", type=click.Path(path_type=Path), help="Write it here as well, a file of its own.")
 def report_(run: str | None, store: str, out: Path | None) -> None:
     """Write the page of RUN (default: the latest of the store) anew: report.html, one file that needs no network."""
-    from pipeline import page
+    from pipeline.report import page
 
     _refuse_no_place(out)
     place = Store(store)
@@ -505,7 +566,7 @@ def report_(run: str | None, store: str, out: Path | None) -> None:
 
 
 def _refuse_no_place(out: Path | None) -> None:
-    """Before any work is done for it."""
+    """Refuse an output path that cannot be written, before any work is done."""
     with _written(out):
         if out is not None and not out.parent.is_dir():
             raise BadInput(f"--out {out}: cannot be written: there is no folder {out.parent}")
@@ -539,56 +600,87 @@ def _written(path: Path | None) -> Iterator[None]:
 @click.option("--to", "target", required=True, metavar="CLASS", help="The class, by name or number.")
 @click.option("--arch", metavar="MODULE:NAME", help="The model's network, where it is code of your own.")
 @click.option("--out", type=click.Path(path_type=Path), help="The picture to write [default: IMAGE-as-CLASS.png].")
-@click.option("--norm", type=click.Choice(["l2", "linf"]), default="l2", show_default=True, help="Norm of the ball.")
+@click.option("--norm", type=click.Choice(get_args(Norm)), default="l2", show_default=True, help="Norm of the ball.")
 @click.option("--eps", type=_Number(0, min_open=True), metavar="LENGTH", help="Radius in units of [0, 1], as 0.5 or "
               "8/255 [default: L2 0.5 for 32 pixels, larger in proportion; L∞ 8/255].")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Steps of gradient descent.")
 @click.option("--rotate", is_flag=True, help="Search rotations and shifts instead.")
-@_options("store", "data", "json")
-def attack(image: Path, model: str, target: str, out: Path | None, store: str, data: Path, **options: Any) -> None:
+@store_option
+@data_option
+@json_option
+def attack(
+    image: Path,
+    model: str,
+    target: str,
+    arch: str | None,
+    out: Path | None,
+    norm: str,
+    eps: float | None,
+    steps: int,
+    rotate: bool,
+    store: str,
+    data: Path,
+    as_json: bool,
+) -> None:
     """Move one IMAGE toward a class: the pig that becomes an airliner.
 
     Writes a picture of it before, the change magnified, and after, each with what the model says, and beside it the
     moved image itself.
     """
-    as_json, rotate, norm, eps, arch = (options.pop(name) for name in ("as_json", "rotate", "norm", "eps", "arch"))
-    source = click.get_current_context().get_parameter_source
-    idle = [f"--{name}" for name in ("norm", "eps", "steps") if source(name) is not ParameterSource.DEFAULT]
-    if rotate and idle:
-        raise BadInput(f"--rotate: has no use for {' and '.join(idle)}; leave out the one or the other")
+    if rotate:
+        _refuse_idle("norm", "eps", "steps")
     _refuse_no_place(out)
-    place = _place(store, data)
-    attacked, classes = picture.find_model(place, model, arch)
-    pixels = picture.read(image, attacked.design.shape)
-    eps = eps or (8 / 255 if norm == "linf" else picture.radius(attacked.design.shape))
-    recipe = {"method": "spatial"} if rotate else {"norm": norm, "eps": eps, **options}
+    context = _context(store, data)
+    attacked, classes = picture.find_model(context, model, arch)
+    pixels, shape = picture.read(image, attacked.design.shape), attacked.design.shape
+    ball = {"norm": norm, "eps": eps or RADIUS[norm](shape), "steps": steps}
     number = picture.class_number(target, classes)
-    made = picture.move(pixels, attacked, classes, number, recipe)
+    made = picture.move(pixels, attacked, classes, number, {"method": "spatial"} if rotate else ball)
     drawn = out or image.with_name(f"{image.stem}-as-{re.sub(r'[^A-Za-z0-9]+', '-', classes[number])}.png")
     moved = drawn.with_name(f"{drawn.stem}-image.png")
     _write(drawn, picture.draw(made))
     _write(moved, encode_png(made.after))
     if as_json:
         _print_json({**made.as_json(), "picture": str(drawn), "image": str(moved)})
-        return
+    else:
+        _print_answers(made, number, classes)
+        echo(f"\n{made.how}: moved by L2 {made.l2:.3f}, L∞ {made.linf:.3f}\n{drawn}\n{moved}")
+
+
+RADIUS: Mapping[str, Callable[[tuple[int, int, int]], float]] = {
+    "l2": picture.radius,
+    "linf": lambda shape: 8 / 255,
+}
+"""Norm → the usual radius for images of some channels, height and width."""
+
+
+def _refuse_idle(*names: str) -> None:
+    """Refuse options of an attack that rotations do not use."""
+    source = click.get_current_context().get_parameter_source
+    if idle := [f"--{name}" for name in names if source(name) is not ParameterSource.DEFAULT]:
+        raise BadInput(f"--rotate: has no use for {' and '.join(idle)}; leave out the one or the other")
+
+
+def _print_answers(made: picture.Picture, number: int, classes: list[str]) -> None:
+    """The model's answers to an image before and after."""
     lines = [
-        [when, percent(made.said[i, number]), *(f"{name} {percent(share)}" for name, share in made.top(i))]
+        [when, percent(made.confidence[i, number]), *(f"{name} {percent(share)}" for name, share in made.top(i))]
         for i, when in enumerate(("before", "after"))
     ]
-    echo(report.table(["", classes[number], "first", "second", "third"][: len(lines[0])], lines))
-    echo(f"\n{made.how}: moved by L2 {made.l2:.3f}, L∞ {made.linf:.3f}\n{drawn}\n{moved}")
+    echo(tables.table(["", classes[number], "first", "second", "third"][: len(lines[0])], lines))
 
 
 @main.command()
 @click.argument("name", required=False)
-@_options("store", "json")
+@store_option
+@json_option
 def show(name: str | None, store: str, as_json: bool) -> None:
     """Show the results of a run, or what a dataset, model or evaluation is.
 
     NAME is a run (default: the latest of the store), or a node's name such as `rand` or `datasets/rand`.
     """
     place = Store(store)
-    manifests = _named(place, name) if name else []
+    manifests = [one.manifest for one in artifacts.by_name(place, name)] if name else []
     if name and not manifests and name not in (past := place.folders("runs")):
         near = did_you_mean(name, [*_names(place), *past]) or "; `notbugs status` names the latest run and its nodes"
         raise BadInput(f"{place.url} has neither a node nor a run of the name {name}{near}")
@@ -596,11 +688,11 @@ def show(name: str | None, store: str, as_json: bool) -> None:
         if as_json:
             _print_json({"found": manifests})
         else:
-            echo("\n\n".join("\n".join(report.manifest_lines(m)) for m in manifests))
+            echo("\n\n".join("\n".join(tables.manifest_lines(m)) for m in manifests))
         return
     found = _recorded(place, name, runs.has_results)
     if as_json:
-        _print_json(_said(place, found))
+        _print_json(_results_as_json(place, found))
     else:
         echo(f"run {found['run']}: {found['state']}\nstore {place.url}")
         _print_results(place, found)
@@ -609,7 +701,7 @@ def show(name: str | None, store: str, as_json: bool) -> None:
 def _recorded(
     store: Store, run: str | None, fits: Callable[[dict[str, Any]], bool] = lambda run: True
 ) -> dict[str, Any]:
-    """A run on record, and which newer ones were passed over for theirs."""
+    """A run on record; newer ones whose record is damaged are skipped with a note."""
 
     def pass_over(name: str) -> None:
         echo(f"passed over run {name}: its record is missing or damaged", err=True)
@@ -618,22 +710,15 @@ def _recorded(
 
 
 def _names(store: Store) -> list[str]:
-    """What a node of a store may be called: ``rand`` and ``datasets/rand``."""
+    """The names of a store's nodes: both ``rand`` and ``datasets/rand``."""
     return [name for group in GROUPS for base in store.folders(group) for name in (base, f"{group}/{base}")]
-
-
-def _named(store: Store, name: str) -> list[dict[str, Any]]:
-    group, _, base = name.rpartition("/")
-    folders = [f"{g}/{base}" for g in GROUPS if group in ("", g) and fits(NodeName, base)]
-    versions = [f"{folder}/{one}" for folder in folders for one in store.folders(folder) if fits(Version, one)]
-    found = [manifest for one in versions if (manifest := artifacts.manifest_at(store, one)) is not None]
-    return sorted(found, key=lambda manifest: str(manifest["made"]))
 
 
 @main.command()
 @click.argument("names", nargs=-1)
 @click.option("--keep", is_flag=True, help="Only report; take nothing back.")
-@_options("store", "json")
+@store_option
+@json_option
 def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> None:
     """Read every byte of the store, or of the nodes NAMES, and compare it with manifests and commit marks.
 
@@ -657,7 +742,7 @@ def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> Non
             echo(f"{folder}: {f'{len(found)} damaged' if found else 'whole'}")
             for damage in found:
                 echo(f"  {damage.file} {damage.reason}")
-        if found and not keep and (why := _taken_back(place, found)):
+        if found and not keep and (why := _withdraw(place, found)):
             left.append(f"{folder}: {why}")
     for text in left:
         echo(f"could not be taken back: {text}", err=True)
@@ -669,8 +754,8 @@ def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> Non
     sys.exit(1 if damages else 0)
 
 
-def _taken_back(store: Store, found: list[artifacts.Damage]) -> str | None:
-    """Take back what is damaged; why not, where the store does not let it."""
+def _withdraw(store: Store, found: list[artifacts.Damage]) -> str | None:
+    """Withdraw damaged files; returns the reason if the store does not allow it."""
     folder = found[0].folder
     try:
         if folder.startswith("runs/"):
@@ -687,7 +772,10 @@ def _taken_back(store: Store, found: list[artifacts.Damage]) -> str | None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_options("cluster", "store", "workers", "gpu", "shard_timeout", "only")
+@job_server_option
+@store_option
+@worker_options
+@only_option
 @click.option("--data", help="Folder of local sources and checkpoints, on the cluster's machines.")
 @click.option("--pip", multiple=True, metavar="PACKAGE", help="Package to install for the job; may be repeated.")
 @click.option(
@@ -701,11 +789,12 @@ def submit(
     file: Path,
     address: str,
     store: str,
+    options: RunOptions,
     only: tuple[str, ...],
+    data: str | None,
     pip: tuple[str, ...],
     env: tuple[str, ...],
     follow: bool,
-    **options: Any,
 ) -> None:
     """Send FILE to a Ray cluster as a job.
 
@@ -713,12 +802,13 @@ def submit(
     makes the same is under way, it is joined; one that failed or was stopped goes on where it was.
     """
     experiment = spec.read(file)
-    runs.wanted(build(experiment), only)
+    wanted(build(experiment), only)
     place = Store(store)
     if place.local and "://" not in store and not Path(store).is_absolute():
         raise BadInput(f"--store {store}: the cluster needs an s3:// or gs:// URL, or a folder that all machines share")
     variables = dict(_variable(text) for text in env)
-    request = Request(experiment, place, only, _passed_on(options), pip, variables)
+    passed_on = [*options.arguments(), *(["--data", data] if data is not None else [])]
+    request = Request(experiment, place, only, tuple(passed_on), pip, variables)
     cluster = Cluster(address)
     job, fresh = cluster.submit(request, Path.cwd())
     echo(job.id)
@@ -736,19 +826,9 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value if given else os.environ[name]
 
 
-def _passed_on(options: dict[str, Any]) -> tuple[str, ...]:
-    """Options of `run` as they were given to `submit`."""
-    said: list[str] = []
-    for name, value in options.items():
-        if isinstance(value, bool):
-            said.append(f"--{name}" if value else f"--no-{name}")
-        elif value is not None:
-            said += [f"--{name.replace('_', '-')}", str(value)]
-    return tuple(said)
-
-
 @main.command()
-@_options("cluster", "json")
+@job_server_option
+@json_option
 def jobs(address: str, as_json: bool) -> None:
     """List the jobs that were submitted to a cluster, the oldest first."""
     found = Cluster(address).jobs()
@@ -756,7 +836,7 @@ def jobs(address: str, as_json: bool) -> None:
         _print_json({"jobs": [{**vars(job), "live": job.live} for job in found]})
         return
     lines = [[job.id, job.state, job.experiment, _took(job), job.store] for job in found]
-    echo(report.table(["job", "state", "experiment", "time", "store"], lines) or f"no jobs at {address}")
+    echo(tables.table(["job", "state", "experiment", "time", "store"], lines) or f"no jobs at {address}")
 
 
 def _took(job: Job) -> str:
@@ -765,7 +845,7 @@ def _took(job: Job) -> str:
 
 @main.command()
 @click.argument("job", required=False)
-@_options("cluster")
+@job_server_option
 @click.option("--follow", "-f", is_flag=True, help="Go on until the job ends, and end as it ends.")
 def logs(job: str | None, address: str, follow: bool) -> None:
     """Print what JOB has said (default: the newest job, of those under way if there are any)."""
@@ -788,7 +868,7 @@ def _follow(cluster: Cluster, job: Job) -> None:
 
 @main.command()
 @click.argument("job", required=False)
-@_options("cluster")
+@job_server_option
 def stop(job: str | None, address: str) -> None:
     """Stop JOB (default: the newest under way). What is done is kept; submit it again to go on."""
     cluster = Cluster(address)
@@ -801,28 +881,28 @@ def stop(job: str | None, address: str) -> None:
     sys.exit(1 if ended.live else 0)
 
 
-def _place(store: str, data: Path, here: Path | None = None) -> Place:
-    return Place(Store(store), data.expanduser().absolute(), here or Path.cwd())
+def _context(store: str, data: Path, here: Path | None = None) -> Context:
+    return Context(Store(store), data.expanduser().absolute(), here or Path.cwd())
 
 
-def _said(store: Store, run: dict[str, Any]) -> dict[str, Any]:
+def _results_as_json(store: Store, run: dict[str, Any]) -> dict[str, Any]:
     nodes = {name: {k: p[k] for k in ("state", "version", "why", "seconds")} for name, p in run["nodes"].items()}
     return {
         "run": run["run"],
         "state": run["state"],
         "store": store.url,
-        "rows": report.result_rows(store, run),
+        "rows": results.result_rows(store, run),
         "nodes": nodes,
     }
 
 
 def _print_results(store: Store, run: dict[str, Any]) -> None:
-    rows = report.result_rows(store, run)
+    rows = results.result_rows(store, run)
     if rows:
-        echo("\n" + report.result_text(rows))
-    for line in report.left_out_of(store, run):
+        echo("\n" + tables.result_text(rows))
+    for line in tables.left_out_of(store, run):
         echo(line, err=True)
 
 
 def _print_json(value: Any) -> None:
-    echo(json.dumps(value, indent=1))  # ASCII alone, whatever the terminal takes
+    echo(json.dumps(value, indent=1))  # ASCII, for any terminal

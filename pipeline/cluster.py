@@ -1,4 +1,4 @@
-"""A Ray cluster seen from a laptop: experiments go there as jobs, and their logs come back."""
+"""A Ray cluster from a laptop: submit experiments as jobs, follow their logs, stop them."""
 
 import asyncio
 import json
@@ -15,25 +15,25 @@ from typing import Any
 
 import pipeline
 import stages
-from pipeline.parcel import SENT, staged
-from pipeline.spec import Experiment, recipes
+from pipeline.experiment.spec import Experiment, recipes
+from pipeline.run.parcel import SENT, staged
 from pipeline.store import Store, canonical, digest
 from stages import own
 from stages.errors import BadInput
 from stages.recipes import is_own
 
 JOB_VARIABLE = "NOTBUGS_JOB"
-"""Tells a run on the cluster which job it is."""
+"""Environment variable with the job's name, for the run on the cluster."""
 
 EXCLUDES = [
     *("__pycache__", ".git", ".venv", "venv", ".tox", ".nox", ".mypy_cache", ".ruff_cache", ".pytest_cache"),
     *(".hypothesis", ".ipynb_checkpoints", ".idea", ".vscode", "*.egg-info", "node_modules", "build", "dist"),
     *("data", "notbugs-store", "*.tar", "*.pt", "*.pth", "*.safetensors"),
 ]
-"""Files and folders of the working folder that stay where they are."""
+"""Files and folders of the working folder that are not sent."""
 
 LARGEST_FILE, LARGEST_FOLDER = 10, 64
-"""MiB: a larger file stays where it is; a larger folder is refused. Code is small; data goes to the store."""
+"""MiB: a larger file is not sent; a larger folder is refused. Code is small; data belongs in the store."""
 
 SECRET_WORDS = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL")
 
@@ -42,25 +42,25 @@ TALKATIVE = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
-"""Loggers that tell of every package sent and every connection closed."""
+"""Loggers that report every package sent and every connection closed."""
 
 ENDED = ("succeeded", "failed", "stopped")
 
 STOPPING = 30
-"""Seconds that a job is given to end by itself; Ray's own default is 3."""
+"""Seconds that a stopped job has to shut down; Ray's default is 3."""
 
 LISTENING = 60.0
-"""Seconds for which a cluster that no longer answers is asked again."""
+"""Seconds for which an unresponsive cluster is retried."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a job is to do.
+    """The work of a job.
 
     Attributes:
-        experiment: what to make.
-        store: where; it must be reachable from the cluster and from here.
-        only: names of the nodes wanted; by default all.
+        experiment: the experiment to run.
+        store: its store, which must be reachable from the cluster and from this machine.
+        only: names of the nodes to make; by default all.
         options: further options of `notbugs run`.
         pip: packages to install beside those of the cluster.
         variables: environment variables of the job.
@@ -75,21 +75,22 @@ class Request:
 
     @property
     def id(self) -> str:
-        """Equal for requests that would make the same: the same experiment in the same store."""
-        return f"notbugs-{self.experiment.name}-{digest(canonical([self._said, self.store.url, list(self.only)]))[:8]}"
+        """Equal for equal work: the same nodes of the same experiment in the same store."""
+        work = digest(canonical([self._document, self.store.url, list(self.only)]))
+        return f"notbugs-{self.experiment.name}-{work[:8]}"
 
     @property
-    def _said(self) -> dict[str, Any]:
+    def _document(self) -> dict[str, Any]:
         return self.experiment.model_dump(mode="json", exclude_defaults=True)
 
     def entrypoint(self) -> str:
-        """The command that the cluster runs; the experiment is its input."""
+        """The command that the cluster runs, with the experiment as its standard input."""
         options = ["--store", self.store.url, "--address", "auto", *self.options]
         options += [part for name in self.only for part in ("--only", name)]
-        # -P: the folder that it starts in does not come before what is installed.
+        # -P: the working folder does not take precedence over installed packages.
         command = shlex.join(["python", "-P", "-m", "pipeline", "run", "-", *options])
         enter = f"cd {SENT} && " if sends_folder(self.experiment) else ""
-        return f"{enter}exec {command} <<'EXPERIMENT'\n{json.dumps(self._said)}\nEXPERIMENT"
+        return f"{enter}exec {command} <<'EXPERIMENT'\n{json.dumps(self._document)}\nEXPERIMENT"
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,12 @@ class Job:
     """A job of the cluster.
 
     Attributes:
-        id: its name on the cluster.
+        id: its submission id.
         state: pending, running, succeeded, failed or stopped.
-        experiment, store: what it makes, and where.
+        experiment, store: the experiment's name, and the store's URL.
         started, ended: seconds since 1970.
-        code: exit code of its process, once it has one.
-        message: what Ray says of its state.
+        code: exit code of its process, once it has ended.
+        message: Ray's description of its state.
     """
 
     id: str
@@ -116,12 +117,12 @@ class Job:
 
     @property
     def live(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether it has not ended."""
         return self.state not in ENDED
 
     @property
     def exit_code(self) -> int:
-        """0 where it succeeded, else what its process ended with, or 1 where that is not known or was a signal."""
+        """0 if it succeeded, else the exit code of its process, or 1 if that is unknown or a signal."""
         return 0 if self.state == "succeeded" else max(self.code or 1, 1)
 
 
@@ -129,7 +130,7 @@ class Cluster:
     """The job server of a Ray cluster, as ``http://host:8265``.
 
     Raises:
-        BadInput: nothing answers there, or it refuses the token.
+        BadInput: no cluster answers there, or it refuses the token.
     """
 
     def __init__(self, address: str) -> None:
@@ -140,8 +141,8 @@ class Cluster:
         from ray import exceptions
         from ray.job_submission import JobSubmissionClient
 
-        for talkative in TALKATIVE:
-            logging.getLogger(talkative).setLevel(logging.WARNING)
+        for logger in TALKATIVE:
+            logging.getLogger(logger).setLevel(logging.WARNING)
 
         try:
             self.client = JobSubmissionClient(address)
@@ -152,11 +153,11 @@ class Cluster:
 
     def jobs(self) -> list[Job]:
         """Our jobs, the oldest first."""
-        found = [job for job in self.client.list_jobs() if (job.metadata or {}).get("notbugs")]
-        return [_job(job) for job in sorted(found, key=lambda job: (job.start_time or 0, job.submission_id))]
+        ours = [job for job in self.client.list_jobs() if (job.metadata or {}).get("notbugs")]
+        return [_job(job) for job in sorted(ours, key=lambda job: (job.start_time or 0, job.submission_id))]
 
     def job(self, name: str | None) -> Job:
-        """A job by its id or the beginning of it; by default the newest that is live, else the newest.
+        """A job by its id or a prefix of it; by default the newest live one, else the newest.
 
         Raises:
             BadInput: there is no such job, or none at all.
@@ -165,7 +166,7 @@ class Cluster:
         if name is None:
             live = [job for job in jobs if job.live]
             if not jobs:
-                raise BadInput(f"there are no jobs at {self.address}: `notbugs submit FILE --address …` begins one")
+                raise BadInput(f"there are no jobs at {self.address}: `notbugs submit FILE --address …` starts one")
             return (live or jobs)[-1]
         chosen = [job for job in jobs if job.id == name] or [job for job in jobs if job.id.startswith(name)]
         if not chosen:
@@ -174,14 +175,14 @@ class Cluster:
         return chosen[-1]
 
     def submit(self, request: Request, here: Path) -> tuple[Job, bool]:
-        """Begin a job, unless one that does the same is under way.
+        """Start a job, unless one with the same work is live.
 
         Args:
-            request: what to do.
-            here: the folder of the user's own modules, which is sent along where the experiment names any.
+            request: the work.
+            here: the folder of the user's own modules, which is sent along if the experiment names any.
 
         Returns:
-            The job, and whether it is a new one.
+            The job, and whether it is new.
 
         Raises:
             BadInput: the folder is too large to send, or the cluster takes no jobs.
@@ -203,18 +204,18 @@ class Cluster:
                     entrypoint=request.entrypoint(), submission_id=name, runtime_env=environment, metadata=facts
                 )
             except RuntimeError as error:
-                if "No available agent" in str(error):  # a cluster that has just begun; it waited 10 s before saying so
+                if "No available agent" in str(error):  # the cluster has just started; Ray waited 10 s for an agent
                     if time.monotonic() > deadline:
                         raise BadInput(
-                            f"--address {self.address}: the cluster takes no jobs: the agent of its head does not run"
+                            f"--address {self.address}: the cluster takes no jobs: no agent runs on its head node"
                         ) from error
-                elif "already exists" not in str(error):  # else another submit was first: look again, and join it
+                elif "already exists" not in str(error):  # else another submit was first: look again, and join its job
                     raise
                 continue
             return self.job(name), True
 
     def stop(self, job: Job) -> Job:
-        """End a job, as Ctrl-C would; the job once it has ended."""
+        """Stop a job as Ctrl-C would; return it once it has ended."""
         self.client.stop_job(job.id)
         deadline = time.monotonic() + 2 * STOPPING
         while (now := self.job(job.id)).live and time.monotonic() < deadline:
@@ -222,27 +223,27 @@ class Cluster:
         return now
 
     def logs(self, job: Job) -> str:
-        """All that the job has said."""
+        """The complete log of a job."""
         return str(self.client.get_job_logs(job.id))
 
-    def follow(self, job: Job, say: Callable[[str], None]) -> Job:
-        """Hand on what the job says, as it says it, until it ends; the job as it ended.
+    def follow(self, job: Job, show: Callable[[str], None]) -> Job:
+        """Pass on a job's log as it grows, until the job ends; return the ended job.
 
         Raises:
             BadInput: the cluster no longer answers.
         """
         import aiohttp
 
-        said, silent = 0, 0.0  # silent: since when the cluster, not only the job, has said nothing; 0 if it does not
+        shown, silent = 0, 0.0  # characters passed on; since when the cluster, not only the job, is unresponsive, or 0
 
         async def tail() -> None:
-            nonlocal said, silent
-            position = 0  # each new connection tells all from the beginning
-            async with asyncio.timeout(LISTENING) as patience:  # a connection may die without a word
+            nonlocal shown, silent
+            position = 0  # each new connection sends the log from the beginning
+            async with asyncio.timeout(LISTENING) as patience:  # a connection may die silently
                 async for text in self.client.tail_job_logs(job.id):
-                    fresh, position = text[max(0, said - position) :], position + len(text)
-                    said, silent = max(said, position), 0.0
-                    say(fresh)
+                    fresh, position = text[max(0, shown - position) :], position + len(text)
+                    shown, silent = max(shown, position), 0.0
+                    show(fresh)
                     patience.reschedule(asyncio.get_running_loop().time() + LISTENING)
 
         while True:
@@ -251,24 +252,24 @@ class Cluster:
                     asyncio.run(tail())
                 now, silent = self.job(job.id), 0.0
                 if not now.live:
-                    say(self.logs(job)[said:])
+                    show(self.logs(job)[shown:])
                     return now
             except (OSError, RuntimeError, aiohttp.ClientError) as error:
                 silent = silent or time.monotonic()
                 if time.monotonic() - silent > LISTENING:
                     raise BadInput(
-                        f"--address {self.address}: the cluster no longer answers; job {job.id} may be going on"
+                        f"--address {self.address}: the cluster no longer answers; job {job.id} may still be running"
                     ) from error
             time.sleep(1.0)
 
 
 def sends_folder(experiment: Experiment) -> bool:
-    """Whether an experiment names code of the user's, so that their folder has to go along."""
+    """Whether an experiment names the user's own code, so that their folder has to be sent."""
     return any(is_own(getattr(recipe, "arch", None)) for recipe in recipes(experiment).values())
 
 
 def runtime_env(request: Request, here: Path) -> dict[str, Any]:
-    """What Ray sends along: this project, and the user's folder where the experiment names modules in it.
+    """Ray's runtime environment: this project, and the user's folder if the experiment names modules in it.
 
     Raises:
         BadInput: the folder is too large, or a variable looks like a secret.
@@ -279,10 +280,10 @@ def runtime_env(request: Request, here: Path) -> dict[str, Any]:
                 f"--env {name}: secrets are not sent, for the cluster shows a job's variables to everyone on it; "
                 "give its machines a role, or set the variable where Ray is started"
             )
-    found: dict[str, Any] = {
+    environment: dict[str, Any] = {
         "py_modules": [str(Path(module.__path__[0])) for module in (pipeline, stages)],
         "excludes": list(EXCLUDES),
-        # Ray's stop is then Ctrl-C, and the run says for itself that it was interrupted.
+        # Ray then stops a job with SIGINT, and the run itself records that it was interrupted.
         "env_vars": {
             "RAY_JOB_STOP_SIGNAL": "SIGINT",
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOPPING),
@@ -292,19 +293,18 @@ def runtime_env(request: Request, here: Path) -> dict[str, Any]:
     if sends_folder(request.experiment):
         left = _left_out(here, Path(request.store.url))
         _refuse_unsent(request.experiment, here, left)
-        found["working_dir"] = str(here)
-        found["excludes"] += [_pattern(path.relative_to(here)) for path in left]
+        environment["working_dir"] = str(here)
+        environment["excludes"] += [_pattern(path.relative_to(here)) for path in left]
     if request.pip:
-        found["pip"] = list(request.pip)
-    return found
+        environment["pip"] = list(request.pip)
+    return environment
 
 
 def _left_out(here: Path, store: Path) -> list[Path]:
-    """What of the folder is no code: files that are too large, the store if it is in there, what cannot be read or ends
-    never.
+    """Paths of the folder that are not sent: the store, and files that are too large, unreadable or not regular.
 
-    Ray follows links, so they are followed here; one that leads back to where it lies would be followed for ever, and a
-    pipe is read for ever.
+    Ray follows links, so they are followed here, except one that leads back to a folder above it: that, or reading a
+    pipe, would never end.
 
     Raises:
         BadInput: the rest is too large.
@@ -329,7 +329,7 @@ def _left_out(here: Path, store: Path) -> list[Path]:
 
 
 def _pattern(path: Path) -> str:
-    """This path alone, in the language of .gitignore."""
+    """A .gitignore pattern that matches this path alone."""
     return "/" + re.sub(r"([\\*?\[\]!])", r"\\\1", path.as_posix()).replace(" ", "[ ]")
 
 
@@ -338,13 +338,13 @@ def _excluded(name: str) -> bool:
 
 
 def _leads_back(folder: Path) -> bool:
-    """Whether it is a link to a folder that it lies in, be it through other links."""
+    """Whether it is a link, direct or through others, to a folder that contains it."""
     to = folder.resolve()
     return folder.is_symlink() and any(above.resolve().is_relative_to(to) for above in folder.parents)
 
 
 def _refuse_unsent(experiment: Experiment, here: Path, left: list[Path]) -> None:
-    """Raise if an arch names a file that does not go along."""
+    """Raise if an arch names a file that is not sent."""
     for place, recipe in recipes(experiment).items():
         where = (getattr(recipe, "arch", None) or "").rpartition(":")[0]
         if not own.is_file(where):
@@ -359,7 +359,7 @@ def _refuse_unsent(experiment: Experiment, here: Path, left: list[Path]) -> None
 
 
 def _use_token() -> None:
-    """Show the token that is here. Ray would only where it is told to, before it is imported."""
+    """Have Ray use this machine's token. It does so only on request, before it is imported."""
     default = Path.home() / ".ray" / "auth_token"
     if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or default.exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -367,7 +367,7 @@ def _use_token() -> None:
 
 def _token_sentence(address: str) -> str:
     return (
-        f"--address {address}: the cluster asks for a token and got none, or a wrong one; put the cluster's into "
+        f"--address {address}: the cluster requires a token and got none, or a wrong one; put the cluster's into "
         "~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH"
     )
 

@@ -1,4 +1,4 @@
-"""One picture, moved toward a class: before, what was changed, after, with what the model says of both."""
+"""One picture, perturbed toward a class: before, the change, after, and the model's answers to both."""
 
 import io
 import re
@@ -10,114 +10,109 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from pipeline import artifacts
-from pipeline.artifacts import Made
-from pipeline.documents import NodeName, Version, fits
-from pipeline.jobs import Place, open_model
-from pipeline.scores import NORMS
+from pipeline.report.scores import norm_name
+from pipeline.run import artifacts
+from pipeline.run.jobs import Context, open_model
 from pipeline.terminal import visible
-from stages.errors import BadData, BadInput, some
+from stages.errors import BadData, BadInput, nearest, some
 from stages.images import decode, read_file
-from stages.recipes import Attack, Bring, is_own
+from stages.recipes import Attack, Pretrained, is_own
 
 if TYPE_CHECKING:
     from stages.model import Classifier
 
-SHOWN = 3
-"""Classes that are shown of an answer."""
+TOP = 3
+"""Most probable classes that are shown."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What came of it.
+    """A picture before and after an attack.
 
     Attributes:
         before, after: uint8, H × W × C.
         classes: names.
-        target: the class it was moved toward.
-        said: of both pictures, the confidence in each class: 2 × classes.
-        l2, linf: how far it was moved, in [0, 1] units.
-        how: what was done, in a few words.
+        target: the class it was perturbed toward.
+        confidence: of the model in each class, before and after: 2 × classes.
+        l2, linf: norms of the perturbation, in pixel units of [0, 1].
+        how: the attack, in a few words.
     """
 
     before: np.ndarray
     after: np.ndarray
     classes: Sequence[str]
     target: int
-    said: np.ndarray
+    confidence: np.ndarray
     l2: float
     linf: float
     how: str
 
     def top(self, which: int) -> list[tuple[str, float]]:
-        """The classes that one of the pictures is most like, and how sure of them the model is."""
-        order = np.argsort(-self.said[which], kind="stable")[:SHOWN]
-        return [(self.classes[i], float(self.said[which][i])) for i in order]
+        """The most probable classes before (0) or after (1), with the confidence in each."""
+        order = np.argsort(-self.confidence[which], kind="stable")[:TOP]
+        return [(self.classes[i], float(self.confidence[which][i])) for i in order]
 
     def as_json(self) -> dict[str, Any]:
-        """All but the pixels."""
-        sure = dict(zip(("before", "after"), self.said[:, self.target].tolist(), strict=True))
-        target = {"name": self.classes[self.target], "number": self.target, **sure}
-        said = {when: dict(self.top(i)) for i, when in enumerate(("before", "after"))}
-        reached = bool(self.said[1].argmax() == self.target)
-        return {"target": target, "reached": reached, **said, "l2": self.l2, "linf": self.linf, "how": self.how}
+        """Everything except the pixels."""
+        confidence = dict(zip(("before", "after"), self.confidence[:, self.target].tolist(), strict=True))
+        target = {"name": self.classes[self.target], "number": self.target, **confidence}
+        top = {when: dict(self.top(i)) for i, when in enumerate(("before", "after"))}
+        success = bool(self.confidence[1].argmax() == self.target)
+        return {"target": target, "success": success, **top, "l2": self.l2, "linf": self.linf, "how": self.how}
 
 
-def find_model(place: Place, name: str, arch: str | None = None) -> tuple["Classifier", list[str]]:
+def find_model(place: Context, name: str, arch: str | None = None) -> tuple["Classifier", list[str]]:
     """A model by name, ready for use, and the names of its classes.
 
     Args:
-        place: the store that is looked in first, for `standard`, `models/standard` or `models/standard/<version>`; and
-            where the user's modules are.
-        name: of a model in the store, or of a torchvision classifier, whose default weights are then fetched.
-        arch: the network of a model of the store, where that is code of the user's own.
+        place: the store that is searched first, and the folder of the user's modules.
+        name: a model of the store (`standard`, `models/standard` or `models/standard/<version>`), or a torchvision
+            classifier, whose default weights are then fetched.
+        arch: the network of a model of the store, if it is the user's own code.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is no such model.
     """
     from torchvision import models
 
-    from stages import checkpoint, model
+    from stages import model
+    from stages.pretrained import checkpoint
 
     name = name.removeprefix("models/")
-    base, _, version = name.partition("/")
-    versions = place.store.folders(f"models/{base}") if fits(NodeName, base) else []
-    folders = [f"models/{base}/{one}" for one in versions if fits(Version, one) and version in ("", one)]
-    found = {folder: made for folder in folders if (made := artifacts.manifest_at(place.store, folder))}
-    if found:
-        folder, manifest = max(found.items(), key=lambda item: str(item[1]["made"]))
+    if found := artifacts.by_name(place.store, name, ("models",)):
+        manifest = found[-1].manifest
         _refuse_code(name, str(manifest["design"]["arch"]), arch)
-        return open_model(place, Made(folder, manifest)), _class_names(place, manifest)
+        return open_model(place, found[-1]), _class_names(place, manifest)
     if name not in models.list_models(module=models):
         known = ", ".join(place.store.folders("models")) or "none"
         raise BadInput(
-            f"--model {name}: the store {place.store.url} has no such model (it has {known}), nor torchvision"
+            f"--model {name}: neither the store {place.store.url} (it has {known}) nor torchvision has such a model"
         )
     weights = models.get_model_weights(name).DEFAULT
     try:
-        design, content = checkpoint.bring(Bring(arch=name, weights=weights.name), place.data, place.here)
+        design, content = checkpoint.bring(Pretrained(arch=name, weights=weights.name), place.data, place.here)
     except BadInput as error:
         raise BadInput(f"--model {name}: {error}") from error
     return model.load(design, content, place.here), list(weights.meta["categories"])
 
 
 def _refuse_code(name: str, asked: str, given: str | None) -> None:
-    """A store does not say which code is run: the user does.
+    """Refuse to run code that only a store names: the user has to name it.
 
     Raises:
-        BadInput: the model's network is code, and the user did not name it, or named other code.
+        BadInput: the model's network is the user's code, and the user named none, or other code.
     """
     if given not in (asked, None):
         raise BadInput(f"--arch {given}: the network of {name} is {asked}")
     if given is None and is_own(asked):
         raise BadInput(
-            f"--model {name}: its network is code of somebody's own, {asked}, which is not run because a store names "
-            f"it; if you know it, add --arch {asked}"
+            f"--model {name}: its network is custom code, {asked}, which is not run only because a store names it; if "
+            f"you trust it, add --arch {asked}"
         )
 
 
-def _class_names(place: Place, manifest: dict[str, Any]) -> list[str]:
-    """Those of the dataset it was trained on; ImageNet's, of a network for a thousand classes; or numbers."""
+def _class_names(place: Context, manifest: dict[str, Any]) -> list[str]:
+    """The class names of its training set; ImageNet's for a network of a thousand classes; else numbers."""
     from torchvision.models._meta import _IMAGENET_CATEGORIES as IMAGENET
 
     on, design = manifest["parents"].get("on"), manifest["design"]
@@ -131,26 +126,24 @@ def _class_names(place: Place, manifest: dict[str, Any]) -> list[str]:
 
 
 def class_number(name: str, classes: Sequence[str]) -> int:
-    """The class that a person means, by name or number.
+    """A class by its name or number.
 
     Raises:
-        BadInput: there is none; the nearest names are said.
+        BadInput: there is no such class; the message suggests the nearest names.
     """
-    import difflib
-
     lower = [c.lower() for c in classes]
     if name.lower() in lower:
         return lower.index(name.lower())
     if name.isdecimal() and int(name) < len(classes):
         return int(name)
     part = [c for c in classes if name.lower() in c.lower()]
-    near = part or [classes[lower.index(c)] for c in difflib.get_close_matches(name.lower(), lower, 3, 0.5)]
+    near = part or [classes[lower.index(c)] for c in nearest(name.lower(), lower, 3)]
     hint = f"did you mean {' or '.join(map(repr, near[:3]))}?" if near else f"they are {some(classes)}"
     raise BadInput(f"--to {name}: is none of the model's {len(classes)} classes; {hint}")
 
 
 def read(path: Path, shape: Sequence[int]) -> np.ndarray:
-    """A picture in the size that a model takes: its shorter side resized, then the middle cut out; H × W × C.
+    """A picture in the size that a model takes: its shorter side resized, then the centre cropped; uint8, H × W × C.
 
     Raises:
         BadInput: it cannot be read.
@@ -167,30 +160,31 @@ def read(path: Path, shape: Sequence[int]) -> np.ndarray:
 
 
 def radius(shape: Sequence[int]) -> float:
-    """A radius that suits the size of the images, L2 in pixel units: the paper's .5 at 32 pixels, in proportion."""
+    """A default L2 radius in pixel units of [0, 1]: the paper's 0.5 at 32 pixels, scaled with the side."""
     return 0.5 * max(1.0, max(shape[1:]) / 32)
 
 
 def move(
     pixels: np.ndarray, model: "Classifier", classes: Sequence[str], target: int, recipe: dict[str, Any]
 ) -> Picture:
-    """Move a picture toward a class, as a dataset's images are.
+    """Perturb a picture toward a class, by the same attack that makes datasets.
 
     Args:
         pixels: uint8, H × W × C.
-        model: what is attacked.
+        model: the attacked model.
         classes: names of its classes.
         target: the class.
         recipe: keys of `Attack`; method pgd or spatial.
 
     Raises:
-        BadInput: they are no attack.
+        BadInput: the recipe is invalid.
     """
     import torch
 
-    from stages.attack import distances, logits_of
     from stages.device import computing
+    from stages.model import logits_of
     from stages.refused import explained
+    from stages.tensors import distances
 
     try:
         asked = Attack(images="", model="", batch_size=1, **recipe)
@@ -208,50 +202,49 @@ def move(
 
 
 def _push(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:
-    """The picture after PGD, and what was done."""
-    from stages.prepare import prepared
-    from stages.search import Toward
+    """The picture after PGD, and the attack in words."""
+    from stages.inference import optimized
+    from stages.targeted_pgd import TargetedPGD
 
-    wanted = np.array([target])
-    after, _ = Toward(asked, prepared(model, asked))(pixels[None], wanted, wanted)
-    return after[0], f"{asked.steps} steps of PGD, {NORMS[asked.norm]} ε {asked.eps:g}"
+    goal = np.array([target])
+    after, _ = TargetedPGD(asked, optimized(model, asked))(pixels[None], goal, goal)
+    return after[0], f"{asked.steps} steps of PGD, {norm_name(asked.norm)} ε {asked.eps:g}"
 
 
 def _turn(pixels: np.ndarray, model: "Classifier", target: int, asked: Attack) -> tuple[np.ndarray, str]:
-    """The picture under the rotation and shift that bring it nearest to the class, and which these are."""
+    """The picture under the rotation and shift that bring it nearest to the class, and these in words."""
     import torch
 
-    from stages.model import to_pixels, to_unit
-    from stages.search import targeted
     from stages.spatial import search
+    from stages.targeted_pgd import targeted
+    from stages.tensors import to_pixels, to_unit
 
     space, where = asked.spatial, model.mean.device
     zero = np.zeros(1, dtype=np.int64)
     goal = targeted(model, torch.tensor([target], device=where))
-    found = search(space, to_unit(pixels[None], where), zero, goal)
-    degrees, down, right = found.transformation[0].tolist()
-    tries = int(np.prod(space.grid)) if space.search == "grid" else space.tries
+    worst = search(space, to_unit(pixels[None], where), zero, goal)
+    degrees, down, right = worst.transformation[0].tolist()
     how = f"rotated by {degrees:+.0f}°, shifted by {100 * down:+.0f} % down and {100 * right:+.0f} % right"
-    return to_pixels(found.image)[0], f"{how}, the best of {tries}"
+    return to_pixels(worst.image)[0], f"{how}, the best of {space.candidates}"
 
 
 def draw(picture: Picture) -> bytes:
-    """Before, the change, after, as a PNG: the change is magnified until its largest value shows."""
-    from pipeline import figures  # here: it takes a second to load
+    """Before, change and after, as a PNG. The change is magnified until its largest value spans the range."""
+    from pipeline.report import charts  # imported here: it takes a second to load
 
     change = picture.after.astype(np.float64) - picture.before.astype(np.float64)
     times = 127.5 / max(1.0, float(np.abs(change).max()))
     shown = np.clip(127.5 + change * times, 0, 255).astype(np.uint8)
     toward = f"toward {visible(picture.classes[picture.target])}"
     captions = [
-        ("before", _told(picture.top(0))),
+        ("before", _lines(picture.top(0))),
         (
             f"change × {times:.0f}" if times >= 1.5 else "change",
             f"{toward}\nL2 {picture.l2:.2f}, L∞ {picture.linf:.3f}",
         ),
-        ("after", _told(picture.top(1))),
+        ("after", _lines(picture.top(1))),
     ]
-    with figures.plain_text({}):
+    with charts.plain_text({}):
         return _drawn(picture, shown, captions)
 
 
@@ -272,5 +265,5 @@ def _drawn(picture: Picture, shown: np.ndarray, captions: Sequence[tuple[str, st
     return out.getvalue()
 
 
-def _told(top: Sequence[tuple[str, float]]) -> str:
+def _lines(top: Sequence[tuple[str, float]]) -> str:
     return "\n".join(f"{visible(name)}  {100 * share:.1f} %" for name, share in top)

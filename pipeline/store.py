@@ -1,7 +1,7 @@
-"""Where everything lives: one root on any pyarrow filesystem.
+"""The store: files below one root, on any pyarrow filesystem.
 
-The only place that knows whether that is a local folder or an object store. Files appear whole or not
-at all; which of them belong to a dataset is for commit marks and manifests to say (`artifacts`).
+Only this module knows whether the root is a local folder or an object store. A file appears whole or not at all;
+commit marks and manifests decide which files belong to a dataset (`artifacts`).
 """
 
 import errno
@@ -24,27 +24,27 @@ from stages.errors import BadData, BadInput
 from stages.recipes import refuse_secrets
 
 PARTIAL = ".partial"
-"""Folder for files that are being written, on the same filesystem as their final place."""
+"""Folder for files being written, on the same filesystem as their final place."""
 
 ASIDE = ".aside"
-"""Folder for what stood in the way: a folder where a file belongs, a record that cannot be read."""
+"""Folder for obstacles: a folder where a file belongs, a record that cannot be read."""
 
 READERS = 16
 
 ONE_PUT = 10_000_000
-"""Bytes up to which pyarrow sends a file to S3 in one request; a larger one goes in parts, which appear as one file."""
+"""Bytes up to which pyarrow uploads a file to S3 in one request; a larger file is a multipart upload."""
 
 REREADS = 5
-"""How often a JSON file on an object store is read again when it comes cut."""
+"""Attempts to read a JSON file on an object store that arrives truncated."""
 
 SEAL = "seal"
-"""Key of a JSON document that holds the digest of all others."""
+"""Key of a JSON document whose value is the digest of all other keys."""
 
 LARGEST_JSON = 256 * 2**20
-"""Bytes of a JSON document that are read at most: a manifest of a hundred thousand shards has 30 million."""
+"""Most bytes of a JSON document; the manifest of a hundred thousand shards has 30 million."""
 
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-"""What says that there is no such file."""
+"""Errors which mean that there is no such file."""
 
 T = TypeVar("T")
 
@@ -55,17 +55,17 @@ def digest(content: bytes) -> str:
 
 
 def canonical(value: Any) -> bytes:
-    """JSON that is equal where the value is equal."""
+    """JSON in a canonical form: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def seal(path: str, value: Mapping[str, Any]) -> str:
-    """Digest of a JSON document at its place: it breaks where a bit of it changes, or another document is put there."""
+    """Digest of a JSON document and its path: it breaks if a bit changes, or if the document is moved."""
     return digest(path.encode() + b"\n" + canonical(value))
 
 
 def unsealed(path: str, content: bytes) -> dict[str, Any] | None:
-    """The document that was written at a path; None where the bytes are not it."""
+    """The document that was written at a path; None if its seal is broken."""
     try:
         value = json.loads(content) if len(content) <= LARGEST_JSON else None
         if not isinstance(value, dict) or value.pop(SEAL, None) != seal(path, value):
@@ -78,16 +78,16 @@ def unsealed(path: str, content: bytes) -> dict[str, Any] | None:
 class Store:
     """Files by their path below one root: a folder, ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
 
-    Object stores take keys and endpoint from the environment, a configuration file or the machine's role,
-    as pyarrow does; only the URL travels to other processes. What is asked of one is asked again while it is
-    away. Any method may raise:
+    As in pyarrow, keys and endpoint of an object store come from the environment, a configuration file or the
+    machine's role; only the URL is sent to other processes. Requests are retried while the store is unavailable. Any
+    method may raise:
 
-    - `BadInput` where asking again would not help: no such bucket, keys refused, disk full;
-    - `ConnectionError` where the store was away for longer than `remote.PATIENCE`.
+    - `BadInput` if a retry would not help: no such bucket, keys refused, disk full;
+    - `ConnectionError` if the store was unavailable for longer than `remote.PATIENCE`.
 
     Attributes:
         url: the root.
-        retries: how often something was asked again, of this object in this process.
+        retries: number of retries by this object in this process.
     """
 
     def __init__(self, url: str) -> None:
@@ -106,50 +106,50 @@ class Store:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.url = state["url"]
-        self._begin(met=True)  # by the process that sent it: if the store is away now, it will be back
+        self._begin(met=True)  # the sender reached it: if it is unavailable now, it will be back
 
     @property
     def local(self) -> bool:
         return "://" not in self.url or self.url.startswith("file://")
 
     def at(self, path: str) -> str:
-        """The path as a person would name it."""
+        """The path as a user would write it."""
         return f"{self.url.rstrip('/')}/{path}"
 
     def read(self, path: str, first: int | None = None) -> bytes:
         """A whole file, or only its first bytes.
 
         Raises:
-            FileNotFoundError: it is not there.
-            IsADirectoryError: what is there is no file.
+            FileNotFoundError: there is no such file.
+            IsADirectoryError: the path is not a regular file.
         """
 
         def read(filesystem: fs.FileSystem, root: str) -> bytes:
             place = _below(root, path)
-            if self.local and not stat.S_ISREG(Path(place).stat().st_mode):  # a pipe would be read from for ever
+            if self.local and not stat.S_ISREG(Path(place).stat().st_mode):  # reading a pipe would never end
                 raise IsADirectoryError(f"{place} is no file")
-            # Not an input stream: that asks S3 for 256 KiB at a time.
+            # Not an input stream, which requests 256 KiB at a time from S3.
             with filesystem.open_input_file(place) as file:
                 size = file.size() if first is None else min(first, file.size())
                 content: bytes = file.read(size)
                 if len(content) != size:
-                    raise OSError(f"{len(content)} bytes came of {size}")
+                    raise OSError(f"only {len(content)} of {size} bytes arrived")
             return content
 
         return self._ask(f"reading {path}", read)
 
     def find(self, path: str, first: int | None = None) -> bytes | None:
-        """A whole file, or only its first bytes; None where there is none."""
+        """A whole file, or only its first bytes; None if there is no such file."""
         try:
             return self.read(path, first)
         except ABSENT:
             return None
 
     def find_json(self, path: str) -> dict[str, Any] | None:
-        """A document that `put_json` wrote, or None where there is none or its seal is broken.
+        """A document that `put_json` wrote; None if there is none, or if its seal is broken.
 
-        pyarrow asks an object store for a file's size, then for that many bytes: a file that is replaced by a
-        longer one in between comes cut. So what is not whole is read again.
+        pyarrow requests a file's size, then that many bytes: if the file is replaced by a longer one in between, it
+        arrives truncated. So a document with a broken seal is read again.
         """
         for _ in range(1 if self.local else REREADS):
             content = self.find(path, LARGEST_JSON + 1)
@@ -160,31 +160,31 @@ class Store:
         return None
 
     def find_all(self, paths: Iterable[str]) -> dict[str, bytes | None]:
-        """Several files at once."""
-        wanted = list(paths)
+        """Several files, read concurrently; None for each that is missing."""
+        names = list(paths)
         with ThreadPoolExecutor(READERS) as pool:
-            return dict(zip(wanted, pool.map(self.find, wanted), strict=True))
+            return dict(zip(names, pool.map(self.find, names), strict=True))
 
     def files(self, folder: str, recursive: bool = False) -> dict[str, int]:
-        """Files below a folder, relative to it, with their size in bytes; empty where there is no such folder.
+        """Paths of the files below a folder, relative to it → bytes; empty if there is no such folder.
 
-        On an object store that is one request per 1,000 files.
+        An object store takes one request per 1,000 files.
         """
-        base, found = self._list(folder, recursive)
-        return {info.path.removeprefix(base): info.size for info in found if info.type == fs.FileType.File}
+        base, infos = self._list(folder, recursive)
+        return {info.path.removeprefix(base): info.size for info in infos if info.type == fs.FileType.File}
 
     def exists(self, path: str) -> bool:
-        """Whether anything is there, a file or not."""
+        """Whether there is a file or a folder at a path."""
 
-        def found(filesystem: fs.FileSystem, root: str) -> bool:
+        def look(filesystem: fs.FileSystem, root: str) -> bool:
             return bool(filesystem.get_file_info(_below(root, path)).type != fs.FileType.NotFound)
 
-        return self._ask(f"looking for {path}", found)
+        return self._ask(f"looking for {path}", look)
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders directly in a folder, sorted."""
-        _, found = self._list(folder)
-        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+        _, infos = self._list(folder)
+        return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
     def _list(self, folder: str, recursive: bool = False) -> tuple[str, list[fs.FileInfo]]:
         def listing(filesystem: fs.FileSystem, root: str) -> tuple[str, list[fs.FileInfo]]:
@@ -198,13 +198,13 @@ class Store:
             return "", []
 
     def put(self, path: str, content: bytes) -> None:
-        """Write a file whole: a reader finds all of it, or what was there before.
+        """Write a file atomically: a reader sees all of it, or the previous file.
 
-        Locally that is a file beside, its size checked, and a rename. On an object store it is one upload, which the
-        store itself holds against the length and checksum sent with it.
+        Locally, a file in `PARTIAL` is written, its size is checked, and it is renamed. On an object store it is one
+        upload, which the store verifies against its length and checksum.
 
         Raises:
-            BadData: what was written is not what is there.
+            BadData: the file was not written completely.
         """
         if self.local:
             self._ask(f"writing {path}", lambda filesystem, root: self._put_beside(filesystem, root, path, content))
@@ -222,11 +222,11 @@ class Store:
                 raise BadData(f"{self.at(path)} was not written whole: is the disk full?")
             filesystem.move(beside, final)
         except BaseException:
-            Path(beside).unlink(missing_ok=True)  # on a full disk, half a shard is in the way of what comes next
+            Path(beside).unlink(missing_ok=True)  # on a full disk, half a shard would take the space of the next
             raise
 
     def put_json(self, path: str, value: Mapping[str, Any]) -> bytes:
-        """Write a document as JSON that a person can read, with its `seal`; what was written."""
+        """Write a document as readable JSON with its `seal`; return the bytes."""
         text = re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):04x}", json.dumps(value, ensure_ascii=False))
         plain = json.loads(text)
         content = json.dumps({**plain, SEAL: seal(path, plain)}, indent=1, ensure_ascii=False).encode() + b"\n"
@@ -234,9 +234,9 @@ class Store:
         return content
 
     def _cleared(self, root: str, path: str) -> str:
-        """The local path of a file that is to be written or removed, with nothing in its way.
+        """The local path of a file to be written or removed, cleared of obstacles.
 
-        A folder in the file's place, or a file in the place of one of its folders, is set aside.
+        A folder in place of the file, or a file in place of one of its folders, is moved to `ASIDE`.
 
         Raises:
             BadInput: a symbolic link leads out of the store.
@@ -255,7 +255,7 @@ class Store:
         return str(final)
 
     def set_aside(self, path: str) -> str:
-        """Move a file out of the way, to be looked at; its new path."""
+        """Move a file to `ASIDE` for inspection; return its new path."""
         aside = f"{ASIDE}/{uuid.uuid4().hex}-{path.replace('/', '-')}"
         content = self.find(path)
         if content is not None:
@@ -264,7 +264,7 @@ class Store:
         return aside
 
     def delete(self, path: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
 
         def remove(filesystem: fs.FileSystem, root: str) -> None:
             filesystem.delete_file(self._cleared(root, path) if self.local else _below(root, path))
@@ -276,7 +276,7 @@ class Store:
 
     def refuse_unless_writable(self) -> None:
         """Raises:
-        BadInput: nothing can be written here.
+        BadInput: the store is not writable.
         """
         probe = f".probe-{uuid.uuid4().hex}"
         try:
@@ -286,7 +286,7 @@ class Store:
             raise BadInput(f"the store {self.url} cannot be written: {remote.said(error)}") from error
 
     def sweep(self, older_than: float) -> None:
-        """Remove what killed writers left half-made before a moment (seconds since 1970)."""
+        """Remove partial files of killed writers that are older than a time (seconds since 1970)."""
         if self.local:
             _, root = remote.connect(self.url)
             partial = Path(_below(root, PARTIAL))
@@ -297,14 +297,14 @@ class Store:
                 except FileNotFoundError:
                     continue  # its writer, or another sweep, was first
 
-    # ------------------------------------------------------------------------- asking, and asking again
+    # ------------------------------------------------------------------------------------------- retries
 
     def _ask(self, doing: str, work: Callable[[fs.FileSystem, str], T]) -> T:
-        """Do some work on the filesystem and root of the store, however long it takes within reason."""
+        """Do some work on the filesystem and root of the store, with retries."""
         if not self._met:
             self._meet()
         try:
-            return self._persist(work, remote.PATIENCE)
+            return self._retry(work, remote.PATIENCE)
         except ABSENT:
             raise
         except OSError as error:
@@ -316,18 +316,18 @@ class Store:
             if self.local:
                 raise
             raise ConnectionError(
-                f"the store {self.url} was away for {remote.PATIENCE:.0f} s, {doing}: {remote.said(error)}; "
+                f"the store {self.url} was unavailable for {remote.PATIENCE:.0f} s, {doing}: {remote.said(error)}; "
                 "when it is back, resume"
             ) from error
 
     def _meet(self) -> None:
-        """List the root before anything else is asked, and do not wait long: who mistyped should hear of it now.
+        """List the root before the first request, and fail fast, so that a mistyped URL is reported at once.
 
-        A listing, because its refusal says why; that of a HEAD, with which pyarrow begins to read, has no body.
-        And because a bucket that is not there otherwise lists and reads like an empty one.
+        A listing, because its refusal states the reason; that of a HEAD request, with which pyarrow begins to read, has
+        no body. And without it, a missing bucket lists and reads like an empty one.
         """
         try:
-            self._persist(self._greet, remote.FIRST_PATIENCE)
+            self._retry(self._greet, remote.FIRST_PATIENCE)
         except BadInput:
             raise
         except (OSError, ValueError) as error:
@@ -346,11 +346,11 @@ class Store:
         try:
             filesystem.get_file_info(fs.FileSelector(root))
         except FileNotFoundError as error:
-            if "Status(NOT_FOUND" in str(error):  # Google's word on the bucket; of an empty folder pyarrow's own
+            if "Status(NOT_FOUND" in str(error):  # Google's answer for a missing bucket
                 raise
 
-    def _persist(self, work: Callable[[fs.FileSystem, str], T], patience: float) -> T:
-        return remote.persist(
+    def _retry(self, work: Callable[[fs.FileSystem, str], T], patience: float) -> T:
+        return remote.retry(
             lambda: work(*remote.connect(self.url)), 0 if self.local else patience, self._refuse, self._count
         )
 
@@ -360,7 +360,7 @@ class Store:
 
     def _refuse(self, error: Exception) -> None:
         """Raises:
-        BadInput: asking again would not help.
+        BadInput: a retry would not help.
         """
         sentence = remote.refusal(self.url, error)
         if sentence is None:
@@ -373,17 +373,17 @@ class Store:
 
 def _upload(url: str, path: str, content: bytes) -> None:
     filesystem, _ = remote.connect(url, in_parts=len(content) > ONE_PUT)
-    # Not in a with statement, which closes, and so publishes, what an exception left half-written.
+    # Not in a with statement: that closes, and so publishes, a file that an exception left half-written.
     stream = filesystem.open_output_stream(path, compression=None)
     stream.write(content)
     stream.close()
 
 
 def _below(root: str, path: str) -> str:
-    """A path below the root, and nowhere else.
+    """The full path of a file in the store.
 
     Raises:
-        BadData: the path leads out of it.
+        BadData: the path leads out of the root.
     """
     if path and any(part in ("", ".", "..") for part in path.split("/")):
         raise BadData(f"{path!r} is no path in a store")

@@ -1,6 +1,6 @@
-"""The terminal: what is printed on it, what is missing of it, and the signals that it sends.
+"""The terminal: output, missing streams, and signals.
 
-Loads nothing but the standard library: it is set up before the rest of the program is imported.
+Imports only the standard library: the terminal is set up before the rest of the program is imported.
 """
 
 import codecs
@@ -22,26 +22,26 @@ from types import FrameType
 from typing import TextIO
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C; what `kill`, `docker stop` and batch systems send; a terminal or connection that was closed."""
+"""Ctrl-C; `kill`, `docker stop` and batch systems; a closed terminal or connection."""
 
 IMPATIENCE = 1.0
-"""Seconds from which on a second signal is one: before, the same comes twice, from a closed shell and from the system,
-through a wrapper, of a trembling finger."""
+"""Seconds after which a second signal counts. Before, it may be the same one twice: from the shell and the system,
+through a wrapper, or from a nervous finger."""
 
 HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
-"""What moves the cursor, changes colours, hides or turns round other text; and halves of characters."""
+"""Characters that move the cursor, change colours, or hide or reorder text; and unpaired surrogates."""
 
 PLAIN = str.maketrans(
     {"─": "-", "━": "-", "–": "-", "…": "...", "×": "x", "±": "+-", "→": "->", "∞": "inf", "ε": "eps"}
 )
-"""The project's own signs, for a terminal that has none of them."""
+"""ASCII for the project's own symbols, for terminals without them."""
 
 
 class Unheard(Exception):
-    """Standard output cannot be written; not an OSError, which a store or a cluster that is away would be."""
+    """Standard output cannot be written. Not an OSError, which would mean an unavailable store or cluster."""
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(f"standard output cannot be written: {cause.strerror or cause}")
@@ -49,7 +49,7 @@ class Unheard(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The program was told to end, by Ctrl-C or another of `SIGNALS`; `code` is its exit code."""
+    """The program received one of `SIGNALS`; `code` is its exit code."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -57,14 +57,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _State:
-    """What is known of this process.
+    """The state of this process.
 
     Attributes:
         debug: whether tracebacks are shown.
-        advice: what is said if the program is interrupted.
-        asked: when it was told to end, or has ended by itself (monotonic seconds).
-        ending: whether `Interrupted` was raised, or need not be any more.
-        again: how many signals are on their way that were held back before.
+        advice: printed if the program is interrupted.
+        asked: time of the first signal, or of the program's own end (monotonic seconds).
+        ending: whether `Interrupted` was raised, or is no longer needed.
+        again: number of postponed signals that are on their way.
     """
 
     debug = False
@@ -78,15 +78,15 @@ class _State:
 
 
 def visible(text: str) -> str:
-    """One line of text, in which what a terminal would obey, or not show, is written as an escape: ``\\x1b[2J``."""
+    """One line of text with control and invisible characters as escapes: ``\\x1b[2J``."""
     return HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def echo(text: object = "", err: bool = False, nl: bool = True) -> None:
-    """Print lines, so that a terminal obeys nothing in them, to stdout or stderr.
+    """Print lines to stdout or stderr, with control characters as escapes.
 
     Raises:
-        Unheard: stdout cannot be written. That stderr cannot is no reason to stop: there is nobody to tell.
+        Unheard: stdout cannot be written. Failure to write stderr is ignored: there is nowhere to report it.
     """
     stream = sys.stderr if err else sys.stdout
     try:
@@ -99,29 +99,29 @@ def echo(text: object = "", err: bool = False, nl: bool = True) -> None:
 
 
 def relay(text: str) -> None:
-    """Print what a program elsewhere has printed, without its colours and returns of the carriage."""
+    """Print the output of a remote program, without its colours and carriage returns."""
     echo(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r\n", "\n").replace("\r", "\n"), nl=False)
 
 
 def show_tracebacks(wanted: bool) -> None:
-    """Whether `debug` prints."""
+    """Set whether `debug` prints."""
     _State.debug = wanted
 
 
 def debug(error: BaseException) -> None:
-    """Print where an error came from, if that was asked for."""
+    """Print the traceback of an error if tracebacks are shown."""
     if _State.debug:
         echo("".join(traceback.format_exception(error)), err=True)
 
 
 def _mute(stream: TextIO) -> None:
-    """Let what is still to be written, also as the program ends, go nowhere."""
+    """Discard all further output of a stream, including what is flushed as the program ends."""
     with suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """What is written for characters that the terminal's encoding does not have."""
+    """Encoding error handler: ASCII for characters that the terminal's encoding lacks."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end].translate(PLAIN)
     return text.encode("ascii", "backslashreplace").decode(), error.end
@@ -131,9 +131,9 @@ codecs.register_error("plain", _plain)
 
 
 def open_streams() -> None:
-    """Make stdin, stdout and stderr fit for use: those that were closed lead nowhere, and no character fails.
+    """Make stdin, stdout and stderr usable: redirect closed ones to the null device, and encode every character.
 
-    A closed one would be None, and its number that of the next file that is opened.
+    Otherwise a closed stream would be None, and the next opened file would take its descriptor.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -146,12 +146,12 @@ def open_streams() -> None:
         if isinstance(stream, io.TextIOWrapper) and number:
             stream.reconfigure(errors="plain")
         elif isinstance(stream, io.TextIOWrapper):
-            with suppress(OSError):  # some of it was read
-                stream.reconfigure(encoding="utf-8")  # of an experiment file, whatever the terminal's is
+            with suppress(OSError):  # part of it was already read
+                stream.reconfigure(encoding="utf-8")  # the encoding of experiment files, whatever the terminal's
 
 
 def name_files_in_utf_8() -> None:
-    """Begin the program again where the locale has file names in another encoding: pyarrow has them in UTF-8 always."""
+    """Restart the program in UTF-8 mode if the locale encodes file names otherwise: pyarrow always uses UTF-8."""
     if sys.getfilesystemencoding() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
         os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding if sys.stdout else "utf-8")
@@ -159,41 +159,71 @@ def name_files_in_utf_8() -> None:
 
 
 def find_home() -> None:
-    """Give the process a home folder where the system knows of none, as for a container's made-up user: Ray asks."""
+    """Set HOME if the system knows no home folder, as for an arbitrary user of a container: Ray needs one."""
     try:
         Path.home()
     except RuntimeError:
         os.environ["HOME"] = tempfile.gettempdir()
 
 
+# ------------------------------------------------------------------------------------------ formats
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: ``1:02:03``."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time span: ``12.3 s``, or `clock` from 100 seconds on."""
+    if seconds is None:
+        return "–"
+    return f"{seconds:.1f} s" if seconds < 100 else clock(seconds)
+
+
+def hours(seconds: float) -> str:
+    """Hours with four decimals, or with one from ten hours on."""
+    return f"{seconds / 3600:,.4f}" if seconds < 36_000 else f"{seconds / 3600:,.1f}"
+
+
+def size(count: float) -> str:
+    """Bytes, in units of 1000: ``1.23 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if count else "–"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
 # ------------------------------------------------------------------------------------------ signals
 
 
 def if_interrupted(advice: str) -> None:
-    """What is kept, and how to go on, if the program is told to end from now on."""
+    """Set the advice printed on interruption: what is kept, and how to resume."""
     _State.advice = advice
 
 
 def say_interrupted() -> None:
-    """Say that the program was told to end, and what was to be said then."""
+    """Print that the program was interrupted, and the advice."""
     echo(f"\nInterrupted. {_State.advice}".rstrip(), err=True)
 
 
 def listen(force: bool = False) -> None:
-    """Let the first of `SIGNALS` raise `Interrupted` in the main thread, and another one later end at once.
+    """Handle `SIGNALS`: the first raises `Interrupted` in the main thread, a later one ends the process at once.
 
-    A signal that this process was begun to ignore, as with nohup or in the background, stays ignored.
+    A signal that was ignored when the process started, as under nohup or in the background, stays ignored.
 
     Args:
-        force: listen to Ctrl-C even so.
+        force: handle Ctrl-C even then.
     """
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN or (force and number == signal.SIGINT):
-                signal.signal(number, _told)
+                signal.signal(number, _on_signal)
 
 
-def _told(number: int, frame: FrameType | None) -> None:
+def _on_signal(number: int, frame: FrameType | None) -> None:
     now, again = time.monotonic(), _State.again > 0
     if again:
         _State.again -= 1
@@ -209,7 +239,7 @@ def _told(number: int, frame: FrameType | None) -> None:
 
 
 def _importing(frame: FrameType | None) -> bool:
-    """Whether something is being imported: an exception in the midst of that makes torch abort, others fail oddly."""
+    """Whether an import is in progress: an exception during one makes torch abort, and other packages fail oddly."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -223,18 +253,18 @@ def _tell_again(number: int) -> None:
 
 
 def _end_at_once(number: int) -> None:
-    cursor = "\x1b[?25h" if os.isatty(2) else ""  # bars hide it
+    cursor = "\x1b[?25h" if os.isatty(2) else ""  # progress bars hide it
     text = f"{cursor}\nEnded at once. {visible(_State.advice)}".rstrip()
-    with suppress(OSError):  # not by the stream, which may be in the midst of writing
+    with suppress(OSError):  # not through the stream, which may be writing
         os.write(2, f"{text}\n".encode("ascii", "plain"))
-    for process in multiprocessing.active_children():  # those begun `alone`
+    for process in multiprocessing.active_children():  # those started in `alone`
         process.terminate()
     os._exit(128 + number)
 
 
 @contextmanager
 def session() -> Iterator[None]:
-    """A command's time on the terminal: with streams that can be used, and signals that end it in order."""
+    """Run a command with usable streams and an orderly end on signals."""
     _State.advice, _State.asked, _State.ending = "", None, False
     before = {number: signal.getsignal(number) for number in SIGNALS}
     open_streams()

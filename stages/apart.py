@@ -59,8 +59,10 @@ def apart(function: Callable[..., T], *args: Any, arch: str) -> T:
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """Processes begun meanwhile never get Ctrl-C, and are for us to end; nor do they look for modules in the current
-    folder, which `multiprocessing` has them do."""
+    """Processes started meanwhile never receive Ctrl-C, and the program must end them.
+
+    Nor do they search the current folder for modules, as processes of `multiprocessing` otherwise do.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}), os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:

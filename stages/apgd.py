@@ -1,4 +1,4 @@
-"""APGD: projected gradient ascent that chooses its own step size (Croce and Hein 2020, arXiv 2003.01690)."""
+"""APGD: projected gradient ascent with an adaptive step size (Croce and Hein 2020, arXiv 2003.01690)."""
 
 import math
 from collections.abc import Callable
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from stages.pgd import direction, project
 from stages.recipes import Norm
-from stages.search import entry
+from stages.targeted_pgd import entry
 
-MOMENTUM = 0.75  # α of the paper: the share of the new step; the rest carries on the last one
-RISING = 0.75  # ρ of the paper: the share of the steps that must raise the loss for the step size to stay
-FLOOR = 1e-12  # under the scale of a DLR loss, which is zero where all logits are equal
+MOMENTUM = 0.75  # α in the paper: weight of the new step; the rest is momentum
+RISING = 0.75  # ρ in the paper: fraction of steps that must raise the loss to keep the step size
+FLOOR = 1e-12  # keeps the DLR loss finite where all logits are equal
 
 Goal = Callable[[Tensor], Tensor]
-"""Logits, N × classes, to a number per image: a loss to raise, or whether the search has what it wants."""
+"""Logits, N × classes → one value per image: a loss to maximise, or whether the attack succeeds."""
 
 
 def apgd(
     model: Callable[[Tensor], Tensor],
     loss: Goal,
-    reached: Goal,
+    success: Goal,
     x_NCHW: Tensor,
     *,
     norm: Norm,
@@ -30,22 +30,23 @@ def apgd(
     steps: int,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Maximise a loss inside a ball round x and the box [0, 1] (algorithm 1 of the paper).
+    """Maximise a loss within a ball around x and the box [0, 1] (algorithm 1 of the paper).
 
-    Steps begin at twice the radius. At each checkpoint the step of an image is halved, and its search goes on from its
-    best point, if too few steps raised the loss, or if neither its step nor its best loss has changed since the last.
+    The step size starts at twice the radius. At each checkpoint, an image's step size is halved and its search restarts
+    from its best point if too few steps raised the loss, or if neither its step size nor its best loss has changed
+    since the last checkpoint. Kept in one function, in the order of the paper's algorithm.
 
     Args:
         model: x → logits; samples must not depend on each other.
-        loss: logits → N; what is raised.
-        reached: logits → N, bool; whether an iterate is what is looked for.
+        loss: logits → N; maximised.
+        success: logits → N, bool; whether the attack succeeds at an iterate.
         x_NCHW: float32, in [0, 1]; the centre of the ball.
         norm, eps: the ball, in pixel units.
-        steps: number of steps; each is one forward and one backward pass, and there is one more.
-        start: first iterate; by default x itself.
+        steps: number of steps, of one forward and one backward pass each, plus one pass of each before them.
+        start: first iterate. Default: x.
 
     Returns:
-        float32, N × C × H × W: the last iterate of each image that was what is looked for, else that of highest loss.
+        float32, N × C × H × W: for each image its last successful iterate, else the one with the highest loss.
     """
 
     def look(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,7 +54,7 @@ def apgd(
         logits = model(x)
         values = loss(logits)
         (grad,) = torch.autograd.grad(values.sum(), x)
-        return values.detach(), grad, reached(logits.detach())
+        return values.detach(), grad, success(logits.detach())
 
     def inside(x: Tensor) -> Tensor:
         return (x_NCHW + project(x - x_NCHW, norm, eps)).clamp(0, 1)
@@ -88,7 +89,7 @@ def _wide(per_image_N: Tensor) -> Tensor:
 
 
 def checkpoints(steps: int) -> set[int]:
-    """After which steps the step size is thought over: 22 % of them, then ever more often, down to every 6 %."""
+    """Checkpoints at which the step size may be halved: at 22 % of the steps, then at intervals that shrink to 6 %."""
     before, at, ends = 0, 22, set()
     while at <= 100:
         ends.add(math.ceil(at * steps / 100))
@@ -97,9 +98,9 @@ def checkpoints(steps: int) -> set[int]:
 
 
 def losses(label_N: Tensor, target_N: Tensor | None, classes: int) -> list[Goal]:
-    """What the two searches raise: cross-entropy, and the difference of logits ratio where there are classes enough.
+    """The losses of the two runs: cross-entropy and, with enough classes, the difference of logits ratio (DLR).
 
-    Untargeted both are of the true class, targeted of the way from it to the target.
+    Targeted if `target_N` is given.
     """
     if target_N is None:
         known: list[Goal] = [lambda logits: F.cross_entropy(logits, label_N, reduction="none")]
@@ -109,9 +110,9 @@ def losses(label_N: Tensor, target_N: Tensor | None, classes: int) -> list[Goal]
 
 
 def dlr(logits_NC: Tensor, label_N: Tensor) -> Tensor:
-    """Difference of logits ratio, −(z_y − max z_i) / (z_π1 − z_π3), i ≠ y, π sorting down (equation 6): N.
+    """Difference of logits ratio, −(z_y − max z_i) / (z_π1 − z_π3), i ≠ y, π in descending order (equation 6): N.
 
-    It does not change with the scale of the logits, so that a confident network does not flatten it.
+    It is invariant to the scale of the logits, so that a confident network does not flatten it.
     """
     top = _top(logits_NC, 3)
     others = logits_NC.scatter(1, label_N[:, None], -torch.inf).amax(1)
@@ -126,5 +127,5 @@ def dlr_toward(logits_NC: Tensor, label_N: Tensor, target_N: Tensor) -> Tensor:
 
 
 def _top(logits_NC: Tensor, count: int) -> list[Tensor]:
-    """The largest logits, N each; `topk` only says where they are, for its backward pass scatters, as `gather`'s."""
+    """The largest logits, N each. `topk` only finds their columns: its backward pass is a scatter, like `gather`'s."""
     return [entry(logits_NC, place) for place in logits_NC.detach().topk(count).indices.unbind(1)]

@@ -1,7 +1,6 @@
-"""Move the images of a shard toward their target classes, round them to 8 bits, and measure what came of it."""
+"""Attack the images of a shard, round them to 8 bits, and measure the saved images."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -10,42 +9,31 @@ from torch import Tensor
 
 from stages.device import computing
 from stages.errors import BadData, BadInput
-from stages.model import Classifier, batches, in_batches, to_pixels, to_unit
-from stages.pgd import direction, grid, pgd, project
-from stages.prepare import prepared
-from stages.recipes import Attack, Perturbation, Relabel
+from stages.inference import optimized
+from stages.model import Classifier, logits_of
+from stages.noise import noise
+from stages.pgd import pgd, quantize
+from stages.recipes import Attack, Relabel
 from stages.refused import explained
 from stages.relabel import targets
-from stages.search import Toward, margins, targeted
-from stages.seeds import torch_seed
 from stages.shard import Shard
 from stages.spatial import search
-
-
-def noise(pixels_NHWC: np.ndarray, ball: Perturbation, seed: int, index: np.ndarray) -> np.ndarray:
-    """A random perturbation on the surface of the ball, as 8-bit images inside it: an attack's control."""
-    return grid(noisy(to_unit(pixels_NHWC), ball, seed, index), pixels_NHWC, ball.norm, ball.eps)
-
-
-def noisy(x_NCHW: Tensor, ball: Perturbation, seed: int, index: np.ndarray) -> Tensor:
-    """Images in [0, 1] with a random perturbation on the surface of the ball, drawn per image from (seed, index)."""
-    draws = [torch.Generator().manual_seed(torch_seed(seed, "noise", int(i))) for i in index]
-    gauss = torch.stack([torch.randn(x_NCHW.shape[1:], generator=draw) for draw in draws]).to(x_NCHW.device)
-    return (x_NCHW + project(direction(gauss, ball.norm) * ball.eps, ball.norm, ball.eps)).clamp(0, 1)
+from stages.targeted_pgd import TargetedPGD, margins, targeted
+from stages.tensors import batches, distances, in_batches, to_pixels, to_unit
 
 
 class Attacker:
-    """One attack on any number of shards: the models are loaded once, the shards come one by one.
+    """One attack, set up once for any number of shards.
 
     Args:
-        recipe, rule: what is done to an image, and toward which class.
+        recipe, rule: the attack and the rule for its target classes.
         classes: class names.
-        model: the model attacked; None where the method needs none.
-        spared: for pgd, models that shall go on answering the true class.
-        fit: for universal, the shards that the perturbations are found on, here and now.
+        model: source model; None if the method needs none.
+        spared: for pgd: models that should keep predicting the true class.
+        fit: for universal: shards to fit the perturbations on; done on construction.
 
     Raises:
-        BadInput: what was asked for needs a model.
+        BadInput: the attack or the rule needs a model.
     """
 
     def __init__(
@@ -62,39 +50,39 @@ class Attacker:
         self.recipe, self.rule, self.classes, self.model = recipe, rule, classes, model
         self._models = [one for one in (model, *spared) if one is not None]
         with computing(recipe), explained(recipe, *self._models):
-            self.spared = [prepared(other, recipe) for other in spared]
+            self.spared = [optimized(other, recipe) for other in spared]
             if recipe.method == "universal":
                 self.universal, self.found = self._universal(fit)
 
     def __call__(self, shard: Shard) -> Shard:
-        """The shard with its images perturbed and its labels replaced by the targets."""
+        """The shard with its images perturbed and its labels replaced by the target classes."""
         with computing(self.recipe), explained(self.recipe, *self._models):
             clean = shard.images()
             wanted = self._targets(shard)
             moved, said = self._move(shard, clean, wanted)
             effect = self._measure(clean, moved, wanted) | said
-            if "reached_step" in effect:  # the saved image is the last iterate that the model is shown
-                late = (effect["reached_step"] < 0) & effect["reached"]
-                effect["reached_step"] = np.where(late, self.recipe.steps, effect["reached_step"])
-        return replace(shard, label=wanted, pixels=moved, files=None, suffix="png", attack=effect, failures=[])
+            if "success_step" in effect:  # the saved image counts as the last iterate
+                late = (effect["success_step"] < 0) & effect["success"]
+                effect["success_step"] = np.where(late, self.recipe.steps, effect["success_step"])
+        return shard.changed(moved, effect, label=wanted)
 
     @cached_property
-    def toward(self) -> Toward:
-        """The search of `pgd`."""
-        return Toward(self.recipe, self.attacked, self.spared)
+    def targeted_pgd(self) -> TargetedPGD:
+        """The attack of method `pgd`."""
+        return TargetedPGD(self.recipe, self.attacked, self.spared)
 
     @property
     def attacked(self) -> Classifier:
-        """The model, as it is searched with."""
+        """The source model, optimised."""
         assert self.model is not None
-        return prepared(self.model, self.recipe)
+        return optimized(self.model, self.recipe)
 
     def _targets(self, shard: Shard) -> np.ndarray:
         logits = self._logits(shard.images()) if self.rule.rule == "least_likely" else None
         return targets(self.rule, shard.source_label, shard.index, self.classes, logits)
 
     def _move(self, shard: Shard, clean: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The images to save, and what the search itself has to say of them."""
+        """The perturbed images, and columns that the attack itself reports."""
         match self.recipe.method:
             case "none":
                 return clean, {}
@@ -103,8 +91,8 @@ class Attacker:
             case "leakage":
                 return self._leakage(shard, clean, wanted), {}
             case "pgd":
-                moved, reached = self.toward(clean, wanted, shard.source_label)
-                return moved, {"reached_step": reached}
+                moved, success_step = self.targeted_pgd(clean, wanted, shard.source_label)
+                return moved, {"success_step": success_step}
             case "universal":
                 self._refuse_not_found(wanted)
                 return in_batches(self._shift, self.recipe.batch_size, clean, wanted), {}
@@ -116,7 +104,7 @@ class Attacker:
         return in_batches(lambda *batch: noise(batch[0], ball, ball.seed, batch[1]), ball.batch_size, clean, index)
 
     def _leakage(self, shard: Shard, clean: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Noise where the target is neither the true class nor what the reference answers: what labels alone leak."""
+        """Noise unless the target is the true class or the reference's prediction: what the labels alone leak."""
         answer = shard.source_label if self.model is None else self._logits(clean).argmax(1)
         alone = (wanted == shard.source_label) | (wanted == answer)
         moved = self._noise(clean, shard.index)
@@ -129,10 +117,10 @@ class Attacker:
 
     def _shift(self, pixels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         moved = (to_unit(pixels) + self.universal[torch.from_numpy(wanted)]).clamp(0, 1)
-        return grid(moved, pixels, self.recipe.norm, self.recipe.eps)
+        return quantize(moved, pixels, self.recipe.norm, self.recipe.eps)
 
     def _refuse_not_found(self, wanted: np.ndarray) -> None:
-        """Refuse targets that no image of the shards searched on had: their perturbation would be none at all."""
+        """Refuse targets without an image in the fitted shards: their perturbation would be zero."""
         missing = [self.classes[k] for k in np.unique(wanted) if k not in self.found]
         if missing:
             raise BadInput(
@@ -141,10 +129,10 @@ class Attacker:
             )
 
     def _universal(self, fit: Sequence[Shard]) -> tuple[Tensor, frozenset[int]]:
-        """One perturbation for each target class, found on the images of some shards together.
+        """Fit one perturbation per target class on the images of some shards.
 
         Returns:
-            The perturbations, classes × C × H × W, and the classes that any image was moved toward.
+            The perturbations, classes × C × H × W, and the target classes that occurred.
         """
         pixels = np.concatenate([shard.images() for shard in fit])
         wanted = np.concatenate([self._targets(shard) for shard in fit])
@@ -159,7 +147,7 @@ class Attacker:
             return total
 
         ball, start = self.recipe, torch.zeros(len(self.classes), *to_unit(pixels[:1]).shape[1:], device=where)
-        # A plane with the gradient of the summed loss stands for it, so that no two batches are held at once.
+        # A linear function with the gradient of the summed loss replaces the loss, so that one batch is held at a time.
         found = pgd(
             lambda delta: delta * gradient(delta),
             start,
@@ -172,13 +160,13 @@ class Attacker:
         return found.cpu(), frozenset(wanted.tolist())
 
     def _measure(self, clean: np.ndarray, moved: np.ndarray, wanted: np.ndarray) -> dict[str, np.ndarray]:
-        """What the saved images are: distances in [0, 1] units, and what the model says of them in float32."""
+        """Measure the saved images: distances in [0, 1] units, and the source model's predictions in float32."""
         effect = {"target": wanted, **distances(clean, moved)}
         if self.model is None:
             return effect
         logits, target = torch.from_numpy(self._logits(moved)).double(), torch.from_numpy(wanted)
         margin, confidence = margins(logits, target), logits.softmax(1).gather(1, target[:, None])[:, 0]
-        effect |= {"margin": margin.float().numpy(), "reached": (margin > 0).numpy()}
+        effect |= {"margin": margin.float().numpy(), "success": (margin > 0).numpy()}
         effect["confidence"] = confidence.float().numpy()
         return effect
 
@@ -188,43 +176,17 @@ class Attacker:
 
 
 LEAST_MOVED = 0.5
-"""Share of the images with a way to go that an attack must have moved."""
+"""Fraction of the images with a wrong target that an attack must have changed."""
 
 
 def refuse_unmoved(recipe: Attack, aimed: int, moved: int) -> None:
-    """Refuse a set of images most of which are as they were, under labels that say otherwise.
+    """Refuse a dataset whose labels changed but most of whose images did not.
 
     Raises:
-        BadData: fewer than `LEAST_MOVED` of those aimed at another class were moved, by a method that moves them all.
+        BadData: less than `LEAST_MOVED` of the images with another target changed, although the method perturbs all.
     """
     if recipe.method not in ("none", "leakage") and moved < LEAST_MOVED * aimed:
         raise BadData(
             f"only {moved:,} of the {aimed:,} images to be moved have changed by a level of 8 bits: under new labels, "
             "they would be the control; raise eps, steps or step_size, or see whether the model has gradients"
         )
-
-
-def distances(clean_NHWC: np.ndarray, moved_NHWC: np.ndarray) -> dict[str, np.ndarray]:
-    """L2 and L∞ between saved images, uint8, in units of [0, 1]: N each."""
-    # One image at a time: a shard of photographs as int64 would take gigabytes.
-    levels = (moved - clean.astype(np.int64) for clean, moved in zip(clean_NHWC, moved_NHWC, strict=True))
-    sizes_N2 = np.array([((each**2).sum(), np.abs(each).max(initial=0)) for each in levels]).reshape(-1, 2)
-    return {"l2": np.sqrt(sizes_N2[:, 0]) / 255, "linf": sizes_N2[:, 1] / 255}
-
-
-def logits_of(model: Classifier, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
-    """What a model says of some images, in float32: N × classes.
-
-    Raises:
-        BadData: an answer is not a number.
-    """
-    plain = model.using("float32")
-
-    def answer(x: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return np.asarray(plain(to_unit(x, plain.mean.device)).cpu())
-
-    logits = in_batches(answer, batch_size, pixels_NHWC)
-    if not np.isfinite(logits).all():
-        raise BadData(f"the model ({model.design.arch}) answers some images with NaN or infinity")
-    return logits

@@ -1,4 +1,4 @@
-"""What builds a classifier again, besides its weights. Free of torch, so that it can be checked fast."""
+"""What a classifier is rebuilt from, apart from its weights. Free of torch, so that it imports fast."""
 
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -14,18 +14,17 @@ Output = Annotated[int, Field(ge=0, lt=2**20)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Design:
-    """All that is needed, besides weights, to build a classifier again.
+    """Everything but the weights that is needed to rebuild a classifier.
 
     Attributes:
-        arch: as `nets.build` takes it. It is the experiment's: that of a design out of a store is compared with it,
-            never imported.
-        classes: number of classes that it tells apart.
-        shape: channels, height and width of its images.
+        arch: as `nets.build` takes it, from the experiment. An arch read from a store is only compared with it, never
+            imported.
+        classes: number of classes.
+        shape: channels, height and width of the images.
         mean: per channel; subtracted.
         std: per channel; divided by.
-        outputs: where the network has more classes than it is asked about, those that are its answer, in
-            this order; `classes` of them.
-        of: and how many classes the network has.
+        outputs: for a network with more classes: the outputs that are kept, in this order; `classes` of them.
+        of: number of classes of that network.
     """
 
     arch: Annotated[str, Field(max_length=512)]
@@ -38,7 +37,7 @@ class Design:
 
     @property
     def network_classes(self) -> int:
-        """Outputs of the network itself."""
+        """Number of outputs of the network itself."""
         return self.classes if self.of is None else self.of
 
     def as_json(self) -> dict[str, Any]:
@@ -46,7 +45,7 @@ class Design:
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> "Design":
-        """The design out of a manifest.
+        """Read a design from a manifest.
 
         Raises:
             BadData: a field is missing, unknown or of another type.

@@ -3,8 +3,10 @@
 PyTorch's own defaults on a GPU are others: convolutions in TF32, and kernels that add up in whatever order they finish.
 """
 
+import ctypes
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -48,7 +50,7 @@ def computing(recipe: Compute | Train | Evaluate) -> Iterator[None]:
         stack.enter_context(numbers(getattr(recipe, "precision", "float32")))
         stack.enter_context(_kernels(recipe.deterministic))
         for seen in _witnesses.get():
-            seen.add(said())
+            seen.add(settings_text())
         yield
 
 
@@ -57,7 +59,7 @@ _witnesses: ContextVar[tuple[set[str], ...]] = ContextVar("witnesses", default=(
 
 @contextmanager
 def witnessed() -> Iterator[set[str]]:
-    """What `computing` sets meanwhile, as PyTorch has it afterwards: see `said`."""
+    """Collects the settings of each `computing` entered meanwhile, read back from PyTorch: see `settings_text`."""
     seen: set[str] = set()
     token = _witnesses.set((*_witnesses.get(), seen))
     try:
@@ -133,8 +135,8 @@ def on(values: torch.Tensor, where: torch.device | None) -> torch.Tensor:
     return values.pin_memory().to(where, non_blocking=True)
 
 
-def said() -> str:
-    """What is set now, for commit marks and manifests."""
+def settings_text() -> str:
+    """The current settings as text, for commit marks, metrics and manifests."""
     now = settings()
     return f"{'tf32' if now['tf32'] else 'float32'}, {'deterministic' if now['deterministic'] else 'fastest'} kernels"
 
@@ -144,3 +146,14 @@ def settings() -> dict[str, bool]:
     cudnn = torch.backends.cudnn
     exact = torch.are_deterministic_algorithms_enabled() and cudnn.deterministic and not cudnn.benchmark
     return {"tf32": any(_tf32()), "deterministic": exact}
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def tune_malloc() -> None:
+    """Make glibc keep freed memory: each step asks for the same blocks again, and the kernel zeroes fresh pages."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

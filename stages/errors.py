@@ -1,40 +1,40 @@
-"""What goes wrong, in the user's words."""
+"""Errors, and the wording of their messages."""
 
 import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
 
 LONGEST = 60
-"""Characters of what was got that a sentence repeats."""
+"""Most characters of a value that a message quotes."""
 
 
 class BadInput(ValueError):
-    """The request cannot be met as it stands; the message is one sentence for the person who made it.
+    """The request is invalid; the message is one sentence for the user.
 
-    Nothing has been written when this is raised, and trying again will not help.
+    Nothing has been written, and a retry will not help.
     """
 
 
 class TooLarge(BadInput):
-    """A batch is more than a GPU has memory for."""
+    """A batch does not fit into a GPU's memory."""
 
 
 class BadData(RuntimeError):
-    """Data that was read is not what it should be (damaged, undecodable, of the wrong shape)."""
+    """Data is invalid: damaged, undecodable or of the wrong shape."""
 
 
 def short(text: str, most: int = LONGEST) -> str:
-    """A text as a sentence repeats it, whatever its length."""
+    """A text, truncated for a message."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def shown(value: object) -> str:
-    """A value as a sentence repeats it: as Python writes it, a mapping by that word."""
+    """A value for a message: its truncated repr, or "a mapping"."""
     return "a mapping" if isinstance(value, dict) else short(_brief.repr(value))
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
-    """The first of some names, as a sentence lists them, with an ellipsis if there are more."""
+    """The first few names for a message, with an ellipsis if there are more."""
     return ", ".join(map(short, names[:most])) + (", …" if len(names) > most else "")
 
 
@@ -43,7 +43,13 @@ _brief.maxstring = _brief.maxlong = _brief.maxother = LONGEST
 _brief.maxlist = LONGEST // 3
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about a name that is none of those known: the nearest, if any is near; else nothing."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """The known names that a mistyped one resembles, the nearest first; empty if none is near."""
+    return difflib.get_close_matches(name, list(known), most, cutoff=0.5)
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or else a hint of the caller's."""
+    near = nearest(name, known)
+    hint = f"did you mean {near[0]!r}?" if near else otherwise
+    return f"; {hint}" if hint else ""

@@ -1,4 +1,4 @@
-"""Score models on a shard: sums that add up over shards, and what the sums say."""
+"""Evaluate models on a shard: sums that add up over shards, and the results from them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,40 +6,39 @@ from typing import Any
 
 import numpy as np
 
-from stages.attack import logits_of
+from stages.adversarial_eval import Outcome, in_ball, in_space
 from stages.device import computing
-from stages.model import Classifier
-from stages.recipes import Evaluate, Spatial, Threat
+from stages.model import Classifier, logits_of
+from stages.recipes import EvalAttack, Evaluate, Spatial
 from stages.refused import explained
 from stages.relabel import targets
 from stages.shard import Shard
-from stages.threat import Outcome, in_ball, in_space
 
 Sums = dict[str, dict[str, Any]]
-"""Model → what was counted on some samples."""
+"""Model → counts over some samples."""
 
 
 def score(
     recipe: Evaluate,
     classes: Sequence[str],
     models: Mapping[str, Classifier],
-    sources: Mapping[str, Classifier],
+    surrogates: Mapping[str, Classifier],
     shard: Shard,
 ) -> Sums:
-    """Count what each model gets right on one shard: clean, under each attack, and under each spatial one.
+    """Count each model's correct predictions on one shard: clean, under each attack, under each spatial attack.
 
     Args:
-        recipe: what is asked.
+        recipe: the evaluation.
         classes: class names.
-        models: those scored, by name.
-        sources: those that attacks are made on, by name: all of `recipe.sources`.
-        shard: the images, with the labels that are scored.
+        models: models to evaluate, by name.
+        surrogates: source models of transfer attacks, by name: all of `recipe.surrogates`.
+        shard: images and labels.
     """
-    with computing(recipe), explained(recipe, *models.values(), *sources.values()):
+    with computing(recipe), explained(recipe, *models.values(), *surrogates.values()):
         answers = {
             name: logits_of(model, shard.images(), recipe.batch_size).argmax(1) for name, model in models.items()
         }
-        attacks = [in_ball(threat, classes, models, sources, shard) for threat in recipe.attacks]
+        attacks = [in_ball(attack, classes, models, surrogates, shard) for attack in recipe.attacks]
         attacks += [in_space(space, models, shard, recipe.batch_size) for space in recipe.spatial]
     return {
         name: _clean(recipe, classes, answer, shard) | _under(answer == shard.label, [each[name] for each in attacks])
@@ -63,16 +62,16 @@ def _clean(recipe: Evaluate, classes: Sequence[str], answers: np.ndarray, shard:
 
 
 def _under(right_clean: np.ndarray, attacks: Sequence[Outcome]) -> dict[str, Any]:
-    """One number for each attack, of each kind.
+    """Counts per attack.
 
-    Right under an attack is what is right clean too: toward the true class an attack can mend an answer, which is no
-    merit of the model's, and the worst case is never above the clean one.
+    A prediction under attack counts as right only if the clean one is right too: a targeted attack whose target is the
+    true label can correct an error, which is not robustness. So robust accuracy never exceeds clean accuracy.
     """
     return {
         "right_under": [int((right_clean & each.right).sum()) for each in attacks],
         "average_under": [int(each.average.sum()) for each in attacks],
         "aimed_under": [int(each.aimed.sum()) for each in attacks],
-        "reached_under": [int(each.reached.sum()) for each in attacks],
+        "success_under": [int(each.success.sum()) for each in attacks],
     }
 
 
@@ -93,9 +92,9 @@ def _add(values: Sequence[Any]) -> Any:
 
 
 def summary(recipe: Evaluate, classes: Sequence[str], sums: Mapping[str, Any]) -> dict[str, Any]:
-    """What the sums of one model say: accuracies with 95 % intervals, per class, under attack, and chance."""
+    """The results of one model from its sums: accuracy with 95 % interval, per class, under attack, and chance."""
     n = sums["n"]
-    attacks: list[Threat | Spatial] = [*recipe.attacks, *recipe.spatial]
+    attacks: list[EvalAttack | Spatial] = [*recipe.attacks, *recipe.spatial]
     low, high = wilson(sums["right"], n)
     said = {
         "kind": "accuracy",
@@ -123,18 +122,21 @@ def summary(recipe: Evaluate, classes: Sequence[str], sums: Mapping[str, Any]) -
     return said
 
 
-def _attacked(attack: Threat | Spatial, at: int, sums: Mapping[str, Any]) -> dict[str, Any]:
-    """What the sums say of one attack: worst case, average case, and the share of right answers that it turned."""
+def _attacked(attack: EvalAttack | Spatial, at: int, sums: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of one attack: worst case, average case, and the fraction of correct predictions that it fooled."""
     n, right, draws = sums["n"], sums["right_under"][at], 1
     low, high = wilson(right, n)
-    if isinstance(attack, Threat):
+    if isinstance(attack, EvalAttack):
         ball = {"norm", "eps", "steps"} | ({"step_size"} if attack.method == "pgd" else set())
-        what = attack.model_dump(include=ball | {"restarts", "source"})
-        what |= {"attack": attack.method, "toward": None if attack.toward is None else attack.toward.rule}
-        if attack.toward is not None:
-            what["reached"] = _share(sums["reached_under"][at], sums["aimed_under"][at])
+        what = attack.model_dump(include=ball | {"restarts", "surrogate"})
+        what |= {
+            "attack": attack.method,
+            "target_rule": None if attack.target_rule is None else attack.target_rule.rule,
+        }
+        if attack.target_rule is not None:
+            what["success_rate"] = _share(sums["success_under"][at], sums["aimed_under"][at])
     else:
-        draws = math.prod(attack.grid) if attack.search == "grid" else attack.tries
+        draws = attack.candidates
         what = attack.model_dump(include={"rotation", "translation", "search"}) | {"attack": "spatial", "tries": draws}
     return what | {
         "accuracy": right / n,
@@ -151,7 +153,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927): it stays inside [0, 1] and is honest near its ends."""
+    """The 95 % score interval of a proportion (Wilson 1927), which has good coverage near 0 and 1."""
     share = right / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)

@@ -1,4 +1,4 @@
-"""Bytes to pixels and back."""
+"""Decode and encode images."""
 
 import io
 import logging
@@ -15,32 +15,35 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from stages.errors import BadData
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of damaged files, `BadData` says
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # its warnings about damaged files repeat `BadData`
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What is decoded, told by its content, whatever its name. Pillow has more formats: some start programs."""
+"""Formats that are decoded, detected by content, not by name. Pillow has more, some of which start programs."""
 
 PIXELS = 2**28 // 3
-"""Most pixels of an image, 89 million: a quarter of a GiB as RGB."""
+"""Most pixels in an image, 89 million: a quarter of a GiB in RGB."""
 
 LONGEST = 2**14 - 1
-"""Most pixels along a side of an image."""
+"""Most pixels per side of an image."""
 
 FILE_BYTES = 2**29
-"""Most bytes of an image's file: twice an image of the most pixels without any compression."""
+"""Most bytes in an image file: twice the largest image uncompressed."""
 
 PNG_LEVEL = 1  # Adversarial images hardly compress: level 6 takes three times as long for 2 % fewer bytes.
 
 MODES = {1: "L", 3: "RGB"}
 
+ENCODED = "png"
+"""Format in which pixels are stored."""
+
 KEPT = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
-"""What a file can be kept as: suffix in a shard → Pillow's name of the format."""
+"""Formats in which original files are kept: suffix in a shard → Pillow's name."""
 
 GREY = ("1", "L", "LA", "La")
-"""Modes of Pillow without colours."""
+"""Pillow's greyscale modes."""
 
 ODD = {"1": "one bit per pixel", "P": "a palette", "PA": "a palette", "LA": "transparency", "RGBA": "transparency"}
-"""What a mode of Pillow's has that grey and RGB of 8 bits have not."""
+"""Pillow's mode → its property that 8-bit grey and RGB lack."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,19 +54,19 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF's orientation → what sets an image upright. `ImageOps.exif_transpose` writes the EXIF data anew besides, which
-fails where they are damaged."""
+"""EXIF orientation → transposition that sets the image upright. `ImageOps.exif_transpose` also rewrites the EXIF data,
+which fails if they are damaged."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image out of a file: the first, where it holds several, turned as its EXIF data say.
+    """The first image in a file, turned upright by its EXIF data.
 
     Attributes:
         image: grey or RGB, 8 bits per channel.
-        format: Pillow's name of what the file is.
-        mode: Pillow's name of how the file has its pixels.
-        odd: what the file has that an image of a dataset has not, None where there is nothing of the kind.
+        format: Pillow's name of the file's format.
+        mode: Pillow's mode of the file's pixels.
+        odd: property of the file that images in a dataset do not have; None if there is none.
     """
 
     image: Image.Image
@@ -73,11 +76,11 @@ class Decoded:
 
     @property
     def grey(self) -> bool:
-        """Whether the file has no colours."""
+        """Whether the file is greyscale."""
         return self.mode in GREY
 
     def why_not_kept(self, suffix: str) -> str | None:
-        """What hinders the file from standing in a shard as it is; None where nothing does.
+        """Why the file cannot be kept unchanged in a shard; None if it can.
 
         Args:
             suffix: of the dataset's images: png, jpg or webp.
@@ -89,10 +92,10 @@ class Decoded:
         return "has colours" if self.image.mode == "L" and not self.grey else None
 
     def pixels(self, resize: int | None = None, crop: int | None = None) -> np.ndarray:
-        """The pixels, uint8, H × W × C; for the arguments and what is raised see `decode`."""
+        """The pixels, uint8, H × W × C; arguments and errors as in `decode`."""
         image = self.image
         if resize is not None and min(image.size) != resize:
-            short = min(image.size)  # multiplied before it is divided by: torchvision's rounding
+            short = min(image.size)  # multiply before dividing: torchvision's rounding
             width, height = (int(resize * side / short) for side in image.size)
             _refuse_size(width, height, " when resized")
             image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -121,7 +124,7 @@ def decode(encoded: bytes, channels: int, resize: int | None = None, crop: int |
 
 
 def is_grey(encoded: bytes) -> bool:
-    """Whether the header of a file says that its image has no colours.
+    """Whether an image is greyscale, by its header.
 
     Raises:
         BadData: the bytes are no image that is decoded.

@@ -1,22 +1,20 @@
-"""Find, for every image of a shard, another that a model represents alike (Ilyas et al. 2019, appendix C)."""
-
-from dataclasses import replace
+"""Invert a model's features: find another image with the features of each image (Ilyas et al. 2019, appendix C)."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stages.attack import distances
 from stages.device import computing, sent
 from stages.errors import BadData
 from stages.features import Penultimate
-from stages.model import Classifier, in_batches, to_pixels, to_unit
+from stages.inference import optimized
+from stages.model import Classifier
 from stages.pgd import Descent, graphs
-from stages.prepare import prepared
 from stages.recipes import Invert
 from stages.refused import explained
 from stages.seeds import generator
 from stages.shard import Shard
+from stages.tensors import distances, in_batches, to_pixels, to_unit
 
 
 class Inverter:
@@ -29,24 +27,24 @@ class Inverter:
     def __init__(self, recipe: Invert, model: Classifier) -> None:
         self.recipe, self.model, self.where = recipe, model, model.mean.device
         with computing(recipe), explained(recipe, model):
-            self.features = Penultimate(prepared(model, recipe, recipe.layer), recipe.layer)
+            self.features = Penultimate(optimized(model, recipe, recipe.layer), recipe.layer)
             self.descent = Descent(
                 self._loss, norm="l2", eps=None, step_size=recipe.step_size, capture=graphs(recipe, self.where)
             )
             self.plain = Penultimate(model.using("float32"), recipe.layer)
 
     def __call__(self, shard: Shard) -> Shard:
-        """The shard with z in the place of x under the labels of x, and how far apart their features are.
+        """The shard with z in place of x, under the labels of x, with the distance between their features.
 
         Raises:
-            BadData: an image that is alone in its shard has no other to start at.
+            BadData: the shard has a single image, and the search starts at another image.
         """
         clean, size = shard.images(), self.recipe.batch_size
         with computing(self.recipe), explained(self.recipe, self.model):
             others = clean[derangement(self.recipe.seed, shard)] if self.recipe.start == "other" else clean
             found = in_batches(self._search, size, clean, others, shard.index)
             effect = {**distances(clean, found), "distance": in_batches(self._distance, size, clean, found)}
-        return replace(shard, pixels=found, files=None, suffix="png", attack=effect, failures=[])
+        return shard.changed(found, effect)
 
     def _search(self, pixels_NHWC: np.ndarray, other_NHWC: np.ndarray, index_N: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -59,7 +57,7 @@ class Inverter:
         return to_pixels(self.descent(start, wanted, steps=self.recipe.steps))
 
     def _loss(self, z_NCHW: Tensor, wanted_ND: Tensor) -> Tensor:
-        # Squared, the distance has the same normalised gradient, and one that is defined at zero.
+        # The squared distance has the same normalised gradient, and is differentiable at zero.
         return (self.features(z_NCHW) - wanted_ND).square().sum(1)
 
     @torch.no_grad()
@@ -75,9 +73,9 @@ def noise(seed: int, index_N: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def derangement(seed: int, shard: Shard) -> np.ndarray:
-    """For each image of a shard the place of another: one cycle through all of it (Sattolo 1986), N.
+    """For each image of a shard the position of another: a random cycle through the shard (Sattolo 1986), N.
 
-    It is drawn from (seed, the shard's smallest index).
+    Drawn from (seed, the shard's smallest index).
 
     Raises:
         BadData: the shard has one image.

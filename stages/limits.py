@@ -1,55 +1,55 @@
-"""How large what is asked for may be. What is over a limit is refused in a sentence, before it takes time or memory."""
+"""Limits on requests. A request beyond one is refused with an error before it costs time or memory."""
 
 FILE = 2**18
-"""Bytes of an experiment file; those of `configs/` have a few thousand."""
+"""Bytes of an experiment file; those in `configs/` have a few thousand."""
 
 NESTING = 32
-"""Lists and mappings of an experiment, one inside the other."""
+"""Nesting depth of lists and mappings in an experiment."""
 
 VALUES = 50_000
-"""Values of an experiment, with aliases and merges written out."""
+"""Values in an experiment, with aliases and merge keys expanded."""
 
 TEXT = 4096
-"""Characters of a text of an experiment: as long as a path may be."""
+"""Characters in a string, as in a path."""
 
 WHOLE = 2**63
-"""A whole number, either way; more than 63 bits are none."""
+"""Absolute value of an integer: 63 bits."""
 
 POINTS = 10_000
-"""Nodes that the lists of an experiment stand for."""
+"""Nodes in an expanded sweep."""
 
 WRITTEN = 500_000
-"""Values of an experiment whose lists are written out, node by node."""
+"""Values in an expanded sweep, over all nodes."""
 
 DEPTH = 200
-"""Nodes that are made from each other, the one from the next."""
+"""Length of a chain of nodes, each made from the one before."""
 
 ATTACKS = 1000
-"""Attacks that the lists of one evaluation stand for."""
+"""Attacks of one evaluation, with its lists expanded."""
 
 NAME = 64
-"""Characters of a name, with what `leakage` adds to it, and of a split's."""
+"""Characters in the name of a node, including suffixes from `leakage`, or of a split."""
 
 PLACE = 128
-"""Characters of a node's place in a sweep, which stands after its name. Both make a folder's name, at most 255."""
+"""Characters in a node's sweep suffix. Name and suffix form a folder name, which has at most 255."""
 
 CLASSES = 100_000
 """Classes of a dataset or a model; ImageNet-21k has 21,843."""
 
 IMAGES = 2**24
-"""Images of a split that are made, not loaded."""
+"""Images in a split of a synthetic dataset."""
 
 SHARDS = 100_000
-"""Shards of a dataset, and tars that a pattern with braces stands for."""
+"""Shards of a dataset, and tars matched by a brace pattern."""
 
 SIDE = 1024
-"""Pixels along a side of an image that is made, resized or cropped: a network is tried on two, which takes a GiB."""
+"""Pixels per side of a synthetic, resized or cropped image: a network's trial pass on two images takes a GiB."""
 
 STEPS = 100_000
-"""Steps of a search, tries of it, points of its grid, epochs of a training."""
+"""Steps of an attack, random tries, points of a grid, epochs of a training."""
 
 MEMORY = 2**33
-"""Bytes of the pixels of a shard, and of a batch as float32: what one worker holds of them."""
+"""Bytes of a shard's pixels, and of a batch in float32, in one worker."""
 
 PADDING = 256
-"""Images that a batch may be padded to where a shard has fewer."""
+"""Images in a batch when the shard is smaller: the batch is padded."""

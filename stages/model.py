@@ -1,6 +1,5 @@
-"""A classifier of images in [0, 1]: a network with its normalisation inside, on disk and in memory."""
+"""A classifier of images in [0, 1]: a network with its normalisation, in memory and on disk."""
 
-from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,17 @@ from torch import Tensor, nn
 
 from stages import nets
 from stages.design import Design
-from stages.device import device, numbers, sent
+from stages.device import device, numbers
 from stages.errors import BadData, BadInput
 from stages.pools import steady
 from stages.recipes import Precision
+from stages.tensors import in_batches, to_unit
 
 LOW: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What the network computes in, at the precisions below float32."""
+"""Precisions below float32 → dtype of the network's computations."""
 
 LEAST = 2.0**-100
-"""Stands for a gradient of zero where one is divided by its size."""
+"""Lower bound for a gradient's magnitude, against division by zero."""
 
 
 class Classifier(nn.Module):
@@ -36,7 +36,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.design = design
         self.precision = precision
-        self.views: dict[Any, Any] = {}  # of the same weights, prepared for a search; and searches
+        self.views: dict[Any, Any] = {}  # optimised views of the same weights, and attacks set up on them
         channels = len(design.mean)
         self.network = nets.build(design.arch, design.network_classes, channels, here)
         self.repeat = 3 if channels == 1 and _first_conv_channels(self.network) == 3 else 1
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         self.register_buffer("outputs", outputs, persistent=False)
 
     def using(self, precision: Precision) -> "Classifier":
-        """This classifier, the same weights, at another precision."""
+        """This classifier at another precision, with the same weights."""
         if precision == self.precision:
             return self
         other = copy(self)
@@ -54,7 +54,7 @@ class Classifier(nn.Module):
         return other
 
     def through(self, network: nn.Module) -> "Classifier":
-        """This classifier with another network in its place."""
+        """This classifier with another network."""
         other = copy(self)
         other.views = {}
         other._modules = {**self._modules, "network": network}  # a copy shares its modules with the original
@@ -77,9 +77,9 @@ class Classifier(nn.Module):
 
 
 def _scale_gradients(x_NCHW: Tensor, logits_NC: Tensor) -> None:
-    """Have each image's gradient run back through the network as large as its logits' is brought to 1.
+    """Per-image loss scaling for float16: scale each image's logit gradient to about 1, undo it at the input.
 
-    Float16 ends at 6e-8, and a confident image's gradient is less. Powers of two, undone at the image, change no bit.
+    Float16 underflows at 6e-8, and a confident image's gradient is smaller. The scales are powers of two, thus exact.
     """
     scale: list[Tensor] = []
 
@@ -99,9 +99,10 @@ def _first_conv_channels(network: nn.Module) -> int | None:
 
 
 def on_device(model: "Classifier") -> "Classifier":
-    """The model on `device`, its weights laid out channels last, which convolutions like best.
+    """The model on `device`, in channels-last memory format, the fastest for convolutions.
 
-    On a GPU its pooling is `steady`; on a processor PyTorch's own is, and is what versions were made with.
+    On a GPU, pooling is replaced by `steady` pooling; on a CPU PyTorch's own is deterministic,
+    and existing versions were made with it.
     """
     if device().type == "cuda":
         steady(model.network)
@@ -109,51 +110,18 @@ def on_device(model: "Classifier") -> "Classifier":
     return moved
 
 
-def to_unit(pixels_NHWC: np.ndarray, where: torch.device | None = None) -> Tensor:
-    """uint8, N × H × W × C, to float32 in [0, 1], N × C × H × W, each level exactly k / 255."""
-    return unit(sent(pixels_NHWC, where))
-
-
-def unit(pixels_NHWC: Tensor) -> Tensor:
-    """The same of pixels that are there already."""
-    return pixels_NHWC.permute(0, 3, 1, 2).float() / 255
-
-
-def to_pixels(x_NCHW: Tensor) -> np.ndarray:
-    """The way back: [0, 1] to the nearest of 256 levels, uint8, N × H × W × C."""
-    levels = (x_NCHW.double() * 255).round().clamp(0, 255).to(torch.uint8)
-    return np.asarray(levels.permute(0, 2, 3, 1).contiguous().cpu())
-
-
-def batches(size: int, *columns: np.ndarray) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """Batches of one fixed shape: how many rows count, and the columns.
-
-    The last batch is padded with its own first row: another batch shape gives other bits.
-    """
-    for first in range(0, len(columns[0]), size):
-        parts = [column[first : first + size] for column in columns]
-        count = len(parts[0])
-        yield count, [np.concatenate([part, np.repeat(part[:1], size - count, axis=0)]) for part in parts]
-
-
-def in_batches(compute: Callable[..., np.ndarray], size: int, *columns: np.ndarray) -> np.ndarray:
-    """Apply a function to `batches` and join what it returns."""
-    made = [compute(*padded)[:count] for count, padded in batches(size, *columns)]
-    return np.concatenate(made) if made else columns[0]
-
-
 def save(network: nn.Module) -> bytes:
     """The weights of a network as safetensors."""
     state, seen = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}, set[int]()
     for name, value in state.items():
-        if (place := value.untyped_storage().data_ptr()) in seen:  # layers that share their weights
+        if (place := value.untyped_storage().data_ptr()) in seen:  # shared weights
             state[name] = value.clone()
         seen.add(place)
     return safetensors.torch.save(state)
 
 
 def load(design: Design, weights: bytes, here: Path, precision: Precision = "float32") -> Classifier:
-    """A classifier ready for use: in evaluation mode, its weights without gradient, on `device`.
+    """Build a classifier and load its weights: in evaluation mode, without gradients, on `device`.
 
     Raises:
         BadData: the bytes are not safetensors.
@@ -181,8 +149,19 @@ def _fit(network: nn.Module, state: dict[str, Tensor], arch: str) -> None:
     network.load_state_dict(state)
 
 
-def channel_statistics(sums: Sequence[float], squares: Sequence[float], count: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel in [0, 1], from sums of uint8 values and of their squares."""
-    means = [s / count for s in sums]
-    deviations = [max(q / count - m * m, 1.0) ** 0.5 for q, m in zip(squares, means, strict=True)]
-    return [m / 255 for m in means], [d / 255 for d in deviations]
+def logits_of(model: Classifier, pixels_NHWC: np.ndarray, batch_size: int) -> np.ndarray:
+    """Logits of a model on images, in float32: N × classes.
+
+    Raises:
+        BadData: a logit is NaN or infinite.
+    """
+    plain = model.using("float32")
+
+    def answer(x: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return np.asarray(plain(to_unit(x, plain.mean.device)).cpu())
+
+    logits = in_batches(answer, batch_size, pixels_NHWC)
+    if not np.isfinite(logits).all():
+        raise BadData(f"the model ({model.design.arch}) answers some images with NaN or infinity")
+    return logits

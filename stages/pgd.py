@@ -1,7 +1,7 @@
-"""Projected gradient descent: the one loop that attacks, evaluations and training share.
+"""Projected gradient descent: the one loop shared by attacks, evaluations and training.
 
-They differ in the loss, the radius and what they keep of the result, not in a line of this.
-x is in [0, 1], in pixel units; normalisation is the model's affair.
+They differ only in the loss, the radius and the use of the result. x is in [0, 1], in pixel units; normalisation
+happens inside the model.
 """
 
 import math
@@ -15,20 +15,20 @@ from torch import Tensor
 
 from stages.recipes import Compute, Norm
 
-GUARD = 1e-30  # below any gradient that float32 can still divide by
+GUARD = 1e-30  # smaller than any norm that float32 can divide by
 
 
 class Descent:
-    """The steps of a search, made once for any number of batches of one shape: see `pgd`.
+    """PGD steps (see `pgd`), set up once for any number of batches of one shape.
 
-    On a GPU a step is captured as one CUDA graph, whose kernels are the same, in the same order, but are launched
-    together: small batches would wait for the launches else.
+    On a GPU, one step is captured as a CUDA graph: the same kernels in the same order, launched together. Small batches
+    are bound by launch overhead otherwise.
 
     Args:
-        loss: x, and all that is given with it → a loss per sample, N (or their sum). What it has to remember it writes
-            into what is given, in place; it leaves nothing else behind, and copies nothing to or from the host.
-        norm, eps, step_size, box: as of `pgd`.
-        capture: what makes a step that can be repeated out of one that is run: `captured` on a GPU; None: nothing.
+        loss: (x, *given) → a loss per sample, N (or their sum). It may keep state only by writing into `given` in
+            place, and must not copy to or from the host.
+        norm, eps, step_size, box: as in `pgd`.
+        capture: turns a step into one that can be replayed: `captured` on a GPU; None: run eagerly.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Descent:
         Args:
             x_NCHW: float32, in [0, 1]; the centre of the ball.
             given: passed to the loss.
-            steps: how many.
-            start: first iterate; by default x itself.
+            steps: number of steps.
+            start: first iterate. Default: x.
         """
         x = (x_NCHW if start is None else start).detach().clone()
         if self.capture is not None:
@@ -71,7 +71,7 @@ class Descent:
         return x.clamp_(*self.box)
 
     def _repeated(self, capture: "Capture", x: Tensor, centre: Tensor, given: Sequence[Tensor], steps: int) -> Tensor:
-        """The same in tensors that stay where they are, which is what a graph works on."""
+        """The same loop on static tensors, as a CUDA graph requires."""
         if [t.shape for t in self.held] != [t.shape for t in (x, centre, *given)]:
             self.held, self.repeat = [t.detach().clone() for t in (x, centre, *given)], None
         else:
@@ -93,11 +93,11 @@ class Descent:
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 UNCAPTURED = 2
-"""Steps that are run before one is captured: they compile, choose kernels and set up libraries."""
+"""Warm-up steps before capture: they compile, choose kernels and initialise libraries."""
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """A step as one CUDA graph, or, where it cannot be captured, as it is."""
+    """A step as a CUDA graph, or unchanged if it cannot be captured."""
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, pool=_keeper().pool(), capture_error_mode="thread_local"):
@@ -112,13 +112,13 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def graphs(compute: Compute, where: torch.device) -> Capture | None:
-    """How the steps of a search are captured: not on a processor, nor where `torch.compile` makes graphs of its own."""
+    """How to capture the steps: not at all on a CPU, or where `torch.compile` captures graphs itself."""
     return None if compute.compile == "reduce-overhead" or where.type != "cuda" else captured
 
 
 @cache
 def _keeper() -> torch.cuda.CUDAGraph:
-    """A graph that is never let go of: its memory serves all others of the process, of which no two run at once."""
+    """A graph that is never freed: all graphs of the process share its memory pool, since no two run at once."""
     graph, x = torch.cuda.CUDAGraph(), torch.zeros(1, device="cuda")
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         x.add_(1)
@@ -136,21 +136,21 @@ def pgd(
     start: Tensor | None = None,
     box: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
-    """Minimise a loss inside a ball round x and the box [0, 1]; the last iterate is returned.
+    """Minimise a loss within a ball around x and the box [0, 1], and return the last iterate.
 
-    Each step: gradient of the loss summed over the batch, divided by its own norm (L2) or its sign
-    taken (L∞); a step of `step_size` against it; projection to the ball; clipping to the box. This is
-    the family of robustness, torchattacks and foolbox (Madry et al. 2018, eq. 3, normalised for L2).
+    Each step: the gradient of the summed loss, normalised per sample (L2) or its sign (L∞); a step of `step_size`
+    against it; projection onto the ball; clipping to the box. The same algorithm as in robustness, torchattacks and
+    foolbox (Madry et al. 2018, eq. 3, normalised for L2).
 
     Args:
         loss: x → a loss per sample, N (or their sum); samples must not depend on each other.
         x_NCHW: float32, in [0, 1]; the centre of the ball.
         norm: of the ball and of the step.
-        eps: radius in pixel units, or None for no ball.
+        eps: radius in pixel units; None: no ball.
         step_size: length of a step in pixel units.
-        steps: number of steps; each is one forward and one backward pass.
-        start: first iterate; by default x itself.
-        box: another box; a perturbation by itself lies in [-1, 1].
+        steps: number of steps, of one forward and one backward pass each.
+        start: first iterate. Default: x.
+        box: another box, such as [-1, 1] for a perturbation.
 
     Returns:
         float32, N × C × H × W; within `eps` of x up to float32 rounding.
@@ -160,10 +160,10 @@ def pgd(
 
 
 def direction(grad_NCHW: Tensor, norm: Norm) -> Tensor:
-    """The steepest unit step: each sample's gradient over its own L2 norm, or its sign; a zero gradient stays zero.
+    """The steepest unit step per sample: the gradient divided by its L2 norm, or its sign. A zero gradient stays zero.
 
-    The gradient is first divided by its largest entry, so that the squares of a confident sample's
-    tiny gradient do not underflow.
+    The gradient is first divided by its largest entry, so that the squares of a confident sample's tiny gradient do not
+    underflow.
     """
     if norm == "linf":
         return grad_NCHW.sign()
@@ -174,7 +174,7 @@ def direction(grad_NCHW: Tensor, norm: Norm) -> Tensor:
 
 
 def project(delta_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:
-    """The nearest perturbation in the ball."""
+    """Project a perturbation onto the ball."""
     if norm == "linf":
         return delta_NCHW.clamp(-eps, eps)
     scale: Tensor = eps / _l2(delta_NCHW).clamp_min(GUARD)
@@ -187,24 +187,24 @@ def _l2(x_NCHW: Tensor) -> Tensor:
 
 
 AT_ONCE = 2**22
-"""Pixel values that are rounded at once: some of what that takes is eight bytes each."""
+"""Values that are rounded at once: temporaries take eight bytes each."""
 
 
-def grid(x_NCHW: Tensor, clean_NHWC: np.ndarray, norm: Norm, eps: float) -> np.ndarray:
-    """`to_grid` for the images of a shard: uint8, N × H × W × C, computed where x is."""
+def quantize(x_NCHW: Tensor, clean_NHWC: np.ndarray, norm: Norm, eps: float) -> np.ndarray:
+    """Round images to 8 bits within the ball (`round_in_ball`), on the device of x: uint8, N × H × W × C."""
     clean = torch.from_numpy(np.require(clean_NHWC, requirements=["C", "W"])).permute(0, 3, 1, 2)
     some = max(1, AT_ONCE // x_NCHW[:1].numel()) if len(clean) else 1
     parts = zip(*(torch.split(images, some) for images in (x_NCHW, clean.to(x_NCHW.device))), strict=True)
-    saved = torch.cat([to_grid(x, near, norm, eps) for x, near in parts])
+    saved = torch.cat([round_in_ball(x, near, norm, eps) for x, near in parts])
     return np.asarray(saved.permute(0, 2, 3, 1).contiguous().cpu())
 
 
-def to_grid(x_NCHW: Tensor, clean_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:
-    """Round to 8 bits so that the saved image is inside the ball, not just near it.
+def round_in_ball(x_NCHW: Tensor, clean_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:
+    """Round to 8 bits such that the saved image lies inside the ball, not just near it.
 
-    Every pixel goes to its nearest level. If that leaves the L2 ball (plain rounding makes .500 into
-    .501), the pixels that rounding moved outward the most go back one level, as few as it takes; the
-    budget is counted in whole levels, so the result is exact. For L∞ the levels are clamped.
+    Every value is rounded to its nearest level. If the result leaves the L2 ball (plain rounding turns .500 into .501),
+    the values that rounding moved outward the most go back one level, as few as necessary. The budget is in whole
+    levels, so the result is exact. For L∞ the levels are clamped.
 
     Args:
         x_NCHW: float, in [0, 1], inside the ball up to rounding.
@@ -222,7 +222,7 @@ def to_grid(x_NCHW: Tensor, clean_NCHW: Tensor, norm: Norm, eps: float) -> Tenso
         moved = moved.clamp(-limit, limit)
     else:
         budget = (eps * 255) ** 2 + 1e-6
-        while bool(((moved**2).sum(1) > budget).any()):  # one round in practice; two where float32 overshot
+        while bool(((moved**2).sum(1) > budget).any()):  # one round in practice, two if float32 overshot
             moved = _pull_in(moved, exact, budget)
     return (clean + moved).to(torch.uint8).view_as(clean_NCHW)
 
@@ -231,11 +231,11 @@ def _pull_in(moved_ND: Tensor, exact_ND: Tensor, budget: float) -> Tensor:
     """Take one level off the fewest entries that bring each row's squared sum under the budget."""
     excess = ((moved_ND**2).sum(1, keepdim=True) - budget).clamp_min(0)
     size = moved_ND.shape[1]
-    # Whole numbers, no two alike: how far rounding moved an entry outward, and of equal ones the first.
+    # Distinct integers: how far rounding moved an entry outward; ties go to the first.
     outward = ((moved_ND.abs() - exact_ND.abs()) * 2**38).round().to(torch.int64)
     rank = outward * size - torch.arange(size, device=moved_ND.device)
     rank = torch.where(moved_ND == 0, -(2**62), rank)
-    enough = min(size, math.ceil(excess.max().item()))  # each takes at least one off the sum
+    enough = min(size, math.ceil(excess.max().item()))  # each reduces the sum by at least one
     order = rank.topk(enough, dim=1).indices
     saved = (2 * moved_ND.abs() - 1).clamp_min(0).gather(1, order).cumsum(1)
     before = torch.cat([torch.zeros_like(saved[:, :1]), saved[:, :-1]], dim=1)

@@ -1,8 +1,8 @@
-"""What can be asked of each stage: frozen, checked, and free of torch so that they load fast.
+"""The parameters of every stage, as frozen and validated models. Free of torch, so that they import fast.
 
-A recipe is what an experiment file says of one node. Everything in it that changes the result is part
-of the node's version; the fields named in ``where`` only say where data lies, and are not.
-`docs/experiment-file.md` is generated from this file.
+A recipe holds the parameters of one node of an experiment file. Every parameter that changes the result is part of
+the node's version; the fields in ``where`` only locate data and are not. `docs/experiment-file.md` is generated from
+this file.
 """
 
 import math
@@ -47,23 +47,32 @@ def _in_order(splits: dict[str, T]) -> dict[str, T]:
 
 
 InOrder = Annotated[dict[Split, T], AfterValidator(_in_order)]
-"""Something of each split, in the order of their names: in this order images are numbered, whatever the file's is."""
+"""One value per split, sorted by the split's name: images are numbered in this order, not in the file's."""
 
 Mean = Annotated[float, Field(ge=-(10**6), le=10**6)]
 Deviation = Annotated[float, Field(ge=1e-6, le=10**6)]
-"""Beyond any images, and well within float32."""
+"""Bounds beyond the statistics of any images, and well within float32."""
 
 
 def fraction(value: Any) -> Any:
-    """8/255, as radii are written, as a number; what is no fraction as it is."""
+    """Convert a fraction such as `8/255` to a number; return anything else unchanged."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*", value) if isinstance(value, str) else None
     return float(found[1]) / float(found[2]) if found and float(found[2]) else value
 
 
 Length = Annotated[float, BeforeValidator(fraction)]
-"""In pixel units of [0, 1]; also as a fraction, `8/255`."""
+"""In pixel units of [0, 1]; a fraction such as `8/255` is accepted."""
 
 ClassMap = dict[str, list[int | str]]
+
+
+class _Later:
+    """Marks a key that was added to a recipe which stored versions already name."""
+
+
+Later = Annotated[T, _Later()]
+"""A key added later. A version includes it only where its value is not the default, so recipes written before the key
+existed keep their versions. Keys that were there from the start are always part of a version, default or not."""
 
 
 class Recipe(BaseModel):
@@ -72,14 +81,23 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     where: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say where something lies, not what it is: not part of the version."""
+    """Fields that locate data without changing the result: not part of the version."""
     inputs: ClassVar[Mapping[str, str]] = {}
-    """Fields that name other nodes, and the group they name: the nodes' versions take the place of their names."""
+    """Fields that name other nodes → their group. A version contains these nodes' versions, not their names."""
 
     @property
     def unused(self) -> frozenset[str]:
-        """Fields that play no part in this recipe, whatever they say."""
+        """Fields that have no effect in this recipe: not part of the version."""
         return frozenset()
+
+    @property
+    def implied(self) -> frozenset[str]:
+        """Fields added `Later` that have their default: a recipe written before them means the same."""
+        return frozenset(
+            name
+            for name, field in type(self).model_fields.items()
+            if any(isinstance(mark, _Later) for mark in field.metadata) and getattr(self, name) == field.get_default()
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -91,17 +109,18 @@ class Recipe(BaseModel):
         return said
 
     def misfit(self, shape: Sequence[int], shard: int) -> str | None:
-        """Why it cannot be done with some images, as far as these alone tell; None where it can.
+        """Why the recipe cannot run on images of this shape; None if it can.
 
         Args:
-            shape: channels, height and width.
-            shard: images of the largest shard.
+            shape: channels, height, width.
+            shard: number of images in the largest shard.
         """
         return None
 
     def parameters(self) -> dict[str, Any]:
-        """Every parameter that changes the result, defaults filled in; of the recipes within it likewise."""
-        said = self.model_dump(mode="json", exclude={*self.where, *self.inputs, *self.unused})
+        """Every parameter that changes the result, defaults filled in except those of keys added `Later`; likewise for
+        nested recipes. This is what a version is the digest of."""
+        said = self.model_dump(mode="json", exclude={*self.where, *self.inputs, *self.unused, *self.implied})
         return {name: _parameters(getattr(self, name), dumped) for name, dumped in said.items()}
 
 
@@ -112,7 +131,7 @@ def _holds_boolean(value: Any) -> bool:
 
 @cache
 def _takes_boolean(recipe: type[Recipe], field: str) -> bool:
-    """Whether a field is for booleans, or for recipes, which see to it themselves."""
+    """Whether a field accepts booleans, or is a recipe, which checks its own fields."""
 
     def takes(kind: Any) -> bool:
         if isinstance(kind, type) and issubclass(kind, bool | BaseModel):
@@ -123,7 +142,7 @@ def _takes_boolean(recipe: type[Recipe], field: str) -> bool:
 
 
 def _parameters(value: Any, dumped: Any) -> Any:
-    """What a field's value comes to, given how it is dumped."""
+    """The parameters in a field's value; `dumped` is the value as pydantic dumps it."""
     match value:
         case Recipe():
             return value.parameters()
@@ -138,28 +157,28 @@ def _parameters(value: Any, dumped: Any) -> Any:
 
 class _Source(Recipe):
     shard_size: int = Field(1000, ge=1, description="Images per shard.")
-    seed: Seed = Field(0, description="Seed of the permutation that spreads the images over the shards.")
+    seed: Seed = Field(0, description="Seed of the permutation that assigns images to shards.")
     limit: int | None = Field(
         None, ge=1, description="Keep at most this many images of each split, drawn with the seed."
     )
     max_undecodable: float = Field(
-        0.01, ge=0, le=1, description="Largest share of a shard's images that may fail to decode."
+        0.01, ge=0, le=1, description="Largest fraction of a shard's images that may fail to decode."
     )
 
 
 class Digits(_Source):
-    """scikit-learn's 1,797 handwritten digits, 8 × 8, one channel: real images that need no download."""
+    """scikit-learn's 1,797 handwritten digits, 8 × 8, one channel: real images, no download."""
 
     source: Literal["sklearn-digits"]
-    test_share: float = Field(0.2, gt=0, lt=1, description="Share of the images held out as the test split.")
+    test_share: float = Field(0.2, gt=0, lt=1, description="Fraction of the images held out as the test split.")
 
 
 class Torchvision(_Source):
-    """A torchvision dataset, downloaded, or found in a folder without network."""
+    """A torchvision dataset, downloaded or read from a local folder."""
 
     source: Literal["cifar10", "cifar100", "mnist", "fashion-mnist"]
-    root: str = Field(".", description="Folder that holds it, relative to `--data`. Not part of the version.")
-    download: bool = Field(True, description="Download what is not there. Not part of the version.")
+    root: str = Field(".", description="Folder of the dataset, relative to `--data`. Not part of the version.")
+    download: bool = Field(True, description="Download the dataset if the folder lacks it. Not part of the version.")
 
     where = frozenset({"root", "download"})
 
@@ -169,15 +188,15 @@ class _Geometry(_Source):
         None, ge=1, le=SIDE, description="Shorter side after resizing (bilinear, antialiased), in pixels."
     )
     crop: int | None = Field(None, ge=1, le=SIDE, description="Side of the centre crop, in pixels.")
-    channels: Literal[1, 3] | None = Field(
+    channels: Later[Literal[1, 3] | None] = Field(
         None,
-        description="`1`: grey, `3`: RGB; images are converted. By default RGB; or grey for WebDataset shards, if all "
-        "images are.",
+        description="Convert images to grey (`1`) or RGB (`3`). Default: RGB; for WebDataset shards grey if every "
+        "image is grey.",
     )
-    keep_files: bool = Field(
+    keep_files: Later[bool] = Field(
         True,
-        description="Without `resize` and `crop`: store files as they are, where all are png, jpg or webp; `false` "
-        "stores every image as png.",
+        description="Without `resize` and `crop`: keep the original files if all are png, jpg or webp. `false`: store "
+        "every image as png.",
     )
 
     @model_validator(mode="after")
@@ -188,18 +207,17 @@ class _Geometry(_Source):
 
     @property
     def unused(self) -> frozenset[str]:
-        """Keys that came later, where they change nothing: recipes without them keep their versions."""
-        as_before = {"channels": self.channels is None, "keep_files": self.keep_files or not self.keeps_sizes}
-        return frozenset(key for key, same in as_before.items() if same)
+        """Images that are resized or cropped are not stored as their files."""
+        return _unless(self.keeps_sizes, "keep_files")
 
     @property
     def keeps_sizes(self) -> bool:
-        """Whether images are stored in the size that they have, be it each in its own."""
+        """Whether images keep their sizes, which may differ."""
         return self.resize is None and self.crop is None
 
     @property
     def keeps_bytes(self) -> bool:
-        """Whether files are stored as they are, without decoding and encoding again, where they can be."""
+        """Whether the original files are kept where possible, without re-encoding."""
         return self.keeps_sizes and self.keep_files
 
 
@@ -213,39 +231,33 @@ class ImageFolder(_Geometry):
     )
     classes: Literal["restricted-imagenet"] | ClassMap | None = Field(
         None,
-        description="Grouping of the folder's classes: `restricted-imagenet`, or a map from a new class's name to "
-        "folder names, class ids (position in the sorted folder names) or id ranges such as `151-268`; "
-        "classes in no group are left out.",
+        description="Group the folder's classes: `restricted-imagenet`, or a map from the name of a new class to "
+        "folder names, class ids (positions in the sorted folder names) or id ranges such as `151-268`. Classes in no "
+        "group are left out.",
     )
-    balance: bool = Field(False, description="Keep equally many images of every class, drawn with the seed.")
+    balance: bool = Field(False, description="Keep the same number of images of every class, drawn with the seed.")
 
 
 class WebDataset(_Geometry):
-    """WebDataset shards at a path, brace URL or object-store URL; images png, jpg, jpeg or webp."""
+    """WebDataset shards at a path, a brace pattern or an object-store URL, with png, jpg, jpeg or webp images."""
 
     source: Literal["webdataset"]
     shards: InOrder[str] = Field(
         min_length=1, description="Split name → path or URL, braces allowed: `train-{000000..000146}.tar`."
     )
-    image: str | None = Field(
+    image: Later[str | None] = Field(
         None,
-        description="Extension of the image, all that follows the first dot of its name; needed where a sample has "
-        "several images, or one such as `rgb.png`.",
+        description="Extension of the image: everything after the first dot of its name. Required if samples have "
+        "several images, or an extension such as `rgb.png`.",
     )
-    label: str = Field(
+    label: Later[str] = Field(
         "cls",
-        description="Extension of the file that holds the label, or `json.KEY`, its place in the sample's JSON; "
-        "`json.meta.label` if it is nested. A label is a whole number from 0, or a name that `classes` lists.",
+        description="Extension of the label's file, or `json.KEY` for a key of the sample's JSON (nested: "
+        "`json.meta.label`). A label is an integer ≥ 0, or a name listed in `classes`.",
     )
     classes: Annotated[Distinct[str], Field(min_length=1)] | Annotated[int, Field(ge=1, le=CLASSES)] | None = Field(
-        None, description="Class names, or their number; by default one more than the largest label."
+        None, description="Class names, or the number of classes. Default: the largest label + 1."
     )
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """Where samples are plain, what could be said of others: it makes no other version."""
-        plain = {"image": None, "label": "cls"}
-        return super().unused | {key for key, value in plain.items() if getattr(self, key) == value}
 
     @field_validator("image", "label")
     @classmethod
@@ -267,23 +279,23 @@ class WebDataset(_Geometry):
 
 
 class Synthetic(_Source):
-    """Images that are made, not stored, each from the seed and its index: a smooth pattern of colours for each class,
-    shifted, under noise. As many as one likes, to try the pipeline at a size for which there are no images at hand."""
+    """Procedural images, each from the seed and its index: a smooth colour pattern per class, shifted, plus noise. Any
+    number of them, to try the pipeline at scale without a dataset."""
 
     source: Literal["synthetic"]
     images: InOrder[Annotated[int, Field(ge=1, le=IMAGES)]] = Field(
-        {"test": 50_000, "train": 1_300_000}, min_length=1, description="Split name → number of its images."
+        {"test": 50_000, "train": 1_300_000}, min_length=1, description="Split name → number of images."
     )
     classes: int = Field(1000, ge=1, le=CLASSES, description="Number of classes, equally frequent.")
     size: int = Field(224, ge=1, le=SIDE, description="Side of the images, in pixels.")
-    seed: Seed = Field(0, description="Seed of the images, and of the permutation that spreads them over the shards.")
+    seed: Seed = Field(0, description="Seed of the images, and of the permutation that assigns them to shards.")
 
 
 Load = Annotated[Digits | Torchvision | ImageFolder | WebDataset | Synthetic, Field(discriminator="source")]
 
 
 def _alternatives(pattern: str) -> int:
-    """How many texts a pattern with braces stands for, at most: every choice in it times every other."""
+    """Upper bound on the number of expansions of a brace pattern: the product of all its choices."""
     count, open_ = 1, list[int]()
     for letter in pattern:
         if letter == "{":
@@ -304,14 +316,15 @@ HARMLESS = {
     "endpoint_override": r"(https?://)?([\w.-]+|\[[\da-fA-F:.]+\])?(:\d+)?/?",
     "allow_bucket_creation": r"\w*",
 }
-"""What a URL's query may ask for, and how: whatever else stands there may be a secret."""
+"""Query parameters allowed in a URL → pattern of their values. Anything else may be a secret."""
 
 
 def refuse_secrets(url: str) -> None:
-    """Raise if a URL, or one inside it, carries credentials: recipes are stored, shown and shared.
+    """Refuse a URL that carries credentials, also in a nested URL: recipes are stored, shown and shared.
 
     Raises:
-        ValueError: it has a user part, a query other than `HARMLESS`, or a fragment. The message does not repeat it.
+        ValueError: the URL has a user part, a query parameter outside `HARMLESS`, or a fragment. The message does not
+            repeat the URL.
     """
     layers = [url]  # an escape may hide another
     while (inner := unquote(layers[-1])) != layers[-1]:
@@ -331,20 +344,20 @@ def refuse_secrets(url: str) -> None:
 
 
 LEAST = 1e-4
-"""The smallest radius: on the pixels of a photograph it is a few of float32's own steps, 6e-8."""
+"""Smallest radius. Spread over the pixels of a photograph, it is a few float32 ulps (6e-8)."""
 
 LEAST_REACH = 0.01
-"""Share of the radius that the steps must be able to go: a shorter search scores, or saves, the images as they are."""
+"""Smallest fraction of the radius that all steps together must cover: a shorter search leaves the images unchanged."""
 
 ROUNDING = 1e-5
-"""What float32 may add to the way of many steps, as a share of it."""
+"""Relative rounding error of float32 over many steps."""
 
 LEAST_CHANGED = 0.001
-"""Share of an image's values that an attack must be able to change; no gradient is as sparse as to do with fewer."""
+"""Smallest fraction of an image's values that an attack must be able to change; no useful gradient is sparser."""
 
 
 def _in_levels(name: str, length: float) -> str:
-    """A hint to those who count in levels of 8 bits."""
+    """A hint for users who give lengths in 8-bit levels."""
     return f"; if it is meant in 8-bit levels, write {name}: {length:g}/255" if length <= 255 else ""
 
 
@@ -353,7 +366,7 @@ def _by(shape: Sequence[int]) -> str:
 
 
 def _beyond(name: str, length: float, shape: Sequence[int]) -> str | None:
-    """Why a length in L2 is more than the images have room for, if it is."""
+    """Why an L2 length exceeds the diagonal of the image space; None if it does not."""
     if length <= (diagonal := math.sqrt(math.prod(shape))):
         return None
     return (
@@ -363,12 +376,12 @@ def _beyond(name: str, length: float, shape: Sequence[int]) -> str | None:
 
 
 class Ball(Recipe):
-    """A ball and a way to move in it, in pixel units of [0, 1], before any normalisation."""
+    """A norm ball and the steps of PGD in it, in pixel units of [0, 1], before normalisation."""
 
     norm: Norm = Field("l2", description="Norm of the ball.")
     eps: Length = Field(0.5, gt=0, description="Radius of the ball, in pixel units of [0, 1], as 0.5 or 8/255.")
     steps: int = Field(100, ge=1, le=STEPS, description="Steps of projected gradient descent.")
-    step_size: Length | None = Field(None, gt=0, description="Length of a step, in pixel units; by default eps / 5.")
+    step_size: Length | None = Field(None, gt=0, description="Length of a step, in pixel units. Default: eps / 5.")
 
     @model_validator(mode="after")
     def _fill_step_size(self) -> Self:
@@ -378,7 +391,7 @@ class Ball(Recipe):
 
     @model_validator(mode="after")
     def _stays_in_the_box_and_moves(self) -> Self:
-        """Refuse what no image has room for, and a search that does not leave the middle of its ball."""
+        """Refuse a ball larger than the image space, and a search too short to leave the centre of its ball."""
         for name, length in self._lengths():
             if name == "eps" and 0 < length < LEAST:
                 raise ValueError(f"eps {length:g} is less than {LEAST:g}, too small for float32 to move in")
@@ -394,7 +407,7 @@ class Ball(Recipe):
         return self
 
     def _lengths(self) -> Iterator[tuple[str, float]]:
-        """Key and value of the lengths that play a part."""
+        """Key and value of the lengths that have an effect."""
         yield from ((name, getattr(self, name)) for name in ("eps", "step_size") if name not in self.unused)
 
     @property
@@ -409,57 +422,51 @@ class Ball(Recipe):
 
 
 class Adversary(Ball):
-    """The ball of adversarial training: the paper's few steps, for every batch pays for them."""
+    """The ball of adversarial training. Few steps by default, as in the paper: every training batch pays for them."""
 
     steps: int = Field(7, ge=1, le=STEPS, description="Steps of projected gradient descent.")
-    fold: bool = Field(True, description="Put batch norm into the weights of the convolution before it, for the steps.")
+    fold: bool = Field(True, description="Fold batch norm into the preceding convolution for the attack's steps.")
 
 
 Deterministic = Annotated[
-    bool,
+    Later[bool],
     Field(
-        description="Kernels that give the same bits every time. Turn it off for a network that has a layer without "
-        "such a kernel on a GPU; its bytes then differ from run to run."
+        description="Use deterministic kernels. Turn it off for a network with a layer that has none on a GPU; "
+        "results then differ between runs."
     ),
 ]
 
 
 def _unless(used: bool, name: str) -> frozenset[str]:
-    """A field that is not used: it makes no other version, whatever it says."""
+    """The field, unless it is used: an unused field is not part of the version."""
     return frozenset() if used else frozenset({name})
 
 
 class Compute(Recipe):
-    """How the gradients of a search are computed: each choice rounds in its own way, so it is part of the version."""
+    """How an attack computes its gradients. Each choice rounds differently, so all are part of the version."""
 
     precision: Precision = Field(
         "float32",
-        description="Precision of the network's forward and backward pass; normalisation, loss, steps and projection "
-        "are float32. On a GPU `tf32` rounds what goes into the products of float32 to ten bits, which is faster, and "
-        "`float16` is as fast as `bfloat16` and closer to float32; on a processor `tf32` is float32, and `float16` "
-        "slow.",
+        description="Precision of the network's forward and backward passes; normalisation, loss, steps and projection "
+        "stay in float32. On a GPU `tf32` is faster than float32, with ten bits of mantissa, and `float16` is as fast "
+        "as `bfloat16` and closer to float32. On a CPU `tf32` is float32, and `float16` is slow.",
     )
-    fold: bool = Field(True, description="Put batch norm into the weights of the convolution before it.")
+    fold: bool = Field(True, description="Fold batch norm into the preceding convolution.")
     compile: Literal["reduce-overhead"] | bool = Field(
         False,
-        description="Compile the network with `torch.compile`: takes each worker about half a minute and needs a C++ "
-        "compiler, or a GPU's; `notbugs plan --cost` says whether it pays. `reduce-overhead` has it make the CUDA "
-        "graphs, which else hold a whole step.",
+        description="Compile the network with `torch.compile`: costs each worker about half a minute and needs a C++ "
+        "compiler, or Triton on a GPU; `notbugs plan --cost` estimates whether it pays off. `reduce-overhead`: "
+        "`torch.compile` captures the CUDA graphs; otherwise each graph holds a whole PGD step.",
     )
-    batch_size: int = Field(128, ge=1, description="Images searched together; the last batch is padded to it.")
+    batch_size: int = Field(128, ge=1, description="Images attacked together; the last batch is padded.")
     deterministic: Deterministic = True
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """Deterministic kernels are what a version stands for, unless it says otherwise."""
-        return _unless(not self.deterministic, "deterministic")
 
     def misfit(self, shape: Sequence[int], shard: int) -> str | None:
         return _too_large(self.batch_size, shape, shard) or super().misfit(shape, shard)
 
 
 def _too_large(batch: int, shape: Sequence[int], shard: int) -> str | None:
-    """Why a batch is larger than what it is of, if it is."""
+    """Why a batch is too large for its shard or for memory; None if it is not."""
     if batch > max(shard, PADDING):
         return f"batch_size {batch} is more than the {shard} images of the largest shard, and no batch goes beyond one"
     if (size := 4 * batch * math.prod(shape)) > MEMORY:
@@ -471,30 +478,41 @@ def _too_large(batch: int, shape: Sequence[int], shard: int) -> str | None:
 
 
 class Perturbation(Ball, Compute):
-    """A ball, a way to move in it, and how to compute that."""
+    """A norm ball, the steps of PGD in it, and how to compute them."""
 
 
 class Spatial(Recipe):
-    """Rotations and translations (Engstrom et al. 2019): of an image, with black where it had no pixels."""
+    """Rotations and translations of an image (Engstrom et al. 2019), padded with black."""
 
-    rotation: float = Field(30, ge=0, le=180, description="Largest rotation either way, in degrees.")
+    rotation: float = Field(30, ge=0, le=180, description="Largest rotation in either direction, in degrees.")
     translation: float = Field(
-        0.1, ge=0, le=0.5, description="Largest shift either way, as a share of the width and of the height."
+        0.1,
+        ge=0,
+        le=0.5,
+        description="Largest shift in either direction, as a fraction of the width and of the height.",
     )
     search: Literal["grid", "random"] = Field(
-        "grid", description="All points of `grid`, or `tries` of the space at random for each image."
+        "grid", description="`grid`: try every point of `grid`. `random`: try `tries` random transformations per image."
     )
     grid: list[Annotated[int, Field(ge=1, le=SIDE)]] = Field(
-        [5, 5, 31], min_length=3, max_length=3, description="Points of the grid: shifts down, shifts right, rotations."
+        [5, 5, 31],
+        min_length=3,
+        max_length=3,
+        description="Points of the grid: vertical shifts, horizontal shifts, rotations.",
     )
-    tries: int = Field(10, ge=1, le=STEPS, description="For search `random`: transformations tried of each image.")
-    seed: Seed = Field(0, description="For search `random`: seed; drawn per image, by its index.")
+    tries: int = Field(10, ge=1, le=STEPS, description="For search `random`: transformations per image.")
+    seed: Seed = Field(0, description="For search `random`: seed, combined with the image's index.")
+
+    @property
+    def candidates(self) -> int:
+        """Transformations that are tried of each image."""
+        return math.prod(self.grid) if self.search == "grid" else self.tries
 
     @model_validator(mode="after")
     def _moves(self) -> Self:
         down, right, turns = self.grid
-        if self.search == "grid" and math.prod(self.grid) > STEPS:
-            raise ValueError(f"grid {self.grid} has {math.prod(self.grid):,} points, at most {STEPS:,} are tried")
+        if self.search == "grid" and self.candidates > STEPS:
+            raise ValueError(f"grid {self.grid} has {self.candidates:,} points, at most {STEPS:,} are tried")
         random = self.search == "random"
         shifted = self.translation > 0 and (random or max(down, right) > 1)
         turned = self.rotation > 0 and (random or turns > 1)
@@ -504,42 +522,43 @@ class Spatial(Recipe):
 
     @property
     def unused(self) -> frozenset[str]:
-        """Parameters of the other search: they make no other version."""
+        """Parameters of the other search: not part of the version."""
         return frozenset({"grid"} if self.search == "random" else {"tries", "seed"})
 
 
 class Attack(Perturbation):
-    """Move every image toward its target class, inside the ball, and save it on the 8-bit grid."""
+    """Perturb every image toward its target class within the ball, and save it in 8 bits."""
 
     images: str = Field(description="Dataset whose images are perturbed.")
     model: str | None = Field(
         None,
-        description="Model that is attacked; needed by `pgd`, `universal`, `spatial` and by `least_likely`. "
-        "For `leakage`, the reference whose answers are left alone.",
+        description="Source model, which is attacked. Required by `pgd`, `universal`, `spatial` and by the rule "
+        "`least_likely`. For `leakage`: the reference model.",
     )
     method: Literal["pgd", "universal", "spatial", "noise", "leakage", "none"] = Field(
         "pgd",
-        description="`pgd`; `universal`: one perturbation for each target class; `spatial`: the rotation and "
-        "translation that does most. Or for controls: `noise` (random, of the same radius), `leakage` (untouched where "
-        "the target is the true class or the model's answer already, noise elsewhere), `none` (untouched).",
+        description="`pgd`; `universal`: one perturbation per target class; `spatial`: the rotation and translation "
+        "with the lowest loss. Controls: `noise` (random, same radius), `leakage` (unchanged if the target is the "
+        "true class or already the model's prediction, else noise), `none` (unchanged).",
     )
     not_transferring_to: Distinct[str] = Field(
         [],
-        description="For `pgd`: models that shall go on answering the true class; their cross-entropy to it is added "
+        description="For `pgd`: models that should keep predicting the true class; their cross-entropy to it is added "
         "to the loss (Nakkiran 2019).",
     )
-    spatial: Spatial = Field(Spatial(), description="For `spatial`: the space, and how it is searched.")
-    freeze: float | None = Field(
+    spatial: Spatial = Field(
+        Spatial(), description="For `spatial`: the space of transformations, and the search in it."
+    )
+    stop_at_margin: Later[float | None] = Field(
         None,
         ge=0,
-        description="For `pgd`: an image whose target leads all other classes by this much (logits) is moved no "
-        "further, and the next takes its place in the batch; looked at every 5 steps. By default all are moved `steps` "
-        "times.",
+        description="For `pgd`: stop an image early once its target's logit leads all others by this margin, and give "
+        "its place in the batch to the next image. Checked every 5 steps. Default: every image takes all `steps`.",
     )
     fit_shards: int = Field(
-        1, ge=1, le=SHARDS, description="For `universal`: how many of the first shards the perturbations are found on."
+        1, ge=1, le=SHARDS, description="For `universal`: number of leading shards to fit the perturbations on."
     )
-    splits: Distinct[Split] = Field(["train"], min_length=1, description="Splits of the images to make.")
+    splits: Distinct[Split] = Field(["train"], min_length=1, description="Splits to make.")
     seed: Seed = Field(0, description="Seed of the noise.")
 
     inputs = {"images": "datasets", "model": "models", "not_transferring_to": "models"}
@@ -556,21 +575,21 @@ class Attack(Perturbation):
             raise ValueError(f"method {self.method} needs a model to attack: add `model: NAME`")
         if self.not_transferring_to and self.method != "pgd":
             raise ValueError(f"`not_transferring_to` goes with method pgd, not with {self.method}")
-        if self.freeze is not None and (self.method != "pgd" or self.not_transferring_to):
-            raise ValueError("`freeze` goes with method pgd, and not with `not_transferring_to`")
+        if self.stop_at_margin is not None and (self.method != "pgd" or self.not_transferring_to):
+            raise ValueError("`stop_at_margin` goes with method pgd, and not with `not_transferring_to`")
         if self.model in self.not_transferring_to:
             raise ValueError(f"not_transferring_to names {self.model!r}, the model that is attacked")
         return self
 
     def most_changed(self, values: float) -> float:
-        """How many of an image's values (pixels × channels) can be another 8-bit level once it is saved, at most.
+        """Upper bound on the number of an image's values (pixels × channels) that change in the saved 8-bit image.
 
-        With r = min(eps, steps × step_size), or eps where there are no steps: a value is saved as another level only
-        if it moves by half of one, 1/510, and then differs by a whole one. In L∞ each of them moves by r at most: none
-        changes if 255 eps < 1 or 510 r < 1. In L2 the squares of all moves add up to r² at most, and those of the
-        levels saved to (255 eps)² (`pgd.to_grid`): no more than min((510 r)², (255 eps)²) of them change.
+        Let r = min(eps, steps × step_size), or eps for a method without steps. A saved value changes only if it moves
+        by at least half a level, 1/510, and then differs by a whole level. In L∞ each value moves by at most r: none
+        changes if 255 eps < 1 or 510 r < 1. In L2 the squared moves sum to at most r², and the squared saved levels to
+        at most (255 eps)² (`pgd.round_in_ball`): at most min((510 r)², (255 eps)²) values change.
         """
-        if "eps" in self.unused:  # none, or turned and shifted as a whole
+        if "eps" in self.unused:  # no perturbation, or a rotation and translation
             return values
         reach = self.eps if "steps" in self.unused else min(self.eps, self.steps * self.step)
         if self.eps < 1 / 255 or 510 * reach < 1 - ROUNDING:
@@ -588,13 +607,13 @@ class Attack(Perturbation):
 
     @property
     def unused(self) -> frozenset[str]:
-        """Parameters that the method does not use: they make no other version of the dataset."""
+        """Parameters that the method does not use: not part of the version."""
         ball, moves = {"norm", "eps"}, {"steps", "step_size"}
-        idle = moves | {"precision", "fold", "compile", "spatial", "fit_shards", "freeze"}
+        idle = moves | {"precision", "fold", "compile", "spatial", "fit_shards", "stop_at_margin"}
         by_method = {
-            "pgd": {"spatial", "fit_shards", "seed"} | _unless(self.freeze is not None, "freeze"),
-            "universal": {"spatial", "freeze", "seed"},
-            "spatial": ball | moves | {"fit_shards", "freeze", "seed"},
+            "pgd": {"spatial", "fit_shards", "seed"},
+            "universal": {"spatial", "stop_at_margin", "seed"},
+            "spatial": ball | moves | {"fit_shards", "stop_at_margin", "seed"},
             "noise": idle,
             "leakage": idle,
             "none": ball | idle | {"seed"},
@@ -603,20 +622,20 @@ class Attack(Perturbation):
 
 
 class Invert(Compute):
-    """Find, for every image, another that a model represents alike: with its true label, D_R of a robust
-    model and D_NR of a standard one (Ilyas et al. 2019, appendix C)."""
+    """Find, for every image, another image with the same features under a model. With the true labels this is D_R for a
+    robust model and D_NR for a standard one (Ilyas et al. 2019, appendix C)."""
 
-    images: str = Field(description="Dataset whose images are represented anew.")
+    images: str = Field(description="Dataset whose images are reconstructed from their features.")
     model: str = Field(description="Model whose features are matched.")
     layer: str | None = Field(
         None, description="Module whose output is the features; by default the input of the last linear layer."
     )
     start: Literal["other", "noise"] = Field(
-        "other", description="Where the search starts: `other`, another image of the same shard; or uniform `noise`."
+        "other", description="Start of the search: `other`, another image of the same shard, or uniform `noise`."
     )
     steps: int = Field(1000, ge=1, le=STEPS, description="Steps of normalised gradient descent.")
     step_size: Length = Field(0.1, gt=0, description="Length of a step (L2), in pixel units of [0, 1].")
-    splits: Distinct[Split] = Field(["train"], min_length=1, description="Splits of the images to make.")
+    splits: Distinct[Split] = Field(["train"], min_length=1, description="Splits to make.")
     seed: Seed = Field(0, description="Seed of the starts.")
 
     inputs = {"images": "datasets", "model": "models"}
@@ -626,28 +645,28 @@ class Invert(Compute):
 
 
 class Select(Recipe):
-    """Keep a share of each shard's images (a shard is a fair sample), by what an attack did to them."""
+    """Keep a fraction of each shard's images, ranked by an attack's effect on them. A shard is a random sample."""
 
-    images: str = Field(description="Dataset to select from; one that was made by an attack on a model.")
-    by: Literal["margin", "confidence", "l2"] = Field("margin", description="Column of `samples.parquet`.")
-    keep: Literal["top", "bottom"] = Field(description="The largest values or the smallest.")
-    share: float = Field(gt=0, lt=1, description="Share of every shard's images that is kept.")
+    images: str = Field(description="Dataset to select from, made by an attack on a model.")
+    by: Literal["margin", "confidence", "l2"] = Field("margin", description="Column of `samples.parquet` to rank by.")
+    keep: Literal["top", "bottom"] = Field(description="`top`: the largest values; `bottom`: the smallest.")
+    share: float = Field(gt=0, lt=1, description="Fraction of each shard's images to keep.")
 
     inputs = {"images": "datasets"}
 
 
 class Relabel(Recipe):
-    """The rule that names each image's target class, which becomes its label."""
+    """The rule that assigns each image its target class, which becomes its label."""
 
     rule: Literal["random", "other", "next", "least_likely", "map"] = Field(
-        description="`random` over all classes, the true one included (about 1/C of the labels stay right); `other` "
-        "over the classes that are not the true one; `next`: y + 1, cyclically; `least_likely` by the "
-        "attacked model; `map`: as `map` says."
+        description="`random`: uniform over all classes, so about 1/C of the labels stay correct; `other`: uniform "
+        "over the wrong classes; `next`: y + 1, cyclically; `least_likely`: the source model's least likely class; "
+        "`map`: the mapping in `map`."
     )
-    seed: Seed = Field(0, description="Seed of the random rules; one draw per image, by its index.")
+    seed: Seed = Field(0, description="Seed of the random rules, combined with the image's index.")
     map: dict[str | int, str | int] | None = Field(
         None,
-        description="For rule `map`: true class → target class, by name or number; every class must be there.",
+        description="For rule `map`: true class → target class, by name or number. Every class is required.",
     )
 
     @model_validator(mode="before")
@@ -663,71 +682,76 @@ class Relabel(Recipe):
 
     @property
     def unused(self) -> frozenset[str]:
-        """Rules that draw nothing have no seed."""
+        """The seed of a deterministic rule is not part of the version."""
         return frozenset({} if self.rule in ("random", "other") else {"seed"})
 
 
 RULES: tuple[str, ...] = get_args(Relabel.model_fields["rule"].annotation)
-"""The rules of a relabelling; each but `map` may stand for the whole mapping."""
+"""Every rule; each but `map` may be given alone, in place of the mapping."""
 
 
-# -------------------------------------------------------------------------------------- train, bring
+# --------------------------------------------------------------------------------- train, pretrained
 
 
 def is_own(arch: str | None) -> bool:
-    """Whether an arch names code of the user's, as ``package.module:name`` or ``./folder/file.py:name``."""
+    """Whether an arch names the user's own code, as ``package.module:name`` or ``./folder/file.py:name``."""
     return arch is not None and ":" in arch
 
 
 class Train(Recipe):
-    """SGD on one split of a dataset; the last epoch is the model."""
+    """SGD on one split of a dataset. The model is the one after the last epoch."""
 
     on: str = Field(description="Dataset to train on.")
     split: Split = Field("train", description="Its split.")
     arch: str | None = Field(
         None,
-        description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or your own, as "
+        description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or your own network as "
         "`package.module:name` or `./folder/file.py:name`.",
     )
     probe: str | None = Field(
         None,
-        description="Instead of an arch: a model whose features are kept as they are; only its last linear layer is "
-        "trained, from new weights (a linear probe).",
+        description="Linear probe, instead of an arch: the model whose features are frozen. Only a new last linear "
+        "layer is trained.",
     )
-    adversarial: Adversary | None = Field(
+    adversarial: Later[Adversary | None] = Field(
         None,
-        description="Adversarial training: every batch is first moved away from its labels by PGD in this ball.",
+        description="Adversarial training: train on every batch after untargeted PGD in this ball.",
     )
     epochs: int = Field(30, ge=1, le=STEPS, description="Passes over the split.")
-    batch_size: int = Field(128, ge=2, description="Images per step; the last incomplete batch of an epoch is dropped.")
+    batch_size: int = Field(128, ge=2, description="Images per step; an epoch's last, incomplete batch is dropped.")
     lr: float = Field(0.05, gt=0, description="Peak learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
     nesterov: bool = Field(False, description="Nesterov's momentum.")
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, on every parameter.")
     schedule: Literal["one-cycle", "steps", "cosine", "constant"] = Field(
         "one-cycle",
-        description="Learning rate over time: up and down (cosine), ÷ 10 at `drops`, cosine to 0, or constant.",
+        description="Learning rate schedule: `one-cycle` (up and down, cosine), `steps` (÷ 10 at each milestone), "
+        "`cosine` (to 0), or `constant`.",
     )
-    drops: list[int] = Field([], description="Epochs at which schedule `steps` divides the rate by 10.")
-    warmup: float = Field(0.25, ge=0, lt=1, description="Share of a one-cycle schedule in which the rate rises.")
+    milestones: list[int] = Field([], description="For schedule `steps`: epochs at which the rate is divided by 10.")
+    warmup: float = Field(0.25, ge=0, lt=1, description="Fraction of a one-cycle schedule in which the rate rises.")
     augment: Augmentation = Field(
         "none",
-        description="`flip`: left–right at random; `crop-flip`: also shifted by up to an eighth of the width; "
-        "`spatial`: rotated by up to 30 degrees and shifted by up to a tenth of the width and height; `resized-crop`: "
-        "torchvision's `RandomResizedCrop` and `flip`; `imagenet`: these, brightness, contrast and saturation changed "
-        "by up to a tenth, and the lighting noise of AlexNet, as the paper's networks were trained.",
+        description="`flip`: random horizontal flips; `crop-flip`: also shifts by up to an eighth of the width; "
+        "`spatial`: rotations by up to 30 degrees and shifts by up to a tenth of the width and height; "
+        "`resized-crop`: torchvision's `RandomResizedCrop` with `flip`; `imagenet`: also brightness, contrast and "
+        "saturation jitter of up to a tenth and AlexNet's lighting noise, as in the paper.",
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Probability mass of the target spread evenly over all classes."
+    )
     mean: list[Mean] | None = Field(
-        None, min_length=1, description="Per-channel mean inside the model; by default the dataset's."
+        None, min_length=1, description="Per-channel mean of the model's normalisation. Default: the dataset's."
     )
     std: list[Deviation] | None = Field(
-        None, min_length=1, description="Per-channel deviation inside the model; by default the dataset's."
+        None,
+        min_length=1,
+        description="Per-channel standard deviation of the model's normalisation. Default: the dataset's.",
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
-        "float32", description="Precision of the forward and backward pass; `tf32` as in an attack."
+        "float32", description="Precision of the forward and backward passes; `tf32` as in an attack."
     )
-    compile: Literal["reduce-overhead"] | bool = Field(
+    compile: Later[Literal["reduce-overhead"] | bool] = Field(
         False,
         description="Compile the network with `torch.compile`, as in an attack; `reduce-overhead` is for small images "
         "on a GPU.",
@@ -735,45 +759,38 @@ class Train(Recipe):
     deterministic: Deterministic = True
     seed: Seed = Field(
         0,
-        description="Seed of initial weights, order, augmentation and dropout. Models that stand behind the dataset "
-        "draw other numbers from the same seed.",
+        description="Seed of the initial weights, data order, augmentation and dropout. Models that the dataset was "
+        "made from use other random streams of the same seed.",
     )
-    threads: int = Field(2, ge=1, le=256, description="CPU threads; more threads, other rounding: part of the version.")
+    threads: int = Field(
+        2, ge=1, le=256, description="CPU threads. Their number changes rounding: part of the version."
+    )
     workers: int = Field(
         1,
         ge=1,
-        description="Processes that train side by side on Ray, a GPU each where there are any, each on its share of "
-        "the shards and of every batch; as many of them as there is room for. Other rounding: part of the version.",
+        description="Data-parallel processes on Ray, with one GPU each if there are GPUs; each takes its part of the "
+        "shards and of every batch. Fewer start if the cluster lacks room. Their number changes rounding: part of the "
+        "version.",
     )
     memory_budget: int = Field(
         4096,
         ge=0,
-        description="MiB of pixels that each process may hold in memory; a larger split streams from its shards.",
+        description="MiB of pixels that each process may hold in memory. A larger split is streamed from its shards.",
     )
 
-    watch: int = Field(
+    eval_images: int = Field(
         1000,
         ge=0,
-        description="Images of the source's test split that are scored after every epoch, for the learning curve. Not "
+        description="Number of the source's test images to evaluate after every epoch, for the learning curve. Not "
         "part of the version.",
     )
 
-    where = frozenset({"watch"})
+    where = frozenset({"eval_images"})
     inputs = {"on": "datasets", "probe": "models"}
 
     def misfit(self, shape: Sequence[int], shard: int) -> str | None:
         why = self.adversarial and self.adversarial.misfit(shape, shard)
         return f"adversarial: {why}" if why else super().misfit(shape, shard)
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """Parameters that are not used: they make no other version of the model."""
-        idle = {
-            "adversarial": self.adversarial is None,
-            "compile": not self.compile,
-            "deterministic": self.deterministic,
-        }
-        return frozenset(name for name, unused in idle.items() if unused)
 
     @model_validator(mode="after")
     def _arch_or_probe(self) -> "Train":
@@ -793,56 +810,50 @@ class Train(Recipe):
         return self
 
     @model_validator(mode="after")
-    def _drops_and_schedule(self) -> "Train":
-        if any(not 0 < drop < self.epochs for drop in self.drops):
-            raise ValueError(f"drops must lie between 1 and {self.epochs - 1}, the epochs before the last")
-        if bool(self.drops) != (self.schedule == "steps"):
-            raise ValueError("`drops` goes with schedule steps, and schedule steps needs it")
+    def _milestones_and_schedule(self) -> "Train":
+        if any(not 0 < milestone < self.epochs for milestone in self.milestones):
+            raise ValueError(f"milestones must lie between 1 and {self.epochs - 1}, the epochs before the last")
+        if bool(self.milestones) != (self.schedule == "steps"):
+            raise ValueError("`milestones` goes with schedule steps, and schedule steps needs it")
         return self
 
 
-class Bring(Recipe):
-    """A model made elsewhere: torchvision's pretrained weights, or a checkpoint with the arch that reads it."""
+class Pretrained(Recipe):
+    """Pretrained weights: torchvision's, or a checkpoint for an arch."""
 
     arch: str = Field(description="As in `train`.")
     weights: str = Field(
-        description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`), or path (below `--data`), URL or "
-        "`package://PACKAGE/FILE` (a file of an installed Python package) of what torch.save or safetensors wrote."
+        description="Name of torchvision weights (`IMAGENET1K_V1`, `DEFAULT`); or the path (relative to `--data`), "
+        "URL or `package://PACKAGE/FILE` (a file of an installed Python package) of a torch.save or safetensors file."
     )
-    key: str | None = Field(
+    key: Later[str | None] = Field(
         None,
-        description="Where the file has several weights that fit, or others beside them, those to take: "
-        "`state_dict_ema`, `teacher.backbone`.",
+        description="Key of the weights to take if the file holds several: `state_dict_ema`, `teacher.backbone`.",
     )
     sha256: str | None = Field(
         None,
         pattern="^[0-9a-f]{64}$",
-        description="Digest that the file must have. A model is brought once and kept: to bring other bytes from "
-        "the same place, name their digest.",
+        description="SHA-256 that the file must have. Weights are imported once and kept: give the digest to import a "
+        "changed file from the same place.",
     )
     classes: int | None = Field(
-        None, ge=2, le=CLASSES, description="Number of classes; by default what the checkpoint's last layer says."
+        None, ge=2, le=CLASSES, description="Number of classes. Default: the outputs of the checkpoint's last layer."
     )
     outputs: Distinct[Annotated[int, Field(ge=0, lt=CLASSES)]] | None = Field(
         None,
         min_length=2,
-        description="Of all the network's classes only these, in this order: a network for ImageNet's thousand serves "
-        "a dataset of some of them.",
+        description="Keep only these of the network's outputs, in this order: a network for ImageNet's 1000 classes "
+        "then serves a dataset of some of them.",
     )
     shape: list[Annotated[int, Field(ge=1, le=SIDE)]] = Field(
-        [3, 224, 224], min_length=3, max_length=3, description="Channels, height and width it takes."
+        [3, 224, 224], min_length=3, max_length=3, description="Input shape: channels, height, width."
     )
     mean: list[Mean] | None = Field(
-        None, min_length=1, description="Per-channel mean that the network expects to be subtracted."
+        None, min_length=1, description="Per-channel mean of the network's input normalisation."
     )
     std: list[Deviation] | None = Field(
-        None, min_length=1, description="Per-channel deviation that it expects to be divided by."
+        None, min_length=1, description="Per-channel standard deviation of the network's input normalisation."
     )
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """What is not said: it makes no other version of the model."""
-        return frozenset({"key"} if self.key is None else {})
 
     @field_validator("shape")
     @classmethod
@@ -854,7 +865,7 @@ class Bring(Recipe):
     @field_validator("weights")
     @classmethod
     def _no_secrets(cls, weights: str) -> str:
-        # What Zenodo, Hugging Face and Dropbox put there is none.
+        # Zenodo, Hugging Face and Dropbox append these to download links.
         refuse_secrets(re.sub(r"\?(download|dl|raw)=(1|true)$", "", weights))
         return weights
 
@@ -862,34 +873,38 @@ class Bring(Recipe):
 # ------------------------------------------------------------------------------------------ evaluate
 
 
-class Threat(Perturbation):
-    """An attack that models are scored under."""
+class EvalAttack(Perturbation):
+    """An attack that models are evaluated under."""
 
     method: Literal["pgd", "apgd"] = Field(
         "pgd",
-        description="`pgd`, or `apgd`: the step-size-free APGD of AutoAttack (Croce and Hein 2020), once with "
-        "cross-entropy and once with the DLR loss; the worse counts. It does not use `step_size`.",
+        description="`pgd`, or `apgd`: AutoAttack's step-size-free APGD (Croce and Hein 2020), with cross-entropy and "
+        "with the DLR loss; the worse result counts. `apgd` ignores `step_size`.",
     )
     restarts: int = Field(
         1,
         ge=1,
         le=ATTACKS,
-        description="The first search starts at the image, the others at random in the ball; the worst counts.",
+        description="Number of runs: the first starts at the image, the others at random in the ball. The worst "
+        "counts.",
     )
-    toward: Relabel | None = Field(
-        None, description="Targeted: toward the class that this rule names. Else untargeted."
+    target_rule: Relabel | None = Field(
+        None, description="For a targeted attack: the rule that names the target class. By default untargeted."
     )
-    source: str | None = Field(
-        None, description="Model that the attack is made on (a transfer attack); by default each model itself."
+    surrogate: str | None = Field(
+        None,
+        description="Model that the adversarial examples are made on (a transfer attack). Default: each model itself.",
     )
-    seed: Seed = Field(0, description="Seed of the random starts and of the average case; drawn per image.")
+    seed: Seed = Field(
+        0, description="Seed of the random starts and of the average case's noise, combined with the image's index."
+    )
 
     @property
     def unused(self) -> frozenset[str]:
-        """APGD chooses its step size."""
+        """APGD adapts its step size itself."""
         return super().unused | _unless(self.method != "apgd", "step_size")
 
-    @field_validator("toward")
+    @field_validator("target_rule")
     @classmethod
     def _no_model_needed(cls, rule: Relabel | None) -> Relabel | None:
         return _refuse_least_likely(rule)
@@ -907,27 +922,27 @@ def _each(attack: Any, key: str) -> list[Any]:
 
 
 class Evaluate(Recipe):
-    """Accuracy of some models on one split of a dataset, clean and under attack."""
+    """Accuracy of models on one split of a dataset, clean and under attack."""
 
-    models: Distinct[str] = Field(min_length=1, description="Models to score.")
-    on: str = Field(description="Dataset to score them on.")
+    models: Distinct[str] = Field(min_length=1, description="Models to evaluate.")
+    on: str = Field(description="Dataset to evaluate on.")
     split: Split = Field("test", description="Its split.")
-    attacks: list[Threat] = Field(
+    attacks: list[EvalAttack] = Field(
         [],
-        description="Attacks to score them under as well, each beside the average case: noise of the same radius. "
-        "Where `norm`, `eps`, `steps` or `source` is a list, one attack for each.",
+        description="Attacks to evaluate robust accuracy under, each beside the average case: noise of the same "
+        "radius. A list in `norm`, `eps`, `steps` or `surrogate` stands for one attack per value.",
     )
     spatial: list[Spatial] = Field(
-        [], description="Rotations and translations to score them under as well, worst beside average case."
+        [], description="Rotations and translations to evaluate under: worst and average case."
     )
     agreement: Relabel | None = Field(
         None,
-        description="Another labelling to score against as well: `next` counts answers that equal y + 1.",
+        description="A second labelling to evaluate against: `next` counts predictions that equal y + 1.",
     )
     batch_size: int = Field(250, ge=1, description="Images per forward pass.")
     deterministic: Deterministic = True
 
-    inputs = {"on": "datasets", "models": "models", "sources": "models"}
+    inputs = {"on": "datasets", "models": "models", "surrogates": "models"}
 
     def misfit(self, shape: Sequence[int], shard: int) -> str | None:
         each = {f"attacks.{i}: ": attack.misfit(shape, shard) for i, attack in enumerate(self.attacks)}
@@ -937,8 +952,8 @@ class Evaluate(Recipe):
     @field_validator("attacks", mode="before")
     @classmethod
     def _one_for_each(cls, attacks: Any) -> Any:
-        """A list of radii or of sources stands for one attack each: a curve, a row of a transfer matrix."""
-        for key in ("norm", "eps", "steps", "source"):
+        """Expand a list, such as radii or surrogates, to one attack per value: a curve, a row of a transfer matrix."""
+        for key in ("norm", "eps", "steps", "surrogate"):
             if isinstance(attacks, list):
                 attacks = [one for attack in attacks for one in _each(attack, key)]
                 if len(attacks) > ATTACKS:
@@ -951,56 +966,53 @@ class Evaluate(Recipe):
         return _refuse_least_likely(rule)
 
     @property
-    def unused(self) -> frozenset[str]:
-        """As for an attack."""
-        return _unless(not self.deterministic, "deterministic")
-
-    @property
-    def sources(self) -> list[str]:
-        """Models that attacks are made on, besides those scored."""
-        return list(dict.fromkeys(a.source for a in self.attacks if a.source is not None))
+    def surrogates(self) -> list[str]:
+        """Models that transfer attacks are made on."""
+        return list(dict.fromkeys(a.surrogate for a in self.attacks if a.surrogate is not None))
 
 
 class Usefulness(Ball, Compute):
-    """Usefulness and robust usefulness of each penultimate feature (Ilyas et al. 2019, section 2)."""
+    """Usefulness (ρ) and robust usefulness (γ) of each penultimate feature (Ilyas et al. 2019, section 2)."""
 
-    models: Distinct[str] = Field(min_length=1, description="Models whose features are measured.")
+    models: Distinct[str] = Field(min_length=1, description="Models whose features to measure.")
     on: str = Field(description="Dataset to measure them on.")
     split: Split = Field("test", description="Its split.")
-    normalise: Split = Field("train", description="Split on which features get mean 0 and deviation 1.")
+    normalise: Split = Field(
+        "train", description="Split on which features are normalised to mean 0 and standard deviation 1."
+    )
     layer: str | None = Field(
         None, description="Module whose output is the features; by default the input of the last linear layer."
     )
     eps: Length = Field(0.5, ge=0, description="Radius of the ball, in pixel units of [0, 1], as 0.5 or 8/255.")
     steps: int = Field(
-        10, ge=1, le=STEPS, description="Steps of projected gradient descent, for each feature both ways."
+        10, ge=1, le=STEPS, description="Steps of projected gradient descent, per feature and direction."
     )
-    step_size: Length | None = Field(None, ge=0, description="Length of a step, in pixel units; by default eps / 5.")
+    step_size: Length | None = Field(None, ge=0, description="Length of a step, in pixel units. Default: eps / 5.")
     limit: int = Field(
-        200, ge=1, description="Images of the split that are attacked, for γ, spread over its shards; ρ is of all."
+        200, ge=1, description="Number of images to attack for γ, spread over the split's shards; ρ uses all images."
     )
     useful: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="A feature is useful for a class if its ρ is at least this share of the largest that there can be, "
-        "2√(p(1 − p)) for a class that p of the images are of. A useful feature is robust if its γ is above 0.",
+        description="A feature is useful for a class if its ρ is at least this fraction of the largest possible ρ, "
+        "2√(p(1 − p)) for a class with a fraction p of the images. A useful feature is robust if its γ is above 0.",
     )
-    batch_size: int = Field(250, ge=1, description="Images searched together; the last batch is padded to it.")
+    batch_size: int = Field(250, ge=1, description="Images attacked together; the last batch is padded.")
 
     inputs = {"on": "datasets", "models": "models"}
 
     def misfit(self, shape: Sequence[int], shard: int) -> str | None:
-        return super().misfit(shape, max(shard, self.batch_size))  # a batch holds an image many times over
+        return super().misfit(shape, max(shard, self.batch_size))  # a batch repeats each image
 
 
 STAGES: dict[str, dict[str, type[Recipe]]] = {
     "datasets": {"attack": Attack, "invert": Invert, "select": Select},
-    "models": {"train": Train, "load": Bring},
+    "models": {"train": Train, "pretrained": Pretrained},
     "evaluations": {"usefulness": Usefulness},
 }
-"""Group → key in the experiment file → what it asks for. A dataset's `load` is one of SOURCES, an evaluation without
-a key is `Evaluate`."""
+"""Group → key in the experiment file → recipe. A dataset's `load` is one of SOURCES; an evaluation without a key is
+`Evaluate`."""
 
 SOURCES: dict[str, type[Recipe]] = {
     tag: member for member in get_args(get_args(Load)[0]) for tag in get_args(member.model_fields["source"].annotation)

@@ -1,4 +1,4 @@
-"""What a device refuses to do, in a sentence for the person who asked."""
+"""Turn device errors (out of memory, no deterministic kernel) into messages for the user."""
 
 import re
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ GIB = 2**30
 
 @contextmanager
 def explained(recipe: Compute | Train | Evaluate, *models: Classifier) -> Iterator[None]:
-    """Say what these models ask of the device that it has not.
+    """Translate errors of the device while these models run.
 
-    Neither is helped by another attempt, nor by half the batch: another batch shape gives other bits.
+    Neither error is retried, nor is the batch halved: another batch shape gives other bits.
 
     Raises:
         BadInput: a layer has no deterministic kernel.
-        TooLarge: the memory of the GPU is full.
+        TooLarge: the GPU is out of memory.
     """
     free = _free()
     try:
@@ -41,7 +41,7 @@ def explained(recipe: Compute | Train | Evaluate, *models: Classifier) -> Iterat
 
 
 def _free() -> str:
-    """Of the GPU's memory what nobody else holds, and how much it has."""
+    """GPU memory that no other process holds, and the total, as text; empty without a GPU."""
     if not torch.cuda.is_available():
         return ""
     free, total = torch.cuda.mem_get_info()
@@ -50,7 +50,7 @@ def _free() -> str:
 
 
 def _without_kernel(model: Classifier) -> str | None:
-    """The layer that has no deterministic kernel: the last one that a pass, forward or backward, came to."""
+    """Name of the layer without a deterministic kernel: the last one entered in a forward or backward pass."""
     begun: list[str] = []
 
     def enters(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Which class each image is moved toward, and labelled as."""
+"""Target classes: the class that an image is perturbed toward and labelled as."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,21 +18,20 @@ def targets(
 ) -> np.ndarray:
     """The target class of each of N images.
 
-    The random rules draw once per image from (seed, index): `other` and `random` do not depend on
-    what shard the image is in, nor on which other images there are.
+    `random` and `other` draw once per image from (seed, index), independent of the shard and of the other images.
 
     Args:
-        rule: which rule, with its seed or map.
-        label: N; the true classes.
+        rule: the rule, with its seed or map.
+        label: N; true classes.
         index: N; positions in the source.
         classes: class names, C of them.
-        logits_NC: what the attacked model says of the clean images; for `least_likely` only.
+        logits_NC: the source model's logits on the clean images; for `least_likely` only.
 
     Returns:
         N, int64.
 
     Raises:
-        BadInput: the map does not fit the classes.
+        BadInput: the map does not match the classes, or `least_likely` has no logits.
     """
     count = len(classes)
     match rule.rule:
@@ -53,10 +52,10 @@ def targets(
 
 
 def class_map(mapping: Mapping[str | int, str | int], classes: Sequence[str]) -> np.ndarray:
-    """A user's map as an array: true class → target class, C of each.
+    """A user's map as an array, C: true class → target class.
 
     Raises:
-        BadInput: a name or number that is not a class, or a class that is left out.
+        BadInput: a name or number is no class, or a class is missing.
     """
     named = {name: number for number, name in reversed(list(enumerate(classes)))}
     numbers = {_class_number(k, classes, named): _class_number(v, classes, named) for k, v in mapping.items()}

@@ -1,4 +1,4 @@
-"""Object stores: how they are reached, asking again while they are away, and what their refusals mean."""
+"""Object stores: connections, retries while a store is unavailable, and the meaning of their errors."""
 
 import errno
 import os
@@ -13,37 +13,37 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pyarrow import fs
 
 PATIENCE = 120.0
-"""Seconds that an object store may be away, once it has answered, before what is asked of it fails."""
+"""Seconds to retry a request to a store that has answered before."""
 
 FIRST_PATIENCE = 5.0
-"""The same before it has answered at all: then something is mistyped, more likely than not."""
+"""Seconds to retry the first request: fail fast, since its URL may be mistyped."""
 
 CONNECT_TIMEOUT, SILENCE = 10.0, 30.0
-"""Seconds until S3 has to take a connection, and to say something. By default 1 and 3: too few for a busy server."""
+"""Timeouts of S3 in seconds, to connect and to respond. The defaults, 1 and 3, are too short for a busy server."""
 
 PAUSE, LONGEST_PAUSE = 0.5, 15.0
-"""Seconds before the first repetition, and at most; each pause is twice the one before, less up to half by chance."""
+"""Seconds before the first retry, and the longest pause: exponential backoff with jitter of up to half a pause."""
 
 T = TypeVar("T")
 
 
-def persist(
+def retry(
     work: Callable[[], T],
     patience: float,
     refuse: Callable[[Exception], None],
     again: Callable[[], None] = lambda: None,
 ) -> T:
-    """Do some work; if the store is away, again and again, at longer and longer intervals.
+    """Call `work`, and retry it with exponential backoff while the store is unavailable.
 
     Args:
-        work: what is to be done.
-        patience: seconds after which it is not begun again.
-        refuse: told of each error; raises where it will not pass.
-        again: called before each repetition.
+        work: the request.
+        patience: seconds after which no retry starts.
+        refuse: called with each error; raises if the error is permanent.
+        again: called before each retry.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: at once.
-        OSError: the last error, when patience is at an end.
+        FileNotFoundError, NotADirectoryError: without a retry.
+        OSError: the last error, after `patience` seconds.
     """
     began, pause = time.monotonic(), PAUSE
     while True:
@@ -62,12 +62,12 @@ def persist(
 
 @cache
 def connect(url: str, in_parts: bool = False) -> tuple[fs.FileSystem, str]:
-    """The filesystem and root of a URL, once per process: connections and credentials are kept.
+    """The filesystem and root of a URL, cached per process with its connections and credentials.
 
     Args:
-        url: a folder's path, or a URL.
-        in_parts: for S3, whether an upload begins when a file is opened. That costs two requests more, but a stream
-            that begins later, and then cannot, leaves an empty file in place of what was there.
+        url: path of a folder, or a URL.
+        in_parts: for S3: start a multipart upload when a file is opened. This costs two more requests, but a delayed
+            upload that fails to start leaves an empty file in place of the old one.
     """
     parts = urlsplit(url)
     match parts.scheme if "://" in url else None:
@@ -83,12 +83,12 @@ def connect(url: str, in_parts: bool = False) -> tuple[fs.FileSystem, str]:
 
 
 def _s3(bucket: str, asked: Mapping[str, str], in_parts: bool) -> fs.S3FileSystem:
-    """S3 as `fs.FileSystem.from_uri` makes it, but with errors reported at once: `Store` tries again, and counts."""
+    """S3 as from `fs.FileSystem.from_uri`, but without pyarrow's retries: `retry` has its own."""
     endpoint = asked.get("endpoint_override") or _endpoint()
     return fs.S3FileSystem(
         endpoint_override=endpoint,
         scheme=asked.get("scheme"),
-        # Amazon says where a bucket is; elsewhere AWS_REGION has the word.
+        # Amazon reports a bucket's region; elsewhere AWS_REGION decides.
         region=asked.get("region") or (None if endpoint else fs.resolve_s3_region(bucket)),
         allow_delayed_open=not in_parts,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
@@ -101,8 +101,8 @@ def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
-# What object stores say, by name, in small letters: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
-# and https://cloud.google.com/apis/design/errors. What is not here and no 3xx or 4xx may pass.
+# Error names of object stores, in lower case: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+# and https://cloud.google.com/apis/design/errors. Other errors are retried unless their status is 3xx or 4xx.
 
 REFUSALS = {
     "there is no bucket {bucket}{host}; {correct}": {"nosuchbucket", "notfound"},
@@ -136,7 +136,7 @@ REFUSALS = {
 }
 
 AGAIN = {"baddigest", "incompletebody", "invaliddigest", "invalidpart", "nosuchupload", "requesttimeout"}
-"""Called the request's fault, but what went wrong on the way, or a server that restarted, causes them too."""
+"""Client errors by name that transmission errors or a restarting server cause too: retried."""
 
 AGAIN_STATUS = {"408", "409", "425", "429"}
 
@@ -149,11 +149,11 @@ STORE = {
     "rights": "list, read, write and delete",
 }
 FILE = {"subject": "{url} cannot be read", "correct": "correct the URL", "rights": "read"}
-"""What a sentence about a store says, and one about a file that is read."""
+"""Wording of messages about a store, and about a file that is read."""
 
 
 def refusal(url: str, error: Exception, about: Mapping[str, str] = STORE) -> str | None:
-    """Why asking again would not help, as a sentence about a `STORE` or a `FILE`; None where it might."""
+    """Why a retry would not help, as a message about a `STORE` or a `FILE`; None if it might help."""
     text, subject = str(error), about["subject"].format(url=url)
     if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk of the store {url} is full ({os.strerror(error.errno)}); free some space and resume"
@@ -172,7 +172,7 @@ def refusal(url: str, error: Exception, about: Mapping[str, str] = STORE) -> str
 
 
 def said(error: Exception) -> str:
-    """The part of an error that is not pyarrow's wrapping; without keys, should a server repeat one."""
+    """The server's message without pyarrow's wrapping, with keys masked."""
     text = re.split(r"operation: |curlCode: \d+, |last message of |Message: ", str(error).splitlines()[0])[-1]
     text = re.split(r"; Details|\. | \(Request ID| error_info", text)[0].rstrip(".")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
@@ -181,7 +181,7 @@ def said(error: Exception) -> str:
 
 
 def host(url: str) -> str:
-    """Where S3 is, if not at Amazon: without user and password, which some put there."""
+    """The S3 endpoint if it is not Amazon's, without user and password."""
     place = re.sub(r"^\w+://", "", _endpoint() or "").rpartition("@")[2]
     return f" at {place} (AWS_ENDPOINT_URL)" if place and url.startswith("s3://") else ""
 

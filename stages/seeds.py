@@ -1,7 +1,6 @@
-"""Random numbers that come from (seed, purpose, position), never from a worker's state.
+"""Random numbers from (seed, purpose, position), never from a worker's state.
 
-Every draw in the project goes through here, so that a shard made twice, by another worker, after a
-crash, has the same bytes.
+Every draw in the project uses these, so that a shard remade by another worker after a crash has the same bytes.
 """
 
 import zlib
@@ -10,10 +9,10 @@ import numpy as np
 
 
 def generator(seed: int, purpose: str, position: int = 0) -> np.random.Generator:
-    """A numpy generator of its own for one purpose and one position (a sample's index, an epoch).
+    """A numpy generator for one purpose and one position (a sample's index, an epoch).
 
-    Streams do not overlap: purpose and seed make the key of a counter-based generator (Philox), the
-    position is the high word of its counter, which leaves 2**192 draws to each position.
+    Streams do not overlap: seed and purpose form the key of a counter-based generator (Philox), and the position is
+    the high word of its counter, which leaves 2**192 draws per position.
     """
     key = np.array([seed, zlib.crc32(purpose.encode())], dtype=np.uint64)
     counter = np.array([0, 0, 0, position], dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Keep some of a shard's images, by what an attack did to them."""
+"""Select a fraction of a shard's images, ranked by an attack's effect on them."""
 
 import math
 from dataclasses import replace
@@ -11,9 +11,9 @@ from stages.shard import Shard
 
 
 def kept(recipe: Select, count: int) -> int:
-    """How many of a shard's images are kept: at least one, and of several not all.
+    """Number of a shard's images to keep: at least one, and not all of several.
 
-    The top of a share and the bottom of the rest of it divide the shard; half an image goes to the top.
+    The top `share` and the bottom 1 − `share` partition the shard; half an image rounds to the top.
     """
     share = recipe.share if recipe.keep == "top" else 1 - recipe.share
     half_up = math.floor(round(share * count, 9) + 0.5)  # 1 − 0.42 is not quite 0.58
@@ -22,13 +22,12 @@ def kept(recipe: Select, count: int) -> int:
 
 
 def select(recipe: Select, shard: Shard) -> Shard:
-    """The share of a shard's images with the largest or smallest values, in their old order; at least one.
+    """The images with the largest or smallest values, in their original order.
 
-    Of equal values the one that comes first in the source counts as larger, so that the top and the bottom never
-    overlap.
+    Of equal values the first in the source ranks higher, so that top and bottom never overlap.
 
     Raises:
-        BadInput: the attack that made the shard did not report that column.
+        BadInput: the shard has no such column.
     """
     values = shard.attack.get(recipe.by)
     if values is None:

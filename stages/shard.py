@@ -1,8 +1,8 @@
-"""One shard: some images of one split with all that is known of them, in memory and as a tar.
+"""One shard: images of one split with their labels and measurements, in memory and as a tar.
 
-The tar is a WebDataset shard that any reader understands: for each sample ``{index:08d}.png`` (or the
-original file, where that was kept), ``.cls`` (the label to train on) and ``.json`` (the rest). Equal
-shards have equal bytes: members have a fixed order, mtime 0, uid 0.
+The tar is a standard WebDataset shard: for each sample ``{index:08d}.png`` (or the original file, if kept), ``.cls``
+(the label to train on) and ``.json`` (the rest). Equal shards have equal bytes: members have a fixed order, mtime 0,
+uid 0.
 """
 
 import io
@@ -10,7 +10,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -19,12 +19,12 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.errors import BadData
-from stages.images import decode, encode_png
+from stages.images import ENCODED, KEPT, decode, encode_png
 from stages.limits import CLASSES, MEMORY
 from stages.tar import FILE, shortened, walk
 
-SUFFIXES = ("png", "jpg", "webp")
-"""What the images of a shard may be."""
+SUFFIXES = tuple(KEPT)
+"""Image formats in a shard."""
 
 COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
@@ -34,8 +34,8 @@ COLUMNS: dict[str, pa.DataType] = {
     "label": pa.int64(),
     "source_label": pa.int64(),
     "target": pa.int64(),
-    "reached": pa.bool_(),
-    "reached_step": pa.int64(),
+    "success": pa.bool_(),
+    "success_step": pa.int64(),
     "margin": pa.float32(),
     "confidence": pa.float32(),
     "l2": pa.float64(),
@@ -43,7 +43,17 @@ COLUMNS: dict[str, pa.DataType] = {
     "distance": pa.float32(),
     "error": pa.string(),
 }
-"""Columns of ``samples.parquet``, in order; `docs/data-format.md` says what each means."""
+"""Columns of ``samples.parquet``, in order; documented in `docs/data-format.md`."""
+
+
+def shard_name(split: str, number: int) -> str:
+    """``train`` and 3 → ``train-000003``."""
+    return f"{split}-{number:06d}"
+
+
+def split_of(name: str) -> str:
+    """``train-000003`` → ``train``."""
+    return name.rpartition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -56,13 +66,13 @@ class Failure:
 
 
 class Pixels:
-    """Images of a shard as they come: held as long as all have one shape, for only then an array is made of them.
+    """Collects the images of a shard, and holds them as long as all have one shape.
 
     Args:
         name: the shard's name.
 
     Attributes:
-        uniform: whether all so far have one shape.
+        uniform: whether all images so far have one shape.
     """
 
     def __init__(self, name: str) -> None:
@@ -70,10 +80,10 @@ class Pixels:
         self.held: list[np.ndarray] = []
 
     def add(self, image: np.ndarray) -> None:
-        """Another image, H × W × C, uint8.
+        """Add an image, H × W × C, uint8.
 
         Raises:
-            BadData: together they take more than `MEMORY`.
+            BadData: the images take more than `MEMORY`.
         """
         self.uniform = self.uniform and (not self.held or image.shape == self.held[0].shape)
         if not self.uniform:
@@ -87,23 +97,23 @@ class Pixels:
             )
 
     def array(self) -> np.ndarray | None:
-        """N × H × W × C; None where they differ in shape, or there are none."""
+        """The images, N × H × W × C; None if their shapes differ, or there are none."""
         return np.stack(self.held) if self.held else None
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Some images of one split, N of them.
+    """N images of one split.
 
     Attributes:
         name: ``<split>-<six digits>``.
         index: N, int64; position in the source, which is unique over its splits.
         label: N, int64; the label to train on.
-        source_label: N, int64; the label that the source gave.
-        pixels: N × H × W × C, uint8; None where only the original files are at hand.
-        files: the original files, N of them; None where the pixels are to be encoded.
-        suffix: what the files are: png, jpg or webp.
-        attack: N each; what an attack did to each image: columns of ``samples.parquet``.
+        source_label: N, int64; the source's label.
+        pixels: N × H × W × C, uint8; None if the images differ in size.
+        files: the original files, N of them; None if the pixels are to be encoded.
+        suffix: format of the files: png, jpg or webp.
+        attack: N each; an attack's columns of ``samples.parquet``.
         failures: images that were left out.
     """
 
@@ -113,7 +123,7 @@ class Shard:
     source_label: np.ndarray
     pixels: np.ndarray | None
     files: list[bytes] | None = None
-    suffix: str = "png"
+    suffix: str = ENCODED
     attack: dict[str, np.ndarray] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
@@ -122,7 +132,27 @@ class Shard:
 
     @property
     def split(self) -> str:
-        return self.name.rpartition("-")[0]
+        return split_of(self.name)
+
+    def changed(
+        self, pixels_NHWC: np.ndarray, attack: dict[str, np.ndarray], label: np.ndarray | None = None
+    ) -> "Shard":
+        """This shard with other pixels, and other labels where given; its files and failures are left behind.
+
+        Args:
+            pixels_NHWC: uint8.
+            attack: columns of what was done to each image, N each.
+            label: N, int64.
+        """
+        return replace(
+            self,
+            label=self.label if label is None else label,
+            pixels=pixels_NHWC,
+            files=None,
+            suffix=ENCODED,
+            attack=attack,
+            failures=[],
+        )
 
     def images(self) -> np.ndarray:
         """The pixels, N × H × W × C.
@@ -136,7 +166,7 @@ class Shard:
 
 
 def rows(shard: Shard) -> pa.Table:
-    """What ``samples.parquet`` says of this shard: a row per sample and per failure, by COLUMNS."""
+    """The rows of ``samples.parquet`` for this shard: one per sample and per failure, by COLUMNS."""
     done, lost = len(shard), shard.failures
     values: dict[str, list[Any]] = {
         "index": [*shard.index.tolist(), *(f.index for f in lost)],
@@ -182,9 +212,9 @@ def pack(shard: Shard) -> bytes:
 
 
 def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
-    """A file of a tar: its header, itself, and zeros up to a whole block.
+    """A member of a tar: header, content, and zeros up to a whole block.
 
-    What ``TarFile.addfile`` writes, in a fifth of its time, which for small images was half of `pack`.
+    The bytes of ``TarFile.addfile`` in a fifth of its time, which took half of `pack` for small images.
     """
     header = bytearray(HEADER)
     header[: len(name)] = name.encode()
@@ -194,7 +224,7 @@ def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def _header() -> bytes:
-    """Of a file without name and size; its checksum is the spaces that stand for it while it is added up."""
+    """The header of a file without name and size. Its checksum field holds spaces, as tar requires while summing."""
     member = tarfile.TarInfo()
     member.mode = 0o644
     header = member.tobuf(tarfile.USTAR_FORMAT)
@@ -209,7 +239,7 @@ def _short(value: Any) -> Any:
 
 
 class Facts(BaseModel):
-    """The json of a sample; of what an attack did to it, as much as is said."""
+    """The json of a sample; columns of an attack are optional."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -217,8 +247,8 @@ class Facts(BaseModel):
     split: str
     source_label: int = Field(ge=0)
     target: int = Field(0, ge=0)
-    reached: bool = False
-    reached_step: int = Field(-1, ge=-1, le=10**6)
+    success: bool = False
+    success_step: int = Field(-1, ge=-1, le=10**6)
     margin: float = 0.0
     confidence: float = 0.0
     l2: float = 0.0
@@ -227,14 +257,14 @@ class Facts(BaseModel):
 
     @property
     def attack(self) -> dict[str, Any]:
-        """What is said of an attack: columns of ``samples.parquet``, in order."""
+        """The attack's columns of ``samples.parquet`` that are present, in order."""
         said = self.model_fields_set - {"index", "split", "source_label"}
         return {column: getattr(self, column) for column in COLUMNS if column in said}
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample as its members say: its image's file, what kind that is, its label, the rest."""
+    """One sample: the image file, its suffix, the label, and the rest."""
 
     file: bytes
     suffix: str
@@ -243,7 +273,7 @@ class Sample:
 
 
 def samples(name: str, tar: bytes, classes: int = CLASSES) -> Iterator[Sample]:
-    """The samples of a shard, each held against what `pack` writes: a store may be damaged, or somebody else's.
+    """The samples of a shard, validated against the format of `pack`: a store may be damaged or untrusted.
 
     Args:
         name: the shard's.
@@ -251,11 +281,11 @@ def samples(name: str, tar: bytes, classes: int = CLASSES) -> Iterator[Sample]:
         classes: number of classes; labels are smaller.
 
     Raises:
-        BadData: the tar or a sample is not as `pack` writes it; the message names shard and sample.
+        BadData: the tar or a sample does not have the format of `pack`; the message names shard and sample.
     """
     try:
         for sample, content in members(tar):
-            yield _sample(shortened(sample), content, name.rpartition("-")[0], classes)
+            yield _sample(shortened(sample), content, split_of(name), classes)
     except BadData as error:
         raise BadData(f"{name} {error}") from error
 
@@ -282,7 +312,7 @@ def members(tar: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The samples of a tar in order: key, and content by suffix.
 
     Raises:
-        BadData: it is no tar, or cut, or damaged, or has a member twice or one that is no file.
+        BadData: the tar is invalid, truncated or damaged, or has a duplicate member or one that is no file.
     """
     for sample, group in groupby(walk(io.BytesIO(tar)), key=lambda member: member.name.partition(".")[0]):
         content = dict[str, bytes]()
@@ -295,14 +325,14 @@ def members(tar: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def unpack(name: str, tar: bytes, channels: int, classes: int = CLASSES) -> Shard:
-    """Read a shard that `pack` wrote, its pixels decoded.
+    """Read a shard written by `pack`, and decode its pixels.
 
     Args:
-        name, tar, classes: as `samples` takes them.
+        name, tar, classes: as in `samples`.
         channels: 1 or 3.
 
     Raises:
-        BadData: as of `samples`; or an image is damaged; or samples differ in what they have.
+        BadData: as in `samples`; or an image is damaged; or samples have different columns.
     """
     found, pixels = list(samples(name, tar, classes)), Pixels(name)
     for sample in found:

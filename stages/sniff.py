@@ -1,7 +1,7 @@
-"""What a file is by its first bytes, where another was expected in its place."""
+"""Recognise an unexpected file by its first bytes."""
 
 NEEDED = 512
-"""Bytes that are looked at."""
+"""Number of leading bytes that are examined."""
 
 STARTS = {
     b"\x1f\x8b": "compressed with gzip: unpack it first (gunzip)",
@@ -22,10 +22,10 @@ STARTS = {
 
 
 def sniffed(head: bytes) -> str | None:
-    """What a file is that begins so, with what to do about it; None where that cannot be told.
+    """The kind of a file, and a remedy, from its first bytes; None if unknown.
 
     Args:
-        head: its first bytes, `NEEDED` of them or all there are.
+        head: the first `NEEDED` bytes, or all of a shorter file.
     """
     plain = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((what for start, what in STARTS.items() if head.startswith(start) or plain.startswith(start)), None)

@@ -1,4 +1,4 @@
-"""Rotations and translations, and the search for the one that does most (Engstrom et al. 2019)."""
+"""Rotations and translations, and the search for the worst one (Engstrom et al. 2019)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,18 +13,18 @@ from stages.seeds import generator
 
 
 def transform(x_NCHW: Tensor, degrees_N: Tensor, down_N: Tensor, right_N: Tensor) -> Tensor:
-    """Rotate each image about its centre, then shift it; bilinear, black where the image had no pixels.
+    """Rotate each image about its centre, then shift it; bilinear, padded with black.
 
     Args:
         x_NCHW: float.
         degrees_N: counter-clockwise.
-        down_N, right_N: shares of the height and of the width; whole pixels move exactly.
+        down_N, right_N: fractions of the height and of the width; shifts by whole pixels are exact.
 
     Returns:
-        N × C × H × W, of the type of x; without rotation and shift x itself, bit for bit.
+        N × C × H × W, of the type of x; bit for bit x without rotation and shift.
     """
     height, width = x_NCHW.shape[2:]
-    # In float64, because float32 would put the pixels of a large image 1e-5 beside where they are.
+    # In float64: in float32, coordinates in a large image are off by 1e-5.
     angle, down, right = (v.to(x_NCHW.device, torch.float64).view(-1, 1, 1) for v in (degrees_N, down_N, right_N))
     cos, sin = angle.deg2rad().cos(), angle.deg2rad().sin()
     rows = torch.arange(height, device=x_NCHW.device, dtype=torch.float64) - (height - 1) / 2
@@ -37,9 +37,9 @@ def transform(x_NCHW: Tensor, degrees_N: Tensor, down_N: Tensor, right_N: Tensor
 
 
 def candidates(recipe: Spatial, index: np.ndarray) -> np.ndarray:
-    """The transformations to try of each of N images: N × T × 3, degrees, shift down and shift right.
+    """The transformations to try on each of N images: N × T × 3 (degrees, shift down, shift right).
 
-    A grid is the same for all images and holds the untouched image where its sides are odd; random ones are drawn
+    A grid is the same for all images, and contains the identity if its sides are odd. Random transformations are drawn
     per image from (seed, index).
     """
     reach = np.array([recipe.rotation, recipe.translation, recipe.translation])
@@ -53,18 +53,18 @@ def candidates(recipe: Spatial, index: np.ndarray) -> np.ndarray:
 
 
 def _evenly(count: int) -> np.ndarray:
-    """From −1 to 1, the middle exactly 0; a single one is 0."""
+    """Evenly spaced from −1 to 1, the middle exactly 0; a single point is 0."""
     return (2 * np.arange(count) - (count - 1)) / max(count - 1, 1)
 
 
 class Found(NamedTuple):
-    """What a search found for each of N images.
+    """The result of a search on N images.
 
     Attributes:
         image: the image under its best transformation, N × C × H × W.
         transformation: that transformation: degrees, shift down, shift right: N × 3.
-        loss: its loss, the least of all, N.
-        total: the sum of the losses of all transformations tried, N.
+        loss: its loss, the lowest, N.
+        total: the sum of the losses over all transformations tried, N.
     """
 
     image: Tensor
@@ -75,10 +75,10 @@ class Found(NamedTuple):
 
 @torch.no_grad()
 def search(recipe: Spatial, x_NCHW: Tensor, index: np.ndarray, loss: Callable[[Tensor], Tensor]) -> Found:
-    """Try every candidate on every image; the one of least loss is kept, the first of equal ones.
+    """Try every candidate on every image, and keep the first with the lowest loss.
 
     Args:
-        recipe: the space, and how it is searched.
+        recipe: the space of transformations, and the search in it.
         x_NCHW: float32, in [0, 1].
         index: N; positions of the images in the source.
         loss: images → a loss per image, N; lower is better.

@@ -23,26 +23,27 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from stages import nets
-from stages.ahead import ahead, processes
 from stages.augment import augment
 from stages.design import Design
-from stages.device import computing, device, kind, on, said, sent
+from stages.device import computing, device, kind, on, sent, settings_text, tune_malloc
 from stages.errors import BadData, BadInput
 from stages.features import head
-from stages.model import Classifier, in_batches, load, on_device, to_unit, unit
+from stages.inference import compiled, folded
+from stages.model import Classifier, load, on_device
 from stages.pgd import pgd
-from stages.prepare import compiled, folded, keep_memory
+from stages.prefetch import prefetch, processes
 from stages.recipes import Adversary, Train
 from stages.refused import explained
-from stages.search import untargeted
 from stages.seeds import generator, torch_seed
 from stages.shard import Shard
+from stages.targeted_pgd import untargeted
+from stages.tensors import in_batches, to_unit, unit
 
 SHUFFLE_SHARDS = 4
-"""Shards mixed at a time when a split streams; as many are read ahead, or as many as there are processes for it."""
+"""Shards mixed at a time when a split streams; as many are prefetched, or one for each process of the pool."""
 
 DECODERS = 16
-"""Most processes that decode for one GPU, at about 300 photographs of 224 pixels a second each."""
+"""Most processes that decode for one GPU; each decodes about 300 photographs of 224 pixels per second."""
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 """Pixels, uint8, N × H × W × C, and labels, where the model is."""
@@ -55,7 +56,7 @@ class Examples:
     Attributes:
         names: its shards.
         counts: samples in each.
-        read: shard name → the shard; for a GPU it is pickled, so that other processes can call it.
+        read: shard name → the shard; with a GPU it is pickled, so that other processes can call it.
         bytes: of all its pixels, decoded.
         digest: of its contents; a checkpoint made from others is not gone on from.
     """
@@ -190,7 +191,7 @@ def fit(
     """
     if len(examples) < recipe.batch_size:
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {len(examples)} examples to train on")
-    keep_memory()
+    tune_malloc()
     fits = examples.bytes <= recipe.memory_budget * 2**20 * group.world
     with computing(recipe), processes(0 if fits else spare(device())) as pool:
         # From another stream for a probe: of the same seed, its new layer would be the one that the model began with.
@@ -286,7 +287,7 @@ def _epoch(
         "accuracy": accuracy,
         "images_per_second": round(steps * recipe.batch_size / seconds, 1),
         "device": kind(),
-        "settings": [said()],
+        "settings": [settings_text()],
         **workers,
     }
 
@@ -312,7 +313,7 @@ def learning_rate(recipe: Train, epoch: float, epochs: int) -> float:
         case "constant":
             return recipe.lr
         case "steps":
-            return recipe.lr * 0.1 ** sum(epoch >= drop for drop in recipe.drops)
+            return recipe.lr * 0.1 ** sum(epoch >= milestone for milestone in recipe.milestones)
         case "cosine":
             return _cosine(recipe.lr, 0.0, progress)
         case "one-cycle" if progress < recipe.warmup:
@@ -350,9 +351,10 @@ def room(where: torch.device) -> float:
 
 
 def spare(where: torch.device) -> int:
-    """How many processes decode what streams to a device; 0: threads of this one do.
+    """Number of processes that decode what streams to a device; with 0, threads of this process decode.
 
-    A processor trains slower than threads decode. A GPU has its share of the machine's cores, less one for the loop.
+    A processor trains slower than threads decode. For a GPU, it is the GPU's share of the cores less one, which the
+    training loop keeps.
     """
     if where.type != "cuda":
         return 0
@@ -364,7 +366,7 @@ def spare(where: torch.device) -> int:
 def _streamed(
     recipe: Train, examples: Examples, group: Group, where: torch.device, pool: Executor | None
 ) -> Callable[[int], Batches]:
-    """Shards in random order, a few of them mixed at a time, the next few read meanwhile, if given by a pool.
+    """Shards in random order, a few of them mixed at a time, the next few read meanwhile: by the pool, or by threads.
 
     What does not fill a batch waits for the next few.
     """
@@ -391,10 +393,10 @@ def _streamed(
 def _read(
     examples: Examples, names: Sequence[str], mine: Sequence[tuple[int, slice]], pool: Executor | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pixels and labels of a process's share of some shards, in order, read by threads or by a pool."""
+    """Pixels and labels of a process's share of some shards, in order, read by the pool or by threads."""
     parts = ((names[position], part) for position, part in mine)
     count = SHUFFLE_SHARDS if pool is None else max(SHUFFLE_SHARDS, spare(device()))
-    return ahead(partial(_part, examples.read), parts, count, pool)
+    return prefetch(partial(_part, examples.read), parts, count, pool)
 
 
 def _part(read: Callable[[str], Shard], part: tuple[str, slice]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,16 +1,17 @@
-"""Usefulness and robust usefulness of features (Ilyas et al. 2019, section 2), by sums that add up over shards.
+"""Usefulness and robust usefulness of features (Ilyas et al. 2019, section 2), from sums over shards.
 
-Of a feature f with mean 0 and deviation 1, and y = ±1 for one class against the rest: usefulness ρ = E[y f(x)], robust
-usefulness γ = E[inf y f(x + δ)] over a ball. Normalising is affine and does not turn a feature round, so it can wait
-until all shards are summed: where f is least or greatest, so is f normalised.
+For a feature f with mean 0 and standard deviation 1, and y = ±1 for one class against the rest: usefulness
+ρ = E[y f(x)], robust usefulness γ = E[inf y f(x + δ)] over a ball. Normalisation is a positive affine map: it preserves
+the argmin and argmax over the ball, so it can be applied after summing.
 
-ρ needs no attack and is taken over the whole split: on a hundred images, a feature that has nothing to do with the
-class has a |ρ| of .1 by chance, as much as a useful one. The attack is costly and is made on few; what it takes from
-y f differs little between images, and γ is ρ less its mean.
+ρ needs no attack and is estimated on the whole split: on a hundred images, a feature independent of the class has a |ρ|
+of .1 by chance, as much as a useful one. The attack is costly and runs on few images; the decrease of y f varies little
+between images, and γ is ρ minus its mean.
 
-A feature is useful for a class from some ρ on. As ρ is a covariance with y, whose deviation is 2√(p(1 − p)) for a class
-that p of the images are of, it is never above that: the threshold is a share of it, so that it is one for ten classes
-and for a thousand. A useful feature is robust if γ > 0; if not, no γ > 0 makes it γ-robustly useful.
+A feature is useful for a class above a threshold on ρ. ρ is a covariance with y, whose standard deviation is
+2√(p(1 − p)) for a class with a fraction p of the images, and thus bounded by it. The threshold is a fraction of this
+bound, so that it means the same for ten classes and for a thousand. A useful feature is robust if γ > 0; otherwise it
+is not γ-robustly useful for any γ > 0.
 """
 
 from collections import Counter
@@ -25,43 +26,44 @@ from stages.device import computing, sent
 from stages.errors import BadData
 from stages.evaluate import Sums
 from stages.features import Penultimate
-from stages.model import Classifier, in_batches, to_unit
+from stages.inference import optimized
+from stages.model import Classifier
 from stages.pgd import Descent, graphs
-from stages.prepare import prepared
 from stages.recipes import Usefulness
 from stages.refused import explained
-from stages.search import entry
 from stages.shard import Shard
+from stages.targeted_pgd import entry
+from stages.tensors import in_batches, to_unit
 
-CONSTANT = 1e-10  # a variance, as a share of the mean square, that float32 gives a constant feature by rounding
+CONSTANT = 1e-10  # variance of a constant feature in float32, by rounding, relative to its mean square
 KINDS = ("robust", "non_robust", "useless")
 
 
 def measure(
     recipe: Usefulness, classes: Sequence[str], models: Mapping[str, Classifier], shard: Shard, limit: int
 ) -> Sums:
-    """What one shard tells of each model's features: their mean and deviation, or their use, or both.
+    """Sums over one shard for each model's features: for normalisation, for usefulness, or both.
 
     Args:
-        recipe: what is asked; of its `limit` only this shard's part counts here.
+        recipe: the settings; of its `limit`, this shard has the part `limit`.
         classes: class names.
         models: by name.
-        shard: of split `recipe.normalise`, of `recipe.split`, or of both where they are one.
-        limit: how many of the first images of a shard of `recipe.split` are attacked; the others only count for ρ.
+        shard: of split `recipe.normalise` or `recipe.split`, which may be the same.
+        limit: number of leading images to attack in a shard of `recipe.split`; the others count for ρ only.
 
     Returns:
-        For each model sums that `evaluate.add` adds up, whatever shards they come from.
+        Model → sums, which `evaluate.add` adds up over shards.
 
     Raises:
         BadInput: a model has no such features.
-        BadData: a feature is not a number.
+        BadData: a feature is NaN or infinite.
     """
     with computing(recipe), explained(recipe, *models.values()):
         return {name: _measure(recipe, len(classes), model, shard, limit) for name, model in models.items()}
 
 
 def _measure(recipe: Usefulness, count: int, model: Classifier, shard: Shard, limit: int) -> dict[str, Any]:
-    features = Penultimate(prepared(model, recipe, recipe.layer), recipe.layer)
+    features = Penultimate(optimized(model, recipe, recipe.layer), recipe.layer)
     pixels = shard.images()
     clean = _features(features, pixels, recipe.batch_size)
     sums: dict[str, Any] = {}
@@ -78,7 +80,7 @@ def _measure(recipe: Usefulness, count: int, model: Classifier, shard: Shard, li
 
 
 def _by_class(label_N: np.ndarray, value_ND: np.ndarray) -> dict[str, list[float]]:
-    """Sums over the images of each class that occurs: most of a thousand do not."""
+    """Sums per class, for classes that occur in the shard."""
     return {str(k): value_ND[label_N == k].sum(0).tolist() for k in np.unique(label_N)}
 
 
@@ -98,10 +100,10 @@ def _features(features: Penultimate, pixels: np.ndarray, batch_size: int) -> np.
 def _extremes(
     features: Penultimate, recipe: Usefulness, pixels: np.ndarray, clean_ND: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest that each feature was seen to be in the ball round each image: N × D each.
+    """Lowest and highest value found for each feature in the ball around each image: N × D each.
 
-    A batch holds triples of an image, a feature and a sign: each is a search of its own, and one pass through the
-    network serves them all. The image itself counts too, so that no feature gains by an attack.
+    A batch holds triples of an image, a feature and a sign, each with a search of its own; one pass through the network
+    serves them all. The clean image counts too, so that no attack improves a feature.
     """
     where = features.model.mean.device
     axes = np.meshgrid(*(np.arange(size) for size in clean_ND.shape), np.array([1.0, -1.0]), indexing="ij")
@@ -128,10 +130,10 @@ def _extremes(
 
 
 def summarise(recipe: Usefulness, classes: Sequence[str], sums: Mapping[str, Any]) -> dict[str, Any]:
-    """What the sums of one model say: ρ and γ of each feature for each class that has images, and how many are what.
+    """The results of one model from its sums: ρ and γ of each feature for each class with images, and counts per kind.
 
-    Points are (feature, class, ρ, γ), by number; a feature is turned round for a class where that makes ρ ≥ 0.
-    `useful_from` is the ρ from which a feature is useful, class by class, None for one without images.
+    Points are (feature, class, ρ, γ), by number; a feature's sign is flipped for a class if that makes ρ ≥ 0.
+    `useful_from` is the threshold on ρ per class, None for a class without images.
     """
     present = [k for k, n in enumerate(sums["n_per_class"]) if n]
     rho_KD, gamma_KD = _usefulness(sums, present)
@@ -164,7 +166,7 @@ def _counts(kinds: np.ndarray) -> dict[str, int]:
 
 
 def _moments(sums: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and mean square of each feature over the split that normalises: D each."""
+    """Mean and mean square of each feature over the normalisation split: D each."""
     of = sums["normalise"]
     return np.array(of["f"]) / of["n"], np.array(of["ff"]) / of["n"]
 
@@ -185,7 +187,7 @@ def _usefulness(sums: Mapping[str, Any], present: Sequence[int]) -> tuple[np.nda
     rho = (2 * f - f.sum(0) - mean * (2 * own_K1 - total)) / (deviation * total)
 
     def taken(own_KD: np.ndarray, rest_KD: np.ndarray) -> np.ndarray:
-        """What the attack takes from E[y f̂]: by moving f one way for the class and the other way for the rest."""
+        """Decrease of E[y f̂] by the attack, which moves f one way for the class and the other way for the rest."""
         found: np.ndarray = (own_KD + rest_KD.sum(0) - rest_KD) / (deviation * sums["attacked"])
         return found
 

@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import calculate_md5
 
-from pipeline import spec
 from pipeline.cli import main
 from pipeline.cluster import Request, runtime_env
-from pipeline.graph import build
+from pipeline.experiment import spec
+from pipeline.experiment.graph import build
 from pipeline.store import Store
 from stages.images import encode_png
 from stages.recipes import is_own

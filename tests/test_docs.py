@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline import spec
 from pipeline.cli import main
-from pipeline.graph import build
+from pipeline.experiment import spec
+from pipeline.experiment.graph import build
 from stages.shard import COLUMNS
 
 ROOT = Path(__file__).parent.parent

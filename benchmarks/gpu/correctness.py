@@ -13,13 +13,13 @@ from torch import Tensor
 from benchmarks.gpu.sheet import Sheet, images, percent
 from stages import model as models
 from stages import train
-from stages.attack import Attacker, logits_of
+from stages.attack import Attacker
 from stages.device import device
 from stages.evaluate import score
 from stages.invert import Inverter
-from stages.model import Classifier, Design
-from stages.pgd import to_grid
-from stages.recipes import Attack, Evaluate, Invert, Relabel, Threat, Train
+from stages.model import Classifier, Design, logits_of
+from stages.pgd import round_in_ball
+from stages.recipes import Attack, EvalAttack, Evaluate, Invert, Relabel, Train
 from stages.shard import Shard, pack
 
 CLASSES = [str(k) for k in range(10)]
@@ -80,7 +80,7 @@ class Bench:
         """The attacked shard, and what share of its images reached the target."""
         recipe = Attack(images="", model="", steps=self.steps, step_size=0.1, batch_size=self.count, **keys)  # type: ignore[arg-type]
         made = Attacker(recipe, OTHER, CLASSES, model)(self.test)
-        return _unit(made.images()), f"{percent(made.attack['reached'])} % reached"
+        return _unit(made.images()), f"{percent(made.attack['success'])} % success"
 
     def attack(self) -> None:
         self.both("logits", lambda model: (torch.from_numpy(logits_of(model, self.test.images(), self.count)), ""))
@@ -96,7 +96,7 @@ class Bench:
         noise = torch.randn(clean.shape, generator=draw)
         near = (clean / 255 + 0.5 * noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp(0, 1)
         for norm, eps in (("l2", 0.5), ("linf", 2 / 255)):
-            found = [to_grid(near.to(where), clean.to(where), norm, eps).cpu() for where in (device(), "cpu")]  # type: ignore[arg-type]
+            found = [round_in_ball(near.to(where), clean.to(where), norm, eps).cpu() for where in (device(), "cpu")]  # type: ignore[arg-type]
             self.same(f"rounding to 8 bits, {norm}, on the GPU and on the processor", *_equal(*found))
 
     def step(self) -> None:
@@ -117,7 +117,7 @@ class Bench:
 
     def evaluation(self) -> None:
         how = {"eps": 0.25, "steps": self.steps // 2 or 1, "batch_size": self.count}
-        threats = [Threat(method=method, **how) for method in ("pgd", "apgd")]  # type: ignore[arg-type]
+        threats = [EvalAttack(method=method, **how) for method in ("pgd", "apgd")]  # type: ignore[arg-type]
         asked = Evaluate(models=["m"], on="", batch_size=self.count, attacks=threats)
         for what, model in (("GPU", self.model), ("processor", self.there)):
             sums = score(asked, CLASSES, {"m": model}, {}, self.test)["m"]
@@ -152,7 +152,7 @@ class Bench:
         recipe = Attack(images="", model="", steps=self.steps, batch_size=self.count, precision=precision)  # type: ignore[arg-type]
         attacker = Attacker(recipe, OTHER, CLASSES, self.model)
         if not graph:
-            attacker.toward.descent.capture = None
+            attacker.targeted_pgd.descent.capture = None
         return pack(attacker(self.test))
 
 

@@ -35,7 +35,7 @@ def training(sheet: Sheet) -> None:
     for deterministic in (True, False):
         lesson = Train(
             on="", arch=arch, epochs=2, batch_size=batch, precision="bfloat16", augment="crop-flip",
-            deterministic=deterministic, watch=0,
+            deterministic=deterministic, eval_images=0,
         )  # fmt: skip
         *_, (_, history) = train.fit(lesson, design, examples, Path.cwd())
         kernels = "deterministic" if deterministic else "whatever is fastest"

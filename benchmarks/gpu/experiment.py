@@ -66,7 +66,9 @@ def facts(store: Path, dataset: str | None) -> str:
     if file is None:
         return ""
     said = json.loads(file.read_text())
-    reached = f", {100 * said['reached']:.1f} % reached, mean L2 {said['l2_mean']:.3f}" if "reached" in said else ""
+    reached = (
+        f", {100 * said['success_rate']:.1f} % success, mean L2 {said['l2_mean']:.3f}" if "success_rate" in said else ""
+    )
     return f"{said['counts']['train']:,} images{reached}"
 
 
@@ -76,7 +78,7 @@ def described(tiny: bool, count: int, batch: int) -> dict[str, Any]:
     clean: dict[str, Any] = {"source": "cifar10", "download": False, "shard_size": size}
     lesson: dict[str, Any] = {
         "arch": "cifar_resnet18", "epochs": 10, "batch_size": 250, "lr": 0.2, "precision": "bfloat16",
-        "augment": "crop-flip", "weight_decay": 5e-4, "watch": 0,
+        "augment": "crop-flip", "weight_decay": 5e-4, "eval_images": 0,
     }  # fmt: skip
     learner = lesson | {"epochs": max(15, LEARNED // count), "lr": 0.1, "augment": "none"}
     attack: dict[str, Any] = {

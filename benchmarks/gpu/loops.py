@@ -14,11 +14,11 @@ from benchmarks.attack import IMAGENET, IMAGENET_STEPS, IMAGENET_WORKERS, Plain,
 from benchmarks.gpu.sheet import Sheet, noise, seconds_of, untrained
 from stages import pgd
 from stages.device import computing, device
-from stages.model import to_unit
+from stages.inference import optimized
 from stages.pgd import UNCAPTURED
-from stages.prepare import prepared
 from stages.recipes import Attack
-from stages.search import Toward, targeted
+from stages.targeted_pgd import TargetedPGD, targeted
+from stages.tensors import to_unit
 
 STEPS = 100
 """Of a dataset's attack."""
@@ -104,17 +104,17 @@ class Loops:
             self.sheet.say(f"CIFAR-10 × {STEPS} steps, {name}, batch {batch}: {50_000 * STEPS / rate:,.0f} s")
 
     def ours(self, name: str, batch: int, *, graph: bool = True, **keys: object) -> None:
-        """The loop that makes datasets: `Toward`, rounding to 8 bits included, as it is with all `STEPS`."""
+        """The loop that makes datasets: `TargetedPGD`, rounding to 8 bits included, as it is with all `STEPS`."""
         recipe = recipe_of(self.case.eps, batch, **keys)
 
         def loop() -> Callable[[int], object]:
-            toward = Toward(recipe, prepared(self.model, recipe))
+            search = TargetedPGD(recipe, optimized(self.model, recipe))
             if not graph:
-                toward.descent.capture = None
+                search.descent.capture = None
 
             def run(steps: int) -> object:
-                toward.recipe = recipe.model_copy(update={"steps": steps})
-                return toward(self.pixels[:batch], self.target[:batch], self.target[:batch])
+                search.recipe = recipe.model_copy(update={"steps": steps})
+                return search(self.pixels[:batch], self.target[:batch], self.target[:batch])
 
             return run
 
@@ -130,7 +130,7 @@ class Loops:
         recipe = recipe_of(self.case.eps, batch, **keys)
 
         def loop() -> Callable[[int], object]:
-            made, where = prepared(self.model, recipe), device()
+            made, where = optimized(self.model, recipe), device()
             x, target = to_unit(self.pixels[:batch], where), torch.from_numpy(self.target[:batch]).to(where)
             grad = torch.zeros_like(x)
 

@@ -44,7 +44,7 @@ def dataset(sheet: Sheet) -> None:
     what = {
         "name": "node",
         "datasets": {"clean": {"load": source}, "moved": {"attack": attack, "relabel": "next"}},
-        "models": {"net": {"load": brought}},
+        "models": {"net": {"pretrained": brought}},
     }
     file.write_text(yaml.safe_dump(what))
     shutil.rmtree(store, ignore_errors=True)  # of an earlier call: what is there already takes no time
@@ -84,7 +84,7 @@ def training(sheet: Sheet) -> None:
     for what, budget in (("held", 4096), ("streamed from shards", 0)):
         lesson = Train(
             on="", arch=arch, epochs=2, batch_size=batch, precision="bfloat16", augment="crop-flip",
-            memory_budget=budget, watch=0,
+            memory_budget=budget, eval_images=0,
         )  # fmt: skip
         *_, (_, history) = train.fit(lesson, design, examples, Path.cwd())
         rates.append(history[-1]["images_per_second"])

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.side_by_side import CIFAR10, cifar10
-from pipeline import report
+from pipeline.report import tables
 from stages import model as models
 from stages.device import device
 from stages.model import Classifier, Design
@@ -84,7 +84,7 @@ class Sheet:
 
 def printed(found: dict[str, Any]) -> str:
     """A step's tables as text, and how it ended."""
-    parts = [f"{table['title']}\n\n{report.table(table['head'], table['lines'])}\n" for table in found["tables"]]
+    parts = [f"{table['title']}\n\n{tables.table(table['head'], table['lines'])}\n" for table in found["tables"]]
     end = found["failed"] or f"done after {found['seconds']:.0f} s"
     return "\n".join([*parts, *found["said"], f"{found['step']}: {end}\n"])
 

@@ -1,4 +1,4 @@
-"""Where clean images come from: list a source, spread it over shards, read one shard of it."""
+"""Load clean images: list a source, assign its images to shards, read one shard."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.errors import BadData, BadInput
-from stages.images import encode_png, open_image
+from stages.images import ENCODED, encode_png, open_image
 from stages.limits import CLASSES, SHARDS
 from stages.load.arrays import list_digits, list_torchvision
 from stages.load.files import Files, place_of
@@ -16,21 +16,21 @@ from stages.load.synthetic import list_synthetic, synthetic
 from stages.load.webdataset import list_webdataset
 from stages.recipes import Digits, ImageFolder, Load, Synthetic, Torchvision, WebDataset
 from stages.seeds import generator
-from stages.shard import Failure, Pixels, Shard
+from stages.shard import Failure, Pixels, Shard, shard_name
 
-__all__ = ["RESTRICTED_IMAGENET", "Images", "Item", "Listing", "list_source", "printable", "read", "spread"]
+__all__ = ["RESTRICTED_IMAGENET", "Images", "Item", "Listing", "assign_to_shards", "list_source", "printable", "read"]
 
 
 def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
     """List a source.
 
     Args:
-        load: which source, and how.
-        data: the folder that relative paths start from.
-        fetch: whether a torchvision dataset that is not there may be downloaded, if the recipe allows it too.
+        load: the source and its settings.
+        data: folder of relative paths.
+        fetch: allow the download of a torchvision dataset, if the recipe allows it too.
 
     Raises:
-        BadInput: the source is missing, empty or damaged, or the class map does not fit.
+        BadInput: the source is missing, empty or damaged, or the class map does not match.
     """
     match load:
         case Digits():
@@ -58,7 +58,7 @@ def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
 
 
 def _refuse_if_damaged(load: ImageFolder, listing: Listing, data: Path) -> None:
-    """Try some images before anything is written; a folder in which most of them fail is not worth starting on."""
+    """Decode some images before anything is written, and refuse a folder in which most fail."""
     for split, items in listing.items.items():
         tried, failed = few(items), []
         with Files(()) as files:
@@ -74,14 +74,14 @@ def _refuse_if_damaged(load: ImageFolder, listing: Listing, data: Path) -> None:
             )
 
 
-def spread(listing: Listing, load: Load) -> dict[str, Images]:
-    """Spread a source over shards with a seeded permutation, so that each is a fair sample of its split.
+def assign_to_shards(listing: Listing, load: Load) -> dict[str, Images]:
+    """Assign images to shards by a seeded permutation, so that each shard is a random sample of its split.
 
     Returns:
-        Shard name → its images.
+        Shard name → images.
 
     Raises:
-        BadInput: there would be too many.
+        BadInput: more than `SHARDS` shards.
     """
     if (count := sum(-(-len(items) // load.shard_size) for items in listing.items.values())) > SHARDS:
         raise BadInput(f"shard_size {load.shard_size} makes {count:,} shards, at most {SHARDS:,} are made: raise it")
@@ -89,25 +89,25 @@ def spread(listing: Listing, load: Load) -> dict[str, Images]:
     for split, items in listing.items.items():
         order = generator(load.seed, f"order/{split}").permutation(len(items))
         for number, first in enumerate(range(0, len(order), load.shard_size)):
-            shards[f"{split}-{number:06d}"] = items[order[first : first + load.shard_size]]
+            shards[shard_name(split, number)] = items[order[first : first + load.shard_size]]
     return shards
 
 
 def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: str | None) -> Shard:
-    """Fetch and decode, or make, the images of one shard.
+    """Fetch and decode, or generate, the images of one shard.
 
-    An image that cannot be decoded is left out and becomes a Failure; the rest goes on.
+    An image that cannot be decoded is left out and recorded as a Failure.
 
     Args:
         load: the source.
         name: the shard's name.
         items: its images.
         channels: 1 or 3.
-        suffix: kind of the files, if they are to be kept as they are.
+        suffix: format of the files if they are kept; else None.
 
     Raises:
         BadData: more than ``load.max_undecodable`` of the images failed, or they take more than `limits.MEMORY`.
-        ConnectionError: an object store was away for about a minute; that is no fault of the images.
+        ConnectionError: an object store stayed unavailable; not counted as a failed image.
     """
     kept, pixels, files, failures = [], Pixels(name), [], []
     with Files([item.ref for item in items]) as opened:
@@ -134,7 +134,7 @@ def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: st
         source_label=labels.copy(),
         pixels=pixels.array(),
         files=whole or None,
-        suffix=suffix or "png",
+        suffix=suffix or ENCODED,
         failures=failures,
     )
 
@@ -156,10 +156,10 @@ def _refuse_failures(failures: Sequence[Failure], count: int, allowed: float) ->
 def _read_one(
     load: Load, item: Item, opened: Files, channels: int, suffix: str | None
 ) -> tuple[np.ndarray, bytes | None]:
-    """The pixels of an image, and what stands for them in a shard, where it may have a size of its own.
+    """The pixels of an image, and the file to store if images keep their sizes.
 
     Raises:
-        BadData: it cannot be decoded, or can neither be kept as it is nor encoded without loss.
+        BadData: the image cannot be decoded, or can neither be kept nor re-encoded without loss.
     """
     if isinstance(load, Synthetic):
         return synthetic(load, item), None
@@ -171,6 +171,6 @@ def _read_one(
     if not load.keeps_sizes:
         return pixels, None
     odd = image.why_not_kept(suffix) if suffix else None
-    if odd is not None and suffix != "png":
+    if odd is not None and suffix != ENCODED:
         raise BadData(f"{odd}, and cannot be kept as it is: say `keep_files: false`, and all are stored as png")
     return pixels, encode_png(pixels) if suffix is None or odd else file

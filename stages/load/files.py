@@ -145,7 +145,7 @@ class _Remote(RawIOBase):
     def __init__(self, url: str, patient: bool = True) -> None:
         super().__init__()
         self.url = url
-        self.file = self._persist(self._opened, patient)
+        self.file = self._retry(self._opened, patient)
 
     def _opened(self) -> Any:
         if urlsplit(self.url).scheme not in STORES:
@@ -156,9 +156,9 @@ class _Remote(RawIOBase):
         filesystem, root = remote.connect(f"{folder}/{mark}{query}")
         return filesystem.open_input_file(f"{root}/{unquote(name)}")
 
-    def _persist(self, work: Callable[[], T], patient: bool = True) -> T:
+    def _retry(self, work: Callable[[], T], patient: bool = True) -> T:
         try:
-            return remote.persist(work, remote.PATIENCE if patient else remote.FIRST_PATIENCE, self._refuse)
+            return remote.retry(work, remote.PATIENCE if patient else remote.FIRST_PATIENCE, self._refuse)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -180,12 +180,12 @@ class _Remote(RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """As many bytes as fit, in one request, from where it stands; a try that fails does not move it."""
-        count: int = self._persist(lambda: self.file.readinto(buffer))
+        count: int = self._retry(lambda: self.file.readinto(buffer))
         return count
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Bytes at an offset, in one request, less if it ends there; for several threads at once."""
         if offset >= self.file.size():
             return b""
-        content: bytes = self._persist(lambda: self.file.read_at(size, offset))
+        content: bytes = self._retry(lambda: self.file.read_at(size, offset))
         return content

@@ -1,52 +1,135 @@
-"""What docs/architecture.md says how to add, added: it is made, shown and priced, and compared with no figure.
+"""Everything that docs/architecture.md tells how to add, added where it says: made, shown and priced.
 
-A run, its table, its page and a plan's cost ask a recipe what it is, and none of them a list that has to know it.
+A source, a label rule, an attack method, a norm, a column and an image format are patched into the files that the
+document names, and into no other. So a run, its table, its page and a plan's cost may ask a recipe what it is, but
+none of them may hold a list that would have to know it. Not here: a stage, whose job is registered in `JOBS`, and the
+attacks of an evaluation, whose models pydantic has compiled into each other.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
+from PIL import Image
+from pydantic import Field
 
-from pipeline import cost, published, runs, spec
 from pipeline.cli import main
-from pipeline.graph import build
-from pipeline.jobs import Place
+from pipeline.cost import estimate
+from pipeline.experiment import spec
+from pipeline.experiment.graph import build
+from pipeline.report import published
+from pipeline.run.jobs import Context
+from pipeline.run.preflight import preflight
 from pipeline.store import Store
-from stages import attack, relabel
-from stages.recipes import Attack, Relabel
+from stages import attack, images, load, pgd, recipes, relabel, shard
+from stages.recipes import Attack, Digits, ImageFolder, Relabel
+
+# ------------------------------------------------------------------------------------- stages/recipes
+
+
+class Ramps(Digits):
+    """A source."""
+
+    source: Literal["ramps"]  # type: ignore[assignment]
 
 
 class Inverting(Attack):
-    """An attack with one more method."""
+    """An attack with one more method and one more norm."""
 
     method: Literal["pgd", "none", "negative"] = "pgd"  # type: ignore[assignment]
+    norm: Literal["l2", "linf", "l1"] = "l2"  # type: ignore[assignment]
 
 
 class Mirrored(Relabel):
-    """A rule more."""
+    """One more label rule."""
 
     rule: Literal["other", "mirror"]  # type: ignore[assignment]
 
 
 class Dataset(spec.Dataset):
-    """What an experiment file may ask for then."""
+    """A dataset of the experiment file with these."""
 
+    load: Annotated[Digits | ImageFolder | Ramps, Field(discriminator="source")] | None = None  # type: ignore[assignment]
     attack: Inverting | None = None
     relabel: Mirrored | None = None
 
 
 class Experiment(spec.Experiment):
-    """The experiment file then."""
+    """An experiment file with these."""
 
     datasets: dict[spec.Name, Dataset]
 
 
+# --------------------------------------------------------------------------------------- other stages
+
+
+def ramps() -> load.Listing:
+    """Images that grow brighter to the right, the more so the higher their class."""
+    labels = np.arange(60) % 10
+    pixels = (labels[:, None, None, None] * np.arange(8)[:, None]).repeat(8, axis=1).astype(np.uint8)
+    whole = load.Images.whole(labels, pixels)
+    return load.Listing(tuple("0123456789"), {"test": whole[:20], "train": whole[20:]}, channels=1)
+
+
+class Brightness(shard.Facts):
+    """The facts of a sample with one more column."""
+
+    brightness: float = 0.0
+
+
+def direction(grad: torch.Tensor, norm: str) -> torch.Tensor:
+    """The steepest step of length 1 in L1 changes one value alone."""
+    if norm != "l1":
+        return DIRECTION(grad, norm)
+    flat = grad.flatten(1)
+    largest = flat.abs().argmax(1, keepdim=True)
+    return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(grad)
+
+
+def project(delta: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
+    """Into the ball by scaling: not the nearest point of it, but a point of it."""
+    if norm != "l1":
+        return PROJECT(delta, norm, eps)
+    return delta * (eps / delta.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)).clamp_max(1)
+
+
+def round_in_ball(x: torch.Tensor, clean: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
+    """Rounded toward the clean image, so that the ball is not left."""
+    if norm != "l1":
+        return ROUND_IN_BALL(x, clean, norm, eps)
+    return (clean + (255 * x.double() - clean).trunc()).to(torch.uint8)
+
+
+DIRECTION: Any = pgd.direction
+PROJECT: Any = pgd.project
+ROUND_IN_BALL: Any = pgd.round_in_ball
+
+
 @pytest.fixture
-def added(tiny, monkeypatch):
-    """The small experiment with a dataset of a method and a rule that were added."""
+def ppm(tmp_path: Path) -> Path:
+    """A folder of images in a format that shards do not keep yet."""
+    for split in ("train", "val"):
+        for name in ("dark", "light"):
+            folder = tmp_path / "ppm" / split / name
+            folder.mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (8, 8), (200 * (name == "light") + i,) * 3).save(folder / f"{i}.ppm")
+    return tmp_path / "ppm"
+
+
+@pytest.fixture
+def added(tiny: dict[str, Any], ppm: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The small experiment, with one of each that was added."""
+
+    def list_source(recipe, data, fetch=True):
+        return ramps() if isinstance(recipe, Ramps) else listed(recipe, data, fetch)
 
     def targets(rule, label, index, classes, logits=None):
         return len(classes) - 1 - label if rule.rule == "mirror" else relabel.targets(rule, label, index, classes)
@@ -54,21 +137,68 @@ def added(tiny, monkeypatch):
     def move(attacker, shard, clean, wanted):
         return (np.invert(clean), {}) if attacker.recipe.method == "negative" else moved(attacker, shard, clean, wanted)
 
-    moved = attack.Attacker._move
-    monkeypatch.setattr(attack.Attacker, "_move", move)
-    monkeypatch.setattr(attack, "targets", targets)
+    def measure(attacker, clean, saved, wanted):
+        return measured(attacker, clean, saved, wanted) | {"brightness": saved.mean((1, 2, 3), dtype=np.float32)}
+
+    listed, moved, measured = load.list_source, attack.Attacker._move, attack.Attacker._measure
     monkeypatch.setattr(spec, "Experiment", Experiment)
+    monkeypatch.setitem(recipes.SOURCES, "ramps", Ramps)
+    monkeypatch.setattr(load, "list_source", list_source)
+    monkeypatch.setattr(attack, "targets", targets)
+    monkeypatch.setattr(attack.Attacker, "_move", move)
+    monkeypatch.setattr(attack.Attacker, "_measure", measure)
+    monkeypatch.setitem(shard.COLUMNS, "brightness", pa.float32())
+    monkeypatch.setattr(shard, "Facts", Brightness)
+    monkeypatch.setitem(images.KEPT, "ppm", "PPM")
+    monkeypatch.setattr(shard, "SUFFIXES", (*shard.SUFFIXES, "ppm"))
+    for step in (direction, project, round_in_ball):
+        monkeypatch.setattr(pgd, step.__name__, step)
     tiny["datasets"]["other"] = {"attack": {"images": "clean", "method": "negative", "steps": 7}, "relabel": "mirror"}
+    tiny["datasets"]["diamond"] = {
+        "attack": {"images": "clean", "model": "standard", "norm": "l1", "eps": 12, "step_size": 1, "steps": 12},
+        "relabel": "other",
+    }
+    tiny["datasets"]["ramps"] = {"load": {"source": "ramps"}}
+    tiny["datasets"]["folder"] = {"load": {"source": "image-folder", "root": str(ppm)}}
+    train = tiny["models"]["from_other"]["train"]
+    tiny["models"]["from_diamond"] = {"train": {**train, "on": "diamond"}}
+    tiny["evaluations"]["accuracy"]["models"].append("from_diamond")
     return tiny
 
 
-def test_what_was_added_is_made_and_has_its_place_on_the_page_beside_no_published_figure(added, write, tmp_path):
-    args = ["run", str(write(added)), "--store", str(tmp_path / "s"), "--engine", "inline"]
-    made = CliRunner().invoke(main, args)
+@pytest.fixture
+def store(added: dict[str, Any], write: Any, tmp_path: Path) -> Iterator[Path]:
+    """A store in which all of it was made, by the command line."""
+    path = tmp_path / "s"
+    made = CliRunner().invoke(main, ["run", str(write(added)), "--store", str(path), "--engine", "inline"])
     assert made.exit_code == 0, made.output
-    assert "from_other" in made.stdout
-    (page,) = (tmp_path / "s").glob("runs/*/report.html")
-    assert "page could not" not in made.stderr and "from_other" in page.read_text()
+    assert "page could not" not in made.stderr and "from_other" in made.stdout
+    yield path
+
+
+def only(paths: Iterator[Path]) -> Path:
+    (path,) = paths
+    return path
+
+
+def first_shard(store: Path, name: str) -> dict[int, np.ndarray]:
+    """Index → pixels."""
+    tar = only(store.glob(f"datasets/{name}/*/train-000000.tar")).read_bytes()
+    return {s.facts.index: images.decode(s.file, 1) for s in shard.samples("train-000000", tar)}
+
+
+def test_what_was_added_is_made_and_has_its_place_on_the_page_beside_no_published_figure(store):
+    page = only(store.glob("runs/*/report.html")).read_text()
+    assert "from_other" in page and "small_cnn, L1 ε 12, 12 steps of 1" in page
+    assert {f"datasets/{name}" in page for name in ("other", "diamond", "ramps", "folder")} == {True}
+    clean, diamond, folder = (first_shard(store, name) for name in ("clean", "diamond", "folder"))
+    moved = [np.abs(diamond[i].astype(int) - clean[i]).sum() / 255 for i in diamond]
+    assert 1 < max(moved) <= 12, "moved, and inside the ball"
+    samples = pq.read_table(only(store.glob("datasets/diamond/*/samples.parquet"))).to_pydict()
+    brightness = dict(zip(samples["index"], samples["brightness"], strict=True))
+    assert all(brightness[i] == pytest.approx(pixels.mean()) for i, pixels in diamond.items())
+    assert len(folder) == 8 and next(store.glob("datasets/folder/*/manifest.json")).read_text().count('"ppm"') == 1
+    assert CliRunner().invoke(main, ["verify", "--store", str(store)]).exit_code == 0
 
 
 def test_what_was_added_is_none_of_the_papers_sets(added):
@@ -77,13 +207,14 @@ def test_what_was_added_is_none_of_the_papers_sets(added):
     assert published.kind(nodes["standard"]) == "D"
     other = replace(nodes["standard"], inputs={"on": replace(nodes["clean"], stage="mix")})
     assert published.kind(other) is None, "a stage that the paper does not have is not its training set"
+    assert not published.beside("D_other", None, published.setting(nodes["from_diamond"])), "nor is a norm"
 
 
 def test_the_steps_of_what_was_added_are_paid_for(added, tmp_path):
-    place = Place(Store(str(tmp_path / "s")), tmp_path, tmp_path)
-    known = {outlook.node.id: outlook for outlook in runs.preflight(build(spec.parse(added)), place, fetch=False)}
-    outlook = known["datasets/other"]
-    (work,) = cost.works(outlook.node, known, outlook.facts["shards"], place)
+    place = Context(Store(str(tmp_path / "s")), tmp_path, tmp_path)
+    known = {status.node.id: status for status in preflight(build(spec.parse(added)), place, fetch=False)}
+    left = known["datasets/other"].facts["shards"]
+    (work,) = estimate.parts_of(known["datasets/other"], known, left)
     assert work.part.steps == 7
-    (idle,) = cost.works(known["datasets/control"].node, known, outlook.facts["shards"], place)
+    (idle,) = estimate.parts_of(known["datasets/control"], known, left)
     assert idle.part.steps == 0

@@ -17,7 +17,7 @@ import yaml
 from local_cluster import LocalCluster
 from support import contents
 
-from pipeline.on_ray import IN_FLIGHT
+from pipeline.run.on_ray import IN_FLIGHT
 from pipeline.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]

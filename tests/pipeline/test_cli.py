@@ -13,12 +13,14 @@ from click.testing import CliRunner
 from PIL import Image
 from support import TINY, contents, files, reseal
 
-from pipeline import artifacts, runs, spec
 from pipeline.cli import main
-from pipeline.graph import build
-from pipeline.jobs import ModelJob, Place
+from pipeline.experiment import spec
+from pipeline.experiment.graph import build
+from pipeline.run import artifacts
+from pipeline.run.jobs import Context, TrainJob
+from pipeline.run.preflight import preflight
 from pipeline.store import Store
-from stages.load import list_source, spread
+from stages.load import assign_to_shards, list_source
 from stages.recipes import ImageFolder
 
 
@@ -115,7 +117,7 @@ def test_show_json_gives_the_rows_of_the_latest_run(finished):
         assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
         assert row["n"] == 192
     assert said["rows"][1]["trained_on"] == "other"
-    assert 0 <= said["rows"][1]["target_reached"] <= 1
+    assert 0 <= said["rows"][1]["attack_success_rate"] <= 1
 
 
 def test_run_json_prints_one_document_that_show_repeats(tiny, write, tmp_path):
@@ -127,7 +129,7 @@ def test_run_json_prints_one_document_that_show_repeats(tiny, write, tmp_path):
 def test_show_names_a_node(finished):
     _, store = finished
     text = invoke("show", "other", "--store", store).stdout
-    assert "target reached" in text
+    assert "attack success rate" in text
     assert "192 train" in text
     found = json.loads(invoke("show", "datasets/clean", "--json", "--store", store).stdout)["found"]
     assert found[0]["counts"] == {"train": 192, "test": 192}
@@ -175,7 +177,7 @@ def test_resume_goes_on_with_the_latest_run_without_its_file(tiny, write, tmp_pa
 
 def test_resume_repeats_the_versions_of_every_kind_of_recipe(tiny, write, tmp_path):
     tiny["datasets"]["clean"]["load"]["seed"] = 3
-    tiny["models"]["standard"]["train"] |= {"schedule": "steps", "drops": [1], "augment": "flip"}
+    tiny["models"]["standard"]["train"] |= {"schedule": "steps", "milestones": [1], "augment": "flip"}
     tiny["evaluations"]["accuracy"] |= {"attacks": [{"eps": 0.5, "steps": 2}], "agreement": "next"}
     file, store = write(tiny), tmp_path / "s"
     make(file, store)
@@ -258,12 +260,12 @@ def test_a_plan_passes_over_a_first_image_that_does_not_decode(tmp_path, write, 
     monkeypatch.chdir(tmp_path)
     folder(tmp_path / "data/pictures", per_class=30)
     load = {"source": "image-folder", "root": "pictures", "resize": 12, "crop": 8}
-    first, *_ = spread(list_source(ImageFolder(**load), Path("data")), ImageFolder(**load)).values()
+    first, *_ = assign_to_shards(list_source(ImageFolder(**load), Path("data")), ImageFolder(**load)).values()
     first[0].ref.write_bytes(b"no picture")
     file = write({"name": "f", "datasets": {"pictures": {"load": load}}})
     invoke("plan", file)
-    (outlook,) = runs.preflight(build(spec.read(file)), Place(Store("s"), Path("data"), Path()))
-    assert outlook.facts["image_shape"] == [3, 8, 8]
+    (status,) = preflight(build(spec.read(file)), Context(Store("s"), Path("data"), Path()))
+    assert status.facts["image_shape"] == [3, 8, 8]
 
 
 def test_too_many_undecodable_images_fail_the_shard_and_the_run(tmp_path, write, monkeypatch):
@@ -305,7 +307,7 @@ def test_a_users_net_and_a_users_checkpoint(tiny, write, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     torch.save({"model": {"module.1.weight": torch.randn(10, 64), "module.1.bias": torch.zeros(10)}}, "data/own.pt")
     tiny["models"]["standard"]["train"]["arch"] = "own_nets:linear"
-    tiny["models"]["brought"] = {"load": {"arch": "own_nets:linear", "weights": "own.pt", "shape": [1, 8, 8]}}
+    tiny["models"]["brought"] = {"pretrained": {"arch": "own_nets:linear", "weights": "own.pt", "shape": [1, 8, 8]}}
     tiny["evaluations"]["accuracy"]["models"].append("brought")
     result = make(write(tiny), "s")
     assert "elsewhere" in result.stdout
@@ -422,10 +424,10 @@ def test_a_flipped_byte_in_a_checkpoint_is_not_gone_on_from(tiny, write, tmp_pat
     file, store = write(tiny), tmp_path / "s"
     make(file, tmp_path / "undisturbed", "--only", "standard")
     make(file, store, "--only", "clean")
-    place = Place(Store(str(store)), tmp_path, tmp_path)
+    place = Context(Store(str(store)), tmp_path, tmp_path)
     node = next(node for node in build(spec.parse(tiny)) if node.id == "models/standard")
     clean = artifacts.find(place.store, node.inputs["on"])
-    steps = ModelJob(node, place, {"on": clean}).steps()
+    steps = TrainJob(node, place, {"on": clean}).steps()
     next(steps)
     steps.close()
     checkpoint = store / node.folder / "checkpoint.safetensors"
@@ -470,7 +472,7 @@ def test_the_majority_share_is_that_of_the_images_that_are_kept(tmp_path, write,
 
 def test_plan_reads_no_checkpoint_from_elsewhere(tiny, write, tmp_path):
     tiny["models"]["brought"] = {
-        "load": {"arch": "small_cnn", "weights": "http://127.0.0.1:9/w.pt", "shape": [1, 8, 8]}
+        "pretrained": {"arch": "small_cnn", "weights": "http://127.0.0.1:9/w.pt", "shape": [1, 8, 8]}
     }
     tiny["evaluations"]["accuracy"]["models"].append("brought")
     assert "brought" in invoke("plan", write(tiny), "--store", tmp_path / "s").stdout
@@ -500,7 +502,7 @@ def load(**recipe):
 def misfit(tiny, tmp_path):
     torch.save({"weight": torch.zeros(10, 3)}, tmp_path / "misfit.pt")
     tiny["models"]["brought"] = {
-        "load": {"arch": "small_cnn", "weights": str(tmp_path / "misfit.pt"), "shape": [1, 8, 8]}
+        "pretrained": {"arch": "small_cnn", "weights": str(tmp_path / "misfit.pt"), "shape": [1, 8, 8]}
     }
     return tiny
 
@@ -563,9 +565,9 @@ BAD = {
             "models",
             "standard",
             "train",
-            to={"on": "clean", "arch": "small_cnn", "epochs": 2, "schedule": "steps", "drops": [5]},
+            to={"on": "clean", "arch": "small_cnn", "epochs": 2, "schedule": "steps", "milestones": [5]},
         ),
-        "drops must lie between 1 and 1",
+        "milestones must lie between 1 and 1",
     ),
     "group without a class": (bad_folder(empty_group), "classes.b: names no class"),
     "braces open": (load(source="webdataset", shards={"train": "a-{000.."}), "braces that do not close"),
@@ -605,7 +607,9 @@ BAD = {
     "arch refuses the images": (change("models", "standard", "train", "arch", to="alexnet"), "refuses images of 1×8×8"),
     "checkpoint misfit": (misfit, "does not fit arch small_cnn"),
     "checkpoint missing": (
-        change("models", "standard", to={"load": {"arch": "small_cnn", "weights": "none.pt", "shape": [1, 8, 8]}}),
+        change(
+            "models", "standard", to={"pretrained": {"arch": "small_cnn", "weights": "none.pt", "shape": [1, 8, 8]}}
+        ),
         "checkpoint none.pt cannot be read: No such file",
     ),
     "folder missing": (load(source="image-folder", root="nowhere"), "nowhere does not exist"),

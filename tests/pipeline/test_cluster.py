@@ -24,9 +24,9 @@ from local_cluster import LocalCluster, free_port
 from s3 import SECRET_KEY
 from support import TINY, command, contents
 
-from pipeline import spec
 from pipeline.cluster import LARGEST_FILE, LARGEST_FOLDER, Cluster, Job, Request, runtime_env
-from pipeline.parcel import staged
+from pipeline.experiment import spec
+from pipeline.run.parcel import staged
 from pipeline.store import Store
 from stages.errors import BadInput
 
@@ -640,7 +640,7 @@ def outside(tmp_path, cluster):
     return outside
 
 
-NO_TOKEN = "the cluster asks for a token and got none, or a wrong one; put the cluster's into ~/.ray/auth_token"
+NO_TOKEN = "the cluster requires a token and got none, or a wrong one; put the cluster's into ~/.ray/auth_token"
 WRONG = "a-wrong-token-" + "1" * 20
 
 

@@ -59,7 +59,7 @@ def test_the_worst_case_is_no_better_than_the_average_and_falls_with_the_radius(
     for (_, _), row in rows.items():
         for attack in row.get("under_attack", ()):
             assert attack["accuracy"] <= attack["average"] + 0.01
-    curve = [under(rows, "standard", attack="pgd", norm="l2", eps=eps, toward=None) for eps in (0.25, 0.5, 1.0)]
+    curve = [under(rows, "standard", attack="pgd", norm="l2", eps=eps, target_rule=None) for eps in (0.25, 0.5, 1.0)]
     assert curve == sorted(curve, reverse=True)
 
 
@@ -68,7 +68,7 @@ def test_an_attack_fools_the_model_that_it_is_made_on_most(rows):
         model: next(
             a["fooled"]
             for a in rows["transfer", model]["under_attack"]
-            if a["source"] == "standard" and not a["toward"]
+            if a["surrogate"] == "standard" and not a["target_rule"]
         )
         for model in ("standard", "second", "robust")
     }

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.engines import ATTEMPTS, Inline
-from pipeline.jobs import Unit
+from pipeline.run.engines import ATTEMPTS, Inline
+from pipeline.run.jobs import Unit
 from stages.errors import BadData
 
 
@@ -15,13 +15,13 @@ class Job:
 
     def __init__(self, heavy, fails=None, wait=False):
         self.heavy, self.fails, self.done = heavy, dict(fails or {}), []
-        self.place = SimpleNamespace(store=SimpleNamespace(retries=0))
+        self.context = SimpleNamespace(store=SimpleNamespace(retries=0))
         self.beside = {"read": threading.Event(), "commit": threading.Event()}
         self.wait = wait
 
     def step(self, name, unit):
         self.done.append((name, unit))
-        self.place.store.retries += name != "work"
+        self.context.store.retries += name != "work"
         if self.fails.get((name, unit), 0) > 0:
             self.fails[name, unit] -= 1
             raise RuntimeError(f"{name} of {unit}")

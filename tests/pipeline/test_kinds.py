@@ -9,10 +9,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from pipeline import artifacts, spec
 from pipeline.cli import main
-from pipeline.graph import build
-from pipeline.jobs import AttackJob, Place
+from pipeline.experiment import spec
+from pipeline.experiment.graph import build
+from pipeline.run import artifacts
+from pipeline.run.jobs import AttackJob, Context
 from pipeline.store import Store
 from stages.model import save
 from stages.recipes import Attack
@@ -46,7 +47,7 @@ KINDS = {
             "on": "clean",
             "attacks": [
                 {"eps": [0.5, 1.0], "steps": 2, "restarts": 2},
-                {"eps": 1.0, "steps": 2, "source": ["standard", "robust"], "toward": "next"},
+                {"eps": 1.0, "steps": 2, "surrogate": ["standard", "robust"], "target_rule": "next"},
                 {"method": "apgd", "eps": 1.0, "steps": 4},
             ],
             "spatial": [{"search": "random", "tries": 2}],
@@ -91,10 +92,10 @@ def test_everything_is_made(made):
 def test_a_step_is_named_at_which_the_target_was_reached(made):
     rows, facts = samples(made[0], "other"), manifest(made[0], "datasets/other")
     steps = ATTACK["steps"]
-    assert all(-1 <= step <= steps for step in rows["reached_step"])
-    by_step = facts["reached_by_step"]
+    assert all(-1 <= step <= steps for step in rows["success_step"])
+    by_step = facts["success_by_step"]
     assert by_step == sorted(by_step) and len(by_step) == steps + 1
-    assert by_step[-1] == pytest.approx(sum(s >= 0 for s in rows["reached_step"]) / len(rows["key"]), abs=1e-6)
+    assert by_step[-1] == pytest.approx(sum(s >= 0 for s in rows["success_step"]) / len(rows["key"]), abs=1e-6)
 
 
 def test_inverted_images_keep_their_labels_and_say_how_near_their_features_are(made):
@@ -126,7 +127,7 @@ def test_a_learning_curve_has_the_clean_test_set_beside_the_labels_trained_on(ma
 def test_every_attack_has_its_average_case_beside_it(made):
     rows = [row for row in made[1]["rows"] if row["evaluation"] == "accuracy"]
     under = rows[0]["under_attack"]
-    assert [(a["attack"], a.get("eps"), a.get("source")) for a in under] == [
+    assert [(a["attack"], a.get("eps"), a.get("surrogate")) for a in under] == [
         ("pgd", 0.5, None), ("pgd", 1.0, None), ("pgd", 1.0, "standard"), ("pgd", 1.0, "robust"),
         ("apgd", 1.0, None), ("spatial", None, None),
     ]  # fmt: skip
@@ -171,7 +172,7 @@ def test_the_order_of_the_models_spared_changes_nothing(made):
         asked = copy.deepcopy(KINDS)
         asked["datasets"]["spared"]["attack"]["not_transferring_to"] = order
         nodes = {node.id: node for node in build(spec.parse(asked))}
-        node, place = nodes["datasets/spared"], Place(Store(str(made[0])), made[0], made[0])
+        node, place = nodes["datasets/spared"], Context(Store(str(made[0])), made[0], made[0])
         inputs = {role: artifacts.find(place.store, parent) for role, parent in node.inputs.items()}
         work = AttackJob(node, place, inputs).open()
         return node.version, [save(model.network) for model in work.spared]
@@ -223,7 +224,7 @@ WRONG = {
         "datasets.d_r.invert: arch small_cnn has no layer 'fc': its last ones are",
     ),
     "other classes": (
-        changed("models.standard", {"load": {"arch": "small_cnn", "weights": "seven.pt", "shape": [1, 8, 8]}}),
+        changed("models.standard", {"pretrained": {"arch": "small_cnn", "weights": "seven.pt", "shape": [1, 8, 8]}}),
         "standard knows 7 classes, the dataset has 10",
     ),
     "other size": (
@@ -231,7 +232,7 @@ WRONG = {
         | {
             "models": {
                 **KINDS["models"],
-                "standard": {"load": {"arch": "small_cnn", "weights": "ten.pt", "shape": [1, 8, 8]}},
+                "standard": {"pretrained": {"arch": "small_cnn", "weights": "ten.pt", "shape": [1, 8, 8]}},
             }
         },
         "standard takes images of 1×8×8, the dataset has 3×12×12",
@@ -245,17 +246,17 @@ WRONG = {
         "relabel map names 'cat', which is no class",
     ),
     "attack toward no class": (
-        changed("evaluations.accuracy.attacks", [{"eps": 1, "toward": {"rule": "map", "map": {"0": "11"}}}]),
-        "evaluations.accuracy.attacks.0.toward.map: relabel map names '11', which is no class",
+        changed("evaluations.accuracy.attacks", [{"eps": 1, "target_rule": {"rule": "map", "map": {"0": "11"}}}]),
+        "evaluations.accuracy.attacks.0.target_rule.map: relabel map names '11', which is no class",
     ),
     "probe of another shape": (
         changed("models.from_other.train", {"on": "other", "probe": "brought", "batch_size": 32})
         | {"datasets": KINDS["datasets"]},
         "models.from_other.train.probe: names 'brought', which is none of the models",
     ),
-    "source that is not there": (
-        changed("evaluations.accuracy.attacks", [{"eps": 1, "source": "nobody"}]),
-        "evaluations.accuracy.attacks.source: names 'nobody', which is none of the models",
+    "surrogate that is not there": (
+        changed("evaluations.accuracy.attacks", [{"eps": 1, "surrogate": "nobody"}]),
+        "evaluations.accuracy.attacks.surrogate: names 'nobody', which is none of the models",
     ),
     "probe without a linear layer": (
         changed("models.probing", {"train": {"on": "other", "probe": "convolved", "batch_size": 32, "threads": 1}})
@@ -317,7 +318,7 @@ MOVES = {
     "no gradient for a universal one": ({"eps": 1.5, "method": "universal", "steps": 2}, "other", "slopeless:net", 0),
     "noise of a level": ({"eps": 0.004, "method": "noise"}, "other", "small_cnn", 0),
     "no way to go": ({"eps": 1.5, "steps": 2}, IDENTITY, "slopeless:net", 1),
-    "frozen from the start": ({"eps": 1.5, "steps": 5, "freeze": 0}, IDENTITY, "small_cnn", 1),
+    "frozen from the start": ({"eps": 1.5, "steps": 5, "stop_at_margin": 0}, IDENTITY, "small_cnn", 1),
     "leakage": ({"eps": 0.004, "method": "leakage"}, "other", "small_cnn", 1),
     "none": ({"eps": 1.5, "method": "none"}, "other", "small_cnn", 1),
 }

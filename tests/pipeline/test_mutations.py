@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import TINY, Peak
 
-from pipeline import yaml12
 from pipeline.cli import main
+from pipeline.experiment import yaml12
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -40,14 +40,16 @@ KINDS: dict[str, Any] = {
     "models": {
         "m": {"train": {"on": "made", "arch": "small_cnn", "batch_size": 8, "adversarial": {"eps": 1, "steps": 2}}},
         "learner": {"train": {"on": "rand", "arch": "small_cnn", "batch_size": 8, "lr": [0.1, 0.2]}},
-        "probe": {"train": {"on": "rand", "probe": "m", "batch_size": 8, "schedule": "steps", "drops": [3, 6]}},
-        "brought": {"load": {"arch": "resnet18", "weights": "w.pt", "shape": [3, 16, 16], "mean": [0.5, 0.5, 0.5]}},
+        "probe": {"train": {"on": "rand", "probe": "m", "batch_size": 8, "schedule": "steps", "milestones": [3, 6]}},
+        "brought": {
+            "pretrained": {"arch": "resnet18", "weights": "w.pt", "shape": [3, 16, 16], "mean": [0.5, 0.5, 0.5]}
+        },
     },
     "evaluations": {
         "accuracy": {
             "models": ["m", "learner"],
             "on": "made",
-            "attacks": [{"eps": [0.5, 1], "source": ["m"], "steps": 2}, {"method": "apgd", "toward": "next"}],
+            "attacks": [{"eps": [0.5, 1], "surrogate": ["m"], "steps": 2}, {"method": "apgd", "target_rule": "next"}],
             "spatial": [{"search": "random", "tries": 2}],
             "agreement": "next",
         },

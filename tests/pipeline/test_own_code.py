@@ -15,8 +15,8 @@ from support import command, contents
 
 import pipeline
 import stages
-from pipeline import artifacts
 from pipeline.cli import main
+from pipeline.run import artifacts
 from stages import apart
 
 NETS = """
@@ -101,7 +101,7 @@ def test_an_arch_that_ends_or_holds_the_program_is_one_sentence(arch, folder, mo
 def test_a_checkpoint_whose_arch_ends_the_program_is_one_sentence(folder):
     (folder / "data").mkdir()
     (folder / "data/w.pt").write_bytes(b"")
-    brought = {"load": {"arch": "os:_exit", "weights": "w.pt", "classes": 10, "shape": [1, 8, 8]}}
+    brought = {"pretrained": {"arch": "os:_exit", "weights": "w.pt", "classes": 10, "shape": [1, 8, 8]}}
     said = ask("plan", {"name": "mine", "models": {"theirs": brought}})
     assert said.exit_code == 2 and said.stderr.startswith("Error: models.theirs.load: ")
 

@@ -90,13 +90,13 @@ def test_ray_data_reads_them(dataset, expected):
 
 def test_samples_parquet_answers_with_plain_pyarrow(dataset):
     table = pq.read_table(dataset / "samples.parquet")
-    per_class = table.group_by("target").aggregate([("reached", "mean"), ("reached", "count")])
-    assert sum(per_class["reached_count"].to_pylist()) == 192
+    per_class = table.group_by("target").aggregate([("success", "mean"), ("success", "count")])
+    assert sum(per_class["success_count"].to_pylist()) == 192
     assert pc.max(table["l2"]).as_py() <= 1.5
     assert pc.min(table["l2"]).as_py() > 0
-    assert all((m > 0) == r for m, r in zip(table["margin"].to_pylist(), table["reached"].to_pylist(), strict=True))
-    failed = table.filter(pc.invert(table["reached"]))
-    assert len(failed) + pc.sum(table["reached"]).as_py() == 192
+    assert all((m > 0) == r for m, r in zip(table["margin"].to_pylist(), table["success"].to_pylist(), strict=True))
+    failed = table.filter(pc.invert(table["success"]))
+    assert len(failed) + pc.sum(table["success"]).as_py() == 192
     assert len(failed) > 0
     assert pc.min(failed["l2"]).as_py() > 0, "a failed sample stays perturbed"
 

@@ -232,7 +232,7 @@ def test_a_store_that_stays_away_is_one_sentence_and_no_fault_of_the_request(s3,
     with away(s3, 1.5), pytest.raises(ConnectionError) as failed:
         store.put("f", b"x")
     assert str(failed.value) == (
-        f"the store {s3_url} was away for 1 s, writing f: Could not connect to server; when it is back, resume"
+        f"the store {s3_url} was unavailable for 1 s, writing f: Could not connect to server; when it is back, resume"
     )
 
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import TINY, reseal
 
-from pipeline import artifacts, runs
 from pipeline.cli import main
+from pipeline.run import artifacts, runs
 from pipeline.store import Store
 
 DERIVED = ("events.jsonl", "report.html")

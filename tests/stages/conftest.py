@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from stages import train
-from stages.load import list_source, read, spread
-from stages.model import Classifier, Design, channel_statistics, load
+from stages.load import assign_to_shards, list_source, read
+from stages.model import Classifier, Design, load
 from stages.recipes import Digits, Train
 from stages.shard import Shard
+from stages.tensors import channel_statistics
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,7 +35,7 @@ def digits() -> dict[str, Shard]:
     """scikit-learn's digits, one shard for each split."""
     recipe = Digits(source="sklearn-digits", shard_size=2000)
     listing = list_source(recipe, Path())
-    shards = {name: read(recipe, name, items, 1, None) for name, items in spread(listing, recipe).items()}
+    shards = {name: read(recipe, name, items, 1, None) for name, items in assign_to_shards(listing, recipe).items()}
     return {shard.split: shard for shard in shards.values()}
 
 

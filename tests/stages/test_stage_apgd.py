@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.apgd import apgd, checkpoints, dlr, dlr_toward, losses
-from stages.model import to_unit
 from stages.pgd import pgd
-from stages.search import untargeted
+from stages.targeted_pgd import untargeted
+from stages.tensors import to_unit
 
 SHAPE = (3, 2, 4, 5)
 EPS = 0.3

@@ -5,14 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from stages.attack import Attacker, logits_of, noise
+from stages.attack import Attacker
 from stages.errors import BadData, BadInput
-from stages.model import Classifier, Design, to_unit
-from stages.pgd import grid, pgd, to_grid
+from stages.model import Classifier, Design, logits_of
+from stages.noise import noise
+from stages.pgd import pgd, quantize, round_in_ball
 from stages.recipes import Attack, Perturbation, Relabel, Spatial
-from stages.search import targeted, untargeted
 from stages.shard import Shard, pack
 from stages.spatial import candidates, transform
+from stages.targeted_pgd import targeted, untargeted
+from stages.tensors import to_unit
 
 CLASSES = tuple("0123456789")
 BATCH = 16
@@ -76,7 +78,7 @@ def test_bfloat16_attacks_stay_inside_the_radius_and_are_measured_in_float32(att
 def test_the_attack_reaches_most_targets_and_noise_of_the_same_radius_does_not(attacked):
     after = attacked(steps=20)
     control = attacked(method="noise")
-    assert after.attack["reached"].mean() > 0.5 > control.attack["reached"].mean()
+    assert after.attack["success"].mean() > 0.5 > control.attack["success"].mean()
 
 
 def test_the_label_is_the_target_and_the_source_label_stays(attacked, shard):
@@ -88,7 +90,7 @@ def test_the_label_is_the_target_and_the_source_label_stays(attacked, shard):
 
 def test_failed_samples_stay_perturbed_and_are_labelled_as_their_target(attacked, shard):
     after = attacked(eps=0.3, steps=3)
-    failed = ~after.attack["reached"]
+    failed = ~after.attack["success"]
     assert failed.any()
     # Others put the clean image back, at distance 0: that would teach a wrong label without a feature for it.
     assert (after.attack["l2"][failed] > 0).all()
@@ -127,8 +129,8 @@ def test_batches_give_the_bytes_that_the_whole_shard_at_once_would(shard, traine
     after = attacker(shard)
     if method == "universal":
         moved = (to_unit(shard.images()) + attacker.universal[torch.from_numpy(after.label)]).clamp(0, 1)
-        grid = to_grid(moved, torch.from_numpy(shard.images()).permute(0, 3, 1, 2), norm, BALLS[norm])
-        whole = grid.permute(0, 2, 3, 1).numpy()
+        rounded = round_in_ball(moved, torch.from_numpy(shard.images()).permute(0, 3, 1, 2), norm, BALLS[norm])
+        whole = rounded.permute(0, 2, 3, 1).numpy()
     else:
         whole = noise(shard.images(), asked, asked.seed, shard.index)
     alone = (levels(after, shard) == 0).all(1)
@@ -144,7 +146,8 @@ def test_no_more_than_a_batch_of_images_is_ever_held_as_floats(shard, trained, m
         held.append(len(pixels))
         return to_unit(pixels, where)
 
-    monkeypatch.setattr("stages.attack.to_unit", counted)
+    for module in ("attack", "model", "noise"):
+        monkeypatch.setattr(f"stages.{module}.to_unit", counted)
     asked = recipe(method=method, steps=1, spatial=Spatial(grid=[1, 1, 2]))
     Attacker(asked, Relabel(rule="next"), CLASSES, trained, fit=[shard])(shard)
     assert max(held) == BATCH
@@ -171,8 +174,8 @@ def test_what_the_model_says_is_said_of_the_saved_images(attacked, trained):
     # Another batch shape gives other float32 bits of the logits, which are below 100: 1e-4 is a hundred of them.
     np.testing.assert_allclose(after.attack["margin"], margin, atol=1e-4)
     sure = np.abs(margin) > 1e-3
-    assert np.array_equal(after.attack["reached"][sure], margin[sure] > 0)
-    assert 0 < after.attack["reached"].sum() < len(after)
+    assert np.array_equal(after.attack["success"][sure], margin[sure] > 0)
+    assert 0 < after.attack["success"].sum() < len(after)
     confidence = (toward - logits.logsumexp(1)).exp().numpy()
     np.testing.assert_allclose(after.attack["confidence"], confidence, atol=1e-4)
 
@@ -254,7 +257,7 @@ def test_images_of_differing_sizes_are_refused(trained, shard):
 
 def test_the_step_is_the_first_iterate_that_the_model_answers_as_the_target(attacked, shard, trained):
     after = attacked(steps=6, eps=1.0, step_size=0.2)
-    said = after.attack["reached_step"]
+    said = after.attack["success_step"]
     assert said.dtype == np.int64
     x = to_unit(shard.images())
     goal = targeted(trained, torch.from_numpy(after.label))
@@ -272,12 +275,12 @@ def test_a_target_that_is_the_models_answer_already_is_reached_at_step_0_and_one
     rightly = trained(to_unit(shard.images())).argmax(1).numpy() == shard.source_label
     same = {number: number for number in range(10)}
     after = Attacker(recipe(steps=2), Relabel(rule="map", map=same), CLASSES, trained)(shard)
-    assert (after.attack["reached_step"][rightly] == 0).all()
-    assert (attacked(eps=0.01, steps=1).attack["reached_step"][rightly] == -1).all()
+    assert (after.attack["success_step"][rightly] == 0).all()
+    assert (attacked(eps=0.01, steps=1).attack["success_step"][rightly] == -1).all()
 
 
 def test_only_a_search_says_when_it_reached_its_target(attacked):
-    assert "reached_step" not in attacked(method="noise").attack
+    assert "success_step" not in attacked(method="noise").attack
 
 
 # -------------------------------------------------------------------------------- spared models
@@ -374,7 +377,7 @@ def test_a_universal_perturbation_reaches_images_it_was_not_found_on(digits, sha
     after = Attacker(asked, Relabel(rule="other"), CLASSES, trained, fit=[seen])(shard)
     control = Attacker(recipe(method="noise", eps=2.0), Relabel(rule="other"), CLASSES, trained)(shard)
     assert after.attack["margin"].mean() > control.attack["margin"].mean() + 3
-    assert after.attack["reached"].mean() > control.attack["reached"].mean()
+    assert after.attack["success"].mean() > control.attack["success"].mean()
 
 
 @pytest.mark.parametrize("norm", BALLS)
@@ -418,7 +421,7 @@ def test_the_spatial_attack_takes_the_transformation_of_least_loss_toward_the_ta
     mine = targeted(trained, wanted)(to_unit(after.images()))
     torch.testing.assert_close(mine, losses.amin(0), atol=0.1, rtol=0.05)  # saved in 8 bits
     assert (mine <= targeted(trained, wanted)(x) + 0.1).all()
-    assert set(after.attack) >= {"target", "l2", "linf", "margin", "reached", "confidence"}
+    assert set(after.attack) >= {"target", "l2", "linf", "margin", "success", "confidence"}
 
 
 def test_turns_by_next_to_nothing_leave_every_pixel(attacked, shard):
@@ -478,7 +481,7 @@ def test_targeted_and_untargeted_are_the_cross_entropies_they_are_called():
 def test_an_untargeted_attack_lowers_the_probability_of_the_true_class(trained, shard):
     goal = untargeted(trained, torch.from_numpy(shard.label))
     clean = to_unit(shard.images())
-    moved = grid(pgd(goal, clean, norm="l2", eps=1.0, step_size=0.2, steps=5), shard.images(), "l2", 1.0)
+    moved = quantize(pgd(goal, clean, norm="l2", eps=1.0, step_size=0.2, steps=5), shard.images(), "l2", 1.0)
     before, after = (probability(trained, pixels, shard.label) for pixels in (shard.images(), moved))
     assert (after <= before).mean() > 0.95
     assert after.mean() < before.mean() / 2

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stages import invert, pgd, search, threat, usefulness
+from stages import adversarial_eval, invert, pgd, targeted_pgd, usefulness
+from stages.adversarial_eval import in_ball
 from stages.attack import Attacker
 from stages.invert import Inverter
 from stages.pgd import UNCAPTURED, Descent, captured, graphs
-from stages.recipes import Attack, Compute, Invert, Relabel, Threat, Usefulness
-from stages.search import Toward, unnoted
-from stages.threat import in_ball
+from stages.recipes import Attack, Compute, EvalAttack, Invert, Relabel, Usefulness
+from stages.targeted_pgd import TargetedPGD, unnoted
 from stages.usefulness import measure
 
 CLASSES = [str(k) for k in range(10)]
@@ -38,7 +38,7 @@ def replayed(monkeypatch):
 
         return again
 
-    for module in (search, invert, threat, usefulness):
+    for module in (targeted_pgd, invert, adversarial_eval, usefulness):
         monkeypatch.setattr(module, "graphs", lambda recipe, where: capture)
     return counts
 
@@ -60,10 +60,10 @@ def inversion(model, shard):
 
 def threats(model, shard):
     found = []
-    for toward in (None, Relabel(rule="next")):
-        asked = Threat(restarts=2, toward=toward, **BALL)
+    for rule in (None, Relabel(rule="next")):
+        asked = EvalAttack(restarts=2, target_rule=rule, **BALL)
         outcome = in_ball(asked, CLASSES, {"m": model}, {}, shard)["m"]
-        found += [outcome.right, outcome.average, outcome.aimed, outcome.reached]
+        found += [outcome.right, outcome.average, outcome.aimed, outcome.success]
     return found
 
 
@@ -75,8 +75,15 @@ def use(model, shard):
 
 @pytest.mark.parametrize(
     "work",
-    [attack, lambda m, s: attack(m, s, freeze=0.5), lambda m, s: attack(m, s, norm="linf"), inversion, threats, use],
-    ids=["attack", "freeze", "linf", "inversion", "threats", "usefulness"],
+    [
+        attack,
+        lambda m, s: attack(m, s, stop_at_margin=0.5),
+        lambda m, s: attack(m, s, norm="linf"),
+        inversion,
+        threats,
+        use,
+    ],
+    ids=["attack", "stop_at_margin", "linf", "inversion", "threats", "usefulness"],
 )
 def test_what_is_captured_once_and_repeated_gives_the_bytes_of_step_by_step(
     work, trained, digits, part, monkeypatch, replayed
@@ -85,7 +92,7 @@ def test_what_is_captured_once_and_repeated_gives_the_bytes_of_step_by_step(
     mine = work(trained, some)
     assert 0 < replayed["captured"] < replayed["repeated"]
     before = dict(replayed)
-    for module in (search, invert, threat, usefulness):
+    for module in (targeted_pgd, invert, adversarial_eval, usefulness):
         monkeypatch.setattr(module, "graphs", graphs)
     trained.views.clear()
     plain = work(trained, some)
@@ -103,7 +110,9 @@ def test_a_whole_attack_is_captured_once(trained, digits, part, replayed):
 
 
 def test_another_shape_is_captured_anew(replayed):
-    descent = Descent(lambda x: x.flatten(1).sum(1), norm="l2", eps=1, step_size=0.1, capture=search.graphs(None, None))
+    descent = Descent(
+        lambda x: x.flatten(1).sum(1), norm="l2", eps=1, step_size=0.1, capture=targeted_pgd.graphs(None, None)
+    )
     for shape in ((2, 1, 4, 4), (2, 1, 4, 4), (3, 1, 4, 4)):
         x = torch.rand(shape)
         once = pgd.pgd(lambda x: x.flatten(1).sum(1), x, norm="l2", eps=1, step_size=0.1, steps=5)
@@ -158,13 +167,13 @@ def test_a_step_copies_nothing_to_or_from_the_host(norm, trained, monkeypatch):
     with pytest.raises(NotImplementedError):
         torch.ones(1, device="meta").cpu()
     x, target = torch.zeros(4, 1, 8, 8, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
-    toward = Toward(Attack(images="", model="", **BALL | {"norm": norm}), model, [model])
-    assert toward.descent(x, target, target, *unnoted(target), steps=2).shape == x.shape
+    search = TargetedPGD(Attack(images="", model="", **BALL | {"norm": norm}), model, [model])
+    assert search.descent(x, target, target, *unnoted(target), steps=2).shape == x.shape
     inverter = Inverter(Invert(images="", model="", fold=False), model)
     assert inverter.descent(x, inverter.features(x), steps=2).shape == x.shape
-    asked = Threat(**BALL | {"norm": norm, "steps": 2})
+    asked = EvalAttack(**BALL | {"norm": norm, "steps": 2})
     for aim in (None, target):
-        assert threat._pgd(asked, model, x, target, aim, x).shape == x.shape
+        assert adversarial_eval._pgd(asked, model, x, target, aim, x).shape == x.shape
 
 
 def test_a_step_that_cannot_be_captured_is_run_as_it_is_and_says_so(monkeypatch):
@@ -193,5 +202,5 @@ def test_graphs_are_for_gpus_and_not_where_the_compiler_makes_its_own():
 
 def test_the_search_is_made_once_for_all_shards(trained, digits, part):
     attacker = plain_attack(trained, None)
-    assert isinstance(attacker.toward, Toward)
-    assert attacker.toward is attacker.toward
+    assert isinstance(attacker.targeted_pgd, TargetedPGD)
+    assert attacker.targeted_pgd is attacker.targeted_pgd

@@ -9,12 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.attack import logits_of
+from stages.adversarial_eval import in_ball
 from stages.evaluate import add, score, summary, wilson
-from stages.model import Classifier, Design
+from stages.model import Classifier, Design, logits_of
 from stages.recipes import Evaluate
 from stages.shard import Shard
-from stages.threat import in_ball
 
 CLASSES = tuple("0123456789")
 BATCH = 20
@@ -53,7 +52,11 @@ def test_a_trained_network_is_right_far_more_often_than_chance(trained, shard):
 
 def test_sums_of_two_shards_add_up_to_those_of_the_whole(trained, shard, part):
     # Cut where a batch ends, so that every batch is the same and the attack, too, gives the same bits.
-    attacks = [*UNDER, {**UNDER[0], "toward": "random", "restarts": 2}, {**UNDER[0], "source": "net", "method": "apgd"}]
+    attacks = [
+        *UNDER,
+        {**UNDER[0], "target_rule": "random", "restarts": 2},
+        {**UNDER[0], "surrogate": "net", "method": "apgd"},
+    ]
     spatial = [{"grid": [1, 1, 3]}, {"search": "random", "tries": 2}]
     asked = recipe(attacks=attacks, spatial=spatial, agreement={"rule": "other"})
     one, two = part(shard, slice(0, 40), "test-000000"), part(shard, slice(40, 60), "test-000001")
@@ -87,7 +90,7 @@ def test_an_attack_never_makes_a_network_better_and_a_larger_one_makes_it_worse(
 
 def test_the_worst_case_stands_beside_the_average_case_and_what_it_turned(trained, shard):
     asked = recipe(
-        attacks=[*UNDER[1:2], {**UNDER[1], "toward": "other"}], spatial=[{"grid": [1, 3, 3]}, {"search": "random"}]
+        attacks=[*UNDER[1:2], {**UNDER[1], "target_rule": "other"}], spatial=[{"grid": [1, 3, 3]}, {"search": "random"}]
     )
     sums = score(asked, CLASSES, {"net": trained}, {}, shard)["net"]
     said = summary(asked, CLASSES, sums)
@@ -108,13 +111,13 @@ def test_the_worst_case_stands_beside_the_average_case_and_what_it_turned(traine
         "steps": 6,
         "step_size": 0.6,
         "restarts": 1,
-        "source": None,
+        "surrogate": None,
     }.items() <= worst.items()
-    assert worst["toward"] is None
-    assert "reached" not in worst
-    assert aimed["toward"] == "other"
-    assert aimed["reached"] == sums["reached_under"][1] / 60
-    assert 0 < aimed["reached"] <= 1 - aimed["accuracy"]
+    assert worst["target_rule"] is None
+    assert "success_rate" not in worst
+    assert aimed["target_rule"] == "other"
+    assert aimed["success_rate"] == sums["success_under"][1] / 60
+    assert 0 < aimed["success_rate"] <= 1 - aimed["accuracy"]
     assert {"rotation": 30, "translation": 0.1, "search": "grid", "tries": 9}.items() <= grid.items()
     assert {"search": "random", "tries": 10}.items() <= drawn.items()
     assert grid["average"] == sums["average_under"][2] / (60 * 9)
@@ -124,16 +127,16 @@ def test_of_no_right_answers_and_of_no_targets_there_is_no_share(trained, shard,
     wrong = part(shard, slice(None), "test-000000")
     wrong.label[:] = (logits_of(trained, shard.images(), BATCH).argmax(1) + 1) % 10
     own = {str(c): c for c in range(10)}
-    asked = recipe(attacks=[{**UNDER[0], "toward": {"rule": "map", "map": own}}])
+    asked = recipe(attacks=[{**UNDER[0], "target_rule": {"rule": "map", "map": own}}])
     said = summary(asked, CLASSES, score(asked, CLASSES, {"net": trained}, {}, wrong)["net"])
     assert said["accuracy"] == 0
     assert said["under_attack"][0]["fooled"] is None
-    assert said["under_attack"][0]["reached"] is None
+    assert said["under_attack"][0]["success_rate"] is None
 
 
 def test_an_attack_toward_the_true_class_makes_no_answer_right(trained, shard):
     own = {str(c): c for c in range(10)}
-    asked = recipe(attacks=[{**UNDER[1], "toward": {"rule": "map", "map": own}}])
+    asked = recipe(attacks=[{**UNDER[1], "target_rule": {"rule": "map", "map": own}}])
     with torch.no_grad():
         trained.network[-1].bias[3] += 5  # answers 3 more often than it should
     found = in_ball(asked.attacks[0], CLASSES, {"net": trained}, {}, shard)["net"]

@@ -8,9 +8,10 @@ from torch import nn
 from stages.errors import BadData, BadInput
 from stages.features import Penultimate
 from stages.invert import Inverter, derangement, noise
-from stages.model import Classifier, Design, to_unit
+from stages.model import Classifier, Design
 from stages.recipes import Invert
 from stages.shard import Shard, pack, rows, unpack
+from stages.tensors import to_unit
 
 SIDE = 4
 
@@ -101,7 +102,7 @@ def test_the_distance_is_kept_in_the_shard_and_in_its_rows(linear):
     back = unpack(after.name, pack(after), channels=1)
     np.testing.assert_allclose(back.attack["distance"], after.attack["distance"], atol=1e-6)
     np.testing.assert_allclose(rows(after)["distance"].to_numpy(), after.attack["distance"])
-    assert rows(after)["reached"].null_count == len(after)
+    assert rows(after)["success"].null_count == len(after)
 
 
 def test_bfloat16_finds_nearly_the_same(linear):

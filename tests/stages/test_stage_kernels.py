@@ -19,7 +19,7 @@ from stages.invert import Inverter
 from stages.model import Classifier, Design
 from stages.pgd import Descent
 from stages.pools import steady
-from stages.recipes import Attack, Evaluate, Invert, Relabel, Threat, Train, Usefulness
+from stages.recipes import Attack, EvalAttack, Evaluate, Invert, Relabel, Train, Usefulness
 from stages.shard import Shard
 
 CLASSES = [str(k) for k in range(10)]
@@ -73,8 +73,8 @@ def inversion(net, shard):
     Inverter(Invert(images="", model="", steps=2, batch_size=4), net)(shard)
 
 
-def threats(net, shard):
-    asked = [Threat(toward=aim, eps=1, steps=2, batch_size=4) for aim in (None, Relabel(rule="next"))]
+def attacks(net, shard):
+    asked = [EvalAttack(target_rule=aim, eps=1, steps=2, batch_size=4) for aim in (None, Relabel(rule="next"))]
     score(Evaluate(models=["m"], on="", batch_size=4, attacks=asked), CLASSES, {"m": net}, {}, shard)
 
 
@@ -96,7 +96,7 @@ def called_in_steps(monkeypatch, work, net, shard):
     return called.names
 
 
-@pytest.mark.parametrize("work", [attack, inversion, threats, use], ids=lambda work: work.__name__)
+@pytest.mark.parametrize("work", [attack, inversion, attacks, use], ids=lambda work: work.__name__)
 def test_a_step_is_deterministic_on_a_gpu_and_can_be_one_graph(work, monkeypatch):
     names = called_in_steps(monkeypatch, work, model("small_cnn", 8), noise(4, 8))
     assert "convolution_backward" in names

@@ -26,7 +26,7 @@ import stages.remote
 import stages.shard
 from stages.errors import BadData, BadInput
 from stages.images import decode
-from stages.load import RESTRICTED_IMAGENET, Images, Item, Listing, list_source, read, spread
+from stages.load import RESTRICTED_IMAGENET, Images, Item, Listing, assign_to_shards, list_source, read
 from stages.recipes import Digits, ImageFolder, Synthetic, Torchvision
 from stages.recipes import WebDataset as Shards
 from stages.shard import Shard, pack, rows, unpack
@@ -61,7 +61,10 @@ def asked(root=".", **said):
 def everything(load, data):
     """All shards of a source, read."""
     listing = list_source(load, data)
-    return {n: read(load, n, items, listing.channels, listing.suffix) for n, items in spread(listing, load).items()}
+    return {
+        n: read(load, n, items, listing.channels, listing.suffix)
+        for n, items in assign_to_shards(listing, load).items()
+    }
 
 
 # ------------------------------------------------------------------------------------------- digits
@@ -124,11 +127,11 @@ def test_images_travel_with_their_own_pixels_alone(tmp_path):
 def test_spreading_covers_each_image_exactly_once(count, shard_size, seed):
     listing = Listing(("a",), {"train": Images.whole([0] * count)}, 1)
     load = Digits(source="sklearn-digits", shard_size=shard_size, seed=seed)
-    shards = spread(listing, load)
+    shards = assign_to_shards(listing, load)
     assert sorted(item.index for items in shards.values() for item in items) == list(range(count))
     assert list(shards) == [f"train-{n:06d}" for n in range(-(-count // shard_size))]
     assert all(len(items) == shard_size for items in list(shards.values())[:-1])
-    assert {name: list(items) for name, items in spread(listing, load).items()} == {
+    assert {name: list(items) for name, items in assign_to_shards(listing, load).items()} == {
         name: list(items) for name, items in shards.items()
     }
 
@@ -138,7 +141,7 @@ def test_another_seed_spreads_otherwise():
 
     def order(seed):
         load = Digits(source="sklearn-digits", seed=seed)
-        return [item.index for items in spread(listing, load).values() for item in items]
+        return [item.index for items in assign_to_shards(listing, load).values() for item in items]
 
     assert order(0) != order(1)
 
@@ -160,7 +163,7 @@ def test_every_shard_is_a_fair_sample_of_the_classes():
     # count of each class, 125 ± 9; five deviations are never reached by chance.
     listing = Listing(tuple("abcd"), {"train": Images.whole([i // 1000 for i in range(4000)])}, 1)
     deviation = (500 * 0.25 * 0.75 * 3500 / 3999) ** 0.5
-    for items in spread(listing, Digits(source="sklearn-digits", shard_size=500)).values():
+    for items in assign_to_shards(listing, Digits(source="sklearn-digits", shard_size=500)).values():
         counts = Counter(item.label for item in items)
         assert all(abs(counts[label] - 125) < 5 * deviation for label in range(4))
 
@@ -559,7 +562,7 @@ def test_a_file_that_may_not_be_read_is_a_failure_with_its_reason(tmp_path, monk
 def test_a_pipe_that_takes_the_place_of_an_image_after_listing_is_a_failure(tmp_path):
     load = asked(max_undecodable=0.1)
     listing = list_source(load, folder(tmp_path))
-    ((name, items), *_) = (one for one in spread(listing, load).items() if one[0].startswith("train"))
+    ((name, items), *_) = (one for one in assign_to_shards(listing, load).items() if one[0].startswith("train"))
     items[0].ref.unlink()
     os.mkfifo(items[0].ref)
     (failure,) = read(load, name, items, listing.channels, listing.suffix).failures
@@ -610,7 +613,7 @@ def test_more_failures_than_allowed_are_bad_data_that_names_the_first(tmp_path):
 def test_a_file_that_went_away_after_listing_is_a_failure_too(tmp_path):
     load = asked(max_undecodable=0.1)
     listing = list_source(load, folder(tmp_path))
-    ((name, items), *_) = spread(listing, load).items()
+    ((name, items), *_) = assign_to_shards(listing, load).items()
     items[0].ref.unlink()
     (failure,) = read(load, name, items, listing.channels, listing.suffix).failures
     assert failure.index == items[0].index
@@ -1014,7 +1017,7 @@ def test_a_shard_that_shrank_after_listing_gives_failures(tmp_path):
     listing = list_source(load, tmp_path)
     last = max(item.ref[1] for item in listing.items["train"])
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[: last + 5])
-    (name, items), *_ = spread(listing, load).items()
+    (name, items), *_ = assign_to_shards(listing, load).items()
     shard = read(load, name, items, listing.channels, listing.suffix)
     (failure,) = shard.failures
     assert failure.error.endswith("ends inside the image")
@@ -1037,7 +1040,7 @@ def test_a_shard_may_come_from_more_tars_than_may_be_open(tmp_path):
         foreign(tmp_path / f"{number:02d}.tar", 1, number)
     load, (soft, hard) = shards_at("{00..79}.tar"), resource.getrlimit(resource.RLIMIT_NOFILE)
     listing = list_source(load, tmp_path)
-    ((name, items),) = spread(listing, load).items()
+    ((name, items),) = assign_to_shards(listing, load).items()
     taken = {int(open.name) for open in Path("/dev/fd").iterdir()}
     resource.setrlimit(resource.RLIMIT_NOFILE, (sorted(set(range(2000)) - taken)[40], hard))
     try:
@@ -1129,7 +1132,7 @@ def test_however_much_is_asked_for_at_once_the_same_comes_of_it(chunk, gap, far,
 
 
 def first_shard(load, listing):
-    name, items = next(iter(spread(listing, load).items()))
+    name, items = next(iter(assign_to_shards(listing, load).items()))
     return items, lambda: read(load, name, items, listing.channels, listing.suffix)
 
 

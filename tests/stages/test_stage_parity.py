@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.model import to_unit
 from stages.pgd import pgd
-from stages.search import targeted
+from stages.targeted_pgd import targeted
+from stages.tensors import to_unit
 
 COUNT, STEPS = 250, 5
 BALLS = {"l2": (1.5, 0.3), "linf": (0.2, 0.05)}  # radius, step

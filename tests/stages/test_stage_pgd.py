@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.pgd import direction, pgd, project, to_grid
+from stages.pgd import direction, pgd, project, round_in_ball
 
 SHAPE = (3, 2, 4, 5)
 EPS = 0.3
@@ -217,7 +217,7 @@ def plainly(x, clean):
 @given(perturbed("l2"))
 def test_a_saved_image_is_inside_the_l2_ball_counted_in_whole_levels(case):
     x, clean, eps = case
-    saved = to_grid(x, clean, "l2", eps)
+    saved = round_in_ball(x, clean, "l2", eps)
     assert saved.dtype == torch.uint8
     assert saved.shape == clean.shape
     assert ((levels(saved, clean) ** 2).sum(1) <= (255 * eps) ** 2 + 1e-6).all()
@@ -226,7 +226,7 @@ def test_a_saved_image_is_inside_the_l2_ball_counted_in_whole_levels(case):
 @given(perturbed("linf"))
 def test_a_saved_image_is_inside_the_linf_ball_counted_in_whole_levels(case):
     x, clean, eps = case
-    saved = to_grid(x, clean, "linf", eps)
+    saved = round_in_ball(x, clean, "linf", eps)
     assert saved.dtype == torch.uint8
     assert levels(saved, clean).abs().max() <= 255 * eps + 1e-6
 
@@ -234,7 +234,7 @@ def test_a_saved_image_is_inside_the_linf_ball_counted_in_whole_levels(case):
 @given(perturbed("l2"))
 def test_plain_rounding_stands_where_it_is_inside_the_l2_ball(case):
     x, clean, eps = case
-    plain, found = plainly(x, clean), levels(to_grid(x, clean, "l2", eps), clean)
+    plain, found = plainly(x, clean), levels(round_in_ball(x, clean, "l2", eps), clean)
     inside = (plain**2).sum(1) <= (255 * eps) ** 2
     assert torch.equal(found[inside], plain[inside])
 
@@ -243,13 +243,13 @@ def test_plain_rounding_stands_where_it_is_inside_the_l2_ball(case):
 def test_in_linf_each_pixel_is_plainly_rounded_or_at_the_last_level_inside(case):
     x, clean, eps = case
     limit = math.floor(255 * eps + 1e-6)
-    assert torch.equal(levels(to_grid(x, clean, "linf", eps), clean), plainly(x, clean).clamp(-limit, limit))
+    assert torch.equal(levels(round_in_ball(x, clean, "linf", eps), clean), plainly(x, clean).clamp(-limit, limit))
 
 
 @given(perturbed("l2"))
 def test_no_more_pixels_are_pulled_in_than_it_takes(case):
     x, clean, eps = case
-    plain, found = plainly(x, clean), levels(to_grid(x, clean, "l2", eps), clean)
+    plain, found = plainly(x, clean), levels(round_in_ball(x, clean, "l2", eps), clean)
     pulled = plain != found
     # Pulled in means one level nearer to the clean image. (Two rounds need an x that is outside by more than
     # rounding, which none here is.)
@@ -264,7 +264,7 @@ def test_no_more_pixels_are_pulled_in_than_it_takes(case):
 @given(perturbed("l2"))
 def test_the_pixels_that_rounding_moved_outward_the_most_are_pulled_in(case):
     x, clean, eps = case
-    plain, found = plainly(x, clean), levels(to_grid(x, clean, "l2", eps), clean)
+    plain, found = plainly(x, clean), levels(round_in_ball(x, clean, "l2", eps), clean)
     outward = plain.abs() - ((x.double() * 255).flatten(1) - clean.flatten(1)).abs()
     pulled, stayed = plain != found, (plain == found) & (plain != 0)
     least = torch.where(pulled, outward, torch.inf).amin(1)
@@ -275,7 +275,7 @@ def test_the_pixels_that_rounding_moved_outward_the_most_are_pulled_in(case):
 @given(perturbed("l2"))
 def test_nearly_all_of_the_radius_is_kept(case):
     x, clean, eps = case
-    found = levels(to_grid(x, clean, "l2", eps), clean).double().norm(dim=1)
+    found = levels(round_in_ball(x, clean, "l2", eps), clean).double().norm(dim=1)
     asked = ((x.double() * 255).flatten(1) - clean.flatten(1)).norm(dim=1).clamp_max(255 * eps)
     # Rounding moves each of D pixels by at most half a level, so the norm by at most √D / 2 levels. Pulling in
     # stops within 2m − 1 ≤ 2 · 255 ε squared levels of the radius, which is a norm of at most one level.
@@ -289,7 +289,7 @@ def test_a_cifar_image_at_eps_one_half_is_saved_within_one_half_and_loses_less_t
     delta = gaussian(20, (8, 3, 32, 32))
     x = clean / 255 + 0.5 * delta / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     plain = plainly(x, clean).double().norm(dim=1) / 255
-    found = levels(to_grid(x, clean, "l2", 0.5), clean).double().norm(dim=1) / 255
+    found = levels(round_in_ball(x, clean, "l2", 0.5), clean).double().norm(dim=1) / 255
     assert (plain > 0.5).all()
     assert (found <= 0.5).all()
     # The last pixel pulled in saves at most 2m − 1 squared levels, m ≤ 13: 25 / (2 · 127.5) of a level in the norm.
@@ -301,11 +301,11 @@ def test_levels_that_float_arithmetic_would_lose_are_kept():
     for k in range(1, 33):
         clean = torch.full((1, 1, 2, 2), 100, dtype=torch.uint8)
         x = clean.double() / 255 + k / 255
-        assert (to_grid(x, clean, "linf", k / 255) == 100 + k).all()
+        assert (round_in_ball(x, clean, "linf", k / 255) == 100 + k).all()
 
 
 def test_the_grid_never_leaves_eight_bits():
     clean = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
     x = torch.tensor([[[[-0.3, 1.3]]]])
     for norm in NORMS:
-        assert torch.equal(to_grid(x, clean, norm, 2.0), clean)
+        assert torch.equal(round_in_ball(x, clean, norm, 2.0), clean)

@@ -8,16 +8,16 @@ from pydantic import TypeAdapter, ValidationError
 from stages import recipes
 from stages.recipes import (
     Attack,
-    Bring,
     Digits,
+    EvalAttack,
     Evaluate,
     ImageFolder,
     Invert,
     Perturbation,
+    Pretrained,
     Relabel,
     Select,
     Spatial,
-    Threat,
     Torchvision,
     Train,
     Usefulness,
@@ -37,8 +37,8 @@ ALL = [
     Relabel(rule="next"),
     Train(on="clean", arch="small_cnn"),
     Train(on="clean", probe="net", adversarial={"eps": 1}),
-    Bring(arch="resnet18", weights="w.pt"),
-    Evaluate(models=["net"], on="clean", attacks=[{"eps": [0.5, 1], "source": ["net", "other"]}]),
+    Pretrained(arch="resnet18", weights="w.pt"),
+    Evaluate(models=["net"], on="clean", attacks=[{"eps": [0.5, 1], "surrogate": ["net", "other"]}]),
     Usefulness(models=["net"], on="clean"),
 ]
 EACH = pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: type(recipe).__name__)
@@ -60,7 +60,8 @@ def test_a_recipe_cannot_be_changed(recipe):
 @EACH
 def test_parameters_are_all_fields_but_places_and_names_of_other_nodes(recipe):
     kind = type(recipe)
-    assert set(recipe.parameters()) == set(kind.model_fields) - kind.where - set(kind.inputs) - recipe.unused
+    left_out = kind.where | set(kind.inputs) | recipe.unused | recipe.implied
+    assert set(recipe.parameters()) == set(kind.model_fields) - left_out
     assert kind.where <= set(kind.model_fields)
     assert all(hasattr(recipe, name) for name in kind.inputs)
 
@@ -90,15 +91,15 @@ UNUSED = [
     (Relabel(rule="next"), {"seed": 1}),
     (Relabel(rule="map", map={0: 1}), {"seed": 1}),
     (Relabel(rule="least_likely"), {"seed": 1}),
-    (Threat(method="apgd"), {"step_size": 0.3}),
+    (EvalAttack(method="apgd"), {"step_size": 0.3}),
     (Spatial(), {"tries": 3, "seed": 1}),
     (Spatial(search="random"), {"grid": [1, 1, 3]}),
     (Evaluate(models=["a"], on="b"), {"agreement": None, "spatial": []}),
     (Evaluate(models=["a"], on="b", agreement="next"), {"agreement": Relabel(rule="next", seed=1)}),
     (Evaluate(models=["a"], on="b", spatial=[{}]), {"spatial": [Spatial(seed=1)]}),
     (
-        Evaluate(models=["a"], on="b", attacks=[{"toward": "next"}, {"method": "apgd"}]),
-        {"attacks": [Threat(toward=Relabel(rule="next", seed=1)), Threat(method="apgd", step_size=0.3)]},
+        Evaluate(models=["a"], on="b", attacks=[{"target_rule": "next"}, {"method": "apgd"}]),
+        {"attacks": [EvalAttack(target_rule=Relabel(rule="next", seed=1)), EvalAttack(method="apgd", step_size=0.3)]},
     ),
 ]
 
@@ -114,9 +115,9 @@ USED = [
     (Attack(images="a", model="m", method="spatial"), {"spatial": Spatial(grid=[1, 1, 3])}),
     (Relabel(rule="random"), {"seed": 1}),
     (Relabel(rule="other"), {"seed": 1}),
-    (Threat(), {"step_size": 0.3}),
+    (EvalAttack(), {"step_size": 0.3}),
     (Spatial(search="random"), {"tries": 3}),
-    (Evaluate(models=["a"], on="b", attacks=[{}]), {"attacks": [Threat(toward="next")]}),
+    (Evaluate(models=["a"], on="b", attacks=[{}]), {"attacks": [EvalAttack(target_rule="next")]}),
     (Evaluate(models=["a"], on="b", agreement="other"), {"agreement": Relabel(rule="other", seed=1)}),
     (Train(on="a", arch="n", adversarial={"eps": 1}), {"adversarial": recipes.Ball(eps=2)}),
 ]
@@ -179,7 +180,7 @@ def test_what_is_no_fraction_is_refused(wrong):
     {"eps": 1e-300}, {"eps": 9e-5}, {"eps": 0.5, "step_size": 0.0001, "steps": 7}, {"eps": 3, "step_size": 1e-40},
     {"eps": 1e30, "step_size": 1},
 ])  # fmt: skip
-@pytest.mark.parametrize("kind", [recipes.Ball, recipes.Adversary, Perturbation, Threat, Usefulness, Attack])
+@pytest.mark.parametrize("kind", [recipes.Ball, recipes.Adversary, Perturbation, EvalAttack, Usefulness, Attack])
 def test_a_ball_without_room_or_a_search_that_stays_in_its_middle_is_refused(kind, wrong):
     named = {Usefulness: {"models": ["m"], "on": "a"}, Attack: {"images": "a", "model": "m"}}.get(kind, {})
     with pytest.raises(ValidationError, match=r"is more than 1, the whole|is less than 0\.0001|lead no further than"):
@@ -188,15 +189,15 @@ def test_a_ball_without_room_or_a_search_that_stays_in_its_middle_is_refused(kin
 
 def test_who_counts_in_levels_is_told_how_to_write_them():
     with pytest.raises(ValidationError, match="if it is meant in 8-bit levels, write eps: 8/255"):
-        Threat(norm="linf", eps=8)
-    assert "write eps: 128/255" in str(Threat(eps=128).misfit([3, 32, 32], 1000))
+        EvalAttack(norm="linf", eps=8)
+    assert "write eps: 128/255" in str(EvalAttack(eps=128).misfit([3, 32, 32], 1000))
 
 
 def test_what_a_method_does_not_use_may_say_anything():
     for method in ("none", "spatial"):
         Attack(images="a", model="m", method=method, norm="linf", eps=8, step_size=1e-9, steps=1)
     Attack(images="a", method="noise", eps=1, step_size=1e-9, steps=1)
-    Threat(method="apgd", norm="linf", eps=0.1, step_size=50)
+    EvalAttack(method="apgd", norm="linf", eps=0.1, step_size=50)
     assert Attack(images="a", method="none", eps=1e30).misfit([1, 8, 8], 10) is None
 
 
@@ -250,7 +251,7 @@ def test_no_more_values_change_than_can(norm, eps, step_size, steps, seed):
     import numpy as np
     import torch
 
-    from stages.pgd import grid, pgd
+    from stages.pgd import pgd, quantize
 
     try:
         recipe = Attack(images="a", model="m", norm=norm, eps=eps, step_size=step_size, steps=steps)
@@ -261,7 +262,7 @@ def test_no_more_values_change_than_can(norm, eps, step_size, steps, seed):
     slope = torch.from_numpy(draw.standard_normal((1, 3, 4, 4)) ** 9).float()
     x = torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255
     moved = pgd(lambda x: (x * slope).sum(), x, norm=norm, eps=eps, step_size=recipe.step, steps=steps)
-    saved = grid(moved, clean, norm, eps)
+    saved = quantize(moved, clean, norm, eps)
     assert (saved != clean).sum() <= recipe.most_changed(clean.size) + 1e-3
 
 
@@ -286,11 +287,11 @@ def test_a_space_that_holds_the_untouched_image_alone_is_refused(wrong):
     (recipes.Synthetic, {"source": "synthetic", "classes": 10**6}),
     (recipes.Synthetic, {"source": "synthetic", "size": 10**6}),
     (recipes.Synthetic, {"source": "synthetic", "images": {"train": 10**9}}),
-    (Train, {"on": "a", "arch": "n", "epochs": 10**6}), (Threat, {"restarts": 10**6}),
-    (Bring, {"arch": "n", "weights": "w", "classes": 10**6}),
-    (Bring, {"arch": "n", "weights": "w", "outputs": [0, 10**6]}),
-    (Bring, {"arch": "n", "weights": "w", "shape": [3, 10**6, 10**6]}),
-    (Bring, {"arch": "n", "weights": "w", "shape": [224, 224, 3]}),
+    (Train, {"on": "a", "arch": "n", "epochs": 10**6}), (EvalAttack, {"restarts": 10**6}),
+    (Pretrained, {"arch": "n", "weights": "w", "classes": 10**6}),
+    (Pretrained, {"arch": "n", "weights": "w", "outputs": [0, 10**6]}),
+    (Pretrained, {"arch": "n", "weights": "w", "shape": [3, 10**6, 10**6]}),
+    (Pretrained, {"arch": "n", "weights": "w", "shape": [224, 224, 3]}),
     (ImageFolder, {"source": "image-folder", "root": "x", "resize": 10**6}),
     (ImageFolder, {"source": "image-folder", "root": "x", "crop": 10**6}),
     (Shards, {"source": "webdataset", "shards": {"a": "x"}, "classes": 10**9}),
@@ -299,7 +300,7 @@ def test_a_space_that_holds_the_untouched_image_alone_is_refused(wrong):
     (Shards, {"source": "webdataset", "shards": {"a": "x"}, "classes": ["a", "a"]}),
     (Train, {"on": "a", "arch": "n", "mean": [1e300]}), (Train, {"on": "a", "arch": "n", "std": [1e-320]}),
     (Train, {"on": "a", "arch": "n", "split": "a" * 65}),
-    (Train, {"on": "a", "arch": "n", "mean": []}), (Bring, {"arch": "n", "weights": "w", "std": []}),
+    (Train, {"on": "a", "arch": "n", "mean": []}), (Pretrained, {"arch": "n", "weights": "w", "std": []}),
     (Evaluate, {"models": ["m"], "on": "a", "attacks": [{"eps": [0.1] * 40, "steps": [1] * 40}]}),
 ])  # fmt: skip
 def test_what_has_no_end_or_no_entry_is_refused(kind, wrong):
@@ -331,7 +332,8 @@ def test_braces_stand_for_no_more_than_is_counted(pattern):
 
 
 @pytest.mark.parametrize(("kind", "said"), [
-    (Perturbation, {"steps": True}), (Perturbation, {"eps": True}), (Train, {"on": "a", "arch": "n", "drops": [True]}),
+    (Perturbation, {"steps": True}), (Perturbation, {"eps": True}),
+    (Train, {"on": "a", "arch": "n", "milestones": [True]}),
     (Relabel, {"rule": "map", "map": {"a": True}}), (Spatial, {"grid": [True, 3, 3]}),
     (recipes.Synthetic, {"source": "synthetic", "images": {"train": True}}), (Evaluate, {"models": [True], "on": "a"}),
 ])  # fmt: skip
@@ -371,9 +373,9 @@ def test_agreement_with_least_likely_is_refused():
         Evaluate(models=["a"], on="b", agreement="least_likely")
 
 
-@pytest.mark.parametrize("wrong", [{"schedule": "steps"}, {"drops": [3]}])
+@pytest.mark.parametrize("wrong", [{"schedule": "steps"}, {"milestones": [3]}])
 def test_drops_go_with_schedule_steps_only(wrong):
-    with pytest.raises(ValidationError, match="`drops` goes with schedule steps"):
+    with pytest.raises(ValidationError, match="`milestones` goes with schedule steps"):
         Train(on="a", arch="small_cnn", **wrong)
 
 
@@ -450,7 +452,7 @@ def test_a_url_with_credentials_is_refused_without_repeating_them(url):
         recipes.refuse_secrets(url)
     assert url not in str(caught.value)
     with pytest.raises(ValidationError):
-        Bring(arch="resnet18", weights=url)
+        Pretrained(arch="resnet18", weights=url)
     with pytest.raises(ValidationError):
         Shards(source="webdataset", shards={"train": url})
 
@@ -464,7 +466,7 @@ def test_a_fragment_is_refused_for_it_would_be_lost(url):
 @pytest.mark.parametrize("url", HARMLESS)
 def test_a_url_without_credentials_is_taken(url):
     recipes.refuse_secrets(url)
-    assert Bring(arch="resnet18", weights=url).weights == url
+    assert Pretrained(arch="resnet18", weights=url).weights == url
 
 
 @given(st.sampled_from(["s3", "https", "gs", "abfss"]), st.text("abcXYZ019/+", min_size=1), st.text("abc", min_size=1))
@@ -474,11 +476,11 @@ def test_a_user_part_is_refused_whatever_the_scheme(scheme, secret, bucket):
 
 
 def test_lists_of_radii_and_sources_stand_for_one_attack_each():
-    recipe = Evaluate(models=["a"], on="clean", attacks=[{"eps": [0.5, 1.0], "source": ["b", "c"]}, {"eps": 2}])
-    assert [(attack.eps, attack.source) for attack in recipe.attacks] == [
+    recipe = Evaluate(models=["a"], on="clean", attacks=[{"eps": [0.5, 1.0], "surrogate": ["b", "c"]}, {"eps": 2}])
+    assert [(attack.eps, attack.surrogate) for attack in recipe.attacks] == [
         (0.5, "b"), (0.5, "c"), (1.0, "b"), (1.0, "c"), (2.0, None),
     ]  # fmt: skip
-    assert recipe.sources == ["b", "c"]
+    assert recipe.surrogates == ["b", "c"]
 
 
 @pytest.mark.parametrize("method", ["pgd", "universal", "spatial"])

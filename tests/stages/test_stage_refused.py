@@ -9,7 +9,7 @@ from stages.errors import BadInput
 from stages.evaluate import score
 from stages.invert import Inverter
 from stages.model import Classifier, Design
-from stages.recipes import Attack, Compute, Evaluate, Invert, Relabel, Threat, Train
+from stages.recipes import Attack, Compute, EvalAttack, Evaluate, Invert, Relabel, Train
 from stages.refused import explained
 
 UNPOOLS = """
@@ -42,7 +42,7 @@ def invert(model, shard, folder, examples_of, **keys):
 
 
 def evaluate(model, shard, folder, examples_of, **keys):
-    recipe = Evaluate(models=["m"], on="", batch_size=8, attacks=[Threat(eps=1, steps=2, **keys)], **keys)
+    recipe = Evaluate(models=["m"], on="", batch_size=8, attacks=[EvalAttack(eps=1, steps=2, **keys)], **keys)
     return score(recipe, [str(k) for k in range(10)], {"m": model}, {}, shard)
 
 

@@ -26,7 +26,7 @@ def shards(draw, max_size=5):
     floats = st.lists(st.floats(-100, 100, width=32), min_size=count, max_size=count)
     attack = {
         "target": np.array(label),
-        "reached": np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count))),
+        "success": np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count))),
         "margin": np.array(draw(floats), dtype=np.float32),
         "l2": np.array(draw(floats), dtype=np.float64),
     }
@@ -226,8 +226,8 @@ WRONG = {
     "another split": (sample(split="test"), "which its json calls 00000001 of test"),
     "a key that is no index": (sample(name="a"), "holds sample a, which its json calls 00000001 of train"),
     "a margin in words": (sample(margin="large"), "damaged json of margin"),
-    "a number for yes": (sample(reached=1), "damaged json of reached"),
-    "a step that no attack has": (sample(reached_step=10**12), "damaged json of reached_step"),
+    "a number for yes": (sample(success=1), "damaged json of success"),
+    "a step that no attack has": (sample(success_step=10**12), "damaged json of success_step"),
     "a negative class": (sample(source_label=-1), "damaged json of source_label"),
     "half an image": (sample(image=PNG[:30]), "holds sample 00000001, whose image cannot be decoded"),
     "no sample": ([], "holds no sample"),
@@ -274,7 +274,7 @@ def test_rows_have_the_columns_that_are_promised(shard):
     assert set(table["split"].to_pylist()) == {shard.split}
     assert set(table["shard"].to_pylist()) == {shard.name}
     assert table["error"].null_count == len(shard)
-    for name in ("target", "reached", "margin", "l2"):
+    for name in ("target", "success", "margin", "l2"):
         if shard.attack:
             assert table[name].to_pylist() == shard.attack[name].tolist()
         else:

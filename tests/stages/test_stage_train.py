@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from stages import train
 from stages.errors import BadData, BadInput
-from stages.model import Classifier, Design, load, save, to_unit
+from stages.model import Classifier, Design, load, save
 from stages.pgd import pgd
 from stages.recipes import Adversary, Train
-from stages.search import untargeted
 from stages.seeds import torch_seed
 from stages.shard import Shard
+from stages.targeted_pgd import untargeted
+from stages.tensors import to_unit
 
 # A network with dropout: its draws, too, must be the same after an interruption.
 DROPS = """
@@ -480,7 +481,7 @@ def test_a_one_cycle_without_warmup_starts_at_its_peak():
 
 
 def test_steps_divide_by_ten_at_each_drop():
-    asked = recipe(lr=1.0, schedule="steps", drops=[2, 4], epochs=6)
+    asked = recipe(lr=1.0, schedule="steps", milestones=[2, 4], epochs=6)
     rates = [train.learning_rate(asked, epoch, 6) for epoch in (0, 1.99, 2, 3.9, 4, 6)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 

@@ -10,9 +10,10 @@ import torch
 from stages.errors import BadInput
 from stages.evaluate import add
 from stages.features import Penultimate
-from stages.model import Classifier, Design, to_unit
+from stages.model import Classifier, Design
 from stages.recipes import Usefulness
 from stages.shard import Shard
+from stages.tensors import to_unit
 from stages.usefulness import measure, summarise
 
 CLASSES = ("a", "b", "c")

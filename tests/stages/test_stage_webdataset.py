@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pipeline.cli import main
 from stages.errors import BadInput
 from stages.limits import CLASSES
-from stages.load import list_source, read, spread
+from stages.load import assign_to_shards, list_source, read
 from stages.recipes import Digits, Synthetic, WebDataset
 
 
@@ -407,6 +407,6 @@ def test_a_tar_that_was_changed_anywhere_gives_all_samples_or_is_refused(data):
             return
         labels = listing.items["train"].labels.tolist()
         assert len(labels) == 3 if how == "flip" else labels in ([0, 1, 2], [0, 1, 2] * 2)
-        (name, items), *_ = spread(listing, load).items()
+        (name, items), *_ = assign_to_shards(listing, load).items()
         shard = read(load, name, items, 3, None)
         assert len(shard) + len(shard.failures) == len(labels)

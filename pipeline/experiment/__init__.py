@@ -1,0 +1,1 @@
+"""The experiment file: read, swept over, checked, made a graph."""

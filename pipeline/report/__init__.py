@@ -1,0 +1,1 @@
+"""What came of a run: results, tables, charts, the page."""

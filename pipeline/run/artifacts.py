@@ -1,0 +1,504 @@
+"""The artifacts of a store, and whether each can be trusted.
+
+A folder without ``manifest.json`` is no dataset, model or evaluation; one whose files differ from its manifest is
+damaged. Every run checks sizes, from one listing; `verify` checks bytes.
+"""
+
+import platform
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.experiment.graph import GROUPS, Node
+from pipeline.run import documents
+from pipeline.run.documents import (
+    Amount,
+    Count,
+    Document,
+    FileName,
+    Group,
+    Moment,
+    NodeId,
+    NodeName,
+    Sha,
+    ShardName,
+    Share,
+    Version,
+    Word,
+    fits,
+)
+from pipeline.store import Store, canonical, digest
+from stages.design import Design
+from stages.errors import BadData, BadInput
+from stages.shard import split_of
+
+FORMAT = 3
+
+NOT_OURS, LOST = "is damaged, or of another version of this program", "is missing, although all else is there"
+"""What may be wrong with the document that describes a folder."""
+
+LAST_BUT_ONE = "recipe.json"
+"""The file that is written before the manifest: if it is there without one, the manifest was lost."""
+
+LIBRARIES = ("notbugs", "torch", "torchvision", "numpy", "pillow", "pyarrow", "ray")
+
+
+class File(Document):
+    """A file as it was published."""
+
+    name: FileName
+    bytes: Count
+    sha256: Sha
+
+
+class Parent(Document):
+    """An artifact that another was made from."""
+
+    node: NodeId
+    version: Version
+    content: Sha
+
+
+class Manifest(Document):
+    """The keys of every manifest; `docs/data-format.md` defines them."""
+
+    format: Literal[3]
+    group: Group
+    name: NodeName
+    version: Version
+    content: Sha
+    parents: dict[str, Parent]
+    files: list[File]
+    environment: dict[str, str]
+    devices: dict[str, Count]
+    settings: dict[str, Count] = Field(default_factory=dict)
+    made: Moment
+
+    def _digest_of(self, name: str) -> str:
+        return next((file.sha256 for file in self.files if file.name == name), "")
+
+
+class LeftOut(Document):
+    """A reason why images were left out, with the first of them."""
+
+    reason: str
+    images: Count
+    first: str = ""
+
+
+class DatasetManifest(Manifest):
+    """A dataset. Its shards are among its files, and the counts of its splits are those of its shards."""
+
+    classes: list[str] = Field(min_length=1)
+    channels: Literal[1, 3]
+    image_shape: Annotated[list[Annotated[int, Field(ge=1, lt=2**14)]], Field(min_length=3, max_length=3)] | None
+    members: list[str]
+    counts: dict[Word, Count]
+    shards: dict[ShardName, Count]
+    failures: Count
+    left_out: list[LeftOut] | None = None
+    skipped: dict[str, Count] | None = None
+    mean: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = None
+    majority: dict[Word, Share] | None = None
+    success_rate: Share | None = None
+    success_by_step: list[Share] | None = None
+    l2_mean: Amount | None = None
+    linf_max: Amount | None = None
+    distance_mean: Amount | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        tars = {f"{name}.tar": self._digest_of(f"{name}.tar") for name in self.shards}
+        if not all(tars.values()) or self.content != content_digest(tars):
+            raise ValueError("the content is not that of the shards")
+        if self.counts != per_split(self.shards.items()):
+            raise ValueError("the counts are not those of the shards")
+        return self
+
+
+class ModelManifest(Manifest):
+    """A model. Its content is the digest of its weights."""
+
+    design: Design
+    trained_on: NodeName | None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.content != self._digest_of("weights.safetensors"):
+            raise ValueError("the content is not that of the weights")
+        return self
+
+
+class EvaluationManifest(Manifest):
+    """An evaluation: its result, and the shards that were scored."""
+
+    shards: dict[ShardName, Count]
+
+    @model_validator(mode="after")
+    def _has_a_result(self) -> Self:
+        if not self._digest_of("result.json"):
+            raise ValueError("there is no result")
+        return self
+
+
+MANIFESTS = {"datasets": DatasetManifest, "models": ModelManifest, "evaluations": EvaluationManifest}
+
+
+class Rows(Document):
+    """The rows of a shard, as a file."""
+
+    bytes: Count
+    sha256: Sha
+
+
+class Mark(Document):
+    """A commit mark."""
+
+    name: ShardName
+    samples: Count
+    inputs: dict[str, str]
+    host: str
+    device: str
+    settings: list[str] = Field(default_factory=list)
+
+
+class Statistics(Document):
+    """Sums over a shard that add up over a dataset; see `jobs.statistics`."""
+
+    shape: Annotated[list[Count], Field(min_length=3, max_length=3)] | None = None
+    pixels: Count | None = None
+    sums: list[Count] | None = None
+    squares: list[Count] | None = None
+    successes: Count | None = None
+    successes_at: list[Count] | None = None
+    distance: Amount | None = None
+    l2: Amount | None = None
+    linf: Amount | None = None
+
+
+class ShardMark(Mark):
+    """The commit mark of a dataset's shard."""
+
+    failures: Count
+    bytes: Count
+    sha256: Sha
+    rows: Rows
+    statistics: Statistics
+    suffix: Word
+
+
+class ScoreMark(Mark):
+    """The commit mark of an evaluation's shard: the sums of each model."""
+
+    sums: dict[str, dict[str, Any]]
+
+
+MARKS: dict[str, type[Mark]] = {"datasets": ShardMark, "evaluations": ScoreMark}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A dataset, model or evaluation that is in the store, whole.
+
+    Attributes:
+        folder: ``<group>/<name>/<version>``.
+        manifest: its manifest; of one that is still to be made, the facts that are predicted of it.
+    """
+
+    folder: str
+    manifest: dict[str, Any]
+
+    @property
+    def content(self) -> str:
+        """Digest of its content: equal contents have equal digests, wherever they were made."""
+        return str(self.manifest["content"])
+
+    @cached_property
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Each file's name with its bytes and sha256."""
+        return {file["name"]: file for file in self.manifest["files"]}
+
+    def shards(self, split: str) -> list[str]:
+        """Names of a split's shards, in order."""
+        return sorted(name for name in self.manifest["shards"] if split_of(name) == split)
+
+
+def manifest_at(store: Store, folder: str) -> dict[str, Any] | None:
+    """The manifest of ``<group>/<name>/<version>``; None where there is none, or it cannot be trusted."""
+    group, name, version = folder.split("/")
+    found = documents.find(store, f"{folder}/manifest.json", MANIFESTS[group])
+    return found if found and (found["group"], found["name"], found["version"]) == (group, name, version) else None
+
+
+def by_name(store: Store, name: str, groups: Sequence[str] = GROUPS) -> list[Artifact]:
+    """The artifacts of a name, the oldest first.
+
+    Args:
+        store: where.
+        name: ``rand``, ``datasets/rand`` or ``datasets/rand/<version>``.
+        groups: where to look.
+    """
+    prefix = next((group for group in groups if name.startswith(f"{group}/")), "")
+    base, *rest = name.removeprefix(f"{prefix}/").split("/")
+    if len(rest) > 1 or not fits(NodeName, base):
+        return []
+    folders = [
+        f"{group}/{base}/{version}"
+        for group in groups
+        if prefix in ("", group)
+        for version in store.folders(f"{group}/{base}")
+        if fits(Version, version) and version in (rest or [version])
+    ]
+    found = [Artifact(folder, manifest) for folder in folders if (manifest := manifest_at(store, folder))]
+    return sorted(found, key=lambda one: str(one.manifest["made"]))
+
+
+def find(store: Store, node: Node) -> Artifact | None:
+    """The node as it stands in the store; None unless every file and commit mark is there with its size."""
+    manifest = manifest_at(store, node.folder)
+    if manifest is None or (node.group == "models" and manifest["design"]["arch"] != node.arch):
+        return None
+    made = Artifact(node.folder, manifest)
+    there = store.files(node.folder, recursive=True)
+    whole = all(there.get(name) == file["bytes"] for name, file in made.files.items())
+    marked = all(mark_path(name) in there for name in manifest.get("shards", {}))
+    read = node.group != "evaluations" or _compare(store, node.folder, "result.json", made.files["result.json"]) == []
+    return made if whole and marked and read else None
+
+
+def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Artifact]) -> Artifact | None:
+    """The node, if it is whole and was made from these very inputs; otherwise its manifest is withdrawn.
+
+    A node that is being made again must not seem to be there: its old manifest would cover new and old shards.
+    """
+    made = find(store, node)
+    if made is not None and parents_of(made) == {role: one.content for role, one in inputs.items()}:
+        return made
+    withdraw(store, node.folder, set())
+    return None
+
+
+def read_file(store: Store, made: Artifact, name: str, take_back: bool = False) -> bytes:
+    """A file of a node, as it was published.
+
+    Args:
+        store: where.
+        made: the node.
+        name: the file.
+        take_back: whether the mark and the manifest of a damaged file are withdrawn at once.
+
+    Raises:
+        BadData: it is missing or damaged.
+    """
+    content = store.find(f"{made.folder}/{name}")
+    if content is not None and digest(content) == made.files.get(name, {}).get("sha256"):
+        return content
+    if not take_back:
+        raise BadData(
+            f"{made.folder}/{name} is damaged: `notbugs verify` withdraws it, and the next run makes it again"
+        )
+    withdraw(store, made.folder, {name.removesuffix(".tar")} if name.endswith(".tar") else set())
+    raise BadData(f"{made.folder}/{name} is damaged and was withdrawn: the next run makes it again")
+
+
+def parents_of(made: Artifact) -> dict[str, str]:
+    """Role → content digest of what it was made from."""
+    return {role: parent["content"] for role, parent in made.manifest["parents"].items()}
+
+
+def mark_path(shard: str) -> str:
+    return f"commits/{shard}.json"
+
+
+def rows_path(shard: str) -> str:
+    return f"commits/{shard}.parquet"
+
+
+def publish(
+    store: Store,
+    node: Node,
+    files: dict[str, tuple[int, str]],
+    content: str,
+    inputs: Mapping[str, Artifact],
+    facts: dict[str, Any],
+) -> Artifact:
+    """Write the manifest, after all other files: from now on the node is there.
+
+    Args:
+        store: where.
+        node: what.
+        files: name → (bytes, sha256) of every file but the commit marks.
+        content: digest of its content.
+        inputs: the artifacts that it was made from.
+        facts: further entries.
+    """
+    manifest = {
+        "format": FORMAT,
+        "group": node.group,
+        "name": node.name,
+        "version": node.version,
+        "content": content,
+        **facts,
+        "parents": {
+            role: {
+                "node": node.inputs[role].id,
+                "version": node.inputs[role].version,
+                "content": made.content,
+            }
+            for role, made in inputs.items()
+        },
+        "files": [{"name": name, "bytes": size, "sha256": sha} for name, (size, sha) in sorted(files.items())],
+        "environment": environment(),
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    store.put_json(f"{node.folder}/manifest.json", manifest)
+    return Artifact(node.folder, manifest)
+
+
+def per_split(samples: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Samples of each split, from those of each shard."""
+    counts: dict[str, int] = {}
+    for name, count in samples:
+        split = split_of(name)
+        counts[split] = counts.get(split, 0) + count
+    return counts
+
+
+def content_digest(files: Mapping[str, str]) -> str:
+    """One digest for several files, by name and sha256."""
+    return digest(canonical(dict(sorted(files.items()))))
+
+
+def environment() -> dict[str, str]:
+    """Versions of Python and the libraries, and the kind of machine."""
+    versions = {name: version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), "machine": platform.machine(), **versions}
+
+
+def version(name: str) -> str:
+    """Version of a package; a source tree that is run in place is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def host() -> str:
+    return socket.gethostname()
+
+
+# ---------------------------------------------------------------------------------------- verifying
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A damaged or missing file of the store.
+
+    Attributes:
+        folder: ``<group>/<name>/<version>``.
+        file: the file in it.
+        reason: what is wrong with it.
+        shard: the shard whose commit mark has to be withdrawn so that the next run makes it again.
+    """
+
+    folder: str
+    file: str
+    reason: str
+    shard: str | None = None
+
+
+def folders(store: Store) -> list[str]:
+    """Every ``<group>/<name>/<version>`` of a store; other folders are ignored."""
+    return [
+        f"{group}/{name}/{version}"
+        for group in GROUPS
+        for name in store.folders(group)
+        if fits(NodeName, name)
+        for version in store.folders(f"{group}/{name}")
+        if fits(Version, version)
+    ]
+
+
+def verify(store: Store, folder: str) -> list[Damage]:
+    """Read every byte of a node and compare it with its manifest and commit marks.
+
+    One without a manifest is compared with the marks of the shards that it has so far. A file that cannot be read is
+    damaged; the others are read nevertheless.
+    """
+    found: list[Damage] = []
+    there, manifest = dict[str, int](), None
+    with _reported(store, found, Damage(folder, "", "cannot be listed")):
+        there = store.files(folder, recursive=True)
+    with _reported(store, found, Damage(folder, "manifest.json", "cannot be read")):
+        if (manifest := manifest_at(store, folder)) is None and {"manifest.json", LAST_BUT_ONE} & set(there):
+            why = NOT_OURS if "manifest.json" in there else LOST
+            found.append(Damage(folder, "manifest.json", why))
+    marks = {name.removeprefix("commits/").removesuffix(".json") for name in there if _is_mark(name)}
+    shards = manifest.get("shards", {}) if manifest else {name for name in marks if fits(ShardName, name)}
+    listed = {file["name"]: file for file in manifest["files"]} if manifest else {}
+    for shard in [] if folder.startswith("models/") else sorted(shards):
+        found += _verify_shard(store, folder, shard, listed.pop(f"{shard}.tar", None))
+    for name, file in listed.items():
+        found += _compare(store, folder, name, file)
+    return found
+
+
+@contextmanager
+def _reported(store: Store, found: list[Damage], damage: Damage) -> Iterator[None]:
+    """Report files of a local store that cannot be read; an error of an object store is raised."""
+    try:
+        yield
+    except (BadInput, OSError) as error:
+        if not store.local:
+            raise
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        found.append(replace(damage, reason=f"{damage.reason}: {why}"))
+
+
+def _is_mark(name: str) -> bool:
+    return name.startswith("commits/") and name.endswith(".json")
+
+
+def _verify_shard(store: Store, folder: str, shard: str, listed: Mapping[str, Any] | None) -> list[Damage]:
+    found: list[Damage] = []
+    path, mark, kind = mark_path(shard), None, MARKS[folder.partition("/")[0]]
+    with _reported(store, found, Damage(folder, path, "cannot be read", shard)):
+        mark = documents.find(store, f"{folder}/{path}", kind)
+        if mark is None or mark["name"] != shard:
+            return [Damage(folder, path, "is missing or damaged", shard)]
+    if mark is None or kind is ScoreMark:  # an evaluation has no files beside its marks
+        return found
+    found += _compare(store, folder, f"{shard}.tar", listed or mark, shard)
+    found += _compare(store, folder, rows_path(shard), mark["rows"], shard)
+    if listed is not None and listed["sha256"] != mark["sha256"]:
+        found.append(Damage(folder, path, "names another digest than the manifest", shard))
+    return found
+
+
+def _compare(store: Store, folder: str, name: str, file: Mapping[str, Any], shard: str | None = None) -> list[Damage]:
+    found: list[Damage] = []
+    with _reported(store, found, Damage(folder, name, "cannot be read", shard)):
+        content = store.find(f"{folder}/{name}")
+        if content is None:
+            return [Damage(folder, name, "is missing, or no file", shard)]
+        if len(content) != file["bytes"]:
+            return [Damage(folder, name, f"has {len(content)} bytes, expected {file['bytes']}", shard)]
+        if digest(content) != file["sha256"]:
+            return [Damage(folder, name, "has other bytes than were committed", shard)]
+    return found
+
+
+def withdraw(store: Store, folder: str, shards: set[str]) -> None:
+    """Delete the commit marks of some shards and the manifest, so that the next run makes them again."""
+    store.delete(f"{folder}/manifest.json")
+    store.delete(f"{folder}/{LAST_BUT_ONE}")
+    for shard in shards:
+        store.delete(f"{folder}/{mark_path(shard)}")

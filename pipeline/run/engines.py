@@ -1,0 +1,243 @@
+"""What runs the steps of jobs: this process, or Ray (`on_ray`). Both give the same bytes."""
+
+import platform
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
+from typing import Any, Protocol
+
+from pipeline import terminal
+from pipeline.run.jobs import ModelJob, ShardJob, Unit
+from pipeline.terminal import visible
+from stages.errors import BadData, BadInput
+
+ATTEMPTS = 3
+"""Attempts at a shard or a training before it is given up; bad data fails at once."""
+
+Report = Callable[[str, dict[str, Any]], None]
+"""Called with what happened (`committed`, `epoch`, `retried`) and its facts."""
+
+
+@dataclass(frozen=True)
+class FailedShard:
+    """A shard that could not be made, with the reason."""
+
+    unit: str
+    reason: str
+
+
+class Stopped(Exception):
+    """The run was told to stop."""
+
+
+class Engine(Protocol):
+    """Runs jobs."""
+
+    def start(self, work: Callable[[], Any]) -> "Future[Any]":
+        """Start some work that calls `shards` or `model`, in parallel with other work if the engine can."""
+
+    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[FailedShard]:
+        """Make some shards; returns those that failed."""
+
+    def model(self, job: ModelJob, report: Report) -> None:
+        """Make a model.
+
+        Raises:
+            Exception: whatever made the last attempt fail.
+        """
+
+    def close(self) -> None:
+        """Stop all work and release everything."""
+
+
+def expected(error: BaseException) -> bool:
+    """Whether an error is a fault of the request, the data, the machine or the cluster: then its message is enough."""
+    cause = _cause(error)
+    ours = isinstance(cause, BadData | BadInput | OSError | MemoryError)
+    return ours or type(cause).__name__ == "OutOfMemoryError" or type(cause).__module__.startswith("ray.")
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line; of an unexpected one also its type, and with --debug its traceback is printed."""
+    plain = expected(error)
+    if not plain:
+        terminal.debug(error)
+    return visible(_sentence(_cause(error), plain))
+
+
+def _sentence(cause: BaseException, plain: bool) -> str:
+    if isinstance(cause, BadData | BadInput):
+        return str(cause)
+    kind, first = type(cause).__name__, next(iter(str(cause).strip().splitlines()), "")
+    if isinstance(cause, OSError) and cause.strerror:
+        return f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror
+    if isinstance(cause, MemoryError) or kind == "OutOfMemoryError":  # torch's and Ray's are of that name
+        return f"memory ran out{': ' * bool(first)}{first}"
+    if plain:
+        return first or kind
+    return f"unexpected: {first} ({kind})" if first else f"unexpected: {kind}"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error that a worker raised, unwrapped from Ray's."""
+    return getattr(error, "cause", None) or error
+
+
+def hopeless(error: BaseException) -> bool:
+    """Whether a retry cannot help."""
+    return isinstance(error, BadData | BadInput)
+
+
+class Inline:
+    """Everything in the calling process, one shard after the other.
+
+    If the work loads models, the next shard is read and the last one committed in threads meanwhile.
+    """
+
+    def start(self, work: Callable[[], Any]) -> "Future[Any]":
+        done: Future[Any] = Future()
+        try:
+            with redirect_stdout(sys.stderr):  # output of the user's network is no part of the command's
+                done.set_result(work())
+        except SystemExit as error:
+            done.set_exception(BadData(f"the user's network ended the program ({error})"))
+        except Exception as error:  # noqa: BLE001 - raised by `result`
+            done.set_exception(error)
+        return done
+
+    def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[FailedShard]:
+        work, lost = job.open(), list[FailedShard]()
+        if not job.heavy:
+            for unit in units:
+                self._attempt(unit, report, lost, partial(make, job, work, unit))
+            return lost
+        store, counted, begun = (
+            job.context.store,
+            job.context.store.retries,
+            deque[tuple[Unit, Future[dict[str, Any]]]](),
+        )
+
+        def settle(most: int) -> None:
+            while len(begun) > most:
+                unit, first = begun.popleft()
+                self._attempt(unit, report, lost, partial(again, unit, first))
+
+        def again(unit: Unit, first: "Future[dict[str, Any]]", attempt: int) -> dict[str, Any]:
+            nonlocal counted  # over all steps: of concurrent ones, it is not known which repeated a request
+            mark = first.result() if attempt == 1 else make(job, work, unit, attempt)
+            before, counted = counted, store.retries
+            return mark | {"store_retries": counted - before}
+
+        with ThreadPoolExecutor(2, thread_name_prefix="shard") as pool:
+            read_next = [pool.submit(read, job, unit) for unit in units[:1]]
+            for unit, following in zip_longest(units, units[1:]):
+                given, read_next = read_next[0], [pool.submit(read, job, following)] if following else []
+                begun.append((unit, _first(pool, job, work, unit, given)))
+                settle(1)
+            settle(0)
+        return lost
+
+    def _attempt(
+        self, unit: Unit, report: Report, lost: list[FailedShard], make: Callable[[int], dict[str, Any]]
+    ) -> None:
+        """Make a shard, in as many attempts as it needs, `ATTEMPTS` at most."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                report("committed", make(attempt))
+                return
+            except Exception as error:  # noqa: BLE001 - a failed shard does not stop the others
+                if attempt == ATTEMPTS or hopeless(error):
+                    lost.append(FailedShard(unit.name, reason_of(error)))
+                    return
+                report("retried", {"unit": unit.name, "attempt": attempt, "reason": reason_of(error)})
+
+    def model(self, job: ModelJob, report: Report) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                for metrics in job.steps():
+                    report("epoch", metrics)
+                return
+            except Exception as error:
+                if attempt == ATTEMPTS or hopeless(error):
+                    raise
+                report("retried", {"attempt": attempt, "reason": reason_of(error)})
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def _first(
+    pool: ThreadPoolExecutor, job: ShardJob, work: Callable[[Any], Any], unit: Unit, given: "Future[StepResult]"
+) -> "Future[dict[str, Any]]":
+    """The first attempt at a shard that is being read: its work is done here, its commit in the pool."""
+    try:
+        return pool.submit(commit, job, unit, work_on(work, given.result(), job.heavy), 1)
+    except Exception as error:  # noqa: BLE001 - raised by `result`
+        failed: Future[dict[str, Any]] = Future()
+        failed.set_exception(error)
+        return failed
+
+
+# ------------------------------------------------------------------------------------------- steps
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step of a shard hands to the next.
+
+    Attributes:
+        value: the step's result.
+        seconds: step → seconds that it took.
+        retries: requests that were sent to the store again.
+        device: kind of device that the shard was worked on.
+        settings: PyTorch's settings during the work: see `stages.device.settings_text`.
+    """
+
+    value: Any
+    seconds: dict[str, float]
+    retries: int
+    device: str = ""
+    settings: tuple[str, ...] = ()
+
+
+def make(job: ShardJob, work: Callable[[Any], Any], unit: Unit, attempt: int) -> dict[str, Any]:
+    """All steps of a shard; returns its commit mark."""
+    return commit(job, unit, work_on(work, read(job, unit), job.heavy), attempt)
+
+
+def read(job: ShardJob, unit: Unit) -> StepResult:
+    """The first step: fetch and decode."""
+    started, before = time.perf_counter(), job.context.store.retries
+    value = job.read(unit)
+    return StepResult(value, {"read": round(time.perf_counter() - started, 3)}, job.context.store.retries - before)
+
+
+def work_on(work: Callable[[Any], Any], given: StepResult, heavy: bool) -> StepResult:
+    """The second step. Work that loads no model has no device but the processor."""
+    if not heavy:
+        value, seconds = _timed(work, given)
+        return StepResult(value, seconds, given.retries, platform.machine())
+    from stages import device
+
+    with device.witnessed() as seen:
+        value, seconds = _timed(work, given)
+    return StepResult(value, seconds, given.retries, device.kind(), tuple(sorted(seen)))
+
+
+def _timed(work: Callable[[Any], Any], given: StepResult) -> tuple[Any, dict[str, float]]:
+    started = time.perf_counter()
+    return work(given.value), given.seconds | {"work": round(time.perf_counter() - started, 3)}
+
+
+def commit(job: ShardJob, unit: Unit, given: StepResult, attempt: int) -> dict[str, Any]:
+    """The last step; returns the commit mark, with the number of repeated requests to the store (``store_retries``)."""
+    before = job.context.store.retries
+    facts = {"attempt": attempt, "seconds": given.seconds, "device": given.device, "settings": list(given.settings)}
+    mark = job.commit(unit, given.value, facts)
+    return mark | {"store_retries": given.retries + job.context.store.retries - before}

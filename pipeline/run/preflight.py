@@ -1,0 +1,122 @@
+"""All that can be checked of an experiment before its run begins and before anything is written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.experiment.graph import Node
+from pipeline.experiment.sweeps import split_name
+from pipeline.run import artifacts
+from pipeline.run.artifacts import Artifact
+from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob
+from pipeline.run.jobs.checks import neutral, tried
+from stages.apart import forget
+from stages.errors import BadInput, did_you_mean, short, some
+from stages.recipes import is_own
+
+
+def wanted(nodes: list[Node], only: tuple[str, ...]) -> list[Node]:
+    """The nodes asked for with all that they need, in order; of a sweep, a name means all its points.
+
+    Raises:
+        BadInput: a name that is no node's.
+    """
+    if not only:
+        return nodes
+    names = {node.id: {node.id, node.name, *(split_name(name)[0] for name in (node.id, node.name))} for node in nodes}
+    chosen = [node for name in only for node in nodes if name in names[node.id]]
+    if missing := [name for name in only if not any(name in known for known in names.values())]:
+        known = {name for several in names.values() for name in several}
+        near = did_you_mean(missing[0], known) or f"; it has {some(list(names))}"
+        raise BadInput(f"--only {short(missing[0])}: the experiment has no such node{near}")
+    keep: set[str] = set()
+    while chosen:
+        node = chosen.pop()
+        keep.add(node.id)
+        chosen.extend(node.inputs.values())
+    return [node for node in nodes if node.id in keep]
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """What is known of a node before a run.
+
+    Attributes:
+        job: how it is made; it has listed its source, or read its pretrained weights, if it had to.
+        there: whether it stands in the store, whole.
+        partial: shards that are committed, where it does not.
+        facts: its manifest, or what is predicted of it.
+    """
+
+    job: ShardJob | ModelJob
+    there: bool
+    partial: int
+    facts: Mapping[str, Any]
+
+    @property
+    def node(self) -> Node:
+        """The node."""
+        return self.job.node
+
+    @property
+    def state(self) -> str:
+        """One phrase for a person."""
+        if self.there:
+            return "there"
+        return f"{self.partial} shards there, rest to make" if self.partial else "to make"
+
+
+def preflight(nodes: list[Node], context: Context, fetch: bool = True) -> list[NodeStatus]:
+    """Check all that can be checked without doing the work, and find out what is there already.
+
+    Sources are listed, pretrained weights read, networks built and tried once on empty images, splits and maps held
+    against each other. Nothing is written to the store. What is learned is for `Run` and for an estimate of the cost:
+    neither lists nor reads again.
+
+    Args:
+        nodes: what is to be made, each after its inputs.
+        context: where.
+        fetch: whether sources and weights that are not there may be downloaded.
+
+    Raises:
+        BadInput: the first thing that cannot be.
+    """
+    forget()
+    found: dict[str, NodeStatus] = {}
+    try:
+        for node in nodes:
+            found[node.id] = _checked(node, context, found, fetch)
+    finally:
+        forget()  # what was tried in another process may be as large as a model's weights
+    return list(found.values())
+
+
+def _checked(node: Node, context: Context, found: Mapping[str, NodeStatus], fetch: bool) -> NodeStatus:
+    inputs = {role: Artifact(parent.folder, dict(found[parent.id].facts)) for role, parent in node.inputs.items()}
+    job = JOBS[node.stage](node, context, inputs, fetch)
+    job.refuse_mismatch()
+    made = artifacts.find(context.store, node)
+    marks = [] if made else [f for f in context.store.files(f"{node.folder}/commits") if f.endswith(".json")]
+    try:
+        if made is None:
+            _try_models(node, context, found)
+        facts = made.manifest if made else job.predict_facts()
+    except BadInput as error:
+        raise BadInput(f"{job.file_key}: {error}") from error
+    return NodeStatus(job, made is not None, len(marks), facts)
+
+
+def _try_models(node: Node, context: Context, found: Mapping[str, NodeStatus]) -> None:
+    """Try the user's networks among the models that are there already and that a node is made from.
+
+    Raises:
+        BadInput: one can no longer be built, or ends the process.
+    """
+    from stages import train
+    from stages.design import Design
+
+    for parent in node.inputs.values():
+        if parent.group == "models" and found[parent.id].there and is_own(parent.arch):
+            design = found[parent.id].facts["design"] | {"arch": parent.arch}
+            design = Design.from_json(design | neutral(design["shape"][0]))
+            tried(parent, train.refuse_misfit, design, context.here)

@@ -1,0 +1,1 @@
+"""Weights that others trained: fetched, read as data, fitted to a network."""

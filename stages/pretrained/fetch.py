@@ -1,0 +1,134 @@
+"""A file that somebody names, by path or URL, as a file on this machine."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path, PurePosixPath
+from stat import S_ISDIR, S_ISREG
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+from urllib.parse import unquote
+
+from stages import remote
+from stages.errors import BadData, BadInput
+from stages.load.files import CHUNK, STORES, open_file
+from stages.pretrained import web
+
+MOST = 16 * 2**30
+"""Bytes of a file at most."""
+
+SCHEMES = ("file://", "http://", "https://", "s3://", "gs://", "package://PACKAGE/FILE")
+
+PACKAGE = "package://"
+"""What a file begins with that lies inside an installed Python package: ``package://PACKAGE/FILE``."""
+
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+
+
+def scheme_of(place: str) -> str:
+    """``http``, ``s3``, ``file`` and so on, of a URL; empty, of a path."""
+    return place.partition("://")[0].lower() if "://" in place else ""
+
+
+def is_elsewhere(place: str) -> bool:
+    """Whether a file has to be fetched from another machine."""
+    return scheme_of(place) not in ("", "file", "package")
+
+
+@contextmanager
+def fetched(place: str, data: Path) -> Iterator[Path]:
+    """A file by its path below `data`, by ``package://PACKAGE/FILE``, or by a URL: then it is here for a while.
+
+    Raises:
+        BadData: it cannot be read; what is said begins with a verb.
+    """
+    if not is_elsewhere(place):
+        path = _here(place, data)
+        _refuse_unless_file(path, "" if path == Path(place) else f" ({path})")
+        yield path
+        return
+    with TemporaryDirectory(prefix="notbugs-") as folder:
+        path = Path(folder) / "fetched"
+        with path.open("wb") as out:
+            _download(place, out)
+        yield path
+
+
+def _here(place: str, data: Path) -> Path:
+    match scheme_of(place):
+        case "package":
+            return _in_package(place[len(PACKAGE) :])
+        case "file":
+            path = unquote(place[len("file://") :]).removeprefix("localhost")
+            if not path.startswith("/"):
+                raise BadData("cannot be read: a file:// URL has three slashes before the path, file:///folder/file")
+            return Path(path)
+    try:
+        return data / Path(place).expanduser()
+    except RuntimeError as error:
+        raise BadData("cannot be read: whose home ~ is, is not known here") from error
+
+
+def _in_package(place: str) -> Path:
+    """The file without the package's own code, which `importlib.resources` would run."""
+    package, _, file = place.partition("/")
+    top, *folders = package.split(".")
+    if not all(part.isidentifier() for part in (top, *folders)) or ".." in PurePosixPath(file).parts:
+        raise BadData(f"cannot be read: expected {PACKAGE}PACKAGE/FILE, a file inside of the package")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise BadData(f"cannot be read: the Python package {top} is not installed here; install it")
+    found = [Path(folder, *folders) / file.lstrip("/") for folder in spec.submodule_search_locations or ()]
+    if not found:
+        raise BadData(f"cannot be read: {top} is a module of one file, no package that holds others")
+    return next((path for path in found if path.exists()), found[0])
+
+
+def _refuse_unless_file(path: Path, where: str) -> None:
+    """Before it is opened: to open a named pipe is to wait for who writes into it."""
+    try:
+        kind = path.stat()
+        with path.open("rb") if S_ISREG(kind.st_mode) else nullcontext():
+            pass
+    except OSError as error:
+        raise BadData(f"cannot be read: {error.strerror}{where}") from error
+    except ValueError as error:
+        raise BadData("cannot be read: that is no path") from error
+    if S_ISDIR(kind.st_mode):
+        inside = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHTS)
+        raise BadData(f"is a folder: name the file in it{f', such as {inside[0]}' if inside else ''}")
+    if not S_ISREG(kind.st_mode):
+        raise BadData("is no file but a pipe or a device: write what it gives into a file, and name that")
+    if kind.st_size > MOST:
+        raise BadData(f"has {kind.st_size:,} bytes: more than {MOST:,} are not read")
+
+
+def _download(place: str, out: BinaryIO) -> None:
+    scheme = scheme_of(place)
+    if scheme not in ("http", "https", *STORES):
+        raise BadData(f"cannot be read: expected a path, or {', '.join(SCHEMES)}")
+    try:
+        if scheme in STORES:
+            _copy(place, out)
+        else:
+            web.download(place, out, MOST)
+    except (BadData, BadInput, ConnectionError) as error:
+        raise BadData(str(error).removeprefix(place).strip()) from error
+    except FileNotFoundError as error:
+        raise BadData("cannot be read: there is no such file") from error
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own are such
+        raise BadData(f"cannot be read: {getattr(error, 'strerror', None) or remote.said(error)}") from error
+
+
+def _copy(place: str, out: BinaryIO) -> None:
+    """A file of an object store, in large pieces, each asked for again while the store is away."""
+    if not place.partition("?")[0].split("/", 3)[3:] or place.partition("?")[0].endswith("/"):
+        raise BadData("cannot be read: it names no file, expected for example s3://bucket/folder/file")
+    with open_file(place, patient=False) as file:  # who mistyped should hear of it now
+        while piece := file.read(CHUNK):
+            out.write(piece)
+            if out.tell() > MOST:
+                raise BadData(f"has more than {MOST:,} bytes, which are not read")

@@ -1,0 +1,806 @@
+"""A run's page: what it says, that it stands alone, and that it can be read in a browser of any width."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+from pipeline.experiment.graph import Node, build
+from pipeline.experiment.spec import parse, read
+from pipeline.report import gallery, page, sections
+from pipeline.report.results import RunResults
+from pipeline.run import artifacts
+from pipeline.run.runs import Progress
+from pipeline.store import Store, digest
+from stages.design import Design
+from stages.shard import Shard, pack, unpack
+
+# ------------------------------------------------------------------------------------ a made-up run
+
+CLASSES = ["<b>zero</b>", *(f"class {i}" for i in range(1, 10))]
+
+ATTACK = {"images": "clean", "model": "standard", "eps": 1.5, "steps": 10}
+LEARNER = {"arch": "small_cnn", "epochs": 4}
+
+
+def learner(on: str, **more: Any) -> dict[str, Any]:
+    return {"train": {**LEARNER, "on": on, **more}}
+
+
+SWEPT = [f"@steps={steps},seed={seed}" for steps in (1, 10, 100) for seed in (0, 1)]
+
+CONTROLS = ["leakage", "robust-source", "top", "bottom"]
+
+EXPERIMENT: dict[str, Any] = {
+    "name": "whole",
+    "datasets": {
+        "clean": {"load": {"source": "cifar10"}},
+        "rand": {"attack": ATTACK, "relabel": "random"},
+        "other": {"attack": ATTACK, "relabel": "other"},
+        "control": {"attack": {"images": "clean", "method": "none"}, "relabel": "other"},
+        "rand.leakage": {"attack": {**ATTACK, "method": "leakage"}, "relabel": "random"},
+        "rand.robust-source": {"attack": {**ATTACK, "model": "robust"}, "relabel": "random"},
+        "rand.top": {"select": {"images": "rand", "keep": "top", "share": 0.4}},
+        "rand.bottom": {"select": {"images": "rand", "keep": "bottom", "share": 0.6}},
+        "d_r": {"invert": {"images": "clean", "model": "robust"}},
+        "d_nr": {"invert": {"images": "clean", "model": "standard"}},
+        **{f"swept{at}": {"attack": {**ATTACK, "seed": i}, "relabel": "next"} for i, at in enumerate(SWEPT)},
+    },
+    "models": {
+        "standard": learner("clean"),
+        "robust": learner("clean", adversarial={"eps": 0.5, "steps": 7}),
+        **{f"from_{name}": learner(name) for name in ("rand", "other", "control", "d_r", "d_nr")},
+        **{f"from_rand.{control}": learner(f"rand.{control}") for control in CONTROLS},
+        "from_rand.probe": {"train": {"on": "rand", "probe": "robust"}},
+        **{f"from_swept{at}": learner(f"swept{at}", seed=i) for i, at in enumerate(SWEPT)},
+        "bigger": learner("clean", arch="resnet18"),
+        "bigger_from_rand": learner("rand", arch="resnet18"),
+    },
+    "evaluations": {
+        "accuracy": {"models": ["standard", "robust", "bigger"], "on": "clean"},
+        "learners": {
+            "models": [
+                *(f"from_{name}" for name in ("other", "rand", "control", "d_r", "d_nr")),
+                *(f"from_rand.{control}" for control in ("probe", *CONTROLS)),
+                "bigger_from_rand",
+                *(f"from_swept{at}" for at in SWEPT),
+            ],
+            "on": "clean",
+        },
+        "features": {"usefulness": {"models": ["standard"], "on": "clean"}},
+    },
+}
+
+
+def under_attack(accuracy: float) -> list[dict[str, Any]]:
+    ball = {"norm": "l2", "steps": 7, "step_size": 0.1, "restarts": 1, "surrogate": None, "target_rule": None}
+    worst = {"low": 0.0, "high": 1.0, "n": 400, "average": accuracy, "fooled": 0.4}
+    space = {"rotation": 30.0, "translation": 0.1, "search": "grid", "tries": 775}
+    return [
+        {"attack": "pgd", "accuracy": accuracy / 2, **worst, **ball, "eps": 0.25, "step_size": 0.05},
+        {"attack": "pgd", "accuracy": accuracy / 5, **worst, **ball, "eps": 0.5},
+        {"attack": "pgd", "accuracy": accuracy / 3, **worst, **ball, "eps": 0.5, "surrogate": "standard"},
+        {"attack": "pgd", "accuracy": 0.1, **worst, **ball, "eps": 0.5, "target_rule": "next", "success_rate": 0.7},
+        {"attack": "spatial", "accuracy": accuracy / 4, **worst, **space},
+    ]
+
+
+def scored(model: Node, accuracy: float) -> dict[str, Any]:
+    rate = {"accuracy": accuracy, "low": max(0.0, accuracy - 0.02), "high": min(1.0, accuracy + 0.02), "n": 400}
+    on = model.inputs["on"].name
+    base = {"kind": "accuracy", "model": model.name, "trained_on": on, "chance": 0.1, "majority": 0.12, "per_class": {}}
+    return {
+        **base,
+        **rate,
+        "under_attack": under_attack(accuracy),
+        "agreement": {**rate, "rule": "next", "accuracy": 0.25},
+    }
+
+
+def useful(model: Node) -> dict[str, Any]:
+    draw = np.random.default_rng(0)
+    points = [[f, k, rho := 0.6 * draw.random(), rho - 0.6 * draw.random()] for f in range(200) for k in range(10)]
+    counts = {"robust": 500, "non_robust": 1300, "useless": 200}
+    facts = {
+        "norm": "l2",
+        "eps": 0.5,
+        "steps": 10,
+        "features": 200,
+        "useful": 0.1,
+        "classes": CLASSES,
+        "n": 200,
+        "attacked": 60,
+    }
+    facts |= {"useful_from": [0.06] * 10, "features_by_best_class": {"robust": 50, "non_robust": 130, "useless": 20}}
+    return {
+        "kind": "usefulness",
+        "model": model.name,
+        "trained_on": "clean",
+        **facts,
+        "counts": counts,
+        "points": points,
+    }
+
+
+ACCURACY = {
+    "from_other": 0.9,
+    "from_control": 0.05,
+    "from_rand.leakage": 0.7,
+    "from_rand.bottom": 0.03,
+    "from_swept@steps=10,seed=0": 0.5,
+    "from_swept@steps=10,seed=1": 0.7,
+}
+
+
+def rows(node: Node, accuracy: Mapping[str, float]) -> list[dict[str, Any]]:
+    models = [parent for role, parent in node.inputs.items() if role.startswith("models.")]
+    made = [useful(m) if node.stage == "usefulness" else scored(m, accuracy.get(m.name, 0.8)) for m in models]
+    on, split = node.inputs["on"], node.recipe.split
+    held_out = on.stage == "load" and split != "train"
+    return [{"evaluation": node.name, "on": on.name, "split": split, "held_out": held_out, **row} for row in made]
+
+
+def shard_of(node: Node) -> bytes:
+    """Twenty images, of which an attack made every fifth pixel a little brighter."""
+    draw = np.random.default_rng(1)
+    pixels = draw.integers(0, 200, (20, 32, 32, 3), dtype=np.uint8)
+    truth = np.arange(20) % 10
+    if node.stage == "load":
+        return pack(Shard("train-000000", np.arange(20), truth, truth, pixels))
+    pixels[:, ::5] += 10
+    facts = {"target": truth, "success": np.arange(20) % 2 == 0, "confidence": np.full(20, 0.875), "l2": truth / 10}
+    if node.stage == "invert":
+        facts = {"l2": truth / 10, "distance": np.full(20, 0.25)}
+    return pack(Shard("train-000000", np.arange(20), (truth + 1) % 10, truth, pixels, attack=facts))
+
+
+def manifest(node: Node, files: dict[str, bytes]) -> dict[str, Any]:
+    shas = {name: digest(content) for name, content in files.items()}
+    base: dict[str, Any] = {
+        "format": artifacts.FORMAT,
+        "group": node.group,
+        "name": node.name,
+        "version": node.version,
+        "content": shas.get("weights.safetensors", "0" * 64),
+        "parents": {},
+        "environment": {},
+        "devices": {},
+        "made": "2026-01-01T00:00:00+00:00",
+        "files": [{"name": name, "bytes": len(content), "sha256": shas[name]} for name, content in files.items()],
+    }
+    if node.group == "datasets":
+        tars = {name: sha for name, sha in shas.items() if name.endswith(".tar")}
+        shards = {name.removesuffix(".tar"): 20 for name in tars}
+        base |= {"classes": CLASSES, "channels": 3, "shards": shards, "image_shape": [3, 32, 32], "failures": 0}
+        base |= {"content": artifacts.content_digest(tars), "members": ["png", "cls", "json"]}
+        base |= {"counts": artifacts.per_split(shards.items())}
+    if node.group == "models":
+        design = Design(str(node.arch), 10, (3, 32, 32), (0.5,) * 3, (0.5,) * 3)
+        base |= {"design": design.as_json(), "trained_on": "clean"}
+    if node.group == "evaluations":
+        base |= {"shards": {"test-000000": 20}}
+    if node.stage == "attack" and node.recipe.method == "pgd":
+        base |= {"success_rate": 0.98, "success_by_step": [0.1 + 0.088 * step for step in range(9)] + [0.804] * 2}
+    return base
+
+
+def epochs() -> bytes:
+    lines = [{"epoch": e, "accuracy": e / 4, "test_accuracy": e / 5, "images_per_second": 1234} for e in range(1, 5)]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def leave(store: Store, node: Node, accuracy: Mapping[str, float] = ACCURACY) -> None:
+    """What a run would leave of a node."""
+    files: dict[str, bytes] = {}
+    if node.stage in ("load", "attack", "invert"):
+        files["train-000000.tar"] = shard_of(node)
+    if node.stage == "train":
+        files |= {"metrics.jsonl": epochs(), "weights.safetensors": b"weights"}
+    for name, content in files.items():
+        store.put(f"{node.folder}/{name}", content)
+    if node.group == "evaluations":
+        files["result.json"] = store.put_json(f"{node.folder}/result.json", {"rows": rows(node, accuracy)})
+    store.put_json(f"{node.folder}/manifest.json", manifest(node, files))
+
+
+def record(nodes: list[Node], experiment: dict[str, Any] = EXPERIMENT) -> dict[str, Any]:
+    done = {n.id: Progress(n.stage, n.version, "done", images=2000, started=0.0, seconds=130.0) for n in nodes}
+    return {
+        "run": "20260101-000000-whole-0000",
+        "experiment": parse(experiment).model_dump(mode="json", exclude_defaults=True),
+        "state": "done",
+        "started": "2026-01-01T00:00:00+00:00",
+        "ended": "2026-01-01T01:30:00+00:00",
+        "environment": {"notbugs": "0.1.0", "python": "3.11"},
+        "nodes": {name: asdict(progress) for name, progress in done.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store in which every node of EXPERIMENT is there."""
+    made = Store(str(tmp_path_factory.mktemp("store")))
+    for node in build(parse(EXPERIMENT)):
+        leave(made, node)
+    return made
+
+
+@pytest.fixture(scope="module")
+def run() -> dict[str, Any]:
+    """The record of a run that made all of it but one model, which was there."""
+    made = record(build(parse(EXPERIMENT)))
+    made["nodes"]["models/standard"] |= {"state": "cached", "seconds": None, "images": 0}
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(store: Store, run: dict[str, Any]) -> str:
+    """The page of a run with something for every section."""
+    return store.read(page.write(store, run)).decode()
+
+
+def small(*names: str) -> dict[str, Any]:
+    """EXPERIMENT with one evaluation, of these models."""
+    return {**EXPERIMENT, "evaluations": {"accuracy": {"models": list(names), "on": "clean"}}}
+
+
+def render(path: Path, experiment: dict[str, Any], accuracy: Mapping[str, float] = ACCURACY, **about: Any) -> str:
+    """The page of a run of an experiment, of which the evaluations are there."""
+    store, nodes = Store(str(path)), build(parse(experiment))
+    for node in nodes:
+        if node.group == "evaluations":
+            leave(store, node, accuracy)
+    return page.render(store, record(nodes, experiment) | about)
+
+
+def lines_of(html: str) -> list[list[str]]:
+    """The cells of each line of the page's tables."""
+    plain = html.replace("\u00a0", " ").replace("<wbr>", "")
+    return [re.findall(r"<td[^>]*>([^<]*)</td>", line) for line in plain.split("<tr>")]
+
+
+class Seen(HTMLParser):
+    """What a reader of the page comes across: tags, text, headings, captions."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.headings: list[str] = []
+        self.captions: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "figcaption":
+            self.captions.append("")
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+        if self.tags and self.tags[-1][0] == "h2" and data.strip():
+            self.headings.append(data)
+        if self.tags and self.tags[-1][0] == "figcaption":
+            self.captions[-1] += data.strip()
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words).replace("\u00a0", " ")
+
+
+# ----------------------------------------------------------------------------------------- what it says
+
+
+def test_a_page_has_a_section_for_everything_that_the_run_left(whole):
+    assert Seen(whole).headings == [
+        "Results",
+        "Look for yourself",
+        "Leakage",
+        "Sweeps",
+        "Attack success rate",
+        "Learning curves",
+        "Robustness",
+        "Transfer",
+        "Features",
+        "How it was made",
+        "Environment",
+    ]
+
+
+def test_sections_without_data_are_left_out(tmp_path):
+    seen = Seen(render(tmp_path, small("standard")))
+    assert seen.headings == ["Results", "Robustness", "Transfer", "How it was made", "Environment"]
+
+
+def test_the_verdict_names_the_strictest_learner_its_interval_and_chance(whole):
+    text = Seen(whole).text
+    assert "each under a wrong label, from_other classifies 90.0 % of the unmodified test images correctly" in text
+    assert (
+        "(88.0 % – 92.0 %), where chance is 10.0 %, and a constant answer scores 12.0 %: without a leakage-only "
+        "control, how much of it is leakage is unknown." in text
+    )
+    assert "The same labels on unmodified images give 5.0 %: the labels alone do not explain it." in text
+
+
+def test_a_learner_at_chance_learned_nothing_and_labels_that_do_as_much_are_said_to(tmp_path):
+    models = small("from_other", "from_control")
+    assert "it learned nothing that generalises" in render(tmp_path, models, {"from_other": 0.11})
+    text = Seen(render(tmp_path, models, {"from_other": 0.5, "from_control": 0.49})).text
+    assert "the labels alone explain it as well" in text
+    assert "but without the attack from_control reaches 49.0 %, so leakage alone may explain it" in text
+
+
+def test_features_are_claimed_only_where_leakage_alone_does_less(tmp_path):
+    models = small("from_rand", "from_rand.leakage", "from_control")
+    claim = "so the perturbations contain features that generalise, worth"
+    said = {
+        accuracy: Seen(render(tmp_path, models, {"from_rand": 0.8, "from_rand.leakage": accuracy})).text
+        for accuracy in (0.7, 0.77)
+    }
+    assert claim in said[0.7] and claim not in said[0.77]
+    assert f"{claim} 10.0 points beyond the 70.0 % of leakage alone." in said[0.7]
+    assert "without the attack from_rand.leakage reaches 77.0 %, so leakage alone may explain it" in said[0.77]
+    assert claim not in Seen(render(tmp_path, small("from_rand"))).text
+
+
+def test_without_learners_the_verdict_is_the_best_model(tmp_path):
+    text = Seen(render(tmp_path, small("standard", "robust"), {"robust": 0.7})).text
+    assert (
+        "standard classifies 80.0 % of the test images correctly, where chance is 10.0 %, and a constant answer" in text
+    )
+
+
+def test_published_figures_stand_beside_what_a_model_is_whatever_it_is_called(tmp_path):
+    experiment = small("zebra")
+    experiment["models"] = {**EXPERIMENT["models"], "zebra": EXPERIMENT["models"]["from_rand"]}
+    assert "63.3 % ResNet-50, L2 ε 0.5, 100 steps of 0.1, Ilyas et al. 2019" in Seen(render(tmp_path, experiment)).text
+    experiment["datasets"] = {**EXPERIMENT["datasets"], "clean": {"load": {"source": "sklearn-digits"}}}
+    text = Seen(render(tmp_path, experiment)).text
+    assert (
+        "63.3 % CIFAR-10, ResNet-50, L2 ε 0.5, 100 steps of 0.1, Ilyas et al. 2019" in text
+        and "a guide, not a comparison" in text
+    )
+
+
+def test_answers_under_another_rule_have_published_figures_beside_them(tmp_path):
+    experiment = small("zebra", "standard")
+    experiment["datasets"] = {**EXPERIMENT["datasets"], "det": {"attack": ATTACK, "relabel": "next"}}
+    experiment["models"] = {**EXPERIMENT["models"], "zebra": learner("det")}
+    html = render(tmp_path, experiment).replace("\u00a0", " ")
+    assert "agreement with next" in html
+    assert "16.2 % ResNet-50, L2 ε 0.5, 100 steps of 0.1, Ilyas et al. 2019" in html
+
+
+def test_a_figure_of_the_same_settings_has_none_beside_it_and_ours_are_said(tmp_path):
+    experiment = small("from_rand")
+    alike = {"attack": {**ATTACK, "eps": 0.5, "steps": 100}, "relabel": "random"}
+    experiment["datasets"] = {**EXPERIMENT["datasets"], "rand": alike}
+    html = render(tmp_path, experiment).replace("\u00a0", " ")
+    assert "63.3 % ResNet-50, Ilyas et al. 2019" in html and ">small_cnn, L2 ε 0.5, 100 steps of 0.1</td>" in html
+
+
+def test_a_set_of_another_norm_has_no_published_figures(tmp_path):
+    experiment = small("from_rand")
+    other = {"attack": {**ATTACK, "norm": "linf", "eps": 0.03}, "relabel": "random"}
+    experiment["datasets"] = {**EXPERIMENT["datasets"], "rand": other}
+    html = render(tmp_path, experiment).replace("\u00a0", " ")
+    assert ">small_cnn, L∞ ε 0.03, 10 steps of 0.006</td>" in html and "63.3 %" not in html
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ({}, "15.3 % ResNet-50, Engstrom et al. 2019"),
+        ({"rotation": 5.0}, None),
+        ({"translation": 0.0}, None),
+        ({"tries": 9}, None),
+        ({"search": "random", "tries": 10}, "39.9 % ImageNet, ResNet-18, Engstrom et al. 2019"),
+        ({"search": "random", "tries": 100}, None),
+    ],
+)
+def test_a_spatial_figure_stands_beside_its_own_space_only(tmp_path, monkeypatch, attack, said):
+    made = {**under_attack(0.8)[-1], **attack}
+    monkeypatch.setattr(sys.modules[__name__], "under_attack", lambda accuracy: [made])
+    (line,) = [line for line in lines_of(render(tmp_path, small("standard"))) if any("±" in cell for cell in line)]
+    assert line[5] == (said or "–")
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ({"steps": 7}, "70.90 % ResNet-50, Ilyas et al. 2019"),
+        ({"steps": 20, "restarts": 5}, "70.90 % ResNet-50, under 7 steps, Ilyas et al. 2019"),
+        ({"attack": "apgd"}, "–"),
+        ({"norm": "linf"}, "–"),
+        ({"eps": 0.75}, "–"),
+    ],
+)
+def test_a_robust_accuracy_is_published_of_the_same_attack_whose_steps_are_said_where_they_differ(
+    tmp_path, monkeypatch, attack, said
+):
+    made = {**under_attack(0.8)[1], **attack}
+    monkeypatch.setattr(sys.modules[__name__], "under_attack", lambda accuracy: [made])
+    (line,) = [line for line in lines_of(render(tmp_path, small("robust"))) if any(" steps" in c for c in line[1:2])]
+    assert line[5] == said
+
+
+def test_what_is_scored_on_other_than_held_out_images_is_named_and_judged_by_nowhere(tmp_path):
+    experiment = small("from_other")
+    memorised = {"models": ["from_other", "from_rand", "from_rand.leakage"], "on": "other", "split": "train"}
+    experiment["evaluations"] = {"memorised": memorised, **experiment["evaluations"]}
+    html = render(tmp_path, experiment, {"from_rand": 1.0})
+    text = Seen(html).text
+    assert (
+        "from_other classifies 80.0 % of the unmodified test images correctly" in text
+        and "from_rand classifies" not in text
+    )
+    assert "Leakage" not in Seen(html).headings
+    assert (
+        "1 model scored on 400 held-out images with their true labels" in text
+        and "3 lines are of modified images" in text
+    )
+    lines = [line for line in lines_of(html) if "other/train" in line]
+    assert {line[0] for line in lines} == {"from_other", "from_rand", "from_rand.leakage"}
+    assert not any("Ilyas" in cell or "Jordan" in cell for line in lines for cell in line)
+    assert "clean accuracy</th>" not in html
+
+
+def test_a_split_that_was_trained_on_is_no_test(tmp_path):
+    experiment = small("standard")
+    experiment["evaluations"]["accuracy"]["split"] = "train"
+    text = Seen(render(tmp_path, experiment)).text
+    assert "images correctly" not in text and "clean/train" in text
+
+
+def test_a_split_of_another_name_is_named(tmp_path):
+    experiment = small("from_other")
+    experiment["evaluations"]["accuracy"]["split"] = "val"
+    assert "of the unmodified val images correctly" in Seen(render(tmp_path, experiment)).text
+
+
+def test_answers_under_a_rule_are_told_whichever_evaluation_asked_for_them(tmp_path, monkeypatch):
+    experiment = small("zebra")
+    experiment["datasets"] = {**EXPERIMENT["datasets"], "det": {"attack": ATTACK, "relabel": "next"}}
+    experiment["models"] = {**EXPERIMENT["models"], "zebra": learner("det")}
+    for rule in ("next", "other"):
+        experiment["evaluations"][rule] = {"models": ["zebra"], "on": "clean", "agreement": rule}
+    as_it_was = rows
+
+    def asked(node: Node, accuracy: Mapping[str, float]) -> list[dict[str, Any]]:
+        made = as_it_was(node, accuracy)
+        for row in made:
+            rule = node.recipe.agreement
+            row |= {"agreement": {**row["agreement"], "rule": rule.rule, "accuracy": 0.25}} if rule else {}
+            if rule is None:
+                del row["agreement"]
+        return made
+
+    monkeypatch.setattr(sys.modules[__name__], "rows", asked)
+    html = render(tmp_path, experiment)
+    (line,) = [line for line in lines_of(html[: html.index("Robustness</h2>")]) if line[:1] == ["zebra"]]
+    assert line.count("25.0 %") == 2 and any("16.2 %" in cell for cell in line)
+
+
+def test_rows_that_differ_in_the_seed_alone_are_one_with_mean_and_deviation(whole):
+    text = Seen(whole).text
+    assert "60.0 ± 14.1 %" in text and "2 seeds" in text
+    assert "from_swept: 80.0 ± 0.0 % at steps 1, 80.0 ± 0.0 % at 100, highest 80.0 ± 0.0 % at 1" in text
+
+
+def test_average_and_worst_case_stand_in_one_row_with_what_was_published(whole):
+    lines = [line.split("</td>") for line in whole.replace("\u00a0", " ").split("<tr>") if "L2 ε 0.25" in line]
+    (line,) = [line for line in lines if line[0].endswith(">robust")]
+    assert [cell.partition(">")[2] for cell in line[2:4]] == ["80.0 %", "40.0 %"]
+    assert "82.48 % ResNet-50, Ilyas et al. 2019" in line[5]
+
+
+def test_models_are_compared_under_the_largest_radius_whatever_was_evaluated_first(tmp_path, monkeypatch):
+    experiment = small("standard", "from_d_r")
+    experiment["evaluations"] = {"a-rotation": {"models": ["standard"], "on": "clean"}, **experiment["evaluations"]}
+    ball, space, made = under_attack(0.8)[1], under_attack(0.8)[-1], rows
+    monkeypatch.setattr(
+        sys.modules[__name__],
+        "rows",
+        lambda node, accuracy: [
+            row | {"under_attack": [space if node.name == "a-rotation" else ball]} for row in made(node, accuracy)
+        ],
+    )
+    text = Seen(render(tmp_path, experiment)).text
+    assert "from_d_r 80.0 %, 16.0 % under L2 ε 0.5, 7 steps; standard 80.0 %, 16.0 % under L2 ε 0.5, 7 steps." in text
+    assert "80.0 % on average (noise of length ε, clipped to [0, 1]) and 16.0 % under L2 ε 0.5" in text
+
+
+def test_a_curve_shows_the_worse_of_two_attacks_of_the_same_radius(tmp_path, monkeypatch):
+    twice = [{**under_attack(0.8)[0], "accuracy": accuracy} for accuracy in (0.3, 0.1, 0.2)]
+    monkeypatch.setattr(sys.modules[__name__], "under_attack", lambda accuracy: twice)
+    assert "At the largest radius, 0.25: standard 10.0 %." in Seen(render(tmp_path, small("standard"))).text
+
+
+SEEDED: dict[str, Any] = {
+    "name": "seeded",
+    "seeds": [0, 1],
+    "datasets": {"clean": {"load": {"source": "cifar10"}}, "rand": {"attack": ATTACK, "relabel": "random"}},
+    "models": {
+        "standard": learner("clean"),
+        "bigger": learner("clean", arch="resnet18"),
+        "from_rand": learner("rand"),
+        "bigger_from_rand": learner("rand", arch="resnet18"),
+    },
+    "evaluations": {
+        "learners": {"models": ["from_rand", "bigger_from_rand"], "on": "clean"},
+        "transfer": {
+            "models": ["standard", "bigger"],
+            "on": "clean",
+            "attacks": [{"eps": 0.5, "surrogate": ["standard", "bigger"]}],
+        },
+    },
+}
+
+FOOLED = {("standard", "standard"): 0.8, ("standard", "bigger"): 0.3, ("bigger", "bigger"): 0.9}
+
+
+def carried_over(node: Node, model: Node) -> list[dict[str, Any]]:
+    """Attacks that fool by FOOLED, 10 points more with seed 1; on a model of another seed not at all."""
+    base = {**under_attack(0.5)[2], "target_rule": None}
+    found = []
+    for threat in node.recipe.attacks:
+        (source, _, seed), (name, _, own) = threat.surrogate.partition("@"), model.name.partition("@")
+        fooled = FOOLED.get((source, name), 0.1) + 0.1 * (seed == "seed=1")
+        found.append({**base, "surrogate": threat.surrogate, "fooled": fooled if seed == own else 0.0})
+    return found
+
+
+def carried(path: Path, experiment: dict[str, Any]) -> str:
+    """The page of a run whose attacks were carried over."""
+    store, nodes = Store(str(path)), build(parse(experiment))
+    for node in nodes:
+        if node.group == "evaluations":
+            models = [parent for role, parent in node.inputs.items() if role.startswith("models.")]
+            made = [
+                row | {"under_attack": carried_over(node, m)} for row, m in zip(rows(node, {}), models, strict=True)
+            ]
+            store.put_json(f"{node.folder}/result.json", {"rows": made})
+    return page.render(store, record(nodes, experiment)).replace("\u00a0", " ")
+
+
+def test_transfer_is_told_over_seeds_each_model_under_attacks_on_its_own(tmp_path):
+    html = carried(tmp_path, SEEDED)
+    assert ["bigger", "35.0 ± 7.1 %", "95.0 ± 7.1 %"] in lines_of(html)
+    assert "transfer least to resnet18, 35.0 %" in html and "most to small_cnn, 85.0 %" in html
+
+
+def test_figure_3_is_of_held_out_images(tmp_path):
+    seen = {}
+    for split in ("test", "train"):
+        learners = {**SEEDED["evaluations"]["learners"], "split": split}
+        seen[split] = carried(tmp_path, {**SEEDED, "evaluations": {**SEEDED["evaluations"], "learners": learners}})
+    assert "transfer least to" in seen["test"] and "transfer least to" not in seen["train"]
+
+
+def test_features_are_useful_from_the_threshold_of_their_class_on_and_robust_above_zero(tmp_path, monkeypatch):
+    drawn: list[Any] = []
+    monkeypatch.setattr(sections.charts, "scatter", lambda *args, **more: drawn.append((args, more)) or "<svg></svg>")
+    row = useful(next(node for node in build(parse(EXPERIMENT)) if node.name == "standard"))
+    row["useful_from"] = [0.06, 0.01, None, *[0.03] * 7]
+    row["points"] = [[0, 0, 0.05, 0.01], [0, 1, 0.05, 0.01], [1, 0, 0.3, 0.0], [1, 1, 0.012, -0.06]]
+    monkeypatch.setattr(sys.modules[__name__], "useful", lambda model: row)
+    render(tmp_path, {**EXPERIMENT, "evaluations": {"features": EXPERIMENT["evaluations"]["features"]}})
+    (((_, _, groups, *_), more),) = drawn
+    assert groups == {
+        "useful and robust": [(0.05, 0.01)],
+        "useful, not robust": [(0.3, 0.0), (0.012, -0.06)],
+        "useless": [(0.05, 0.01)],
+    }
+    assert more == {"vertical": [0.01, 0.06], "horizontal": [0.0]}
+
+
+def test_the_leakage_panel_says_how_much_leakage_alone_gives(whole):
+    assert "Leakage alone gives 70.0 %, 10.0 points less." in Seen(whole).text
+
+
+def test_a_target_rate_is_told_from_before_the_first_step_to_the_last(whole):
+    assert "rand: 10.0 % before the first step, half by step 5, 80.4 % by step 10." in Seen(whole).text
+
+
+def test_a_model_that_scored_the_same_in_two_evaluations_stands_once_in_the_results(tmp_path):
+    experiment = small("standard")
+    experiment["evaluations"]["again"] = experiment["evaluations"]["accuracy"]
+    html = render(tmp_path, experiment)
+    assert html[: html.index("Robustness</h2>")].count(">standard</td>") == 1
+
+
+def test_a_failed_run_says_so_first_and_why(tmp_path):
+    experiment = small("from_other")
+    nodes = record(build(parse(experiment)), experiment)["nodes"]
+    nodes["datasets/rand"] |= {"state": "failed", "why": "3 of 4 shards failed: <disk> full"}
+    nodes["models/from_rand"] |= {"state": "waiting", "why": "needs datasets/rand"}
+    text = Seen(render(tmp_path, experiment, state="failed", nodes=nodes)).text
+    assert f"This run failed: {len(nodes) - 2} of {len(nodes)} nodes are finished" in text
+    assert text.index("This run failed") < text.index("datasets/rand failed: 3 of 4 shards failed: <disk> full")
+    assert text.index("models/from_rand waiting: needs datasets/rand") < text.index("Trained only on")
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"state": "running", "ended": None}, "This run is not finished: "),
+        ({"state": "interrupted"}, "This run was interrupted: "),
+        ({"state": "lost", "why": "no sign of life for 90 s"}, "was lost, no sign of life for 90 s: "),
+    ],
+)
+def test_a_run_that_is_not_done_says_how_it_stands(tmp_path, about, said):
+    assert said in Seen(render(tmp_path, small("standard"), **about)).text
+
+
+def test_a_run_that_made_nothing_has_a_page(tmp_path, run):
+    nodes = {name: {**progress, "state": "waiting", "seconds": None} for name, progress in run["nodes"].items()}
+    seen = Seen(page.render(Store(str(tmp_path)), run | {"state": "failed", "nodes": nodes}))
+    assert "Nothing is finished; there is no accuracy yet" in seen.text
+    assert seen.headings == ["How it was made", "Environment"]
+
+
+def test_what_was_there_already_has_its_date_and_a_training_its_speed(whole):
+    assert "made before, 2026-01-01 00:00" in Seen(whole).text and ">1,234</td>" in whole
+
+
+def test_a_graph_is_drawn_up_to_a_size_and_said_to_be_left_out_beyond(tmp_path):
+    experiment = small("standard")
+    nodes = len(build(parse(experiment)))
+    experiment["datasets"] = dict(EXPERIMENT["datasets"])
+    assert "is not drawn" not in Seen(render(tmp_path, experiment)).text
+    experiment["datasets"] |= {f"more{i}": {"load": {"source": "cifar10"}} for i in range(sections.BOXES)}
+    html = render(tmp_path, experiment)
+    boxes = len({name.partition("@")[0] for name in (node.id for node in build(parse(experiment)))})
+    assert nodes < sections.BOXES < boxes and '<svg class="graph"' not in html
+    assert f"The graph is not drawn: it has {boxes} boxes, and only {sections.BOXES} are readable." in Seen(html).text
+
+
+def test_a_graph_of_the_preset_of_the_paper_is_drawn():
+    preset = read(Path(__file__).parents[3] / "configs" / "paper-cifar10.yaml")
+    assert len(build(preset)) <= sections.BOXES
+
+
+def test_axes_of_lengths_in_pixels_have_their_unit(tmp_path):
+    experiment = small(*(f"swept@eps={eps}" for eps in (0.5, 1.0)))
+    experiment["models"] = {**EXPERIMENT["models"], **{f"swept@eps={eps}": learner("rand") for eps in (0.5, 1.0)}}
+    html = render(tmp_path, experiment)
+    assert "eps, pixel units of [0, 1]" in html and "L2 radius, pixel units of [0, 1]" in html
+    assert "noise of length ε, clipped to [0, 1]" in html and "same size" not in html
+
+
+def test_a_large_run_makes_no_large_page(tmp_path):
+    places = [f"@steps={steps},eps={eps}" for steps in range(1, 21) for eps in range(1, 16)]
+    experiment = small("standard", *(f"from_swept{at}" for at in places))
+    experiment["datasets"] = {"clean": EXPERIMENT["datasets"]["clean"]}
+    experiment["datasets"] |= {f"swept{at}": {"attack": ATTACK, "relabel": "next"} for at in places}
+    experiment["models"] = {"standard": EXPERIMENT["models"]["standard"]}
+    experiment["models"] |= {f"from_swept{at}": learner(f"swept{at}") for at in places}
+    html = render(tmp_path, experiment)
+    assert len(html) < 3_000_000
+    assert "101 more lines" in html
+
+
+# --------------------------------------------------------------------------------------- it stands alone
+
+
+def test_nothing_is_fetched_from_elsewhere_and_no_script_runs(whole):
+    tags = Seen(whole).tags
+    links = [attrs[key] for _, attrs in tags for key in ("src", "href") if key in attrs]
+    assert links and all(str(link).startswith(("data:", "#")) for link in links)
+    assert not {"script", "iframe", "object"} & {tag for tag, _ in tags}
+    assert not any(key.startswith("on") for _, attrs in tags for key in attrs)
+
+
+def test_what_a_user_named_is_text(whole):
+    assert "<b>zero</b>" not in whole and "&lt;b&gt;zero&lt;/b&gt;" in whole
+
+
+def test_every_chart_says_in_words_what_it_shows_and_every_image_has_a_text(whole):
+    seen = Seen(whole)
+    charts = [attrs["aria-label"] for tag, attrs in seen.tags if tag == "svg" and attrs["class"] == "chart"]
+    assert len(charts) > 8 and set(charts) <= set(seen.captions)
+    assert all(attrs.get("alt") for tag, attrs in seen.tags if tag == "img")
+
+
+def test_ids_are_unique_in_the_page(whole):
+    ids = [attrs["id"] for _, attrs in Seen(whole).tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+
+def shown(url: str) -> np.ndarray:
+    """The pixels of a data URL."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+
+
+@pytest.fixture
+def found(store: Store, run: dict[str, Any]) -> RunResults:
+    return RunResults(store, run)
+
+
+def test_a_gallery_shows_the_original_the_magnified_change_and_the_saved_image(found):
+    made = gallery.gallery(found, found.nodes["datasets/other"])
+    assert made is not None
+    card = made.cards[3]
+    before, after = (unpack("train-000000", shard_of(found.nodes[f"datasets/{n}"]), 3) for n in ("clean", "other"))
+    assert np.array_equal(shown(card.original), before.images()[3])
+    assert np.array_equal(shown(card.saved), after.images()[3])
+    change = after.images()[3].astype(int) - before.images()[3]
+    assert "magnified 10 times" in made.text
+    assert np.abs(shown(card.change) - (127.5 + 10 * change)).max() <= 0.5001
+    assert (card.truth, card.label, card.measured) == ("class 3", "class 4", "not reached, 88 %")
+    assert len({card.truth for card in made.cards}) == len(made.cards) == 10
+
+
+def test_of_a_large_shard_only_the_beginning_is_read(found, monkeypatch):
+    monkeypatch.setattr(gallery, "HEAD", 20_000)
+    made = gallery.gallery(found, found.nodes["datasets/other"])
+    assert made is not None and 0 < len(made.cards) < 10
+
+
+def test_large_images_are_shown_smaller():
+    draw = np.random.default_rng(0)
+    assert max(shown(gallery.url(draw.random((300, 224, 3)))).shape) == gallery.SIDE
+    assert shown(gallery.url(draw.random((8, 8, 1)))).shape == (8, 8)
+
+
+# ------------------------------------------------------------------------------------------ in a browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def brightness(colour: str) -> float:
+    """Of a colour such as rgb(21, 24, 28), from 0 to 255."""
+    return statistics.mean(float(part) for part in re.findall(r"[\d.]+", colour)[:3])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_the_page_can_be_read_in_a_browser_of_any_width_by_day_and_by_night(browser, whole, tmp_path, width, scheme):
+    file = tmp_path / "report.html"
+    file.write_text(whole)
+    said: list[str] = []
+    asked: list[str] = []
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    tab = context.new_page()
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(file.as_uri())
+    tab.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+    ink, paper, chart = tab.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor,"
+        " getComputedStyle(document.querySelector('svg.chart text')).fill]"
+    )
+    assert ink == chart
+    assert (brightness(ink) < brightness(paper)) == (scheme == "light")
+    assert abs(brightness(ink) - brightness(paper)) > 150
+    context.close()

@@ -1,0 +1,174 @@
+"""Tables that line up, and a table of results that hides nothing."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.experiment.graph import build
+from pipeline.experiment.spec import parse
+from pipeline.report.tables import feature_table, result_text, table
+from pipeline.run.artifacts import Artifact
+from pipeline.run.jobs import Context, EvaluateJob
+from pipeline.store import Store
+
+WORDS = st.text(st.characters(codec="ascii", exclude_categories=["Cc", "Zs"]), min_size=1, max_size=12)
+
+
+@given(head=st.lists(WORDS, min_size=2, max_size=5), data=st.data())
+def test_every_cell_stands_in_its_column(head, data):
+    lines = data.draw(st.lists(st.lists(WORDS, min_size=len(head), max_size=len(head)), min_size=1, max_size=4))
+    shown = table(head, lines).splitlines()
+    edges = [len(part) for part in shown[1].split("  ")]
+    assert len(shown) == len(lines) + 2
+    for line, cells in zip(lines, shown[2:], strict=True):
+        first = 0
+        for cell, width in zip(line, edges, strict=True):
+            assert cells[first : first + width].strip() == cell
+            first += width + 2
+
+
+def row(**facts):
+    given = {
+        "kind": "accuracy",
+        "evaluation": "e",
+        "model": "m",
+        "on": "clean",
+        "split": "test",
+        "held_out": True,
+        "trained_on": "d",
+        "accuracy": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+        "n": 100,
+    }
+    return given | {"chance": 0.1, "majority": 0.12, "attack_success_rate": 0.9, "under_attack": []} | facts
+
+
+def test_the_table_of_results_has_dataset_target_learner_accuracy_interval_and_chance():
+    shown = result_text([row(), row(model="n", trained_on=None, attack_success_rate=None)])
+    assert "90.0 %" in shown and "40.0 % – 60.0 %" in shown and "10.0 %" in shown
+    assert "elsewhere" in shown and "constant answer" not in shown
+
+
+def test_an_unbalanced_test_set_shows_what_a_constant_answer_scores():
+    assert "constant answer" in result_text([row(majority=0.58, chance=1 / 9)])
+
+
+def test_several_evaluations_are_told_apart():
+    assert "evaluation" not in result_text([row()])
+    assert "evaluation" in result_text([row(), row(evaluation="f")])
+
+
+ORIGINS = {
+    "name": "e",
+    "datasets": {
+        "clean": {"load": {"source": "sklearn-digits"}},
+        "other": {"attack": {"images": "clean", "method": "none", "splits": ["train", "test"]}, "relabel": "other"},
+    },
+    "models": {
+        "learner": {"train": {"on": "other", "arch": "small_cnn"}},
+        "brought": {"pretrained": {"arch": "resnet18", "weights": "DEFAULT"}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "split", "held_out"),
+    [
+        ("learner", "clean", "test", True),
+        ("learner", "clean", "train", False),
+        ("learner", "other", "test", False),
+        ("brought", "clean", "train", True),
+    ],
+)
+def test_held_out_are_images_as_they_were_loaded_of_a_split_that_was_not_trained_on(
+    tmp_path, model, on, split, held_out
+):
+    asked = {"e": {"models": [model], "on": on, "split": split}}
+    (node,) = [n for n in build(parse({**ORIGINS, "evaluations": asked})) if n.group == "evaluations"]
+    inputs = {role: Artifact(one.folder, {"content": "c", "classes": ["a", "b"]}) for role, one in node.inputs.items()}
+    store = Store(str(tmp_path))
+    sums = {"n": 4, "right": 3, "right_per_class": [2, 1], "n_per_class": [2, 2]}
+    nothing = {"right_under": [], "average_under": [], "aimed_under": [], "success_under": []}
+    marks = {"test-000000": {"samples": 4, "sums": {model: sums | nothing}}}
+    EvaluateJob(node, Context(store, Path(), Path()), inputs).finish(marks)
+    (found,) = store.find_json(f"{node.folder}/result.json")["rows"]
+    assert (found["on"], found["split"], found["held_out"]) == (on, split, held_out)
+
+
+def test_other_images_than_held_out_ones_are_named():
+    shown = result_text([row(), row(model="n", on="other", split="train", held_out=False, under_attack=[attack()])])
+    assert "other/train" in shown.partition("average case")[0] and "other/train" in shown.partition("average case")[2]
+    assert "clean/test" in shown and "clean accuracy" not in shown
+    assert "clean/test" not in result_text([row()]) and "clean accuracy" in result_text([row()])
+
+
+def test_two_sets_of_held_out_images_are_told_apart():
+    shown = result_text([row(), row(model="n", on="few")])
+    assert "clean/test" in shown and "few/test" in shown and "clean accuracy" in shown
+
+
+def test_answers_under_another_rule_have_a_column():
+    assert "agreement with next" not in result_text([row()])
+    shown = result_text([row(agreement={"rule": "next", "accuracy": 0.25}), row(model="n")])
+    assert [line.split()[-2:] for line in shown.splitlines()[2:]] == [["25.0", "%"], ["%", "–"]]
+    assert "agreement with next" in shown
+
+
+def attack(**facts):
+    given = {"attack": "pgd", "norm": "l2", "eps": 0.5, "steps": 7, "step_size": 0.1, "restarts": 1, "surrogate": None}
+    ends = {"low": 0.1, "high": 0.3, "n": 100}
+    return given | ends | {"target_rule": None, "accuracy": 0.2, "average": 0.9, "fooled": 0.75} | facts
+
+
+def test_rows_that_differ_in_the_seed_alone_are_one_with_mean_and_deviation():
+    rows = [row(model=f"m@eps=1,seed={seed}", accuracy=accuracy) for seed, accuracy in ((0, 0.5), (1, 0.7))]
+    shown = result_text([*rows, row(model="m@eps=2,seed=0")])
+    assert "60.0 ± 14.1 %" in shown and "2 seeds" in shown and "m@eps=1 " in shown and "m@eps=2 " in shown
+
+
+def test_average_case_stands_beside_worst_case_with_the_gap():
+    line = result_text([row(under_attack=[attack()])]).splitlines()[-1]
+    assert "noise of length ε, clipped to [0, 1]" in result_text([row(under_attack=[attack()])])
+    assert "L2 ε 0.5, 7 steps" in line and line.index("90.0 %") < line.index("20.0 %") < line.index("70.0 %")
+
+
+def test_a_targeted_attack_says_how_often_it_got_there():
+    def under(*attacks):
+        return result_text([row(under_attack=list(attacks))]).partition("and worst case")[2]
+
+    shown = under(attack(target_rule="next", success_rate=0.33), attack())
+    assert "toward next" in shown and "33.0 %" in shown
+    assert "attack success rate" not in under(attack())
+
+
+def test_spatial_attacks_name_their_space():
+    spatial = {"attack": "spatial", "rotation": 30, "translation": 0.1, "search": "grid", "tries": 775}
+    ends = {"low": 0.0, "high": 0.2, "n": 100}
+    made = spatial | ends | {"accuracy": 0.1, "average": 0.8, "fooled": 0.5}
+    assert "±30°, ±10 %, grid of 775" in result_text([row(under_attack=[made])])
+
+
+def test_transfer_is_a_matrix_of_source_and_model():
+    rows = [
+        row(model=model, under_attack=[attack(surrogate=source, fooled=fooled) for source, fooled in made.items()])
+        for model, made in {"a": {"a": 0.9, "b": 0.4}, "b": {"a": 0.3, "b": 0.8}}.items()
+    ]
+    shown = result_text(rows)
+    lines = [line.split() for line in shown.partition("fooling rate of L2 ε 0.5, 7 steps made on\n")[2].splitlines()]
+    assert lines[0] == ["a", "b"]
+    assert lines[2:] == [["a", "90.0", "%", "40.0", "%"], ["b", "30.0", "%", "80.0", "%"]]
+    assert "worst case" not in shown
+
+
+def test_features_are_counted():
+    facts = {"kind": "usefulness", "norm": "l2", "eps": 0.5, "features": 4, "classes": ["a", "b"]}
+    shown = feature_table([row(**facts, counts={"robust": 2, "non_robust": 4, "useless": 2})])
+    assert "4 × 2" in shown and "25.0 %" in shown and "50.0 %" in shown
+
+
+def test_a_text_has_only_what_there_is():
+    assert len(result_text([row()]).splitlines()) == 3
+    assert "and worst case" in result_text([row(under_attack=[attack()])])

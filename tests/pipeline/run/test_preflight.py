@@ -1,0 +1,86 @@
+"""What is found out before a run is handed on to it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pipeline import cli
+from pipeline.run import runs
+from stages import load
+from stages.nets import small_cnn
+
+OWN = """
+from stages.nets import small_cnn
+print("imported")
+
+def net(classes, channels):
+    return small_cnn(classes, channels)
+"""
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch) -> Iterator[tuple[str, Counter[str]]]:
+    """A web server's address, and how often each path was asked of it; ``/w.pt`` holds weights."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    folder, asked = tmp_path / "served", Counter[str]()
+    folder.mkdir()
+    torch.manual_seed(0)
+    torch.save(small_cnn(10, 1).state_dict(), folder / "w.pt")
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked[self.path] += 1
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+@pytest.mark.parametrize("arch", ["small_cnn", "./own.py:net"])
+def test_a_run_lists_a_source_once_fetches_weights_once_and_builds_its_graph_once(
+    arch, served, write, tmp_path, monkeypatch
+):
+    url, asked = served
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    calls = Counter[str]()
+
+    def counting(name, function):
+        def counted(*args, **options):
+            calls[name] += 1
+            return function(*args, **options)
+
+        return counted
+
+    monkeypatch.setattr(load, "list_source", counting("listed", load.list_source))
+    for module in (cli, runs):
+        monkeypatch.setattr(module, "build", counting("built", module.build))
+    weights = {"arch": arch, "weights": f"{url}/w.pt", "shape": [1, 8, 8], "classes": 10}
+    file = write(
+        {
+            "name": "handed",
+            "datasets": {"clean": {"load": {"source": "sklearn-digits", "limit": 64, "shard_size": 64}}},
+            "models": {"net": {"load": weights}},
+            "evaluations": {"accuracy": {"models": ["net"], "on": "clean"}},
+        }
+    )
+    planned = CliRunner().invoke(cli.main, ["plan", str(file), "--store", "s"])
+    assert planned.exit_code == 0 and not asked, "a plan downloads nothing"
+    calls.clear()
+    for there in (False, True):
+        made = CliRunner().invoke(cli.main, ["run", str(file), "--store", "s", "--engine", "inline"])
+        assert made.exit_code == 0, made.output
+        assert asked == {"/w.pt": 1}, "what is there is not fetched again"
+        assert calls == ({"built": 2, "listed": 1} if there else {"built": 1, "listed": 1})
