@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,13 +13,20 @@ from stages.recipes import Augmentation, Spatial
 from stages.spatial import transform
 
 
-def augment(x_NCHW: Tensor, how: Augmentation, draw: torch.Generator) -> Tensor:
+def augment(x_NCHW: Tensor, how: Augmentation, draw: torch.Generator, flips_N: np.ndarray | None = None) -> Tensor:
     """Flip left–right with probability one half; for `crop-flip` also shift by up to an eighth of the width.
 
-    The shift is a crop at a random place from the image padded with zeros (4 pixels for 32, as He et
-    al. 2016 do for CIFAR-10). `spatial` instead rotates and shifts, anywhere in the space that the spatial attack
-    searches by default (Engstrom et al. 2019). `resized-crop` is a crop of any size, enlarged to that of the image, and
-    a flip; `imagenet` adds colours and lighting: see `resized_crop`, `jittered`, `lit`.
+    The shift is a crop at a random place from the image padded with zeros (4 pixels for 32, as He et al. 2016 do for
+    CIFAR-10). `shift-flip` shifts half as far, from the image mirrored at its edges (2 pixels for 32, as Jordan 2024
+    does). `spatial` instead rotates and shifts, anywhere in the space that the spatial attack searches by default
+    (Engstrom et al. 2019). `resized-crop` is a crop of any size, enlarged to that of the image, and a flip;
+    `imagenet` adds colours and lighting: see `resized_crop`, `jittered`, `lit`.
+
+    Args:
+        x_NCHW: float.
+        how: which of them.
+        draw: what is drawn from.
+        flips_N: the images to flip, where that is not to be drawn.
 
     Raises:
         BadInput: colours are asked for of images that have none.
@@ -26,19 +34,25 @@ def augment(x_NCHW: Tensor, how: Augmentation, draw: torch.Generator) -> Tensor:
     if how == "none":
         return x_NCHW
     if how in ("resized-crop", "imagenet"):
-        x = augment(resized_crop(x_NCHW, boxes(x_NCHW, draw)), "flip", draw)
+        x = augment(resized_crop(x_NCHW, boxes(x_NCHW, draw)), "flip", draw, flips_N)
         return x if how == "resized-crop" else lit(jittered(x, draw), draw)
     if how == "spatial":
         space = Spatial()
         reach = torch.tensor([space.rotation, space.translation, space.translation])
         return transform(x_NCHW, *(reach[:, None] * (2 * torch.rand(3, len(x_NCHW), generator=draw) - 1)))
-    count, _, height, width = x_NCHW.shape
-    flips = torch.rand(count, generator=draw) < 0.5
+    flips = torch.rand(len(x_NCHW), generator=draw) < 0.5 if flips_N is None else torch.from_numpy(flips_N)
     x = torch.where(on(flips, x_NCHW.device).view(-1, 1, 1, 1), x_NCHW.flip(3), x_NCHW)
     if how == "flip":
         return x
-    pad = max(1, width // 8)
-    padded = F.pad(x, (pad, pad, pad, pad))
+    if how == "shift-flip":
+        return _shifted(x, max(1, x.shape[3] // 16), "reflect", draw)
+    return _shifted(x, max(1, x.shape[3] // 8), "constant", draw)
+
+
+def _shifted(x_NCHW: Tensor, pad: int, edges: str, draw: torch.Generator) -> Tensor:
+    """Each image shifted by up to so many pixels each way, and what comes in from outside as `F.pad` has it."""
+    x, (count, _, height, width) = x_NCHW, x_NCHW.shape
+    padded = F.pad(x, (pad, pad, pad, pad), mode=edges)
     down, right = on(torch.randint(0, 2 * pad + 1, (2, count), generator=draw), x.device)
     rows = (down[:, None] + torch.arange(height, device=x.device))[:, None, :, None]
     columns = (right[:, None] + torch.arange(width, device=x.device))[:, None, None, :]

@@ -25,6 +25,7 @@ class Design:
         std: per channel; divided by.
         outputs: for a network with more classes: the outputs that are kept, in this order; `classes` of them.
         of: number of classes of that network.
+        logit_scale: factor of the network's outputs; None is 1.
     """
 
     arch: Annotated[str, Field(max_length=512)]
@@ -34,6 +35,7 @@ class Design:
     std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
     outputs: tuple[Output, ...] | None = None
     of: Annotated[int, Field(ge=1, lt=2**20)] | None = None
+    logit_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     @property
     def network_classes(self) -> int:

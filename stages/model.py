@@ -60,17 +60,19 @@ class Classifier(nn.Module):
         other._modules = {**self._modules, "network": network}  # a copy shares its modules with the original
         return other
 
-    def forward(self, x_NCHW: Tensor) -> Tensor:
+    def normalised(self, x_NCHW: Tensor) -> Tensor:
+        """What the network is given for images in [0, 1]."""
         x = (x_NCHW - self.mean) / self.std
-        if self.repeat > 1:
-            x = x.repeat(1, self.repeat, 1, 1)
-        x = x.contiguous(memory_format=torch.channels_last)
+        return x.repeat(1, self.repeat, 1, 1) if self.repeat > 1 else x
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x = self.normalised(x_NCHW).contiguous(memory_format=torch.channels_last)
         low = LOW.get(self.precision)
         with numbers(self.precision), torch.autocast(x.device.type, low, enabled=low is not None):
             logits: Tensor = self.network(x)
         if self.outputs is not None:
             logits = logits[:, self.outputs]  # not `index_select`, whose deterministic backward pass waits on a GPU
-        logits = logits.float()
+        logits = logits.float() if self.design.logit_scale is None else logits.float() * self.design.logit_scale
         if low is torch.float16 and logits.requires_grad and x.requires_grad:
             _scale_gradients(x, logits)
         return logits

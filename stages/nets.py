@@ -83,6 +83,55 @@ def resnet9(classes: int, channels: int) -> nn.Module:
     )
 
 
+class Scaled(nn.Module):
+    """Times a constant."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+    def extra_repr(self) -> str:
+        return f"{self.factor:g}"
+
+
+class AirGroup(nn.Sequential):
+    """Two 3 × 3 convolutions, the first with max pooling, each with batch norm and GELU.
+
+    The convolutions begin as the identity as far as they have channels for it, and batch norm's scale stays 1.
+    """
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        convs = [nn.Conv2d(width, width_out, 3, padding=1, bias=False) for width in (width_in, width_out)]
+        norms = [nn.BatchNorm2d(width_out, eps=1e-12, momentum=0.4) for _ in convs]
+        for conv, norm in zip(convs, norms, strict=True):
+            nn.init.dirac_(conv.weight[: conv.in_channels])
+            norm.weight.requires_grad_(False)
+        super().__init__(convs[0], nn.MaxPool2d(2), norms[0], nn.GELU(), convs[1], norms[1], nn.GELU())
+
+
+def airnet(classes: int, channels: int) -> nn.Module:
+    """In the manner of airbench94 (Jordan 2024): groups of 64-256-256, for 16 pixels or more; 2.0 million parameters.
+
+    Each colour has eight 2 × 2 filters, so that `whiten` has both signs of all principal directions. The logits are
+    divided by 9.
+    """
+    filters = 8 * channels
+    return nn.Sequential(
+        nn.Conv2d(channels, filters, 2),
+        nn.GELU(),
+        AirGroup(filters, 64),
+        AirGroup(64, 256),
+        AirGroup(256, 256),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(256, classes, bias=False),
+        Scaled(1 / 9),
+    )
+
+
 def _cifar(name: str) -> Callable[[int, int], nn.Module]:
     """A torchvision network for 32 pixels: a 3 × 3 stem of stride 1 in place of ImageNet's, as He et al. 2016."""
 
@@ -112,7 +161,7 @@ def _stem(channels: int, width: int) -> nn.Conv2d:
 
 CIFAR = {f"cifar_{name}": _cifar(name) for name in ("resnet18", "resnet50", "vgg16_bn", "densenet121")}
 
-OURS = {"small_cnn": small_cnn, "fast_resnet": fast_resnet, "resnet9": resnet9, **CIFAR}
+OURS = {"small_cnn": small_cnn, "fast_resnet": fast_resnet, "resnet9": resnet9, "airnet": airnet, **CIFAR}
 
 
 WITHOUT_HEADS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}

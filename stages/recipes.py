@@ -27,7 +27,7 @@ from stages.limits import ATTACKS, CLASSES, IMAGES, MEMORY, NAME, PADDING, SHARD
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Norm = Literal["l2", "linf"]
-Augmentation = Literal["none", "flip", "crop-flip", "spatial", "resized-crop", "imagenet"]
+Augmentation = Literal["none", "flip", "crop-flip", "shift-flip", "spatial", "resized-crop", "imagenet"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=NAME)]
 
@@ -705,8 +705,8 @@ class Train(Recipe):
     split: Split = Field("train", description="Its split.")
     arch: str | None = Field(
         None,
-        description="`small_cnn`, `fast_resnet`, `resnet9`, any torchvision classifier, or your own network as "
-        "`package.module:name` or `./folder/file.py:name`.",
+        description="`small_cnn`, `fast_resnet`, `resnet9`, `airnet`, any torchvision classifier, or your own network "
+        "as `package.module:name` or `./folder/file.py:name`.",
     )
     probe: str | None = Field(
         None,
@@ -720,33 +720,65 @@ class Train(Recipe):
     epochs: int = Field(30, ge=1, le=STEPS, description="Passes over the split.")
     batch_size: int = Field(128, ge=2, description="Images per step; an epoch's last, incomplete batch is dropped.")
     lr: float = Field(0.05, gt=0, description="Peak learning rate.")
+    norm_bias_lr: Later[float] = Field(
+        1,
+        gt=0,
+        description="Factor of the learning rate of batch norm's biases. Their weight decay is divided by it, so that "
+        "a step shrinks all parameters alike.",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
     nesterov: bool = Field(False, description="Nesterov's momentum.")
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, on every parameter.")
-    schedule: Literal["one-cycle", "steps", "cosine", "constant"] = Field(
+    schedule: Literal["one-cycle", "triangular", "steps", "cosine", "constant"] = Field(
         "one-cycle",
-        description="Learning rate schedule: `one-cycle` (up and down, cosine), `steps` (÷ 10 at each milestone), "
-        "`cosine` (to 0), or `constant`.",
+        description="Learning rate schedule: `one-cycle` (up and down, cosine), `triangular` (up and down, linear), "
+        "`steps` (÷ 10 at each milestone), `cosine` (to 0), or `constant`.",
     )
     milestones: list[int] = Field([], description="For schedule `steps`: epochs at which the rate is divided by 10.")
-    warmup: float = Field(0.25, ge=0, lt=1, description="Fraction of a one-cycle schedule in which the rate rises.")
+    warmup: float = Field(
+        0.25, ge=0, lt=1, description="Fraction of a one-cycle or triangular schedule in which the rate rises."
+    )
+    ema: Later[float | None] = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of an exponential moving average of the weights, which becomes the model; smaller in the "
+        "first steps.",
+    )
+    whiten: Later[bool] = Field(
+        False,
+        description="Fix the first convolution: its filters are the principal directions of the patches of the split's "
+        "images, scaled to variance 1, and their negatives.",
+    )
+    logit_scale: Later[float | None] = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="Factor of the network's outputs, in training and after it. `airnet` has a factor of 1/9 besides.",
+    )
     augment: Augmentation = Field(
         "none",
-        description="`flip`: random horizontal flips; `crop-flip`: also shifts by up to an eighth of the width; "
+        description="`flip`: random horizontal flips; `crop-flip`: also shifts by up to an eighth of the width, "
+        "padded with black; `shift-flip`: by up to a sixteenth, padded by reflection; "
         "`spatial`: rotations by up to 30 degrees and shifts by up to a tenth of the width and height; "
         "`resized-crop`: torchvision's `RandomResizedCrop` with `flip`; `imagenet`: also brightness, contrast and "
         "saturation jitter of up to a tenth and AlexNet's lighting noise, as in the paper.",
+    )
+    alternating_flip: Later[bool] = Field(
+        False,
+        description="Flip each image in every other epoch, starting with the first or the second at random, instead of "
+        "independently: two epochs show both views (Jordan 2024).",
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Probability mass of the target spread evenly over all classes."
     )
     mean: list[Mean] | None = Field(
-        None, min_length=1, description="Per-channel mean of the model's normalisation. Default: the dataset's."
+        None, min_length=1, description="Per-channel mean of the model's normalisation. Default: the split's."
     )
     std: list[Deviation] | None = Field(
         None,
         min_length=1,
-        description="Per-channel standard deviation of the model's normalisation. Default: the dataset's.",
+        description="Per-channel standard deviation of the model's normalisation. Default: the split's.",
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="Precision of the forward and backward passes; `tf32` as in an attack."
@@ -796,8 +828,15 @@ class Train(Recipe):
     def _arch_or_probe(self) -> "Train":
         if (self.arch is None) == (self.probe is None):
             raise ValueError("a training has either `arch` or `probe`")
-        if self.probe is not None and (self.mean or self.std):
-            raise ValueError("`mean` and `std` are those of the model that is probed")
+        own = {"mean": self.mean, "std": self.std, "whiten": self.whiten, "logit_scale": self.logit_scale}
+        if self.probe is not None and (given := [name for name, value in own.items() if value]):
+            raise ValueError(f"`{given[0]}` is that of the model that is probed: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_alternate(self) -> "Train":
+        if self.alternating_flip and self.augment in ("none", "spatial"):
+            raise ValueError(f"`alternating_flip` goes with an `augment` that flips, not with {self.augment}")
         return self
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stages import nets
 from stages.augment import augment
+from stages.average import Average
 from stages.design import Design
 from stages.device import computing, device, kind, on, sent, settings_text, tune_malloc
 from stages.errors import BadData, BadInput
@@ -34,10 +35,11 @@ from stages.pgd import pgd
 from stages.prefetch import prefetch, processes
 from stages.recipes import Adversary, Train
 from stages.refused import explained
-from stages.seeds import generator, torch_seed
+from stages.seeds import coins, generator, torch_seed
 from stages.shard import Shard
 from stages.targeted_pgd import untargeted
 from stages.tensors import in_batches, to_unit, unit
+from stages.whiten import first_convolution, whiten
 
 SHUFFLE_SHARDS = 4
 """Shards mixed at a time when a split streams; as many are prefetched, or one for each process of the pool."""
@@ -45,8 +47,8 @@ SHUFFLE_SHARDS = 4
 DECODERS = 16
 """Most processes that decode for one GPU; each decodes about 300 photographs of 224 pixels per second."""
 
-Batches = Iterator[tuple[Tensor, Tensor]]
-"""Pixels, uint8, N × H × W × C, and labels, where the model is."""
+Batches = Iterator[tuple[Tensor, Tensor, np.ndarray]]
+"""Pixels, uint8, N × H × W × C, and labels, where the model is; and the images' places in the source."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,21 @@ def share(counts: Sequence[int], batch_size: int, group: Group) -> list[tuple[in
     return found
 
 
+@dataclass(frozen=True)
+class Learner:
+    """What changes in a training, and what its checkpoints keep.
+
+    Attributes:
+        model: whose weights take the steps.
+        optimizer: with the momentum of each.
+        average: of its weights, where that is to be the model.
+    """
+
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+
+
 def fit(
     recipe: Train,
     design: Design,
@@ -199,26 +216,56 @@ def fit(
         model = on_device(Classifier(design, here, recipe.precision))
         if start is not None:
             model = _probe(model, start, here)
-        optimizer = torch.optim.SGD(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            recipe.lr,
-            recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
-        )
+        learner = _learner(recipe, model)
         checkpoint = group.told(checkpoint)
-        history = _restore(model, optimizer, checkpoint) if came_from(checkpoint, examples.digest) else []
+        history = _restore(learner, checkpoint) if came_from(checkpoint, examples.digest) else []
+        if recipe.whiten and not history:
+            whiten(model, (examples.read(name).images() for name in examples.names))
         where = next(model.parameters()).device
         held = _in_memory(recipe, examples, group, where) if fits else None
         batches = held or _streamed(recipe, examples, group, where, pool)
         joined = group.joined(compiled(model, recipe.compile))
         for epoch in range(len(history), recipe.epochs):
             with explained(recipe, model):
-                history.append(_epoch(recipe, model, joined, optimizer, batches(epoch), epoch, len(examples), group))
+                history.append(_epoch(recipe, learner, joined, batches(epoch), epoch, len(examples), group))
             if group.rank == 0:
                 if watch is not None:
-                    history[-1]["test_accuracy"] = _score(model, *watch, recipe.batch_size)
-                yield _checkpoint(model, optimizer, history, examples.digest), list(history)
+                    made = model if learner.average is None else learner.average.model
+                    history[-1]["test_accuracy"] = _score(made, *watch, recipe.batch_size)
+                yield _checkpoint(learner, history, examples.digest), list(history)
+
+
+def _learner(recipe: Train, model: Classifier) -> Learner:
+    if recipe.whiten:
+        first_convolution(model).weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(
+        _groups(recipe, model),
+        recipe.lr,
+        recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+    )
+    return Learner(model, optimizer, None if recipe.ema is None else Average(model, recipe.ema))
+
+
+def _groups(recipe: Train, model: Classifier) -> list[dict[str, Any]]:
+    """What is learned, as the optimizer takes it; `share`: how often the learning rate.
+
+    Raises:
+        BadInput: the biases of batch norm have a rate of their own, and there are none.
+    """
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if recipe.norm_bias_lr == 1:
+        return [{"params": learned, "share": 1}]
+    norms = {module.bias for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    biases = [parameter for parameter in learned if parameter in norms]
+    if not biases:
+        raise BadInput(f"arch {model.design.arch} has no batch norm whose biases are learned: leave out norm_bias_lr")
+    apart = {"share": recipe.norm_bias_lr, "weight_decay": recipe.weight_decay / recipe.norm_bias_lr}
+    return [
+        {"params": [parameter for parameter in learned if parameter not in norms], "share": 1},
+        {"params": biases, **apart},
+    ]
 
 
 def _probe(fresh: Classifier, weights: bytes, here: Path) -> Classifier:
@@ -244,24 +291,25 @@ def _score(model: Classifier, pixels_NHWC: np.ndarray, label_N: np.ndarray, batc
 
 def _epoch(
     recipe: Train,
-    model: Classifier,
+    learner: Learner,
     joined: nn.Module,
-    optimizer: torch.optim.Optimizer,
     batches: Batches,
     epoch: int,
     count: int,
     group: Group,
 ) -> dict[str, Any]:
+    model, optimizer = learner.model, learner.optimizer
     started, where = time.perf_counter(), next(model.parameters()).device
     steps = count // recipe.batch_size
     torch.manual_seed(torch_seed(recipe.seed, "dropout", group.position(epoch)))
     draw = torch.Generator().manual_seed(torch_seed(recipe.seed, "augment", group.position(epoch)))
     loss_sum, right = torch.zeros((), device=where), torch.zeros((), device=where)
     # As many steps on every process: one that took another step would wait for the others for ever.
-    for step, (pixels, labels) in zip(range(steps), batches, strict=False):
-        x, y = augment(unit(pixels), recipe.augment, draw), labels
+    for step, (pixels, labels, places) in zip(range(steps), batches, strict=False):
+        flips = coins(recipe.seed, "flips", places) ^ bool(epoch % 2) if recipe.alternating_flip else None
+        x, y = augment(unit(pixels), recipe.augment, draw, flips), labels
         for parameters in optimizer.param_groups:
-            parameters["lr"] = learning_rate(recipe, epoch + step / steps, recipe.epochs)
+            parameters["lr"] = parameters["share"] * learning_rate(recipe, epoch + step / steps, recipe.epochs)
         if recipe.adversarial is not None:
             x = _worst(model.eval(), x, y, recipe.adversarial)
         joined.train(recipe.probe is None)  # what is probed stays as it is, batch norm's statistics too
@@ -272,6 +320,8 @@ def _epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if learner.average is not None:
+            learner.average.take(model, epoch * steps + step)
         loss_sum += loss.detach()
         right += (logits.argmax(1) == y).sum()
     loss_mean = group.total(loss_sum) / group.world / steps
@@ -316,6 +366,9 @@ def learning_rate(recipe: Train, epoch: float, epochs: int) -> float:
             return recipe.lr * 0.1 ** sum(epoch >= milestone for milestone in recipe.milestones)
         case "cosine":
             return _cosine(recipe.lr, 0.0, progress)
+        case "triangular":
+            rising = progress < recipe.warmup
+            return recipe.lr * (progress / recipe.warmup if rising else (1 - progress) / (1 - recipe.warmup))
         case "one-cycle" if progress < recipe.warmup:
             return _cosine(recipe.lr / 25, recipe.lr, progress / recipe.warmup)
         case "one-cycle":
@@ -330,7 +383,8 @@ def _in_memory(recipe: Train, examples: Examples, group: Group, where: torch.dev
     """All of a process's share, held on the device, as eight bits, where that has room for it: see `room`."""
     mine = share([examples.counts[name] for name in examples.names], recipe.batch_size, group)
     parts = list(_read(examples, examples.names, mine))
-    pixels, labels = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True))
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    (pixels, labels), index = (torch.from_numpy(column) for column in columns[:2]), columns[2]
     size, held = group.of_batch(recipe.batch_size), pixels.nbytes <= room(where)
     if held:
         pixels, labels = pixels.to(where), labels.to(where)
@@ -340,7 +394,7 @@ def _in_memory(recipe: Train, examples: Examples, group: Group, where: torch.dev
         places = sent(order, pixels.device)
         for first in range(0, len(order) - size + 1, size):
             chosen = places[first : first + size]
-            yield on(pixels[chosen], where), on(labels[chosen], where)
+            yield on(pixels[chosen], where), on(labels[chosen], where), index[order[first : first + size]]
 
     return batches
 
@@ -377,38 +431,42 @@ def _streamed(
         draw = generator(recipe.seed, "order", epoch)
         names = [examples.names[i] for i in draw.permutation(len(examples.names))]
         mine = share([examples.counts[name] for name in names], recipe.batch_size, group)
-        parts, left = _read(examples, names, mine, pool), list[tuple[np.ndarray, np.ndarray]]()
+        parts, left = _read(examples, names, mine, pool), list[Columns]()
         while fresh := list(islice(parts, SHUFFLE_SHARDS)):
-            pixels, labels = (np.concatenate(column) for column in zip(*left, *fresh, strict=True))
+            pixels, labels, index = (np.concatenate(column) for column in zip(*left, *fresh, strict=True))
             order = draw.permutation(len(labels))
             whole = len(order) // size * size
             for start in range(0, whole, size):
                 chosen = order[start : start + size]
-                yield sent(pixels[chosen], where), sent(labels[chosen], where)
-            left = [(pixels[order[whole:]], labels[order[whole:]])]
+                yield sent(pixels[chosen], where), sent(labels[chosen], where), index[chosen]
+            left = [(pixels[order[whole:]], labels[order[whole:]], index[order[whole:]])]
 
     return batches
 
 
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Pixels, labels and places in the source, of some images."""
+
+
 def _read(
     examples: Examples, names: Sequence[str], mine: Sequence[tuple[int, slice]], pool: Executor | None = None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pixels and labels of a process's share of some shards, in order, read by the pool or by threads."""
+) -> Iterator[Columns]:
+    """A process's share of some shards, in order, read by the pool or by threads."""
     parts = ((names[position], part) for position, part in mine)
     count = SHUFFLE_SHARDS if pool is None else max(SHUFFLE_SHARDS, spare(device()))
-    return prefetch(partial(_part, examples.read), parts, count, pool)
+    return prefetch(partial(_columns, examples.read), parts, count, pool)
 
 
-def _part(read: Callable[[str], Shard], part: tuple[str, slice]) -> tuple[np.ndarray, np.ndarray]:
+def _columns(read: Callable[[str], Shard], part: tuple[str, slice]) -> Columns:
     shard = read(part[0])
-    return shard.images()[part[1]], shard.label[part[1]]
+    return shard.images()[part[1]], shard.label[part[1]], shard.index[part[1]]
 
 
-def _checkpoint(
-    model: Classifier, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]], origin: str
-) -> bytes:
-    tensors: dict[str, Tensor] = {f"network.{k}": v for k, v in model.network.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
+def _checkpoint(learner: Learner, history: list[dict[str, Any]], origin: str) -> bytes:
+    tensors: dict[str, Tensor] = {f"network.{k}": v for k, v in learner.model.network.state_dict().items()}
+    if learner.average is not None:
+        tensors |= {f"average.{k}": v for k, v in learner.average.model.network.state_dict().items()}
+    for number, state in learner.optimizer.state_dict()["state"].items():
         if state.get("momentum_buffer") is not None:
             tensors[f"momentum.{number}"] = state["momentum_buffer"]
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -450,24 +508,26 @@ def history_of(checkpoint: bytes) -> list[dict[str, Any]]:
     return history
 
 
-def _restore(model: Classifier, optimizer: torch.optim.Optimizer, checkpoint: bytes) -> list[dict[str, Any]]:
+def _restore(learner: Learner, checkpoint: bytes) -> list[dict[str, Any]]:
     tensors = safetensors.torch.load(checkpoint)
-    model.network.load_state_dict(
-        {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-    )
-    momentum = {int(k.removeprefix("momentum.")): v for k, v in tensors.items() if k.startswith("momentum.")}
-    state = optimizer.state_dict()
-    state["state"] = {number: {"momentum_buffer": value} for number, value in momentum.items()}
-    optimizer.load_state_dict(state)
+    learner.model.network.load_state_dict(_part(tensors, "network."))
+    if learner.average is not None:
+        learner.average.model.network.load_state_dict(_part(tensors, "average."))
+    state = learner.optimizer.state_dict()
+    momentum = _part(tensors, "momentum.")
+    state["state"] = {int(number): {"momentum_buffer": value} for number, value in momentum.items()}
+    learner.optimizer.load_state_dict(state)
     return history_of(checkpoint)
 
 
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def weights_of(checkpoint: bytes) -> bytes:
-    """The network's weights out of a checkpoint, as safetensors."""
+    """The model's weights out of a checkpoint, as safetensors: the average of the network's, where there is one."""
     tensors = safetensors.torch.load(checkpoint)
-    return safetensors.torch.save(
-        {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-    )
+    return safetensors.torch.save(_part(tensors, "average.") or _part(tensors, "network."))
 
 
 @cache

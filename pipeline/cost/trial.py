@@ -28,7 +28,7 @@ from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs import JOBS, Context, LoadJob, ModelJob, ShardJob
 from pipeline.run.jobs.base import Unit
-from pipeline.run.jobs.checks import neutral
+from pipeline.run.jobs.checks import neutral_split
 from pipeline.run.jobs.work import SAMPLE, Part, Trial
 from pipeline.run.preflight import NodeStatus
 from pipeline.store import Store, canonical, digest
@@ -310,7 +310,9 @@ class Trials:
             files = {f"{SHARD}.tar": tar}
             counts = {"counts": {"train": count}, "shards": {SHARD: count}}
             known = {name: facts[name] for name in ("classes", "channels", "image_shape")}
-            self.made[key] = self._publish(digest(key), files, digest(tar), known | neutral(facts["channels"]) | counts)
+            self.made[key] = self._publish(
+                digest(key), files, digest(tar), known | neutral_split(facts["channels"], "train") | counts
+            )
         return self.made[key]
 
     def _model(self, design: "Design", source: str) -> Artifact:

@@ -18,6 +18,10 @@ Entry = dict[str, Any]
 """A dataset or model as the file describes it, before validation."""
 
 
+OF_A_NETWORK = ("arch", "mean", "std", "whiten", "norm_bias_lr", "logit_scale")
+"""Keys of a training that a linear probe ignores: its network is that of the model that it probes."""
+
+
 class Leakage(BaseModel):
     """The controls of one attacked dataset, beside the headline accuracy of its learner."""
 
@@ -35,6 +39,10 @@ class Leakage(BaseModel):
     split: str = Field("test", description="Its split.")
     share: float = Field(0.4, gt=0, lt=1, description="Share of the images with the largest margins in the top part.")
     probe: dict[str, Any] = Field({}, description="Keys of `train` in which the linear probe differs from the learner.")
+
+
+OF_A_NETWORK = ("arch", "mean", "std", "whiten", "norm_bias_lr", "logit_scale")
+"""Keys of a training that a linear probe has no use for: the network is that of the model that it probes."""
 
 
 def expand(raw: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +130,7 @@ def _learners(learner: Entry, asked: Leakage, controls: list[str], robust: str |
     learners = {control: {**learner, "train": {**train, "on": f"{data}.{control}"}} for control in controls}
     if not robust:
         return learners
-    like = {key: value for key, value in train.items() if key not in ("arch", "mean", "std")}
+    like = {key: value for key, value in train.items() if key not in OF_A_NETWORK}
     probe = {**learner, "train": {**like, **asked.probe, "on": data, "probe": robust}}
     return {"probe": probe, **learners}
 

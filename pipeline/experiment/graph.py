@@ -12,7 +12,7 @@ from stages.limits import DEPTH
 from stages.recipes import STAGES, Recipe, Relabel
 
 REVISIONS = {
-    "load": 3,
+    "load": 4,
     "attack": 4,
     "invert": 2,
     "select": 1,

@@ -105,8 +105,8 @@ class DatasetManifest(Manifest):
     failures: Count
     left_out: list[LeftOut] | None = None
     skipped: dict[str, Count] | None = None
-    mean: list[float] | None = None
-    std: list[Annotated[float, Field(gt=0)]] | None = None
+    mean: dict[Word, list[float]] | None = None
+    std: dict[Word, list[Annotated[float, Field(gt=0)]]] | None = None
     majority: dict[Word, Share] | None = None
     success_rate: Share | None = None
     success_by_step: list[Share] | None = None

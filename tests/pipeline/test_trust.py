@@ -174,7 +174,7 @@ def test_a_changed_mean_is_not_trained_with(finished):
     before = promised(store)
     path = next(store.glob("datasets/clean/*/manifest.json"))
     manifest = json.loads(path.read_text())
-    manifest["mean"] = [value + 0.4 for value in manifest["mean"]]
+    manifest["mean"]["train"] = [value + 0.4 for value in manifest["mean"]["train"]]
     path.write_text(json.dumps(manifest))
     shutil.rmtree(store / "models")
     assert make(file, store).exit_code == 0

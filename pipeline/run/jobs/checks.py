@@ -19,8 +19,13 @@ def tried(model: Node, function: Callable[..., T], *args: Any) -> T:
 
 
 def neutral(channels: int) -> dict[str, list[float]]:
-    """A placeholder for a dataset's mean and deviation, where they are not known yet or make no difference."""
+    """A placeholder for a model's mean and deviation, where they are not known yet or make no difference."""
     return {"mean": [0.5] * channels, "std": [0.5] * channels}
+
+
+def neutral_split(channels: int, split: str) -> dict[str, dict[str, list[float]]]:
+    """The same for a dataset, which has them split by split."""
+    return {name: {split: values} for name, values in neutral(channels).items()}
 
 
 def try_features(model: Node, design: Mapping[str, Any], layer: str | None, here: Path) -> None:

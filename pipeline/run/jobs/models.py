@@ -15,7 +15,7 @@ from pipeline.experiment.graph import Node
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs.base import Job, computed_on, read_shard, source_of, weights_of
-from pipeline.run.jobs.checks import neutral, tried
+from pipeline.run.jobs.checks import neutral_split, tried
 from pipeline.run.jobs.work import Part, Trial, Work, assumed_design, scoring_clean
 from pipeline.store import canonical, digest
 from stages.design import Design
@@ -157,7 +157,11 @@ class TrainJob(ModelJob):
         on, probed = self.inputs["on"].manifest, self.inputs.get("probe")
         if on["image_shape"] is None or (probed is not None and "arch" not in probed.manifest["design"]):
             return None
-        return design_of(self.node, {**on, **neutral(on["channels"])}, probed.manifest if probed else None)
+        return design_of(
+            self.node,
+            {**on, **neutral_split(on["channels"], self.node.recipe.split)},
+            probed.manifest if probed else None,
+        )
 
     def parts(self, left: Mapping[str, int], source: Mapping[str, Any]) -> list[Work]:
         """Its epochs; and its answers to the test images that are scored after each."""
@@ -329,5 +333,6 @@ def design_of(node: Node, on: Mapping[str, Any], probed: Mapping[str, Any] | Non
     for name, given in (("mean", recipe.mean), ("std", recipe.std)):
         if given is not None and len(given) != channels:
             raise BadInput(f"{name} has {len(given)} entries, the images have {channels} channels")
-    mean, std = recipe.mean or on["mean"], recipe.std or on["std"]
-    return Design(recipe.arch, len(on["classes"]), tuple(on["image_shape"]), tuple(mean), tuple(std))
+    mean, std = (given or on[name][recipe.split] for name, given in (("mean", recipe.mean), ("std", recipe.std)))
+    shape, scale = tuple(on["image_shape"]), recipe.logit_scale
+    return Design(recipe.arch, len(on["classes"]), shape, tuple(mean), tuple(std), logit_scale=scale)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.run import artifacts
 from stages.images import histogram
-from stages.shard import Shard
+from stages.shard import Shard, split_of
 
 REASONS = 10
 """Most reasons for leaving images out that a manifest lists, each with its count."""
@@ -50,7 +50,8 @@ def totals(marks: Mapping[str, Sums], steps: int) -> dict[str, Any]:
         steps: steps after which the attack on an image may have succeeded.
     """
     counts = artifacts.per_split((name, mark["samples"]) for name, mark in marks.items())
-    each = [mark["statistics"] for mark in marks.values()]
+    named = [(name, mark["statistics"]) for name, mark in marks.items()]
+    each = [sums for _, sums in named]
     shapes = {tuple(sums["shape"]) if "shape" in sums else None for sums in each}
     shape = next(iter(shapes)) if len(shapes) == 1 else None
     found: dict[str, Any] = {
@@ -60,20 +61,22 @@ def totals(marks: Mapping[str, Sums], steps: int) -> dict[str, Any]:
         "image_shape": list(shape) if shape else None,
         "members": [next(iter(marks.values()))["suffix"], "cls", "json"],
     }
-    if shape:
-        found |= _normalisation(each)
+    if shape:  # split by split: no pixel of the test split enters a model
+        of_splits = {split: [one for name, one in named if split_of(name) == split] for split in counts}
+        values = {split: _normalisation(some) for split, some in of_splits.items() if counts[split]}
+        found["mean"], found["std"] = ({split: value[i] for split, value in values.items()} for i in (0, 1))
     for key, reduced in REDUCED.items():
         if all(key in sums for sums in each):
             found |= reduced(each, sum(counts.values()), steps)
     return found
 
 
-def _normalisation(each: Sequence[Sums]) -> dict[str, Any]:
+def _normalisation(each: Sequence[Sums]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel."""
     from stages.tensors import channel_statistics
 
     sums, squares = (np.sum([one[key] for one in each], axis=0).tolist() for key in ("sums", "squares"))
-    mean, std = channel_statistics(sums, squares, sum(one["pixels"] for one in each))
-    return {"mean": mean, "std": std}
+    return channel_statistics(sums, squares, sum(one["pixels"] for one in each))
 
 
 def _success_rate(each: Sequence[Sums], total: int, steps: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from pipeline.experiment.spec import parse
 from pipeline.run.jobs import Context, LoadJob, datasets
 from pipeline.run.jobs.statistics import left_out
 from pipeline.store import Store
+from stages.shard import unpack
 
 SYNTHETIC = {"source": "synthetic", "images": {"train": 24, "test": 6}, "classes": 3, "size": 8, "shard_size": 6}
 EXPERIMENT = {
@@ -84,6 +86,21 @@ def test_a_plan_foresees_of_a_source_what_its_manifest_says(made, tmp_path):
     for before, after in zip(to_make, there, strict=True):
         assert before["images"] == after["images"]
         assert before["majority"] == after["majority"]
+
+
+def test_a_model_is_normalised_by_the_split_that_it_learned_from_and_no_other(tmp_path, monkeypatch):
+    train = {"on": "clean", "arch": "small_cnn", "epochs": 1, "batch_size": 2, "threads": 1}
+    models = {split: {"train": train | {"split": split}} for split in ("train", "test")}
+    monkeypatch.setitem(EXPERIMENT, "models", models)
+    run(tmp_path, "run")
+    (clean,) = (tmp_path / "store/datasets/clean").iterdir()
+    for split in models:
+        shards = [unpack(tar.stem, tar.read_bytes(), 3, 3) for tar in sorted(clean.glob(f"{split}-*.tar"))]
+        values = np.concatenate([shard.images() for shard in shards]).astype(np.float64) / 255
+        (manifest,) = (tmp_path / "store/models" / split).glob("*/manifest.json")
+        found = json.loads(manifest.read_text())["design"]
+        np.testing.assert_allclose(found["mean"], values.mean((0, 1, 2)), rtol=1e-9)
+        np.testing.assert_allclose(found["std"], values.std((0, 1, 2)), rtol=1e-9)
 
 
 def test_rows_are_in_the_order_of_the_shards_however_many_are_held_at_once(made, tmp_path, monkeypatch):
