@@ -43,7 +43,7 @@ from stages.images import encode_png
 from stages.inference import optimized
 from stages.model import Classifier, Design
 from stages.pgd import UNCAPTURED
-from stages.pretrained.checkpoint import bring
+from stages.pretrained.checkpoint import import_pretrained
 from stages.recipes import Attack, Perturbation, Train
 from stages.targeted_pgd import TargetedPGD, margins, targeted
 from stages.tensors import to_pixels, to_unit
@@ -262,7 +262,7 @@ def network(arch: str, brought: str | None, side: int, classes: int, data: Path 
         found = spec.read(Path(file)).models[name].pretrained
         if found is None:
             raise click.UsageError(f"{file} trains {name}, expected a pretrained one")
-        return models.load(*bring(found, data or here, here), here)
+        return models.load(*import_pretrained(found, data or here, here), here)
     torch.manual_seed(0)
     if data is None or side != 32:
         design = Design(arch, classes, (3, side, side), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

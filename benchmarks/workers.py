@@ -4,7 +4,7 @@ The same recipe is trained with 1 worker and with more, side by side on one mach
 scored on the untouched test split.
 
     python -m benchmarks.workers                            # the standard model of configs/digits.yaml
-    python -m benchmarks.workers --data FOLDER --seeds 1    # that of configs/cifar10-small.yaml, on part of CIFAR-10
+    python -m benchmarks.workers --data FOLDER --seeds 1    # that of configs/cifar10.yaml, on part of CIFAR-10
 """
 
 import statistics
@@ -31,9 +31,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def experiment(images: int | None, epochs: int | None, seeds: int, workers: tuple[int, ...]) -> Any:
     """One model for each number of workers and each seed; on CIFAR-10 where a number of images is given."""
-    file = "digits.yaml" if images is None else "cifar10-small.yaml"
+    file = "digits.yaml" if images is None else "cifar10.yaml"
     found = spec.read(ROOT / "configs" / file)
-    standard = found.models["standard"].train
+    # In a file with seeds, `standard@seed=0`.
+    standard = next(entry.train for name, entry in found.models.items() if name.partition("@")[0] == "standard")
     assert standard is not None
     load = found.datasets["clean"].load.model_dump()  # type: ignore[union-attr]
     recipe = standard.model_dump() | {"epochs": epochs or standard.epochs}

@@ -3,8 +3,8 @@
     python docs/make_experiment_file.py            print the document
     python docs/make_experiment_file.py --write    write it beside this file
 
-The tables come from the pydantic models, the error messages from asking for what is wrong; only the
-text between them is written here.
+The tables come from the pydantic models, the error messages from parsing wrong files. Only the text between them is
+written here.
 """
 
 import ast
@@ -35,8 +35,8 @@ INTRO = """\
 <!-- Written by docs/make_experiment_file.py: change that file or the models, then run `make docs`. -->
 # The experiment file
 
-An experiment file names datasets, models and evaluations, and says how each is made from the others.
-It is YAML. `notbugs plan FILE` checks it and prints the graph; `notbugs run FILE` makes what is missing.
+An experiment file is a YAML file that defines datasets, models and evaluations, each from the others.
+`notbugs plan FILE` checks it and prints the graph; `notbugs run FILE` makes whatever is missing.
 
 ```yaml
 name: digits
@@ -50,20 +50,20 @@ evaluations:
   accuracy: {models: [standard, from_other], on: clean, split: test}
 ```
 
-## How names refer
+## References
 
-`datasets`, `models` and `evaluations` are three groups of names. The key decides which group is meant:
+`datasets`, `models` and `evaluations` are separate namespaces. The key determines the namespace of a reference:
 
-| key | names |
+| key | refers to |
 |---|---|
 | `images` of `attack`, `invert` and `select`; `on` of `train` and of an evaluation | a dataset |
 | `model` and `not_transferring_to` of `attack`; `model` of `invert`; `probe` of `train`; `models` of an evaluation, \
 `surrogate` of its attacks | a model |
 
-The order in the file does not matter. What is made is a graph: a name that is not there, or a circle, is
-refused before anything runs. A name becomes a folder of the store, so it holds letters, digits, `_`, `.`
-and `-`, begins with a letter or a digit and has at most 64 characters, with what `leakage` adds to it
-(`.robust-source`); what a sweep adds (`@steps=10,seed=0`) has at most 128.
+The order in the file does not matter. The nodes form a graph: an unknown name or a cycle is refused before anything
+runs. A name becomes a folder in the store: it consists of letters, digits, `_`, `.` and `-`, starts with a letter or
+a digit, and has at most 64 characters, including suffixes from `leakage` (`.robust-source`). A suffix from a sweep
+(`@steps=10,seed=0`) has at most 128.
 
 ## Splits
 
@@ -77,12 +77,12 @@ A dataset has one or more splits.
 | `webdataset` | the keys of `shards` |
 | `synthetic` | the keys of `images` |
 
-A dataset made by `attack` or `invert` has the splits that its `splits` lists, by default only `train`: the test
-images stay clean. One made by `select` has those of its images. `train` and the evaluations choose one with `split`.
+A dataset made by `attack` or `invert` has the splits listed in its `splits`, by default only `train`: the test images
+stay clean. A dataset made by `select` has the splits of its input. `train` and evaluations use the split in `split`.
 
 ## Seeds and sweeps
 
-A list where a key takes one value makes a node for each value, and again of all that is made from it:
+A list in place of a single value creates one node per value, and one per value of every node made from it:
 
 ```yaml
 name: sweep
@@ -97,109 +97,104 @@ evaluations:
   accuracy: {models: [standard, from_other], on: clean}
 ```
 
-makes `other@steps=1,seed=0` and eight more, as many of `from_other`, three of `standard`, and one evaluation of all.
+creates `other@steps=1,seed=0` and eight more, nine of `from_other`, three of `standard`, and one evaluation of all.
 
-- `seeds`, of the whole file or of one dataset or model, repeats what chance has a part in, each with its seed in
-  every `seed` that is not given; how a source is loaded and split does not change with it, unless its own entry asks
-  for `seeds`. The tables give mean and standard deviation over the seeds. Seeds that would repeat nothing are refused.
-- A learner never begins with the weights that the attacked model began with: of one seed, a model draws other numbers
-  for each model that stands behind its dataset, one made from the other. (It would learn more from the set than any
-  other network does.)
-- An axis has the name of its key (`steps`, `adversarial.eps`). Nodes that meet with the same axis are paired along it,
-  so its values must be the same; with different axes they make a grid.
-- An evaluation takes every node that a name stands for; on a swept dataset, there is one for each of its points.
-  A list in `usefulness` makes one evaluation for each value.
+- `seeds`, at the top level or in one dataset or model, repeats every stochastic node with each seed, wherever `seed` is
+  not given. A source is loaded and split only once, unless its own entry has `seeds`. Tables show mean and standard
+  deviation over the seeds. Seeds without an effect are refused.
+- A learner never shares its initial weights with the source model: with the same seed, the perturbations would transfer
+  unusually well and inflate its accuracy. A model uses another random stream for each generation of models that its
+  dataset was made from.
+- An axis is named after its key (`steps`, `adversarial.eps`). Nodes with the same axis are paired along it, so its
+  values must be the same; different axes form a grid.
+- An evaluation includes every node that a name expands to. On a swept dataset, there is one evaluation per point. A
+  list in `usefulness` creates one evaluation per value.
 
 ## Leakage
 
-`leakage: NAME` in place of an evaluation stands for the controls of an attacked dataset: it makes each of them, a
-learner for each, trained as the dataset's own learner is, and the evaluation of all beside the headline accuracy.
+`leakage: NAME` in place of an evaluation expands to the leakage controls of an attacked dataset: it makes each control,
+trains a learner on it in the same way as the dataset's own learner, and evaluates all of them.
 
-| model | what it learns from |
+| model | trained on |
 |---|---|
-| `LEARNER` | the dataset: the headline |
-| `LEARNER.probe` | the dataset, seen through the robust model's features alone (a linear probe; Goh 2019) |
-| `LEARNER.leakage` | noise in place of the attack, and untouched images where the label fits them already: where it \
-is the true class, or the attacked model's answer |
-| `LEARNER.robust-source` | the attack made on the robust model |
-| `LEARNER.top`, `LEARNER.bottom` | the images with the largest margins toward their targets, and the others |
+| `LEARNER` | the dataset: the main result |
+| `LEARNER.probe` | the dataset, as a linear probe on the robust model's features (Goh 2019) |
+| `LEARNER.leakage` | noise in place of the attack; unchanged images where the label is the true class or the source \
+model's prediction |
+| `LEARNER.robust-source` | the same attack with the robust model as the source model |
+| `LEARNER.top`, `LEARNER.bottom` | the images with the largest margins, and the rest |
 
 ## Versions
 
-Each node has a version: the digest of its stage and the stage's revision, of every parameter with
-defaults filled in, of the label rule, and of the versions of its inputs. In the store it stands at
-`<group>/<name>/<version>`. So:
+A node's version is a digest of its stage and the stage's revision, of every parameter with defaults filled in, of the
+label rule, and of the versions of its inputs. The node is stored at `<group>/<name>/<version>`. So:
 
-- Writing out a default, changing comments, order or layout gives the same version.
-- Changing a parameter gives another version of the node and of all that is made from it. The old one stays.
-- Two experiments that use the same name and the same recipe share what is made. The name is a folder: the
-  same recipe under another name has the same version and is made again.
-- An evaluation's version also holds the names of the models that it scores.
+- Writing out a default, or changing comments, order or layout, does not change the version.
+- Changing a parameter changes the version of the node and of every node made from it. The old versions stay.
+- Two experiments with the same name and recipe share a node. The same recipe under another name has the same version,
+  but is made again, because the name is a folder.
+- An evaluation's version also depends on the names of its models.
 
 Not part of a version: `--store`, `--data`, `--engine`, `--workers`, `--gpu`, `--shard-timeout`,
 `--address`; `root` and `download` of the
 torchvision sources; `eval_images` of a training; those parameters of an attack that its method does not use.
 
-A version names a request, not bytes. **Files of yours are named in it, not read into it**: the images of a
-folder, the shards of a `webdataset` source, a checkpoint, the code of an `arch` of your own. If you change
-such a file, give it another name (or a checkpoint its new `sha256`), or the node that was made from the old one
-counts as there.
+A version identifies a request, not bytes. **The contents of your files are not part of it**: the images of a folder,
+the shards of a `webdataset` source, a checkpoint, the code of your own `arch`. If you change such a file, rename it (or
+give a checkpoint's new `sha256`); otherwise the node made from the old file is reused.
 
 ## Paths
 
-- `root`, `shards` and `weights` are relative to the folder given by `--data` (default: `data`). Absolute paths
-  and, for `shards` and `weights`, URLs are taken as they are. A URL must not hold credentials; put them in the
-  environment.
-- `weights: package://PACKAGE/FILE` is a file inside an installed Python package, none of whose code is run. `weights`
-  may begin with `~`. What lies at an `http`, `https`, `s3` or `gs` URL is fetched into a temporary file.
-- An `arch` of your own is looked for in the Python environment, then in the folder where the command runs;
-  `./nets/own.py:net` is a file, relative to that folder ([arch](#arch)).
+- `root`, `shards` and `weights` are relative to `--data` (default: `data`). Absolute paths are allowed and, for
+  `shards` and `weights`, URLs. A URL must not contain credentials; set them in the environment.
+- `weights: package://PACKAGE/FILE` is a file inside an installed Python package, whose code is not run. `weights` may
+  start with `~`. Files at `http`, `https`, `s3` and `gs` URLs are downloaded to a temporary file.
+- Your own `arch` is searched for in the Python environment, then in the working directory; `./nets/own.py:net` is a
+  file relative to the working directory ([arch](#arch)).
 - Nothing is relative to the experiment file.
 
 ## Images
 
-What is decoded from an image folder, from the shards of others, and by `notbugs attack`:
+Images from an image folder, from WebDataset shards, and in `notbugs attack`:
 
-- **Formats**: PNG, JPEG, WebP, GIF, BMP, PPM, and TIFF without compression, told by their content, whatever their
-  names. No other is tried.
-- **Limits**: 89,478,485 pixels and 16,383 along a side, by the file's header and before it is decoded, and as many
-  after `resize`; 512 MiB for a file; 8 GiB for the pixels of a shard, where its images have one size.
-- **Pixels**: 8 bits per channel, grey or RGB. Palettes, CMYK and the like are converted, transparency is dropped:
-  what lies under it shows, as with torchvision. 16-bit grey and float images are refused; of 16-bit colours the upper
-  8 bits are taken. Colour profiles are passed over.
-- **Frames**: of an animation, or a file of several pages, the first.
-- **EXIF**: an image is turned as its orientation says, as people see it. torchvision's ImageFolder leaves it as it
-  stands on the sensor.
+- **Formats**: PNG, JPEG, WebP, GIF, BMP, PPM and uncompressed TIFF, detected by content, not by name. Other formats are
+  not decoded.
+- **Limits**: 89,478,485 pixels and 16,383 per side, checked in the header before decoding and again after `resize`;
+  512 MiB per file; 8 GiB for the pixels of a shard with images of one size.
+- **Pixels**: 8 bits per channel, grey or RGB. Palettes, CMYK and the like are converted. The alpha channel is dropped,
+  as in torchvision. 16-bit grey and float images are refused; 16-bit colours are truncated to their upper 8 bits.
+  Colour profiles are ignored.
+- **Frames**: the first frame or page.
+- **EXIF**: images are rotated upright according to their EXIF orientation, unlike in torchvision's ImageFolder.
 
-An image that does not decode, or breaks a limit, is left out, up to the share `max_undecodable` of a shard; how many
-were left out, and why, `notbugs run` and `notbugs show` tell, and `samples.parquet` has a row for each. What is no
-image at all is counted by kind in the same places, and by `notbugs plan`.
+An image that cannot be decoded or exceeds a limit is left out, up to a fraction `max_undecodable` of a shard.
+`notbugs run` and `notbugs show` report how many and why, and `samples.parquet` has a row for each. Files that are not
+images are counted by kind, also by `notbugs plan`.
 
-**Kept files.** Without `resize` and `crop`, files that are all png, all jpg or all webp by their names are stored as
-they are. One that is not 8 bits, grey or RGB, upright, opaque, of one frame and of the format that its name says is
-encoded anew, as png; in a dataset of jpg or webp, where that is not possible without loss, it is left out.
-`keep_files: false` stores every image as png, and leaves none of these out.
+**Kept files.** Without `resize` and `crop`, the original files are kept if all are named png, all jpg or all webp. A
+file that is not 8-bit, grey or RGB, upright, opaque, of one frame and of the format in its name is re-encoded as png.
+In a dataset of jpg or webp, where re-encoding is not lossless, it is left out. `keep_files: false` stores every image
+as png and keeps all of these.
 
-## YAML as it is read
+## YAML
 
-One document, in UTF-8 (or UTF-16 with its byte-order mark), of plain values as in YAML 1.2:
+One document, in UTF-8 (or UTF-16 with a byte-order mark), with the plain values of YAML 1.2:
 
-- `on`, `off`, `yes` and `no` are words: `on: clean` needs no quotes. Only `true` and `false` are booleans.
-- `1e-3` is a number, and `010` is ten; `12:30` and `2020-01-01` are text.
-- Tags such as `!!int` have no meaning and are refused; so is a key given twice, and one that is neither text nor a
-  whole number.
-- Repetition is avoided with an anchor (`&train`), an alias (`*train`) and the merge key (`<<: *train`). A merge
-  takes the keys of one mapping, or of a list of them, `<<: [*a, *b]`, of which the first that has a key wins; keys
-  written beside it win over all. It does not reach into nested mappings. An alias is a copy.
-- Unknown keys are refused, and a text that no key takes wherever it stands: control characters, URLs with credentials.
+- `on`, `off`, `yes` and `no` are strings: `on: clean` needs no quotes. Only `true` and `false` are booleans.
+- `1e-3` is a number, and `010` is ten; `12:30` and `2020-01-01` are strings.
+- Tags such as `!!int` are refused, and so are duplicate keys and keys that are neither strings nor integers.
+- Avoid repetition with an anchor (`&train`), an alias (`*train`) and the merge key (`<<: *train`). A merge takes the
+  keys of one mapping, or of a list of mappings, `<<: [*a, *b]`, in which the first has precedence; keys beside the
+  merge override it. Nested mappings are not merged. An alias is a copy.
+- Unknown keys are refused, and so are control characters and URLs with credentials in any string.
 """
 
 LIMITS = """\
 ## Limits
 
-What is over one of these is refused in a sentence, before it takes time or memory.
+A request beyond a limit is refused with an error before it costs time or memory.
 
-| at most | of what |
+| at most | of |
 |---|---|
 """
 
@@ -210,34 +205,33 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("datasets.NAME.load: torchvision", "", recipes.Torchvision),
     (
         "datasets.NAME.load: image-folder",
-        "Read is what torchvision's ImageFolder reads, in its order: files named jpg, jpeg, png, ppm, bmp, pgm, tif, "
-        "tiff or webp, in a class's folder or deeper, links followed. Hidden files and folders, other files, pipes and "
-        "circles of links are passed over and counted; so is what systems leave behind (`._*`, `.DS_Store`, "
-        "`__MACOSX`, `Thumbs.db`, `.ipynb_checkpoints`). A class without an image in some split is refused. "
-        "See [Images](#images). Images of differing sizes can be stored, but not attacked or trained on: give `resize` "
-        "and `crop`.",
+        "Reads the files of torchvision's ImageFolder in the same order: jpg, jpeg, png, ppm, bmp, pgm, tif, tiff or "
+        "webp, in a class's folder or deeper, following links. Hidden files and folders, other files, pipes and "
+        "circular links are skipped and counted, as are system files (`._*`, `.DS_Store`, `__MACOSX`, `Thumbs.db`, "
+        "`.ipynb_checkpoints`). A class without images in a split is refused. See [Images](#images). Images of "
+        "different sizes can be stored, but not attacked or trained on: set `resize` and `crop`.",
         recipes.ImageFolder,
     ),
     (
         "datasets.NAME.load: webdataset",
-        "Tars that are not compressed, at a path or at a URL (`s3://`, `gs://`, `abfs://`, `hdfs://`). A sample is"
-        " the files that stand one behind the other under one key, the path up to the first dot of the name. Its "
-        "image is the file whose whole extension is png, jpg, jpeg or webp: `000.png`, not `000.seg.png`. What can"
-        " be read in two ways is refused by the name of its sample: two images, a file twice, a label that is no "
-        "class. So is a tar that is damaged, or that lacks the zeros at its end because it was cut or never closed"
-        " (if nothing is missing otherwise, `head -c 1024 /dev/zero >> FILE` ends it). Links, folders, devices, "
-        "hidden files and files of the system (`._000.png`, `__MACOSX`, `Thumbs.db`) are passed over and counted. "
-        "An image's file has at most 512 MiB, a label's 1 MiB; there are at most 100,000 classes. "
-        "See [Images](#images). If all images are grey, the dataset is; `channels` decides otherwise.",
+        "Uncompressed tars at a path or a URL (`s3://`, `gs://`, `abfs://`, `hdfs://`). A sample consists of "
+        "consecutive files with the same key, which is the path up to the first dot of the file name. Its image is the "
+        "file whose whole extension is png, jpg, jpeg or webp: `000.png`, not `000.seg.png`. Ambiguous samples are "
+        "refused by name: two images, a duplicate file, a label that is no class. So are damaged tars, and tars "
+        "without the zeros at the end, because they were truncated or never closed (if nothing else is missing, "
+        "`head -c 1024 /dev/zero >> FILE` ends such a tar). Links, folders, devices, hidden files and system files "
+        "(`._000.png`, `__MACOSX`, `Thumbs.db`) are skipped and counted. An image file has at most 512 MiB, a label's "
+        "file 1 MiB; there are at most 100,000 classes. See [Images](#images). If all images are grey, so is the "
+        "dataset, unless `channels` is set.",
         recipes.WebDataset,
     ),
     ("datasets.NAME.load: synthetic", "", recipes.Synthetic),
     (
         "datasets.NAME.attack",
-        "A targeted attack: cross-entropy to the target class is minimised, starting at the image itself; the last "
-        "iterate is kept, rounded to 8 bits inside the ball. What cannot move a pixel by half a level of 8 bits, or "
-        "has no room in the images, is refused before anything runs; a set in which fewer than half of the images with "
-        "a way to go have changed is not published: under its new labels it would be the control.",
+        "A targeted attack: minimise cross-entropy to the target class, starting at the image itself, and keep the "
+        "last iterate, rounded to 8 bits inside the ball. An attack that cannot change a pixel by half an 8-bit level, "
+        "or whose ball exceeds the image space, is refused before anything runs. A dataset in which less than half of "
+        "the images with another target have changed is not published: under its new labels it would be the control.",
         recipes.Attack,
     ),
     (
@@ -248,7 +242,7 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("datasets.NAME.attack.spatial", "Also one of the entries of `evaluations.NAME.spatial`.", recipes.Spatial),
     (
         "datasets.NAME.invert",
-        "No ball: the search goes wherever the features are alike, inside [0, 1]; its end is rounded to 8 bits.",
+        "The search is bounded by [0, 1] only, not by a ball; its last iterate is rounded to 8 bits.",
         recipes.Invert,
     ),
     ("datasets.NAME.select", "", recipes.Select),
@@ -257,21 +251,21 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("models.NAME.train.adversarial", "", recipes.Adversary),
     (
         "models.NAME.pretrained",
-        "What torch.save or safetensors wrote is told by its content, whatever it is called, and nothing in it is "
-        "run. The weights may lie under any key and behind any prefix (`model`, `module.`, `_orig_mod.`), beside an "
-        "optimizer, arguments or a copy of themselves; a whole network that was saved is read like its state dict. "
-        "Where several differ, `key` chooses. They must be all of the network's, and no others: what PyTorch before "
-        "0.4.1 did not count may be missing. Floats become the network's own, as a rule float32; what is quantised, "
-        "sparse, NaN or infinite is refused. `mean` and `std` default to those that torchvision's weights were "
-        "trained with, or that lie beside the weights as a layer's (`normalizer.new_mean`, `normalizer.new_std`), "
-        "against which they are checked if given; else to 0 and 1: no normalisation. A file has at most 16 GiB.",
+        "torch.save and safetensors files are detected by content, not by name, and no code in them is run. The "
+        "weights may have any key and prefix (`model`, `module.`, `_orig_mod.`) and may lie beside an optimizer, "
+        "arguments or a copy of themselves; a pickled network is read like its state dict. If a file holds several "
+        "different weights, `key` selects. The weights must match the network's exactly, except for batch counters, "
+        "which PyTorch before 0.4.1 did not save. Floats are converted to the network's dtype, usually float32; "
+        "quantised, sparse, NaN or infinite weights are refused. `mean` and `std` default to those of torchvision's "
+        "weights, or to those stored beside the weights by a normalisation layer (`normalizer.new_mean`, "
+        "`normalizer.new_std`), against which given values are checked; else to 0 and 1: no normalisation. A file has "
+        "at most 16 GiB.",
         recipes.Pretrained,
     ),
     (
         "evaluations.NAME",
-        "Each model is attacked on its own, unless the attack names a `surrogate`; under an attack an image counts as "
-        "right if the model still answers its "
-        "label.",
+        "Each model is attacked itself, unless the attack names a `surrogate`. Under attack, an image counts as "
+        "correct if the model still predicts its label.",
         recipes.Evaluate,
     ),
     ("evaluations.NAME.attacks", "A list of mappings with these keys.", recipes.EvalAttack),
@@ -286,25 +280,25 @@ NETWORKS = """\
 |---|---|
 {small}
 | torchvision's, such as `resnet18` | Any classifier of `torchvision.models`; grey is repeated to three channels. |
-| `package.module:name` | Your own: a class or function that gives a `torch.nn.Module`, of a module that is installed, \
-or that lies in the folder where the command runs. |
-| `./nets/own.py:net` | The same, of a file: its path is relative to the folder where the command runs. |
+| `package.module:name` | Your own: a class or function that returns a `torch.nn.Module`, in an installed module or \
+one in the working directory. |
+| `./nets/own.py:net` | The same in a file, relative to the working directory. |
 
-What is installed comes first: a `random.py` or a `stages/` of yours is not taken for Python's or for notbugs' own,
-here, in workers or in jobs. Where such a name hides the module that is meant, a sentence says so; the path of its
-file avoids the question. A file may import what lies beside it, by name and as `from .blocks import …`. Before
-anything is made, the network is built and tried once in a process of its own, for at most two minutes.
+Installed modules take precedence: your `random.py` or `stages/` never replaces Python's or notbugs' own, here, in
+workers or in jobs. If an installed module hides yours, the error says so; give the path of the file instead. A file may
+import its neighbours, by name and as `from .blocks import …`. Before anything is made, the network is built and run
+once in a process of its own, for at most two minutes.
 
-Your own is called with the number of classes, as its parameter `classes` or `num_classes` if it has one, else as
-its first argument, and with the number of channels if it has a parameter `channels` or `in_channels`. The
-module gets a batch of images, N × channels × H × W, mean subtracted and divided by the deviation, and gives N ×
-classes logits. Samples of a batch must not depend on each other in evaluation mode.
+Your function is called with the number of classes, as its parameter `classes` or `num_classes` if it has one, else as
+its first argument, and with the number of channels if it has a parameter `channels` or `in_channels`. The module maps
+a batch of normalised images, N × channels × H × W, to N × classes logits. In evaluation mode, samples in a batch must
+not depend on each other.
 """
 
 OUTRO = """\
-## What a wrong file says
+## Errors
 
-One sentence, exit code 2, and nothing of the experiment is made. The place is a path into the file.
+A wrong file gets one sentence and exit code 2, and nothing is made. The message starts with the path of the key.
 
 | in the file | the message |
 |---|---|

@@ -66,11 +66,11 @@ data_option = click.option(
     envvar="NOTBUGS_DATA",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that local sources and checkpoints are looked for in, and downloads go to.",
+    help="Folder of local sources and checkpoints, and for downloads.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 only_option = click.option(
-    "--only", multiple=True, metavar="NODE", help="Make only this node and what it needs; may be repeated."
+    "--only", multiple=True, metavar="NODE", help="Make only this node and its inputs; may be repeated."
 )
 job_server_option = click.option(
     "--address",
@@ -117,20 +117,20 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--workers",
         type=click.IntRange(1),
-        help="Workers that attack side by side [default: one per GPU, or per processor].",
+        help="Parallel workers per node [default: one per GPU, or per CPU].",
     )
     @click.option(
         "--gpu/--no-gpu",
         default=None,
-        help="Workers and trainings take a GPU each; a cluster that scales grows for them "
-        "[default: if the cluster has any].",
+        help="One GPU per worker and per training; an autoscaling cluster grows to match "
+        "[default: if the cluster has GPUs].",
     )
     @click.option(
         "--shard-timeout",
         type=_Number(0, 1e8, min_open=True),
         metavar="SECONDS",
-        help="A step of a shard that takes longer is ended and tried elsewhere "
-        "[default: ten times the slowest so far, at least 600].",
+        help="Limit for one step of a shard; a slower step is ended and retried elsewhere "
+        "[default: ten times the slowest step so far, at least 600].",
     )
     @functools.wraps(command)
     def wrapped(*args: Any, workers: int | None, gpu: bool | None, shard_timeout: float | None, **others: Any) -> Any:
@@ -147,10 +147,10 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice(["ray", "inline"]),
         default="ray",
         show_default=True,
-        help="inline: no Ray, this process alone.",
+        help="inline runs in this process, without Ray.",
     )
     @worker_options
-    @click.option("--address", help="Ray cluster to join, as auto or host:6379 [default: a local one].")
+    @click.option("--address", help="Ray cluster to join: auto, or host:6379 [default: a local one].")
     @functools.wraps(command)
     def wrapped(*args: Any, engine: str, address: str | None, options: RunOptions, **others: Any) -> Any:
         return command(*args, options=replace(options, engine=engine, address=address), **others)
@@ -184,9 +184,9 @@ def _mistake_in(value: str, name: str) -> str | None:
     if name not in LOCAL and any("\ud800" <= sign <= "\udfff" for sign in value):
         return f"is not UTF-8 text, got {value!r}"
     if name in ("store", "data") and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
-        return f"names a home folder that is not known here, got {value!r}"
+        return f"must name a known home folder, got {value!r}"
     if name == "store" and re.match(r"[A-Za-z][\w+.-]+:(?!//)", value):  # s3:/bucket would be a folder beside us
-        return f"is no URL, which has two slashes, nor a folder, of which ./{value} would be one"
+        return f"must be a URL (with ://) or a folder (such as ./{value})"
     return None
 
 
@@ -253,9 +253,11 @@ def _refuse_lost_folder() -> None:
     try:
         str(Path.cwd()).encode()
     except OSError as error:
-        raise BadInput(f"the current folder is gone ({error.strerror}): go to another, as by cd ~") from error
+        raise BadInput(
+            f"the current folder no longer exists ({error.strerror}): change to another, for example with cd ~"
+        ) from error
     except UnicodeEncodeError as error:
-        raise BadInput(f"the name of the current folder is not UTF-8: {Path.cwd()}; go to another") from error
+        raise BadInput(f"the name of the current folder is not UTF-8: {Path.cwd()}; change to another") from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -264,8 +266,8 @@ def _refuse_lost_folder() -> None:
 def main(debug: bool) -> None:
     """Datasets that separate robust from non-robust features.
 
-    An experiment file names datasets, models and evaluations and how each is made from the others.
-    `notbugs run FILE` makes what is missing; run it again to go on where it stopped.
+    An experiment file defines datasets, models and evaluations, and how each is made from the others.
+    `notbugs run FILE` makes what is missing; run it again to continue after a stop.
 
     Exit codes: 0 done, 1 something failed, 2 bad request, 130 Ctrl-C (143 SIGTERM, 129 a closed terminal).
     """
@@ -278,11 +280,9 @@ def main(debug: bool) -> None:
 @data_option
 @only_option
 @json_option
-@click.option("--cost", is_flag=True, help="Measure on this machine, and say what is left to make takes.")
-@click.option(
-    "--gpus", type=click.IntRange(1, 100_000), help="With --cost: also the time on so many devices like those here."
-)
-@click.option("--workers", type=click.IntRange(1), help="With --cost: workers of a run here, as for run.")
+@click.option("--cost", is_flag=True, help="Estimate the remaining time and cost from trial runs on this machine.")
+@click.option("--gpus", type=click.IntRange(1, 100_000), help="With --cost: also the time on this many such devices.")
+@click.option("--workers", type=click.IntRange(1), help="With --cost: workers of a run on this machine, as for run.")
 def plan(
     file: Path,
     store: str,
@@ -293,16 +293,16 @@ def plan(
     gpus: int | None,
     workers: int | None,
 ) -> None:
-    """Print the graph of FILE: each node's version, what is there and what would run. Writes nothing.
+    """Print the graph of FILE: each node, its version, and whether it is done. Writes nothing.
 
-    With --cost each kind of work is tried on a few images, with as many processes at once as a run has workers, and of
-    every node that is not there is said: images, steps (forward and backward passes of a batch), shards, size, hours
-    of a device (a GPU, or a processor where there is none), and the time that a run takes for it alone. With --gpus N
-    also the time on N devices like those here. For attacks and inversions other batch sizes are tried, and the fastest
-    is named. That takes about ten seconds for each kind of work, longer for large images.
+    With --cost, each kind of work is tried on a few images, in as many processes as a run has workers. The estimate
+    gives, for every node that is not done: images, steps (forward and backward passes of a batch), shards, size,
+    device-hours (of a GPU, or of a CPU where there is none), and the time of a run for it alone; with --gpus N, also
+    the time on N such devices. For attacks and inversions, other batch sizes are tried and the fastest is reported. A
+    trial takes about ten seconds for each kind of work, longer for large images.
     """
     if not cost and (gpus or workers):
-        raise BadInput("--gpus and --workers go with --cost: add it, or leave them out")
+        raise BadInput("--gpus and --workers need --cost: add it, or leave them out")
     context = _context(store, data)
     statuses = preflight(wanted(build(spec.read(file)), only), context, fetch=False)
     estimated = _estimated(statuses, context, workers) if cost else None
@@ -334,7 +334,7 @@ def _print_plan(store: Store, statuses: list[NodeStatus]) -> None:
         for line in tables.left_out_lines(status.facts):
             echo(f"{status.node.id}: {line}")
         for split, share in status.facts.get("majority", {}).items():
-            echo(f"{status.node.id} {split}: a constant answer scores {percent(share)}")
+            echo(f"{status.node.id} {split}: a constant prediction scores {percent(share)}")
 
 
 def _estimated(statuses: list[NodeStatus], context: Context, workers: int | None) -> estimate.Estimate:
@@ -380,9 +380,9 @@ def _size(facts: Any) -> str:
 @only_option
 @json_option
 def run(file: Path, store: str, data: Path, options: RunOptions, only: tuple[str, ...], as_json: bool) -> None:
-    """Make what FILE (- for standard input) names and is missing, then print the table.
+    """Make whatever FILE (- for standard input) defines and the store lacks, then print the table.
 
-    What is there already is not made again: after a failure or an interruption, run it again.
+    Finished work is never repeated: after a failure or an interruption, run the same command again.
     """
     _run(spec.read(file), _context(store, data), options, only, as_json)
 
@@ -393,11 +393,13 @@ def run(file: Path, store: str, data: Path, options: RunOptions, only: tuple[str
 @run_options
 @only_option
 @json_option
-@click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="As for run [default: that run's].")
+@click.option(
+    "--data", type=click.Path(file_okay=False, path_type=Path), help="As for run [default: the folder of that run]."
+)
 @click.option(
     "--modules",
     type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
-    help="Folder of the experiment's own networks: code that a store names is run only if you say so.",
+    help="Folder of the experiment's own networks; code named by a store runs only with this option.",
 )
 def resume(
     run: str | None,
@@ -408,7 +410,7 @@ def resume(
     data: Path | None,
     modules: Path | None,
 ) -> None:
-    """Go on with RUN (default: the latest of the store), with the experiment, --only and --data it was started with."""
+    """Continue RUN (default: the latest in the store) with its experiment, --only and --data."""
     found = _recorded(Store(store), run)
     experiment = spec.parse(found["experiment"])
     if modules is None:
@@ -427,8 +429,8 @@ def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
     others = [arch for arch in archs if not (here == Path.cwd() and _lies_in(here, arch))]
     if others:
         raise BadInput(
-            f"the record of run {run} names code that does not lie in the current folder, {', '.join(others)}; it is "
-            "not run because a store names it: `notbugs run FILE` goes on too, or name its folder with --modules"
+            f"the record of run {run} names code outside the current folder, {', '.join(others)}, which a store may "
+            "not load: name its folder with --modules, or use `notbugs run FILE`, which continues as well"
         )
 
 
@@ -453,7 +455,7 @@ def _run(experiment: Experiment, context: Context, options: RunOptions, only: tu
     echo(f"run {attempt.record.id}\nstore {context.store.url}", err=True)
     with watch:
         complete = _attempt(attempt, begin)
-    terminal.if_interrupted(f"What was made is kept; see it with: notbugs report --store {context.store.url}")
+    terminal.if_interrupted(f"Finished work is kept; see it with: notbugs report --store {context.store.url}")
     _conclude(context.store, attempt.record.id, complete, as_json)
 
 
@@ -476,10 +478,10 @@ def _engine(experiment: Experiment, context: Context, options: RunOptions) -> Ca
 def _refuse_parallel(experiment: Experiment, options: RunOptions) -> None:
     """Refuse options and trainings that need several processes."""
     if options != replace(options, workers=None, gpu=None, shard_timeout=None, address=None):
-        raise BadInput("--workers, --gpu, --shard-timeout and --address go with the Ray engine, not with inline")
+        raise BadInput("--workers, --gpu, --shard-timeout and --address need the Ray engine, got --engine inline")
     for name, model in experiment.models.items():
         if model.train is not None and model.train.workers > 1:
-            raise BadInput(f"models.{name}.train.workers: several workers go with the Ray engine, not with inline")
+            raise BadInput(f"models.{name}.train.workers: several workers need the Ray engine, got --engine inline")
 
 
 def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:
@@ -487,7 +489,7 @@ def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:
         terminal.listen(force=True)
     engine = begin()
     try:
-        terminal.if_interrupted(f"What is done is kept; go on with: {_again(attempt.context.store)}")
+        terminal.if_interrupted(f"Finished work is kept; continue with: {_again(attempt.context.store)}")
         return attempt.go(engine)
     finally:
         engine.close()
@@ -507,7 +509,7 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
 
         where = f"page {store.at(page.write(store, found))}"
     except Exception as error:  # noqa: BLE001 - the results stand without the page
-        where = f"The page could not be written: {visible(reason_of(error))}; try again with: notbugs report"
+        where = f"The page could not be written: {visible(reason_of(error))}; retry with: notbugs report"
     if as_json:
         _print_json(_results_as_json(store, found))
     else:
@@ -517,7 +519,7 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
                 echo(f"{node}: {progress['state']}, {visible(progress['why'])}", err=True)
     echo(where, err=True)
     if not complete:
-        echo(f"The run failed; when the cause is mended, go on with: {_again(store)}", err=True)
+        echo(f"The run failed; fix the cause, then continue with: {_again(store)}", err=True)
         sys.exit(1)
 
 
@@ -526,7 +528,7 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
 @store_option
 @json_option
 def status(run: str | None, store: str, as_json: bool) -> None:
-    """Say how far RUN is (default: the latest of the store)."""
+    """Show the progress of RUN (default: the latest in the store)."""
     place = Store(store)
     found = _recorded(place, run)
     if as_json:
@@ -540,7 +542,7 @@ def status(run: str | None, store: str, as_json: bool) -> None:
         lines.append([node, p["state"], count, seconds, _at_work(p), str(p["retries"] or ""), p["why"] or ""])
     echo(tables.table(["node", "state", "done", "time", "workers busy", "retries", "why"], lines))
     if again := found["store_retries"] + sum(p["store_retries"] for p in found["nodes"].values()):
-        echo(f"\nrequests that the store had to be sent again: {again}")
+        echo(f"\nretried requests to the store: {again}")
 
 
 def _at_work(progress: dict[str, Any]) -> str:
@@ -552,9 +554,9 @@ def _at_work(progress: dict[str, Any]) -> str:
 @main.command("report")
 @click.argument("run", required=False)
 @store_option
-@click.option("--out", type=click.Path(path_type=Path), help="Write it here as well, a file of its own.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write a copy to this file.")
 def report_(run: str | None, store: str, out: Path | None) -> None:
-    """Write the page of RUN (default: the latest of the store) anew: report.html, one file that needs no network."""
+    """Rebuild the page of RUN (default: the latest in the store): report.html, one file that needs no network."""
     from pipeline.report import page
 
     _refuse_no_place(out)
@@ -598,13 +600,13 @@ def _written(path: Path | None) -> Iterator[None]:
     help="A model of the store, such as standard, or a torchvision classifier, such as resnet50 (weights are fetched).",
 )
 @click.option("--to", "target", required=True, metavar="CLASS", help="The class, by name or number.")
-@click.option("--arch", metavar="MODULE:NAME", help="The model's network, where it is code of your own.")
+@click.option("--arch", metavar="MODULE:NAME", help="The model's network, if it is your own code.")
 @click.option("--out", type=click.Path(path_type=Path), help="The picture to write [default: IMAGE-as-CLASS.png].")
 @click.option("--norm", type=click.Choice(get_args(Norm)), default="l2", show_default=True, help="Norm of the ball.")
-@click.option("--eps", type=_Number(0, min_open=True), metavar="LENGTH", help="Radius in units of [0, 1], as 0.5 or "
+@click.option("--eps", type=_Number(0, min_open=True), metavar="LENGTH", help="Radius in units of [0, 1], 0.5 or "
               "8/255 [default: L2 0.5 for 32 pixels, larger in proportion; L∞ 8/255].")  # fmt: skip
-@click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Steps of gradient descent.")
-@click.option("--rotate", is_flag=True, help="Search rotations and shifts instead.")
+@click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Steps of PGD.")
+@click.option("--rotate", is_flag=True, help="Search over rotations and shifts instead.")
 @store_option
 @data_option
 @json_option
@@ -622,10 +624,10 @@ def attack(
     data: Path,
     as_json: bool,
 ) -> None:
-    """Move one IMAGE toward a class: the pig that becomes an airliner.
+    """Attack one IMAGE toward a class: the pig that becomes an airliner.
 
-    Writes a picture of it before, the change magnified, and after, each with what the model says, and beside it the
-    moved image itself.
+    Writes a picture of the original, the magnified perturbation and the result, with the model's predictions, and the
+    adversarial image as a file of its own.
     """
     if rotate:
         _refuse_idle("norm", "eps", "steps")
@@ -644,7 +646,7 @@ def attack(
         _print_json({**made.as_json(), "picture": str(drawn), "image": str(moved)})
     else:
         _print_answers(made, number, classes)
-        echo(f"\n{made.how}: moved by L2 {made.l2:.3f}, L∞ {made.linf:.3f}\n{drawn}\n{moved}")
+        echo(f"\n{made.how}: perturbed by L2 {made.l2:.3f}, L∞ {made.linf:.3f}\n{drawn}\n{moved}")
 
 
 RADIUS: Mapping[str, Callable[[tuple[int, int, int]], float]] = {
@@ -658,7 +660,7 @@ def _refuse_idle(*names: str) -> None:
     """Refuse options of an attack that rotations do not use."""
     source = click.get_current_context().get_parameter_source
     if idle := [f"--{name}" for name in names if source(name) is not ParameterSource.DEFAULT]:
-        raise BadInput(f"--rotate: has no use for {' and '.join(idle)}; leave out the one or the other")
+        raise BadInput(f"--rotate: does not use {' and '.join(idle)}; leave out one or the other")
 
 
 def _print_answers(made: picture.Picture, number: int, classes: list[str]) -> None:
@@ -675,15 +677,15 @@ def _print_answers(made: picture.Picture, number: int, classes: list[str]) -> No
 @store_option
 @json_option
 def show(name: str | None, store: str, as_json: bool) -> None:
-    """Show the results of a run, or what a dataset, model or evaluation is.
+    """Show the results of a run, or describe a dataset, model or evaluation.
 
-    NAME is a run (default: the latest of the store), or a node's name such as `rand` or `datasets/rand`.
+    NAME is a run (default: the latest in the store) or a node, such as `rand` or `datasets/rand`.
     """
     place = Store(store)
     manifests = [one.manifest for one in artifacts.by_name(place, name)] if name else []
     if name and not manifests and name not in (past := place.folders("runs")):
-        near = did_you_mean(name, [*_names(place), *past]) or "; `notbugs status` names the latest run and its nodes"
-        raise BadInput(f"{place.url} has neither a node nor a run of the name {name}{near}")
+        near = did_you_mean(name, [*_names(place), *past]) or "; `notbugs status` lists the latest run and its nodes"
+        raise BadInput(f"{place.url} has no node or run named {name}{near}")
     if manifests:
         if as_json:
             _print_json({"found": manifests})
@@ -704,7 +706,7 @@ def _recorded(
     """A run on record; newer ones whose record is damaged are skipped with a note."""
 
     def pass_over(name: str) -> None:
-        echo(f"passed over run {name}: its record is missing or damaged", err=True)
+        echo(f"skipped run {name}: its record is missing or damaged", err=True)
 
     return runs.load_run(store, run, fits, pass_over)
 
@@ -716,13 +718,13 @@ def _names(store: Store) -> list[str]:
 
 @main.command()
 @click.argument("names", nargs=-1)
-@click.option("--keep", is_flag=True, help="Only report; take nothing back.")
+@click.option("--keep", is_flag=True, help="Only report; discard nothing.")
 @store_option
 @json_option
 def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> None:
-    """Read every byte of the store, or of the nodes NAMES, and compare it with manifests and commit marks.
+    """Read every byte of the store, or of the nodes NAMES, and check it against manifests and commit marks.
 
-    What is damaged is taken back (its commit mark is removed), so that the next run makes it again.
+    Damaged files are discarded (their commit marks are removed), so that the next run rebuilds them.
     """
     place = Store(store)
     folders = [f for f in artifacts.folders(place) if not names or {f.split("/")[1], f.rpartition("/")[0]} & set(names)]
@@ -745,12 +747,12 @@ def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> Non
         if found and not keep and (why := _withdraw(place, found)):
             left.append(f"{folder}: {why}")
     for text in left:
-        echo(f"could not be taken back: {text}", err=True)
+        echo(f"could not be discarded: {text}", err=True)
     if as_json:
         listed = [{"folder": d.folder, "file": d.file, "reason": d.reason, "shard": d.shard} for d in damages]
         _print_json({"verified": folders, "damaged": listed, "withdrawn": bool(listed) and not keep and not left})
     elif damages:
-        echo("The next run makes again what is damaged." if not keep else "Nothing was taken back (--keep).")
+        echo("The next run rebuilds the damaged files." if not keep else "Nothing was discarded (--keep).")
     sys.exit(1 if damages else 0)
 
 
@@ -782,9 +784,9 @@ def _withdraw(store: Store, found: list[artifacts.Damage]) -> str | None:
     "--env",
     multiple=True,
     metavar="NAME[=VALUE]",
-    help="Environment variable of the job, not a secret; without a value, the one it has here. May be repeated.",
+    help="Environment variable of the job, not a secret; without a value, its value here. May be repeated.",
 )
-@click.option("--follow", "-f", is_flag=True, help="Show its progress until it ends, and end as it ends.")
+@click.option("--follow", "-f", is_flag=True, help="Show its progress until it ends; exit as it does.")
 def submit(
     file: Path,
     address: str,
@@ -796,10 +798,10 @@ def submit(
     env: tuple[str, ...],
     follow: bool,
 ) -> None:
-    """Send FILE to a Ray cluster as a job.
+    """Submit FILE to a Ray cluster as a job.
 
-    This project goes along, and the current folder where the experiment names modules of its own. If a job that
-    makes the same is under way, it is joined; one that failed or was stopped goes on where it was.
+    The job carries this project and, if the experiment names modules of its own, the current folder. If the same job
+    is running, it is joined; if it failed or was stopped, it is continued.
     """
     experiment = spec.read(file)
     wanted(build(experiment), only)
@@ -812,7 +814,7 @@ def submit(
     cluster = Cluster(address)
     job, fresh = cluster.submit(request, Path.cwd())
     echo(job.id)
-    echo("submitted" if fresh else "was under way already: joined", err=True)
+    echo("submitted" if fresh else "already running: joined", err=True)
     if follow:
         _follow(cluster, job)
     else:
@@ -822,7 +824,7 @@ def submit(
 def _variable(text: str) -> tuple[str, str]:
     name, given, value = text.partition("=")
     if not given and name not in os.environ:
-        raise BadInput(f"--env {name}: is not set here; give it a value: --env {name}=…")
+        raise BadInput(f"--env {name}: has no value here; give it one: --env {name}=…")
     return name, value if given else os.environ[name]
 
 
@@ -830,7 +832,7 @@ def _variable(text: str) -> tuple[str, str]:
 @job_server_option
 @json_option
 def jobs(address: str, as_json: bool) -> None:
-    """List the jobs that were submitted to a cluster, the oldest first."""
+    """List the cluster's jobs, oldest first."""
     found = Cluster(address).jobs()
     if as_json:
         _print_json({"jobs": [{**vars(job), "live": job.live} for job in found]})
@@ -846,9 +848,9 @@ def _took(job: Job) -> str:
 @main.command()
 @click.argument("job", required=False)
 @job_server_option
-@click.option("--follow", "-f", is_flag=True, help="Go on until the job ends, and end as it ends.")
+@click.option("--follow", "-f", is_flag=True, help="Follow the job until it ends; exit as it does.")
 def logs(job: str | None, address: str, follow: bool) -> None:
-    """Print what JOB has said (default: the newest job, of those under way if there are any)."""
+    """Print the log of JOB (default: the newest running job, else the newest)."""
     cluster = Cluster(address)
     found = cluster.job(job)
     if follow:
@@ -858,9 +860,7 @@ def logs(job: str | None, address: str, follow: bool) -> None:
 
 
 def _follow(cluster: Cluster, job: Job) -> None:
-    terminal.if_interrupted(
-        f"No longer followed; it goes on. Stop it with: notbugs stop {job.id} --address {cluster.address}"
-    )
+    terminal.if_interrupted(f"The job continues. Stop it with: notbugs stop {job.id} --address {cluster.address}")
     ended = cluster.follow(job, relay)
     echo(f"{ended.id}: {ended.state}", err=True)
     sys.exit(ended.exit_code)
@@ -870,11 +870,11 @@ def _follow(cluster: Cluster, job: Job) -> None:
 @click.argument("job", required=False)
 @job_server_option
 def stop(job: str | None, address: str) -> None:
-    """Stop JOB (default: the newest under way). What is done is kept; submit it again to go on."""
+    """Stop JOB (default: the newest running). Finished work is kept; submit it again to continue."""
     cluster = Cluster(address)
     found = cluster.job(job)
     if not found.live:
-        echo(f"{found.id}: {found.state} already")
+        echo(f"{found.id}: already {found.state}")
         return
     ended = cluster.stop(found)
     echo(f"{ended.id}: {ended.state}")

@@ -372,15 +372,15 @@ def _token_sentence(address: str) -> str:
     )
 
 
-def _job(found: Any) -> Job:
-    facts = found.metadata or {}
+def _job(details: Any) -> Job:
+    facts = details.metadata or {}
     return Job(
-        found.submission_id,
-        str(found.status.value if hasattr(found.status, "value") else found.status).lower(),
+        details.submission_id,
+        str(details.status.value if hasattr(details.status, "value") else details.status).lower(),
         facts.get("experiment", ""),
         facts.get("store", ""),
-        found.start_time and found.start_time / 1000,
-        found.end_time and found.end_time / 1000,
-        found.driver_exit_code,
-        found.message or "",
+        details.start_time and details.start_time / 1000,
+        details.end_time and details.end_time / 1000,
+        details.driver_exit_code,
+        details.message or "",
     )

@@ -90,7 +90,9 @@ def find_model(place: Context, name: str, arch: str | None = None) -> tuple["Cla
         )
     weights = models.get_model_weights(name).DEFAULT
     try:
-        design, content = checkpoint.bring(Pretrained(arch=name, weights=weights.name), place.data, place.here)
+        design, content = checkpoint.import_pretrained(
+            Pretrained(arch=name, weights=weights.name), place.data, place.here
+        )
     except BadInput as error:
         raise BadInput(f"--model {name}: {error}") from error
     return model.load(design, content, place.here), list(weights.meta["categories"])

@@ -248,10 +248,10 @@ class Store:
         in_the_way = [folder for name in between if (folder := root / name).exists() and not folder.is_dir()]
         if final.is_dir() and not final.is_symlink():
             in_the_way.append(final)
-        for found in in_the_way:
-            aside = Path(root, ASIDE, f"{uuid.uuid4().hex}-{found.name}")
+        for obstacle in in_the_way:
+            aside = Path(root, ASIDE, f"{uuid.uuid4().hex}-{obstacle.name}")
             aside.parent.mkdir(exist_ok=True)
-            found.rename(aside)
+            obstacle.rename(aside)
         return str(final)
 
     def set_aside(self, path: str) -> str:

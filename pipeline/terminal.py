@@ -103,9 +103,9 @@ def relay(text: str) -> None:
     echo(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r\n", "\n").replace("\r", "\n"), nl=False)
 
 
-def show_tracebacks(wanted: bool) -> None:
+def show_tracebacks(shown: bool) -> None:
     """Set whether `debug` prints."""
-    _State.debug = wanted
+    _State.debug = shown
 
 
 def debug(error: BaseException) -> None:

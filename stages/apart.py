@@ -1,4 +1,4 @@
-"""Code of the user's is tried in a process of its own: it may exit, crash or hang, and a sentence says so."""
+"""Try user code in a separate process, since it may exit, crash or hang; report that as a message."""
 
 import faulthandler
 import os
@@ -17,7 +17,7 @@ from stages.errors import BadInput
 from stages.own import is_theirs, placed
 
 PATIENCE = 120.0
-"""Seconds that a trial may take: a large network on a busy machine takes tens."""
+"""Timeout of a trial in seconds; a large network on a busy machine takes tens."""
 
 BEGIN = """
 import pickle, sys
@@ -27,7 +27,7 @@ sys.path[:] = pickle.load(sys.stdin.buffer)
 from stages.apart import _answer
 _answer()
 """
-"""The other process runs the same code: our own, and what else is where this one would find it."""
+"""Entry point of the process, with the same module search path."""
 
 T = TypeVar("T")
 
@@ -35,20 +35,20 @@ _known: dict[bytes, Any] = {}
 
 
 def forget() -> None:
-    """Call anew what was called before: the user's files may have changed."""
+    """Clear the cache: the user's files may have changed."""
     _known.clear()
 
 
 def apart(function: Callable[..., T], *args: Any, arch: str) -> T:
-    """What a function gives, called in a process of its own; for the same call the same, until `forget`.
+    """Call a function in a separate process; results are cached until `forget`.
 
     Args:
-        function: a module's own function, which pickles; so do `args` and what it gives.
-        arch: the user's code that it runs, for the sentence.
+        function: picklable, as are `args` and the result.
+        arch: the user code that it runs, for messages.
 
     Raises:
-        BadInput: the process ended or hung; or the function raised it.
-        Exception: whatever else the function raised.
+        BadInput: the process exited or hung; or the function raised it.
+        Exception: any other exception of the function.
     """
     call = pickle.dumps((function, args))
     if call not in _known:
@@ -75,14 +75,14 @@ def aside() -> Iterator[None]:
 
 
 def _call(asked: bytes, arch: str) -> Any:
-    """Files stand between the processes: on a pipe, one would wait for whatever else the code has started."""
+    """Communicates through files: on a pipe, we would wait for any process that the code started."""
     with TemporaryFile() as given, TemporaryFile() as made, TemporaryFile() as said:
         given.write(asked)
         given.seek(0)
         command = [sys.executable, "-P", "-c", BEGIN, str(Path(__file__).parent.parent)]
         process = subprocess.Popen(command, stdin=given, stdout=made, stderr=said, start_new_session=True)
         try:
-            code = process.wait(1.5 * PATIENCE)  # it ends itself before, and says where it hangs
+            code = process.wait(1.5 * PATIENCE)  # it exits earlier by itself, with a traceback
         except subprocess.TimeoutExpired:
             code = None
         finally:
@@ -100,7 +100,7 @@ def _call(asked: bytes, arch: str) -> Any:
 
 
 def _death(code: int | None, said: IO[bytes], arch: str) -> str:
-    """How the process ended, and where in the user's files it was, as far as `faulthandler` has said so."""
+    """How the process ended, and where in the user's files, if `faulthandler` reported it."""
     said.seek(0)
     lines = said.read().decode(errors="replace")
     frames = re.findall(r'^  File "(.+)", line (\d+) in', lines, re.MULTILINE)  # the innermost first
@@ -112,12 +112,12 @@ def _death(code: int | None, said: IO[bytes], arch: str) -> str:
 
 
 def _answer() -> None:
-    """The other process: call what standard input says; what comes of it goes to what was standard output."""
+    """Run in the process: call the function from standard input, write its result to the original standard output."""
     limit = pickle.load(sys.stdin.buffer)
     faulthandler.enable()
     faulthandler.dump_traceback_later(limit, exit=True)
     out = os.dup(1)
-    os.dup2(2, 1)  # what the code prints is no answer
+    os.dup2(2, 1)  # the code may print
     try:
         function, args = pickle.load(sys.stdin.buffer)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -126,7 +126,7 @@ def _answer() -> None:
         made = _pickled(error)
     with os.fdopen(out, "wb") as answer:
         answer.write(made)
-    os._exit(0)  # threads that the code has left behind do not keep it
+    os._exit(0)  # do not wait for threads of the code
 
 
 def _pickled(error: Exception) -> bytes:

@@ -127,14 +127,14 @@ def is_grey(encoded: bytes) -> bool:
     """Whether an image is greyscale, by its header.
 
     Raises:
-        BadData: the bytes are no image that is decoded.
+        BadData: the bytes are no image in one of `FORMATS`.
     """
     with _blaming_the_file():
         return Image.open(io.BytesIO(encoded), formats=FORMATS).mode in GREY
 
 
 def open_image(encoded: bytes, channels: int) -> Decoded:
-    """Decode one image, and say what its file is.
+    """Decode one image, with the properties of its file.
 
     Raises:
         BadData: the bytes cannot be decoded, or the image has more than `PIXELS` pixels.
@@ -142,7 +142,9 @@ def open_image(encoded: bytes, channels: int) -> Decoded:
     with _blaming_the_file():
         opened = Image.open(io.BytesIO(encoded), formats=FORMATS)
         _refuse_size(*opened.size)
-        if any(codec == "libtiff" for codec, *_ in opened.tile):  # it takes gigabytes for a tile of a small image
+        if any(
+            codec == "libtiff" for codec, *_ in opened.tile
+        ):  # libtiff may take gigabytes for a tile of a small image
             raise BadData("is a compressed TIFF: save it as png")
         if opened.mode.startswith(("I", "F")):  # Pillow would clip such values to 255, not scale them
             raise BadData(f"has more than 8 bits per channel (mode {opened.mode}; 16-bit or float images)")
@@ -156,7 +158,7 @@ def open_image(encoded: bytes, channels: int) -> Decoded:
 
 @contextmanager
 def _blaming_the_file() -> Iterator[None]:
-    """Whatever Pillow raises on damaged data, as a sentence about the file; its warnings reach no terminal."""
+    """Turn any exception of Pillow on damaged data into a message about the file, and hide its warnings."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -167,9 +169,9 @@ def _blaming_the_file() -> Iterator[None]:
         raise BadData(f"cannot be decoded: is none of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise BadData(f"has more than {PIXELS:,} pixels: make it smaller") from error
-    except Exception as error:  # a decoder fails in whatever way the damage takes it
+    except Exception as error:  # decoders raise anything on damaged data
         told = isinstance(error, OSError | ValueError | SyntaxError) and not isinstance(error, UnicodeError)
-        said = " ".join(str(error).split())[:200] if told else ""  # others speak of Python, not of the file
+        said = " ".join(str(error).split())[:200] if told else ""  # other messages are about Python, not about the file
         raise BadData(f"cannot be decoded: {said or 'it is damaged'}") from error
 
 
@@ -183,7 +185,7 @@ def _refuse_size(width: int, height: int, when: str = "") -> None:
 
 
 def _odd(opened: ImageFile.ImageFile) -> str | None:
-    """What a file has, by its header, that an image of a dataset has not."""
+    """A property of the file, by its header, that images in a dataset do not have."""
     if opened.mode not in MODES.values():
         return ODD.get(opened.mode, f"the colours {opened.mode}")
     if "transparency" in opened.info:
@@ -195,7 +197,7 @@ def _odd(opened: ImageFile.ImageFile) -> str | None:
 
 
 def _turn(loaded: Image.Image) -> Image.Transpose | None:
-    """What sets an image upright, by its EXIF data; damaged ones say nothing."""
+    """The transposition that sets an image upright, by its EXIF data; None if they are damaged."""
     try:
         return TURNS.get(loaded.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - as for the image itself
@@ -209,11 +211,11 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def read_file(path: Path) -> bytes:
-    """A file, which may have been put there by anybody: nothing is waited for, as a pipe would have it.
+    """Read an untrusted file, without blocking on a pipe.
 
     Raises:
-        BadData: it is no regular file, or has more than `FILE_BYTES`.
-        OSError: it cannot be read.
+        BadData: not a regular file, or more than `FILE_BYTES`.
+        OSError: the file cannot be read.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         about = os.fstat(file.fileno())
@@ -231,7 +233,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
 
 
 def encode_png(pixels_HWC: np.ndarray) -> bytes:
-    """Encode uint8 pixels, H × W × C with one or three channels, without loss."""
+    """Encode uint8 pixels, H × W × C with one or three channels, as PNG."""
     out = io.BytesIO()
     flat = pixels_HWC[:, :, 0] if pixels_HWC.shape[2] == 1 else pixels_HWC
     Image.fromarray(flat).save(out, format="PNG", compress_level=PNG_LEVEL)
@@ -239,9 +241,9 @@ def encode_png(pixels_HWC: np.ndarray) -> bytes:
 
 
 def histogram(pixels_NHWC: np.ndarray) -> np.ndarray:
-    """How often each of 256 levels stands in each channel, over some images: C × 256, int64.
+    """Histogram of the 256 levels per channel, over all images: C × 256, int64.
 
-    Pillow counts a photograph in a twentieth of the time that numpy takes to add up its squares as integers.
+    Pillow counts a photograph in a twentieth of the time that numpy takes to sum its squares as integers.
     """
     count, height, width, channels = pixels_NHWC.shape
     tall = pixels_NHWC.reshape(count * height, width, channels)

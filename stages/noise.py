@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.norms import NORMS
 from stages.pgd import direction, project, quantize
 from stages.recipes import Ball, Perturbation
 from stages.seeds import generator, torch_seed
@@ -25,12 +26,5 @@ def noisy(x_NCHW: Tensor, ball: Perturbation, seed: int, index: np.ndarray) -> T
 def random_start(x_NCHW: Tensor, ball: Ball, seed: int, index: np.ndarray, restart: int) -> Tensor:
     """A point drawn uniformly from the ball around each image, clipped to the box; from (seed, index, restart)."""
     draws = [generator(seed, f"restart {restart}", int(i)) for i in index]
-    shape = x_NCHW.shape[1:]
-    if ball.norm == "linf":
-        delta = torch.tensor(np.stack([draw.uniform(-1, 1, shape) for draw in draws]), dtype=torch.float32)
-    else:
-        gauss = torch.tensor(np.stack([draw.standard_normal(shape) for draw in draws]), dtype=torch.float32)
-        # The volume of a ball grows with its radius to the power of the dimension.
-        radius = torch.tensor([draw.uniform() ** (1 / shape.numel()) for draw in draws], dtype=torch.float32)
-        delta = direction(gauss, "l2") * radius.view(-1, 1, 1, 1)
+    delta = NORMS[ball.norm].uniform(draws, x_NCHW.shape[1:])
     return (x_NCHW + ball.eps * delta.to(x_NCHW.device)).clamp(0, 1)

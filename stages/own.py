@@ -1,7 +1,7 @@
-"""The user's own code, which an arch names: where it is found, and what is said where it fails.
+"""Import the user's own code, named by an arch, and report its errors.
 
-What is installed comes first, the user's folder after it: a file of theirs that bears the name of an installed module,
-such as ``random.py``, is in nobody's way. Where that hides what they meant, it is said.
+Installed modules take precedence over the user's folder: a file such as ``random.py`` there shadows nothing. If an
+installed module hides the user's, the error says so.
 """
 
 import difflib
@@ -20,18 +20,18 @@ from typing import Any
 from stages.errors import BadData, BadInput
 
 LONGEST = 300
-"""Characters of a message that are repeated."""
+"""Most characters of a message that are quoted."""
 
 
 def find(arch: str, here: Path) -> Any:
-    """What an arch names, imported.
+    """Import the object that an arch names.
 
     Args:
         arch: ``package.module:name``, or ``./folder/file.py:name`` with a path relative to `here`.
-        here: the user's folder, searched after everything that is installed.
+        here: the user's folder, searched after installed modules.
 
     Raises:
-        BadInput: there is no such module, file or name, or it cannot be imported.
+        BadInput: the module, file or name does not exist, or cannot be imported.
     """
     where, _, name = arch.rpartition(":")
     if not name or not where or not (is_file(where) or all(where.split("."))):
@@ -50,20 +50,20 @@ def is_file(where: str) -> bool:
 
 
 class _Refused(Exception):
-    """What is wrong with a request, to be put behind what it does to the arch."""
+    """The reason part of a message about an arch."""
 
 
 @contextmanager
 def guarded(arch: str, failing: str, here: Path | None = None) -> Iterator[None]:
-    """Around code of the user's: whatever it raises becomes a sentence; what it prints goes to standard error.
+    """Run user code: turn its exceptions into messages, and redirect its output to standard error.
 
     Args:
-        arch: what names the code.
-        failing: what it comes to if it raises, such as ``cannot be imported``.
+        arch: the name of the code.
+        failing: the predicate of the message, such as ``cannot be imported``.
         here: the user's folder.
 
     Raises:
-        BadInput: it raised something, or ended the program.
+        BadInput: the code raised an exception or exited.
     """
     try:
         with redirect_stdout(sys.stderr):
@@ -75,9 +75,9 @@ def guarded(arch: str, failing: str, here: Path | None = None) -> Iterator[None]
 
 
 def _reach(*folders: Path) -> None:
-    """Have modules of these folders found, after everything that is installed."""
+    """Append folders to the module search path, after everything installed."""
     sys.path += [name for name in dict.fromkeys(map(str, folders)) if name not in sys.path]
-    importlib.invalidate_caches()  # a file may be younger than the last look into its folder
+    importlib.invalidate_caches()  # files may be newer than the cached folder listing
 
 
 # --------------------------------------------------------------------------------- a module by its name
@@ -122,7 +122,7 @@ def _installed(module: ModuleType | None) -> str:
 
 
 def _from_file(where: str, here: Path) -> ModuleType:
-    """The module of a file, which may import what lies beside it, ``.name`` too, whether or not that is a package."""
+    """Import a file as a module. It may import its neighbours, relatively too, whether or not they form a package."""
     path = (here / Path(where).expanduser()).resolve()
     if path.suffix != ".py":
         raise _Refused(f"{where} is no Python file (.py)")
@@ -141,7 +141,7 @@ def _from_file(where: str, here: Path) -> ModuleType:
 
 
 def _root(folder: Path) -> str:
-    """A package of no code that stands for a folder: names of modules in there clash with no others."""
+    """An empty package for a folder, so that its module names clash with no others."""
     name = f"notbugs_own_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     if name not in sys.modules:
         sys.modules[name] = ModuleType(name)
@@ -161,11 +161,11 @@ def _execute(name: str, path: Path) -> ModuleType:
     return module
 
 
-# ----------------------------------------------------------------------------------- what is said of it
+# --------------------------------------------------------------------------------------- error messages
 
 
 def _said(error: BaseException, arch: str, here: Path | None) -> str:
-    """Where in the user's files something went wrong, and what."""
+    """The place in the user's files, and the error."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_theirs(frame.filename, arch)]
     place = placed(frames[-1].filename, frames[-1].lineno) if frames else ""
     line = frames[-1].line if frames else ""
@@ -194,13 +194,13 @@ def _text(error: BaseException) -> str:
 
 
 def placed(file: str, line: int | None) -> str:
-    """A place in a file, as a person would look for it."""
+    """File and line, relative to the working directory if possible."""
     path, current = Path(file), Path.cwd()
     return f"{path.relative_to(current) if path.is_relative_to(current) else path} line {line}"
 
 
 def is_theirs(file: str, arch: str) -> bool:
-    """Whether a file of a traceback is the user's: none of ours, of Python's, or of another installed package."""
+    """Whether a file in a traceback is the user's: not ours, Python's or an installed package's."""
     path = Path(file)
     if file.startswith("<") or path.is_relative_to(Path(__file__).parent):
         return False
@@ -211,7 +211,7 @@ def is_theirs(file: str, arch: str) -> bool:
 
 
 def _hidden(error: BaseException, here: Path | None) -> str:
-    """A hint, where what the user's code did not find is in a file of theirs that an installed module hides."""
+    """A hint if the missing name is in a file of the user's that an installed module hides."""
     module = getattr(error, "obj", None)
     name = module.__name__ if isinstance(module, ModuleType) else getattr(error, "name", None)
     if here is None or not isinstance(name, str) or not isinstance(error, ImportError | AttributeError):

@@ -4,7 +4,6 @@ They differ only in the loss, the radius and the use of the result. x is in [0, 
 happens inside the model.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -13,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.norms import NORMS
 from stages.recipes import Compute, Norm
-
-GUARD = 1e-30  # smaller than any norm that float32 can divide by
 
 
 class Descent:
@@ -160,30 +158,13 @@ def pgd(
 
 
 def direction(grad_NCHW: Tensor, norm: Norm) -> Tensor:
-    """The steepest unit step per sample: the gradient divided by its L2 norm, or its sign. A zero gradient stays zero.
-
-    The gradient is first divided by its largest entry, so that the squares of a confident sample's tiny gradient do not
-    underflow.
-    """
-    if norm == "linf":
-        return grad_NCHW.sign()
-    grad = grad_NCHW.float()
-    grad = grad / torch.linalg.vector_norm(grad, torch.inf, (1, 2, 3), keepdim=True).clamp_min(GUARD)
-    unit: Tensor = grad / _l2(grad).clamp_min(GUARD)
-    return unit
+    """The steepest unit step per sample: the gradient over its L2 norm, or its sign. A zero gradient stays zero."""
+    return NORMS[norm].direction(grad_NCHW)
 
 
 def project(delta_NCHW: Tensor, norm: Norm, eps: float) -> Tensor:
     """Project a perturbation onto the ball."""
-    if norm == "linf":
-        return delta_NCHW.clamp(-eps, eps)
-    scale: Tensor = eps / _l2(delta_NCHW).clamp_min(GUARD)
-    return delta_NCHW * scale.clamp_max(1.0)
-
-
-def _l2(x_NCHW: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(x_NCHW, dim=(1, 2, 3), keepdim=True)
-    return norms
+    return NORMS[norm].project(delta_NCHW, eps)
 
 
 AT_ONCE = 2**22
@@ -216,28 +197,5 @@ def round_in_ball(x_NCHW: Tensor, clean_NCHW: Tensor, norm: Norm, eps: float) ->
     """
     clean = clean_NCHW.flatten(1).to(torch.int64)
     exact = (x_NCHW.flatten(1).double() * 255).clamp(0, 255) - clean
-    moved = exact.round().to(torch.int64)
-    if norm == "linf":
-        limit = int(eps * 255 + 1e-6)
-        moved = moved.clamp(-limit, limit)
-    else:
-        budget = (eps * 255) ** 2 + 1e-6
-        while bool(((moved**2).sum(1) > budget).any()):  # one round in practice, two if float32 overshot
-            moved = _pull_in(moved, exact, budget)
+    moved = NORMS[norm].pull_in(exact.round().to(torch.int64), exact, 255 * eps)
     return (clean + moved).to(torch.uint8).view_as(clean_NCHW)
-
-
-def _pull_in(moved_ND: Tensor, exact_ND: Tensor, budget: float) -> Tensor:
-    """Take one level off the fewest entries that bring each row's squared sum under the budget."""
-    excess = ((moved_ND**2).sum(1, keepdim=True) - budget).clamp_min(0)
-    size = moved_ND.shape[1]
-    # Distinct integers: how far rounding moved an entry outward; ties go to the first.
-    outward = ((moved_ND.abs() - exact_ND.abs()) * 2**38).round().to(torch.int64)
-    rank = outward * size - torch.arange(size, device=moved_ND.device)
-    rank = torch.where(moved_ND == 0, -(2**62), rank)
-    enough = min(size, math.ceil(excess.max().item()))  # each reduces the sum by at least one
-    order = rank.topk(enough, dim=1).indices
-    saved = (2 * moved_ND.abs() - 1).clamp_min(0).gather(1, order).cumsum(1)
-    before = torch.cat([torch.zeros_like(saved[:, :1]), saved[:, :-1]], dim=1)
-    taken = torch.zeros_like(moved_ND).scatter(1, order, (before < excess).to(torch.int64))
-    return moved_ND - moved_ND.sign() * taken

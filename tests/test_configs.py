@@ -14,7 +14,7 @@ from torchvision.datasets.utils import calculate_md5
 
 from pipeline.cli import main
 from pipeline.cluster import Request, runtime_env
-from pipeline.experiment import spec
+from pipeline.experiment import spec, yaml12
 from pipeline.experiment.graph import build
 from pipeline.store import Store
 from stages.images import encode_png
@@ -30,7 +30,8 @@ def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     batches = folder / CIFAR10.base_folder
     batches.mkdir()
-    images = {"data": np.zeros((100, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(100)]}
+    noise = np.random.default_rng(0).integers(0, 256, (400, 3072), np.uint8)
+    images = {"data": noise, "labels": [i % 10 for i in range(400)]}
     for name, _ in (*CIFAR10.train_list, *CIFAR10.test_list):
         (batches / name).write_bytes(pickle.dumps(images))
     names = [f"class {i}" for i in range(10)]
@@ -65,6 +66,35 @@ def test_it_can_be_planned(file, data, accepted, tmp_path):
     assert all(node["state"] == "to make" for node in nodes)
     assert {"datasets", "models", "evaluations"} == {node["node"].partition("/")[0] for node in nodes}
     assert not (tmp_path / "s").exists()
+
+
+LESS = {"epochs": 1, "batch_size": 20, "steps": 2}
+
+
+def lessened(said):
+    """The same experiment on few images, in few steps."""
+    if isinstance(said, list):
+        return [lessened(one) for one in said]
+    if not isinstance(said, dict):
+        return said
+    less = {key: LESS.get(key, value) if isinstance(value, int) else lessened(value) for key, value in said.items()}
+    return less | {"limit": 20 if "limit" in said else 60, "shard_size": 20} if "source" in said else less
+
+
+@pytest.mark.slow
+def test_cifar10_runs_on_few_images(data, accepted, tmp_path):
+    said = lessened(yaml12.load((FOLDER / "cifar10.yaml").read_bytes()))
+    file = tmp_path / "cifar10.yaml"
+    file.write_text(json.dumps(said))
+    asked = ["run", str(file), "--engine", "inline", "--data", str(data), "--store", str(tmp_path / "store")]
+    result = CliRunner().invoke(main, asked, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    results = list((tmp_path / "store/evaluations").glob("*/*/result.json"))
+    rows = [row for path in results for row in json.loads(path.read_text())["rows"]]
+    assert {path.parts[-3] for path in results} == set(said["evaluations"])
+    scored = {row["model"].partition("@")[0] for row in rows}
+    assert {"standard", "robust", "from_det", "from_robust_features", "from_rand.probe", "from_rand.bottom"} <= scored
+    assert all(0 <= row["accuracy"] <= 1 and row["n"] in (20, 60) for row in rows)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

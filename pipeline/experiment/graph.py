@@ -72,7 +72,7 @@ class Node:
 
     def described(self) -> dict[str, Any]:
         """The contents of ``recipe.json``."""
-        return _described(self.stage, self.recipe, self.relabel, self.inputs) | {"version": self.version}
+        return _described(self.group, self.stage, self.recipe, self.relabel, self.inputs) | {"version": self.version}
 
 
 def build(experiment: Experiment) -> list[Node]:
@@ -97,8 +97,6 @@ def build(experiment: Experiment) -> list[Node]:
 
 
 GROUPS = tuple(STAGES)
-DATASETS = ("load", "attack", "invert", "select")
-"""Stages that make datasets."""
 
 
 def _roles(part: Any) -> dict[str, tuple[str, str]]:
@@ -131,7 +129,7 @@ def _node(place: str, part: Any, inputs: dict[str, Node]) -> Node:
     group, _, name = place.partition("/")
     stage, recipe = asked(part)
     relabel = part.relabel if stage == "attack" else None
-    version = digest(canonical(_described(stage, recipe, relabel, inputs)))[:16]
+    version = digest(canonical(_described(group, stage, recipe, relabel, inputs)))[:16]
     return Node(group, name, stage, recipe, relabel, inputs, version)
 
 
@@ -139,8 +137,10 @@ def _generation(inputs: dict[str, Node]) -> int:
     return max((node.generation + (node.group == "models") for node in inputs.values()), default=0)
 
 
-def _described(stage: str, recipe: Recipe, relabel: Relabel | None, inputs: dict[str, Node]) -> dict[str, Any]:
-    used = [stage, *(["relabel"] if relabel else []), *(["shard"] if stage in DATASETS else [])]
+def _described(
+    group: str, stage: str, recipe: Recipe, relabel: Relabel | None, inputs: dict[str, Node]
+) -> dict[str, Any]:
+    used = [stage, *(["relabel"] if relabel else []), *(["shard"] if group == "datasets" else [])]
     # With the same seed, a learner would draw the initial weights of the model that its images were made with; the
     # perturbations would transfer unusually well and inflate its accuracy.
     generation = _generation(inputs) if stage == "train" else 0

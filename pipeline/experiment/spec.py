@@ -82,8 +82,9 @@ class Dataset(_Part):
 
     @model_validator(mode="after")
     def _one_way(self) -> "Dataset":
-        if [self.load, self.attack, self.invert, self.select].count(None) != 3:
-            raise ValueError("a dataset has one of `load`, `attack`, `invert` and `select`")
+        *ways, last = [name for name in type(self).model_fields if name != "relabel"]
+        if sum(getattr(self, way) is not None for way in (*ways, last)) != 1:
+            raise ValueError(f"a dataset has one of {', '.join(f'`{way}`' for way in ways)} and `{last}`")
         if (self.attack is None) != (self.relabel is None):
             raise ValueError("`attack` and `relabel` go together: the relabel rule names the target of the attack")
         return self

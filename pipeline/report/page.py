@@ -35,7 +35,7 @@ def write(store: Store, run: Mapping[str, Any]) -> str:
 
 def render(store: Store, run: Mapping[str, Any]) -> str:
     """The page as HTML."""
-    found = RunResults(store, run)
+    results = RunResults(store, run)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_unbroken
     )
@@ -44,9 +44,9 @@ def render(store: Store, run: Mapping[str, Any]) -> str:
         run=run,
         state=state(run),
         reasons=reasons(run),
-        verdict=verdict(found.held_out) or _inventory(found),
-        remarks=list(remarks(found.held_out)),
-        sections=sections(found),
+        verdict=verdict(results.held_out) or _inventory(results),
+        remarks=list(remarks(results.held_out)),
+        sections=sections(results),
     )
     return "\n".join(map(visible, html.split("\n")))  # a page is read in a pager, too
 
@@ -87,8 +87,8 @@ def reasons(run: Mapping[str, Any]) -> list[str]:
     return [f"{node} {progress['state']}: {progress['why']}" for node, progress in nodes if progress["why"]]
 
 
-def _inventory(found: RunResults) -> str:
-    groups = Counter(node.partition("/")[0] for node in found.manifests)
+def _inventory(results: RunResults) -> str:
+    groups = Counter(node.partition("/")[0] for node in results.manifests)
     finished = ", ".join(f"{number} of the {group}" for group, number in groups.items()) or "Nothing"
     verb = "is" if sum(groups.values()) < 2 else "are"
     return f"{finished} {verb} finished; there is no accuracy yet."

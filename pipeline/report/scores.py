@@ -14,8 +14,8 @@ Row = Mapping[str, Any]
 NOISE = "noise of length ε, clipped to [0, 1]"
 """The average case of an attack in a ball."""
 
-SUCCESS = "attack success rate"
-"""Share of images that a targeted attack moved to its target class."""
+SUCCESS, SUCCESS_RATE = "attack success", "attack success rate"
+"""The share of images that a model classifies as the target class of an attack: as a heading, and in a sentence."""
 
 
 def percent(share: float | None) -> str:
@@ -273,33 +273,33 @@ def results(rows: Iterable[Row]) -> list[Result]:
     return [Result(without_seed(same[0]["evaluation"]), without_seed(same[0]["model"]), same) for same in groups]
 
 
-def rules(found: Sequence[Result]) -> list[str]:
+def rules(scores: Sequence[Result]) -> list[str]:
     """All label rules that any model was also scored against."""
-    return list(dict.fromkeys(rule for result in found for rule in result.rules))
+    return list(dict.fromkeys(rule for result in scores for rule in result.rules))
 
 
-def merged(found: Iterable[R]) -> list[R]:
+def merged(scores: Iterable[R]) -> list[R]:
     """One result for each model and its images, where several evaluations measured the same accuracy."""
     once: dict[Any, R] = {}
-    for result in found:
+    for result in scores:
         key = (result.model, result.images, result.clean, result.chance)
         once[key] = replace(once[key], rows=[*once[key].rows, *result.rows]) if key in once else result
     return list(once.values())
 
 
-def all_held_out(found: Iterable[Result]) -> bool:
-    return all(result.held_out for result in found)
+def all_held_out(scores: Iterable[Result]) -> bool:
+    return all(result.held_out for result in scores)
 
 
-def unbalanced(found: Iterable[Result]) -> bool:
+def unbalanced(scores: Iterable[Result]) -> bool:
     """Whether a constant answer beats chance so clearly that tables must show it."""
-    return any(result.constant > 1.5 * result.chance for result in found)
+    return any(result.constant > 1.5 * result.chance for result in scores)
 
 
-def attacked(found: Sequence[R]) -> list[tuple[R, AttackResult]]:
+def attacked(scores: Sequence[R]) -> list[tuple[R, AttackResult]]:
     """Each model with each attack on it; equal outcomes of two evaluations once."""
     once: dict[Any, tuple[R, AttackResult]] = {}
-    for result in found:
+    for result in scores:
         for attack in result.attacks():
             key = (result.model, result.images, result.clean, attack.name, attack.worst, attack.average)
             once.setdefault(key, (result, attack))
@@ -312,41 +312,41 @@ Columns = dict[str, list[str]]
 """Heading → a cell per line. The text tables and the page choose from the same columns."""
 
 
-def scored_on(found: Sequence[Result]) -> Columns:
+def scored_on(scores: Sequence[Result]) -> Columns:
     """The images of each result; no column if all were scored on the same held-out images."""
-    names = [result.images for result in found]
-    return {} if len(set(names)) < 2 and all_held_out(found) else {"scored on": names}
+    names = [result.images for result in scores]
+    return {} if len(set(names)) < 2 and all_held_out(scores) else {"scored on": names}
 
 
-def accuracy_head(found: Iterable[Result]) -> str:
+def accuracy_head(scores: Iterable[Result]) -> str:
     """The heading of accuracies: only those on held-out images are called clean."""
-    return "clean accuracy" if all_held_out(found) else "accuracy"
+    return "clean accuracy" if all_held_out(scores) else "accuracy"
 
 
-def result_columns(found: Sequence[Result]) -> Columns:
+def result_columns(scores: Sequence[Result]) -> Columns:
     """Accuracy of every model, with its interval and baselines."""
     columns: Columns = {
-        "evaluation": [result.evaluation for result in found],
-        **scored_on(found),
-        "trained on": [result.trained_on for result in found],
-        SUCCESS: [shown(result.success) for result in found],
-        "model": [result.model for result in found],
-        accuracy_head(found): [str(result.clean) for result in found],
-        "95 % interval": [result.clean.interval for result in found],
-        "chance": [percent(result.chance) for result in found],
-        "constant answer": [percent(result.constant) for result in found],
+        "evaluation": [result.evaluation for result in scores],
+        **scored_on(scores),
+        "trained on": [result.trained_on for result in scores],
+        SUCCESS: [shown(result.success) for result in scores],
+        "learner": [result.model for result in scores],
+        accuracy_head(scores): [str(result.clean) for result in scores],
+        "95 % interval": [result.clean.interval for result in scores],
+        "chance": [percent(result.chance) for result in scores],
+        "constant answer": [percent(result.constant) for result in scores],
     }
     if len(set(columns["evaluation"])) < 2:
         del columns["evaluation"]
-    if not unbalanced(found):
+    if not unbalanced(scores):
         del columns["constant answer"]
     return columns | {
-        agreement_head(rule): [shown(result.agreement(rule)) for result in found] for rule in rules(found)
+        agreement_head(rule): [shown(result.agreement(rule)) for result in scores] for rule in rules(scores)
     }
 
 
 def agreement_head(rule: str) -> str:
-    return f"agreement with {rule}"
+    return f"agrees with {rule}"
 
 
 def attack_columns(pairs: Sequence[tuple[R, AttackResult]]) -> Columns:
@@ -354,9 +354,9 @@ def attack_columns(pairs: Sequence[tuple[R, AttackResult]]) -> Columns:
     columns: Columns = {
         "model": [result.model for result, _ in pairs],
         **scored_on([result for result, _ in pairs]),
-        "attack": [attack.name for _, attack in pairs],
+        "under": [attack.name for _, attack in pairs],
         "average case": [shown(attack.average) for _, attack in pairs],
-        "robust accuracy": [str(attack.worst) for _, attack in pairs],
+        "worst case": [str(attack.worst) for _, attack in pairs],
         "gap": [shown(attack.gap) for _, attack in pairs],
     }
     if any(attack.target_rule for _, attack in pairs):
@@ -394,10 +394,10 @@ SETTINGS = ("attack", "norm", "eps", "steps", "step_size", "restarts", "target_r
 """The settings of an attack, without its source model."""
 
 
-def transfers(found: Sequence[Result]) -> list[Transfer]:
+def transfers(scores: Sequence[Result]) -> list[Transfer]:
     """A matrix of source and attacked models for each transfer attack."""
     matrices: dict[tuple[Any, ...], dict[Cell, list[Row]]] = {}
-    for result in found:
+    for result in scores:
         for row in result.rows:
             for attack in row["under_attack"]:
                 if attack.get("surrogate") is not None:
@@ -420,7 +420,7 @@ def _as_seen_by(model: str, source: str) -> str:
 
 def _transfer(place: str, cells: Mapping[Cell, Sequence[Row]]) -> Transfer:
     settings = next(iter(cells.values()))[0]
-    counted, key = ("fooling rate", "fooled") if settings["target_rule"] is None else (SUCCESS, "success_rate")
+    counted, key = ("fooling rate", "fooled") if settings["target_rule"] is None else (SUCCESS_RATE, "success_rate")
     shares = {cell: over_seeds(row[key] for row in rows) for cell, rows in cells.items()}
     return Transfer(f"{place}{counted} of {attack_name(settings)} made on", settings["target_rule"], shares)
 

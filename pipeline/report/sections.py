@@ -18,6 +18,7 @@ from pipeline.report.results import RunResults, Score
 from pipeline.report.scores import (
     NOISE,
     SUCCESS,
+    SUCCESS_RATE,
     AttackResult,
     Columns,
     OverSeeds,
@@ -37,6 +38,7 @@ from pipeline.report.scores import (
     transfers,
     without_seed,
 )
+from pipeline.run.jobs import JOBS, DatasetJob
 from pipeline.terminal import duration
 
 LINES = 200
@@ -128,7 +130,7 @@ def results(run: RunResults) -> Section | None:
         return None
     scores = sorted(merged(run.scores), key=lambda score: bool(score.axes))
     columns = result_columns(scores)
-    first = ("model", accuracy_head(scores), "95 % interval", "scored on")
+    first = ("learner", accuracy_head(scores), "95 % interval", "scored on")
     lead = {name: columns.pop(name) for name in first if name in columns}
     more: Columns = {
         "published": [_published(score) for score in scores],
@@ -148,7 +150,7 @@ def _published_agreement(scores: Sequence[Score]) -> Columns:
     for rule in rules(scores):
         figures = [_published(score, f"as {rule}") if score.agreement(rule) else "–" for score in scores]
         if set(figures) != {"–"}:
-            columns[f"published {agreement_head(rule)}"] = figures
+            columns[f"published, {agreement_head(rule)}"] = figures
     return columns
 
 
@@ -198,10 +200,16 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
+def copies(dataset: Node) -> bool:
+    """Whether the images of a dataset are unchanged copies."""
+    job = JOBS[dataset.stage]
+    return issubclass(job, DatasetJob) and job.copies
+
+
 def pictures(run: RunResults) -> Section | None:
     """Images of each dataset that was made from another's images, as many as fit."""
     fitting: list[Gallery] = []
-    made = [dataset for dataset in run.datasets() if "images" in dataset.inputs and dataset.stage != "select"]
+    made = [dataset for dataset in run.datasets() if "images" in dataset.inputs and not copies(dataset)]
     made.sort(key=lambda dataset: "model" not in dataset.inputs)
     for dataset in made:
         if sum(one.size for one in fitting) < IMAGES and (one := gallery(run, dataset)) is not None:
@@ -299,7 +307,7 @@ def sweeps(run: RunResults) -> Section | None:
     seeds = max(score.clean.seeds for score in run.held_out)
     bars = f" Error bars are one standard deviation over {seeds} seeds." if seeds > 1 else ""
     left = f" {CURVES} of {len(charts)} curves are shown." if len(charts) > CURVES else ""
-    text = f"Solid: clean accuracy of the learner. Dashed: {SUCCESS} of its training images.{bars}{left}"
+    text = f"Solid: clean accuracy of the learner. Dashed: {SUCCESS_RATE} of its training images.{bars}{left}"
     return Section("Sweeps", text, charts[:CURVES])
 
 
@@ -325,7 +333,7 @@ def _sweep(number: int, model: str, axis: str, curves: Mapping[str, list[tuple[f
             f"highest {clean[best]} at {xs[best]:g}"
         )
         if success:
-            sentence += f"; {SUCCESS} {percent(success[0][1])} and {percent(success[-1][1])}"
+            sentence += f"; {SUCCESS_RATE} {percent(success[0][1])} and {percent(success[-1][1])}"
         sentences.append(f"{sentence}.")
     first = next(iter(curves.values()))
     values = [x for x, _ in first]
@@ -352,7 +360,7 @@ def success_rate(run: RunResults) -> Section | None:
     ]
     left = f" {COLOURS} of {len(rates)} datasets are shown." if len(rates) > COLOURS else ""
     text = " ".join(sentences)
-    chart = Chart(charts.lines("success", text, lines, "step of the attack", SUCCESS), text)
+    chart = Chart(charts.lines("success", text, lines, "step of the attack", SUCCESS_RATE), text)
     about = f"Share of the images that the source model classifies as their target class, step by step.{left}"
     return Section("Attack success rate", about, [chart])
 
@@ -406,7 +414,7 @@ def robustness(run: RunResults) -> Section | None:
         return None
     held_out = [(score, attack) for score, attack in pairs if score.held_out]
     text = (
-        f"Average case: {NOISE}, or all rotations and shifts tried. Robust accuracy: the worst case, under the attack. "
+        f"Average case: {NOISE}, or all rotations and shifts tried. Worst case: robust accuracy, under the attack. "
         f"{_gap(held_out)} Fooling rate: of the images that the model classifies correctly, the share that it no "
         "longer does under attack."
     )
@@ -418,7 +426,7 @@ def _robustness_columns(pairs: Attacked) -> Columns:
     del columns["gap"]
     last = {SUCCESS: columns.pop(SUCCESS)} if SUCCESS in columns else {}
     columns["95 % interval"] = [attack.worst.interval for _, attack in pairs]
-    columns["published robust accuracy"] = [_published(s, *published.under(a.settings)) for s, a in pairs]
+    columns["published worst case"] = [_published(s, *published.under(a.settings)) for s, a in pairs]
     if any(attack.spatial for _, attack in pairs):
         columns["published average case"] = [_published(s, published.on_average(a.settings)) for s, a in pairs]
     columns["clean"] = [str(score.clean) for score, _ in pairs]

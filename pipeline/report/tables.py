@@ -7,7 +7,7 @@ from pipeline.report.results import dataset_manifest
 from pipeline.report.scores import (
     FEATURES,
     NOISE,
-    SUCCESS,
+    SUCCESS_RATE,
     Columns,
     Result,
     Row,
@@ -40,14 +40,14 @@ def result_text(rows: Sequence[Row]) -> str:
     return "\n\n".join(f"{title}\n{text}" if title else text for title, text in parts if text)
 
 
-def result_table(found: Sequence[Result]) -> str:
+def result_table(scores: Sequence[Result]) -> str:
     """Accuracy of every model, over its seeds."""
-    return _of_columns(result_columns(found))
+    return _of_columns(result_columns(scores))
 
 
-def attack_table(found: Sequence[Result]) -> str:
+def attack_table(scores: Sequence[Result]) -> str:
     """Average beside worst case of every attack on every model."""
-    return _of_columns(attack_columns(attacked(found)))
+    return _of_columns(attack_columns(attacked(scores)))
 
 
 def feature_table(rows: Sequence[Row]) -> str:
@@ -98,7 +98,7 @@ def manifest_lines(manifest: Mapping[str, Any]) -> list[str]:
     for split, share in manifest.get("majority", {}).items():
         lines.append(f"  majority class of {split}: {percent(share)}")
     if "l2_mean" in manifest:
-        success = f"{SUCCESS} {percent(manifest['success_rate'])}, " if "success_rate" in manifest else ""
+        success = f"{SUCCESS_RATE} {percent(manifest['success_rate'])}, " if "success_rate" in manifest else ""
         lines.append(f"  {success}mean L2 {manifest['l2_mean']:.3f}, largest L∞ {manifest['linf_max']:.3f}")
     if "distance_mean" in manifest:
         lines.append(f"  mean distance of the features {manifest['distance_mean']:.3f}")

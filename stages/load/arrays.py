@@ -1,4 +1,4 @@
-"""Images that lie in memory: scikit-learn's digits and torchvision's small datasets."""
+"""Sources held in memory: scikit-learn's digits and torchvision's small datasets."""
 
 import shutil
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def _find_or_download(make: Callable[..., Any], root: Path, train: bool, load: T
         if not (load.download and fetch):
             how = "`notbugs run` downloads it, or" if load.download else "allow its download, or"
             raise BadInput(f"{load.source} is not in {root}: {how} name its folder with --data") from None
-    with TemporaryDirectory() as folder:  # a download that fails leaves nothing behind
+    with TemporaryDirectory() as folder:  # a failed download leaves nothing behind
         try:
             make(root=folder, train=train, download=True)
         except (OSError, RuntimeError) as error:

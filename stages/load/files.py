@@ -1,4 +1,4 @@
-"""Files of images, on disk and on object stores; what lies in tars is fetched in as few requests as pay."""
+"""Image files on disk and in object stores. Reads from tars are merged where that is faster."""
 
 import errno
 import stat
@@ -17,33 +17,33 @@ from stages.load.listing import Span, printable
 T = TypeVar("T")
 
 READERS = 16
-"""Tars that are listed side by side, and spans of tars that are fetched side by side."""
+"""Tars that are listed concurrently, and spans of tars that are fetched concurrently."""
 
 CHUNK = 8 * 2**20
-"""Bytes asked of an object store at once; a listing holds `READERS` times as much."""
+"""Bytes per request to an object store; a listing holds `READERS` times as much."""
 
 STORES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
-"""Schemes of URLs that are read; pyarrow opens others too, each with faults of its own."""
+"""Supported URL schemes; pyarrow opens others too, each with faults of its own."""
 
 GAP = 64 * 2**10
-"""Bytes between two images that are rather fetched for nothing than asked around: a request takes as long as a few
+"""Merge reads whose gap is at most this many bytes: a second request costs more than the wasted bytes, as much as a few
 hundred KiB."""
 
 
 class Files:
-    """Files of images. What lies in tars is fetched ahead, side by side, and each tar of an object store opened once.
+    """Image files. Images in tars are prefetched concurrently; each tar in an object store is opened once.
 
-    A shard's images are spread over the tars of its source by chance: most take a request of their own. All of a
-    shard's files are held until it is read; as a tar, they are held again anyway.
+    A shard's images are randomly distributed over the source's tars: most need a request of their own. All files of a
+    shard are held in memory until it is read; they are held again as a tar anyway.
     """
 
     def __init__(self, refs: Iterable[Any]) -> None:
         place = {ref: i for i, ref in enumerate(refs) if isinstance(ref, tuple)}
         self.pool = ThreadPoolExecutor(READERS)
-        # All are opened before any is read: a thread that waits for a tar never keeps it from being opened.
+        # All tars are opened before any is read, so that no thread waits for a tar that cannot be opened.
         self.tars = {url: self.pool.submit(_reader, url) for url in dict.fromkeys(url for url, _, _ in place)}
         self.coming = dict[Span, Future[dict[Span, bytes]]]()
-        # In the order in which they will be asked for: they are decoded while others come.
+        # In the order of use: images are decoded while others are fetched.
         for spans in sorted(_joined(place), key=lambda spans: min(place[span] for span in spans)):
             self.coming |= dict.fromkeys(spans, self.pool.submit(self._fetch, spans))
 
@@ -62,8 +62,8 @@ class Files:
         """The bytes of a file.
 
         Raises:
-            BadData: of a tar, there is no longer as much as was listed.
-            OSError: it cannot be read.
+            BadData: the tar is shorter than when it was listed.
+            OSError: the file cannot be read.
         """
         if isinstance(ref, Path):
             return read_file(ref)
@@ -74,7 +74,7 @@ class Files:
 
 
 def _joined(spans: Iterable[Span]) -> Iterator[list[Span]]:
-    """Spans, in order; together those that one request should fetch."""
+    """Sorted spans, grouped by the request that fetches them."""
     together = list[Span]()
     for url, offset, size in sorted(spans):
         if together:
@@ -92,7 +92,7 @@ def place_of(ref: Any) -> str:
 
 
 def _on_disk(url: str) -> Path | None:
-    """A path or URL as a path, if it is a file of this machine."""
+    """The path of a local file, from a path or URL; None for a remote file."""
     if "://" not in url:
         return Path(url)
     parts = urlsplit(url)
@@ -100,30 +100,30 @@ def _on_disk(url: str) -> Path | None:
 
 
 def open_file(url: str, patient: bool = True) -> BinaryIO:
-    """A file to be read from its start to its end, on disk passing over what is not wanted."""
+    """Open a file for sequential reading."""
     path = _on_disk(url)
     return _open(path) if path else BufferedReader(_Remote(url, patient), CHUNK)
 
 
 def _open(path: Path) -> BinaryIO:
-    """A file on disk; a pipe, whose opening might wait for ever, or a device, which may never end, is none.
+    """Open a regular file; refuse a pipe, whose opening might block, and a device, which may never end.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
-    if stat.S_ISREG(path.stat().st_mode) or path.is_dir():  # opening a folder says what is wrong
+    if stat.S_ISREG(path.stat().st_mode) or path.is_dir():  # opening a folder raises the right error
         return path.open("rb")
     raise OSError(errno.EINVAL, "it is no file", str(path))
 
 
 def _reader(url: str) -> Callable[[int, int], bytes]:
-    """What reads a number of bytes at an offset, for several threads at once."""
+    """A thread-safe function that reads a number of bytes at an offset."""
     path = _on_disk(url)
     if path is None:
         return _Remote(url).read_at
 
     def read_at(offset: int, size: int) -> bytes:
-        with path.open("rb") as file:  # not left open: a shard's images may lie in more tars than may be open
+        with path.open("rb") as file:  # not kept open: a shard's images may lie in more tars than file descriptors
             file.seek(offset)
             return file.read(size)
 
@@ -131,15 +131,15 @@ def _reader(url: str) -> Callable[[int, int], bytes]:
 
 
 class _Remote(RawIOBase):
-    """A file of an object store as Python knows files; while the store is away, it waits.
+    """A file in an object store as a Python file, with retries while the store is unavailable.
 
     Args:
-        url: where it is.
-        patient: whether to wait for it when it is opened, too.
+        url: the file's URL.
+        patient: retry the opening for `remote.PATIENCE`, not only for `remote.FIRST_PATIENCE`.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ConnectionError: it cannot be read, for longer than `remote.PATIENCE`; any method may raise it.
+        FileNotFoundError: the file does not exist.
+        ConnectionError: every retry failed; any method may raise it.
     """
 
     def __init__(self, url: str, patient: bool = True) -> None:
@@ -179,12 +179,12 @@ class _Remote(RawIOBase):
         return position
 
     def readinto(self, buffer: Any) -> int:
-        """As many bytes as fit, in one request, from where it stands; a try that fails does not move it."""
+        """Fill the buffer from the current position, in one request; a failed attempt does not move the position."""
         count: int = self._retry(lambda: self.file.readinto(buffer))
         return count
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Bytes at an offset, in one request, less if it ends there; for several threads at once."""
+        """Bytes at an offset, in one request; fewer at the end of the file. Thread-safe."""
         if offset >= self.file.size():
             return b""
         content: bytes = self._retry(lambda: self.file.read_at(size, offset))

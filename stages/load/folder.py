@@ -1,4 +1,4 @@
-"""A folder in ImageNet's layout: a sub-folder for each class."""
+"""Image folders in ImageNet's layout: one sub-folder per class."""
 
 import os
 from collections import Counter
@@ -31,12 +31,12 @@ RESTRICTED_IMAGENET: ClassMap = {
 
 
 KINDS = {**SUFFIXES, "bmp": "bmp", "pgm": "ppm", "ppm": "ppm", "tif": "tiff", "tiff": "tiff"}
-"""Suffixes of the files that are read, those of torchvision's ImageFolder, and the kind of each."""
+"""Suffixes of image files, the same as in torchvision's ImageFolder → format."""
 
 
 @dataclass(frozen=True)
 class _Paths:
-    """Files below a folder, as one column: objects take ten times as much. As bytes: not every name is text."""
+    """Files below a folder, as one column: objects take ten times the memory. As bytes: names may not be UTF-8."""
 
     root: Path
     names: pa.Array
@@ -86,7 +86,7 @@ def _list(load: ImageFolder, root: Path) -> Listing:
 
 
 def _class_folders(folder: Path, skipped: Counter[str]) -> dict[str, Path]:
-    """Name of each class, as it can be shown → its folder."""
+    """Printable name of each class → its folder."""
     if not folder.is_dir():
         raise BadInput(f"image folder {folder} {_what_lacks(folder)}: `splits` names the sub-folder of each split")
     inside = {entry.name: _what(entry) for entry in _entries(folder, skipped)}
@@ -102,7 +102,7 @@ def _what_lacks(folder: Path) -> str:
 
 
 def _entries(folder: Path, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:
-    """What lies in a folder, in the order of names, without what is hidden."""
+    """Entries of a folder, sorted by name, without hidden ones."""
     with os.scandir(folder) as found:
         for entry in sorted(found, key=lambda entry: entry.name):
             if is_hidden(entry.name):
@@ -114,14 +114,14 @@ def _entries(folder: Path, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:
 def _what(entry: os.DirEntry[str]) -> str:
     try:
         return "folder" if entry.is_dir() else "file" if entry.is_file() else "neither"
-    except OSError:  # a link that cannot be followed
+    except OSError:  # a broken link
         return "neither"
 
 
 def _files(folder: Path, skipped: Counter[str]) -> list[str]:
-    """Images below a class's folder, in the order in which torchvision's ImageFolder has them.
+    """Images below a class's folder, in the order of torchvision's ImageFolder.
 
-    Links are followed, but no folder is gone into twice, nor any that holds this one: a circle would have no end.
+    Links are followed, but no folder is visited twice, nor a parent of this one, so that circular links end.
     """
     seen = {_identity(place) for one in (folder.absolute(), folder.resolve()) for place in (one, *one.parents)}
     found, todo = list[str](), [""]
@@ -150,13 +150,13 @@ def _identity(place: Path | os.DirEntry[str]) -> tuple[int, int]:
 
 
 def _kind(name: str) -> str | None:
-    """png, jpg, webp, …; None for what is no image."""
+    """Format by suffix: png, jpg, webp, …; None if it is no image."""
     _, dot, suffix = name.rpartition(".")
     return KINDS.get(suffix.lower()) if dot else None
 
 
 def _unread(name: str) -> str:
-    """What is said of a file that is no image by its name."""
+    """The reason for skipping a file that is no image by its name."""
     _, dot, suffix = name.rpartition(".")
     if not dot:
         return "files without an extension"
@@ -165,7 +165,7 @@ def _unread(name: str) -> str:
 
 
 def _balanced(images: Images, load: ImageFolder, split: str, classes: int) -> Images:
-    """Equally many images of every class: as many as the smallest has, or as the limit leaves to each."""
+    """The same number of images of every class: that of the smallest class, or limit / classes."""
     label = images.labels.tolist()
     smallest = min(Counter(label).values(), default=0)
     if load.limit is not None:

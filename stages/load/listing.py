@@ -1,4 +1,4 @@
-"""What a source holds, before any image is decoded: its classes, and where each image lies."""
+"""The contents of a source before decoding: its classes and the location of each image."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,55 +6,55 @@ from typing import Any
 
 import numpy as np
 
+from stages.images import KEPT
 from stages.seeds import generator
 
 Span = tuple[str, int, int]
-"""A tar, an offset in it, and a number of bytes."""
+"""Tar, offset, number of bytes."""
 
 TRIED = 16
-"""Images of a split that are looked at when a source is listed."""
+"""Images of a split that are decoded when a source is listed."""
 
-SUFFIXES = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
+SUFFIXES = {suffix: suffix for suffix in KEPT} | {"jpeg": "jpg"}
 
 CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
-"""Names that operating systems and file servers put beside one's files, in small letters."""
+"""Lower-case names of files and folders that operating systems and file servers create."""
 
 HIDDEN = "hidden files and folders"
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file, or a folder in its path, is hidden (`._1.png`, `.git`) or of `CLUTTER`."""
+    """Whether a file, or a folder in its path, is hidden (`._1.png`, `.git`) or in `CLUTTER`."""
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     return any(part.startswith(".") or part.lower() in CLUTTER for part in parts)
 
 
 def printable(name: str) -> str:
-    """A file's name as text that can be stored and shown: what of it is not UTF-8 is written as an escape."""
+    """A file's name as valid text: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image of a source: where it is in the order, where it lies, what it shows."""
+    """One image of a source: index, location and label."""
 
     index: int
     ref: Any
-    """Pixels (H × W × C, uint8), a path, a `Span` of a tar; None for an image that is made from its index."""
+    """Pixels (H × W × C, uint8), a path, or a `Span` of a tar; None for a synthetic image."""
     label: int
 
 
 @dataclass(frozen=True, eq=False)
 class Images(Sequence[Item]):
-    """Images of one split, in columns: a million items as objects would take hundreds of MiB.
+    """Images of one split, in columns: a million objects would take hundreds of MiB.
 
-    A slice, or an array of positions, chooses some of them; an integer gives an `Item`. To another process they
-    travel as a tuple of items, each with its own reference alone.
+    A slice or an array of positions selects images; an integer gives an `Item`. Pickled as a tuple of items, each with
+    its own reference only.
 
     Attributes:
-        indices, labels: N each, what `Item` says, int64.
-        refs: of all images of the split, those left out included, in the order of the source; None for images that
-            are made.
-        first: index of the image that the first reference is of.
+        indices, labels: as in `Item`, N each, int64.
+        refs: references of all images of the split, in the order of the source; None for synthetic images.
+        first: index of the image of the first reference.
     """
 
     indices: np.ndarray
@@ -64,7 +64,7 @@ class Images(Sequence[Item]):
 
     @classmethod
     def whole(cls, label: Sequence[int] | np.ndarray, refs: Any = None, first: int = 0) -> "Images":
-        """A whole split, whose images have the indices from ``first`` on."""
+        """A whole split, with indices from ``first``."""
         labels = np.asarray(label, dtype=np.int64)
         return cls(np.arange(first, first + len(labels)), labels, refs, first)
 
@@ -88,25 +88,25 @@ class Images(Sequence[Item]):
 
 
 def few(images: Images) -> Images:
-    """The few images of a split that are looked at when a source is listed, the same ones each time."""
+    """A fixed random sample of a split, decoded when a source is listed."""
     chosen: Images = images[generator(0, "probe").permutation(len(images))[:TRIED]]
     return chosen
 
 
 @dataclass(frozen=True)
 class Listing:
-    """All that is known of a source without decoding an image."""
+    """The contents of a source, known without decoding all images."""
 
     classes: tuple[str, ...]
     items: dict[str, Images]
     """Split → its images in the order of the source."""
     channels: int
     suffix: str | None = None
-    """What the files are, where all are of one kind that can be kept."""
+    """Format of the files if all have the same one and can be kept."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """What is no data and was passed over: a reason, as a plural noun, → how many."""
+    """Skipped entries: reason, as a plural noun → count."""
 
     def majority(self, split: str) -> float:
-        """Share of the most frequent class: what a constant answer scores."""
+        """Fraction of the most frequent class: the accuracy of a constant prediction."""
         labels = self.items[split].labels
         return int(np.bincount(labels).max()) / len(labels)

@@ -1,4 +1,4 @@
-"""One sample of a WebDataset: which of its files is the image, and what its label says."""
+"""One sample of a WebDataset: find its image and read its label."""
 
 import json
 import re
@@ -13,10 +13,10 @@ from stages.recipes import WebDataset
 from stages.tar import Member
 
 LARGEST_LABEL = 2**20
-"""Bytes of the file that holds a label, which is read whole: a few digits, or a sample's JSON."""
+"""Most bytes in a label's file, a few digits or a sample's JSON, which is read whole."""
 
 MOST_FILES = 10_000
-"""Files of one sample."""
+"""Most files in one sample."""
 
 KEY_ENDS = "the key ends at the first dot of a name"
 
@@ -24,22 +24,22 @@ WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 def key_of(name: str) -> tuple[str, str]:
-    """Key and extension of a file: what stands before and after the first dot of the last part of its path."""
+    """Key and extension of a file: its path up to the first dot of the file name, and the rest."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
 
 
 class Reading:
-    """How the samples of a source are read, by its recipe.
+    """Reads the samples of a source by its recipe.
 
     Attributes:
-        holder: extension of the file that holds the label.
-        keys: where the label stands in its JSON; empty where it is all that the file holds.
-        count: labels are smaller than this.
+        holder: extension of the label's file.
+        keys: path of the label in a JSON file; empty if the file holds the label alone.
+        count: exclusive upper bound on labels.
 
     Raises:
-        BadInput: `image` is none.
+        BadInput: `image` is no image extension.
     """
 
     def __init__(self, load: WebDataset) -> None:
@@ -55,12 +55,12 @@ class Reading:
         """Extension of the image, and the label.
 
         Args:
-            files: the sample's, by extension.
-            label: what the holder of the label begins with, at least `LARGEST_LABEL` bytes if there are so many.
-            hint: how something may have been lost.
+            files: the sample's files by extension.
+            label: the start of the label's file, more than `LARGEST_LABEL` bytes if it is longer; None if missing.
+            hint: a possible cause of a missing file.
 
         Raises:
-            BadData: they cannot be told; the message goes on after the sample's key: "has …".
+            BadData: image or label are missing or ambiguous; the message continues the sample's key: "has …".
         """
         images = self._images(files)
         if len(images) > 1:
@@ -96,7 +96,7 @@ class Reading:
         return said
 
     def _inside(self, content: bytes) -> Any:
-        """What stands in some JSON under the keys."""
+        """The value at `keys` in a JSON document."""
         try:
             found = json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -110,7 +110,7 @@ class Reading:
 
 
 def kind_of(extension: str) -> str:
-    """png, jpg or webp."""
+    """Format of an image extension: png, jpg or webp."""
     return SUFFIXES[extension.rpartition(".")[2]]
 
 

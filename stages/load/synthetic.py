@@ -1,4 +1,4 @@
-"""Images that are made, each from its seed and index."""
+"""Synthetic images, each generated from the seed and its index."""
 
 import numpy as np
 from PIL import Image
@@ -9,13 +9,13 @@ from stages.recipes import Synthetic
 from stages.seeds import generator
 
 CELLS = 4
-"""Cells along each side of the coarse pattern that a class is known by."""
+"""Cells per side of a class's coarse pattern."""
 
 PATTERN, NOISE = 128, 96
-"""8-bit levels that the pattern of a class goes through, and the noise of an image; together less than 256."""
+"""Ranges, in 8-bit levels, of a class's pattern and of an image's noise; their sum is less than 256."""
 
 SHIFT = 8
-"""An image is shifted by at most its side over this."""
+"""An image is shifted by at most side / SHIFT."""
 
 
 def list_synthetic(load: Synthetic) -> Listing:
@@ -27,10 +27,10 @@ def list_synthetic(load: Synthetic) -> Listing:
 
 
 def synthetic(load: Synthetic, item: Item) -> np.ndarray:
-    """An image from its seed, its index and its class alone: size × size × 3, uint8.
+    """Generate an image from the seed, its index and its class: size × size × 3, uint8.
 
-    A few random colours that are its class's, enlarged to a smooth pattern, shifted and under noise that is its own.
-    In whole numbers, which are the same on every machine.
+    The class's random colours, upsampled to a smooth pattern, with a shift and noise per image. Integer arithmetic, so
+    that it is the same on every machine.
     """
     colours = generator(load.seed, "synthetic/class", item.label)
     cells = colours.integers(0, PATTERN, (CELLS, CELLS, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""WebDataset shards: where each image lies in its tar, its label and its kind."""
+"""List WebDataset shards: each image's position in its tar, label and format."""
 
 from array import array
 from collections import Counter
@@ -22,7 +22,7 @@ from stages.recipes import WebDataset
 from stages.tar import FILE, LINK, Member, shortened, walk
 
 LOOKED_AT = 256
-"""Images that are fetched together to see whether they are grey."""
+"""Images fetched together to detect greyscale."""
 
 LINKED = f" ({LINK} are passed over: write the tar with --dereference --hard-dereference)"
 
@@ -38,7 +38,7 @@ def _expand(pattern: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Spans:
-    """Spans of some tars, as a column of numbers each: which tar, offset, size."""
+    """Spans in tars, as columns: tar, offset, size."""
 
     tars: list[str]
     places: np.ndarray
@@ -72,9 +72,9 @@ def list_webdataset(load: WebDataset, data: Path) -> Listing:
 
 
 def _index(urls: Sequence[str], reading: Reading, passed: Counter[str]) -> Iterator[tuple[Span, int, str]]:
-    """Where each image of some tars lies, its label and its kind; several tars at a time, in the order given."""
+    """Span, label and format of each image in some tars, read concurrently, in the given order."""
     for url in urls[:1]:
-        with _blaming(url), open_file(url, patient=False):  # who mistyped should hear of it now
+        with _blaming(url), open_file(url, patient=False):  # fail fast, so that a mistyped URL is reported at once
             pass
     stopped = Event()
 
@@ -89,14 +89,14 @@ def _index(urls: Sequence[str], reading: Reading, passed: Counter[str]) -> Itera
                 passed.update(skipped)
                 yield from found
         finally:
-            stopped.set()  # after an error or Ctrl-C, tars of gigabytes are not read to their end
+            stopped.set()  # after an error or Ctrl-C, do not read large tars to their end
 
 
 def _index_tar(file: BinaryIO, url: str, reading: Reading, skipped: Counter[str]) -> Iterator[tuple[Span, int, str]]:
-    """The same of one tar, from its start to its end without going back; what is no data is counted.
+    """The same for one tar, in one sequential pass; skipped members are counted.
 
-    Of a file on disk only headers and labels are read. An object store would have to be asked for each of them, five
-    times per image; so all of the tar is fetched, in large chunks, and the images are passed over.
+    On disk, only headers and labels are read. In an object store, that would take five requests per image, so the whole
+    tar is fetched in large chunks.
     """
     for sample, group in groupby(_data(file, url, skipped), key=lambda member: key_of(member.name)[0]):
         parts, label, place = dict[str, Member](), None, f"{url}: sample {shortened(sample)}"
@@ -118,7 +118,7 @@ def _index_tar(file: BinaryIO, url: str, reading: Reading, skipped: Counter[str]
 
 
 def _data(file: BinaryIO, url: str, skipped: Counter[str]) -> Iterator[Member]:
-    """Those members of a tar that belong to samples; the others are counted."""
+    """The members of a tar that belong to samples; others are counted."""
     count = 0
     try:
         for member in walk(file):
@@ -139,7 +139,7 @@ def _data(file: BinaryIO, url: str, skipped: Counter[str]) -> Iterator[Member]:
 
 @contextmanager
 def _blaming(url: str) -> Iterator[None]:
-    """What goes wrong with a tar, as a sentence about it."""
+    """Turn errors into messages about a tar."""
     try:
         yield
     except BadInput:
@@ -153,9 +153,9 @@ def _blaming(url: str) -> Iterator[None]:
 
 
 def _channels(items: dict[str, Images], load: WebDataset) -> int:
-    """What the recipe says; else 1, if all images are grey by their headers, or 3.
+    """The recipe's channels; else 1 if all images are greyscale by their headers, or 3.
 
-    The first that has colours ends the search: only of a grey source is every image looked at.
+    The first colour image ends the search: only in a greyscale source is every image examined.
     """
     if load.channels is not None:
         return load.channels
@@ -167,13 +167,13 @@ def _channels(items: dict[str, Images], load: WebDataset) -> int:
                     if not is_grey(opened.fetch(ref)):
                         return 3
                     some = True
-                except BadData:  # not an image: `read` says so, with its place
+                except BadData:  # not an image: `read` reports it with its position
                     continue
     return 1 if some else 3
 
 
 def _groups(refs: Iterator[Span]) -> Iterator[list[Span]]:
-    """The first reference, which for most sources says enough; then many together, as they are fetched."""
+    """The first reference alone, which decides for most sources; then groups, each fetched together."""
     yield from ([ref] for ref in islice(refs, 1))
     while group := list(islice(refs, LOOKED_AT)):
         yield group

@@ -1,4 +1,4 @@
-"""A model that was made elsewhere: its file fetched, its weights found in it and fitted to the network."""
+"""Import pretrained weights: fetch the file, find the weights in it, and load them into the network."""
 
 import hashlib
 import re
@@ -26,34 +26,34 @@ from stages.pretrained.wraps import BATCHES, FLOATS, Entry, Found, Normaliser, d
 from stages.recipes import Pretrained
 
 NORMALISE_AGAIN = ("googlenet", "inception_v3")
-"""torchvision's networks that change ImageNet's normalisation into one of 0.5 themselves when they come with weights:
-((x − m) / s) · (s / .5) + (m − .5) / .5 = (x − .5) / .5. Ours do not, so they get the latter."""
+"""torchvision's networks that convert ImageNet's normalisation to one of 0.5 internally when built with weights:
+((x − m) / s) · (s / .5) + (m − .5) / .5 = (x − .5) / .5. Ours are built without weights, so they get the latter."""
 
 CLOSE = 1e-3
-"""By how much a normalisation that is said may differ from one that is found: people write three digits."""
+"""Tolerance between a given normalisation and one in the file: users write three digits."""
 
 WHOLE = {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
 
-# ----------------------------------------------------------------------------------------------- to bring
+# ------------------------------------------------------------------------------------------------- import
 
 
-def bring(recipe: Pretrained, data: Path, here: Path) -> tuple[Design, bytes]:
-    """Read a model that was made elsewhere.
+def import_pretrained(recipe: Pretrained, data: Path, here: Path) -> tuple[Design, bytes]:
+    """Import pretrained weights.
 
     Args:
-        recipe: which.
-        data: the folder that relative paths start from.
-        here: folder from which the user's modules are imported.
+        recipe: arch and weights.
+        data: folder of relative paths.
+        here: folder of the user's modules.
 
     Returns:
-        What builds it again, and its weights as safetensors, in the network's own types.
+        The design of the classifier, and its weights as safetensors, in the network's dtypes.
 
     Raises:
-        BadInput: the weights cannot be read, do not fit the arch, or the arch cannot be built.
+        BadInput: the weights cannot be read or do not match the arch, or the arch cannot be built.
     """
     published = _known(recipe.arch).get(recipe.weights)
-    network = nets.build(recipe.arch, recipe.classes or 2, recipe.shape[0], here)  # before anything is fetched for it
+    network = nets.build(recipe.arch, recipe.classes or 2, recipe.shape[0], here)  # before the download
     with _about(recipe.weights), _file(recipe, published, data) as path:
         if recipe.sha256 is not None and recipe.sha256 != (digest := _sha256(path)):
             raise BadData(f"has sha256 {digest}, expected {recipe.sha256}")
@@ -62,13 +62,13 @@ def bring(recipe: Pretrained, data: Path, here: Path) -> tuple[Design, bytes]:
 
 
 def is_remote(recipe: Pretrained) -> bool:
-    """Whether the weights have to be fetched from somewhere else."""
+    """Whether the weights must be downloaded."""
     return is_elsewhere(recipe.weights) or _known(recipe.arch).get(recipe.weights) is not None
 
 
 @contextmanager
 def _about(weights: str) -> Iterator[None]:
-    """What is wrong with a file, as a sentence about it."""
+    """Turn `BadData` into a message about a checkpoint."""
     try:
         yield
     except BadData as error:
@@ -96,7 +96,7 @@ def _fitted(
 
 
 def _only(design: Design, outputs: Sequence[int]) -> Design:
-    """The design that answers with some of the network's classes alone."""
+    """The design that keeps some of the network's outputs only."""
     if (last := max(outputs)) >= design.classes:
         raise BadInput(f"outputs names {last}, but the network has {design.classes} classes, 0 to {design.classes - 1}")
     return replace(design, classes=len(outputs), outputs=tuple(outputs), of=design.classes)
@@ -132,7 +132,7 @@ def _known(arch: str) -> Mapping[str, Any]:
 
 
 def _torchvisions(published: Any) -> Path:
-    """A file of torchvision's where torch keeps it, fetched if it is not there; its name ends with its digest."""
+    """A torchvision checkpoint in torch's cache, downloaded if missing and verified by the digest in its name."""
     name = PurePosixPath(urlsplit(published.url).path).name
     digest = name.partition(".")[0].rpartition("-")[2]
     kept = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -156,7 +156,7 @@ def _torchvisions(published: Any) -> Path:
 
 
 def published_normalisation(arch: str, published: Any) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel that torchvision's weights were trained with, as their own preset says."""
+    """Mean and standard deviation per channel of torchvision's weights, from their preset."""
     if arch in NORMALISE_AGAIN:
         return [0.5] * 3, [0.5] * 3
     preset = published.transforms()
@@ -166,11 +166,11 @@ def published_normalisation(arch: str, published: Any) -> tuple[list[float], lis
 def _normalisation(
     recipe: Pretrained, published: Any, normalisers: Sequence[Normaliser]
 ) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel: as the recipe says, else as torchvision or the file does, else none.
+    """Mean and standard deviation per channel: the recipe's, else torchvision's, else the file's, else none.
 
     Raises:
-        BadData: the file's are others.
-        BadInput: they are not of as many channels, or not of pixels from 0 to 1.
+        BadData: they differ from those in the file.
+        BadInput: the number of channels is wrong, or they are not for pixels from 0 to 1.
     """
     channels, own = recipe.shape[0], [_of_pixels(normaliser) for normaliser in normalisers]
     mean, std = own[0] if own else ([0.0] * channels, [1.0] * channels)
@@ -191,7 +191,7 @@ def _normalisation(
 
 
 def _of_pixels(normaliser: Normaliser) -> tuple[list[float], list[float]]:
-    """Mean and deviation of pixels from 0 to 1; some are of pixels from 0 to 255."""
+    """Mean and standard deviation for pixels from 0 to 1; files may have them for pixels from 0 to 255."""
     mean, std = (_numbers(entry).double().flatten().tolist() for entry in (normaliser.mean, normaliser.std))
     if not all(abs(value) < inf for value in mean) or not all(0 < value < inf for value in std):
         raise BadData(f"has in {normaliser} what normalises no image: {mean}, {std}")
@@ -203,11 +203,11 @@ def _short(*statistics: Sequence[float]) -> str:
     return " and ".join("[" + ", ".join(f"{value:.4g}" for value in values) + "]" for values in statistics)
 
 
-# ------------------------------------------------------------------------------------------------ to fit
+# ---------------------------------------------------------------------------------------------------- fit
 
 
 def _count_classes(found: Found, network: nn.Module) -> int:
-    """Rows of the last linear layer: last in the arch, for safetensors sorts its entries by name."""
+    """Rows of the last linear layer in the arch's order, since safetensors sorts entries by name."""
     shapes = [found.weights[name].stored.shape for name in network.state_dict() if _is_matrix(name, found)]
     if not shapes:
         raise BadData("has no linear layer to count classes by: add `classes: N`")
@@ -221,14 +221,14 @@ def _is_matrix(name: str, found: Found) -> bool:
 
 
 def _state(found: Found, own: Mapping[str, Tensor], arch: str) -> dict[str, Tensor]:
-    """The weights, as a network of that arch holds them.
+    """The weights as a state dict of the arch.
 
     Args:
-        found: where they are.
-        own: name → tensor, of such a network.
+        found: the entries of the weights.
+        own: state dict of a network of the arch.
 
     Raises:
-        BadData: one has another shape, or numbers that a network does not compute with.
+        BadData: an entry has another shape or an unsupported dtype.
     """
     held = {name: entry for name, entry in found.weights.items() if name in own and not _is_idle(name, entry.stored)}
     for entry in held.values():
@@ -243,21 +243,21 @@ def _state(found: Found, own: Mapping[str, Tensor], arch: str) -> dict[str, Tens
 
 
 def _is_idle(name: str, stored: Stored) -> bool:
-    """Whether it is a count of batches that is none, such as one averaged with the weights: it plays no part."""
+    """Whether an entry is an invalid batch counter, such as one averaged with the weights: it has no effect."""
     return last_of(name) == BATCHES and (bool(stored.odd) or stored.dtype not in WHOLE)
 
 
 def _fits(shape: Sequence[int], own: Sequence[int]) -> bool:
-    """Whether the shapes are one; PyTorch before 0.4 had no tensor without a dimension."""
+    """Whether the shapes match; PyTorch before 0.4 had no zero-dimensional tensors."""
     return tuple(shape) == tuple(own) or (tuple(shape), tuple(own)) == ((1,), ())
 
 
 def _converted(entry: Entry, own: Tensor) -> Tensor:
-    """A tensor in the type that the network has for it; no number may change but by rounding."""
+    """A tensor in the network's dtype; values may change by rounding only."""
     kinds, expected = FLOATS if own.is_floating_point() else WHOLE, str(own.dtype).removeprefix("torch.")
     if entry.stored.dtype not in kinds:
         raise BadData(
-            f"has {entry.stored.dtype} numbers in {entry.name}, the arch {expected}: bring the weights as they were "
+            f"has {entry.stored.dtype} numbers in {entry.name}, the arch {expected}: use the weights as they were "
             "trained, not quantised or packed"
         )
     numbers = _numbers(entry).reshape(own.shape)

@@ -1,15 +1,15 @@
 """Everything that docs/architecture.md tells how to add, added where it says: made, shown and priced.
 
-A source, a label rule, an attack method, a norm, a column and an image format are patched into the files that the
-document names, and into no other. So a run, its table, its page and a plan's cost may ask a recipe what it is, but
-none of them may hold a list that would have to know it. Not here: a stage, whose job is registered in `JOBS`, and the
-attacks of an evaluation, whose models pydantic has compiled into each other.
+A source, a stage, a label rule, an attack method, a norm, a column and an image format are patched into the files that
+the document names, and into no other. So a run, its table, its page and a plan's cost may ask a recipe or a job what
+it is, but none of them may hold a list that would have to know it. Not here: the attacks of an evaluation, whose
+models pydantic has compiled into each other.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,13 +23,14 @@ from pydantic import Field
 from pipeline.cli import main
 from pipeline.cost import estimate
 from pipeline.experiment import spec
-from pipeline.experiment.graph import build
+from pipeline.experiment.graph import REVISIONS, build
 from pipeline.report import published
-from pipeline.run.jobs import Context
+from pipeline.run.jobs import JOBS, Context
+from pipeline.run.jobs.datasets import ImagesJob
 from pipeline.run.preflight import preflight
 from pipeline.store import Store
-from stages import attack, images, load, pgd, recipes, relabel, shard
-from stages.recipes import Attack, Digits, ImageFolder, Relabel
+from stages import attack, images, load, norms, recipes, relabel, shard
+from stages.recipes import Attack, Digits, ImageFolder, Recipe, Relabel
 
 # ------------------------------------------------------------------------------------- stages/recipes
 
@@ -53,12 +54,22 @@ class Mirrored(Relabel):
     rule: Literal["other", "mirror"]  # type: ignore[assignment]
 
 
+class Flip(Recipe):
+    """A stage."""
+
+    images: str
+    splits: list[str] = Field(["train"])
+
+    inputs: ClassVar[dict[str, str]] = {"images": "datasets"}
+
+
 class Dataset(spec.Dataset):
     """A dataset of the experiment file with these."""
 
     load: Annotated[Digits | ImageFolder | Ramps, Field(discriminator="source")] | None = None  # type: ignore[assignment]
     attack: Inverting | None = None
     relabel: Mirrored | None = None
+    flip: Flip | None = None
 
 
 class Experiment(spec.Experiment):
@@ -78,38 +89,45 @@ def ramps() -> load.Listing:
     return load.Listing(tuple("0123456789"), {"test": whole[:20], "train": whole[20:]}, channels=1)
 
 
+def flipped(before: shard.Shard) -> shard.Shard:
+    """Left and right exchanged."""
+    return replace(before, pixels=before.images()[:, :, ::-1].copy(), files=None, suffix="png", failures=[])
+
+
+class FlipJob(ImagesJob):
+    """How the stage is made."""
+
+    key = "flip"
+
+    def splits_asked(self) -> list[tuple[str, str]]:
+        return [("splits", split) for split in self.node.recipe.splits]
+
+    def open(self) -> Any:
+        return flipped
+
+
 class Brightness(shard.Facts):
     """The facts of a sample with one more column."""
 
     brightness: float = 0.0
 
 
-def direction(grad: torch.Tensor, norm: str) -> torch.Tensor:
-    """The steepest step of length 1 in L1 changes one value alone."""
-    if norm != "l1":
-        return DIRECTION(grad, norm)
-    flat = grad.flatten(1)
-    largest = flat.abs().argmax(1, keepdim=True)
-    return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(grad)
+class L1(norms.L2):
+    """One more norm; uniform samples are for evaluations, which this is not added to."""
 
+    def direction(self, grad_NCHW: torch.Tensor) -> torch.Tensor:
+        """The steepest step of length 1 changes one value alone."""
+        flat = grad_NCHW.flatten(1)
+        largest = flat.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(grad_NCHW)
 
-def project(delta: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
-    """Into the ball by scaling: not the nearest point of it, but a point of it."""
-    if norm != "l1":
-        return PROJECT(delta, norm, eps)
-    return delta * (eps / delta.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    def project(self, delta_NCHW: torch.Tensor, eps: float) -> torch.Tensor:
+        """Into the ball by scaling: not the nearest point of it, but a point of it."""
+        return delta_NCHW * (eps / delta_NCHW.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)).clamp_max(1)
 
-
-def round_in_ball(x: torch.Tensor, clean: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
-    """Rounded toward the clean image, so that the ball is not left."""
-    if norm != "l1":
-        return ROUND_IN_BALL(x, clean, norm, eps)
-    return (clean + (255 * x.double() - clean).trunc()).to(torch.uint8)
-
-
-DIRECTION: Any = pgd.direction
-PROJECT: Any = pgd.project
-ROUND_IN_BALL: Any = pgd.round_in_ball
+    def pull_in(self, rounded_ND: torch.Tensor, exact_ND: torch.Tensor, radius: float) -> torch.Tensor:
+        """Rounded toward the clean image, so that the ball is not left."""
+        return exact_ND.trunc().to(torch.int64)
 
 
 @pytest.fixture
@@ -143,6 +161,9 @@ def added(tiny: dict[str, Any], ppm: Path, monkeypatch: pytest.MonkeyPatch) -> d
     listed, moved, measured = load.list_source, attack.Attacker._move, attack.Attacker._measure
     monkeypatch.setattr(spec, "Experiment", Experiment)
     monkeypatch.setitem(recipes.SOURCES, "ramps", Ramps)
+    monkeypatch.setitem(recipes.STAGES["datasets"], "flip", Flip)
+    monkeypatch.setitem(REVISIONS, "flip", 1)
+    monkeypatch.setitem(JOBS, "flip", FlipJob)
     monkeypatch.setattr(load, "list_source", list_source)
     monkeypatch.setattr(attack, "targets", targets)
     monkeypatch.setattr(attack.Attacker, "_move", move)
@@ -151,18 +172,19 @@ def added(tiny: dict[str, Any], ppm: Path, monkeypatch: pytest.MonkeyPatch) -> d
     monkeypatch.setattr(shard, "Facts", Brightness)
     monkeypatch.setitem(images.KEPT, "ppm", "PPM")
     monkeypatch.setattr(shard, "SUFFIXES", (*shard.SUFFIXES, "ppm"))
-    for step in (direction, project, round_in_ball):
-        monkeypatch.setattr(pgd, step.__name__, step)
+    monkeypatch.setitem(norms.NORMS, "l1", L1())
     tiny["datasets"]["other"] = {"attack": {"images": "clean", "method": "negative", "steps": 7}, "relabel": "mirror"}
     tiny["datasets"]["diamond"] = {
         "attack": {"images": "clean", "model": "standard", "norm": "l1", "eps": 12, "step_size": 1, "steps": 12},
         "relabel": "other",
     }
+    tiny["datasets"]["flipped"] = {"flip": {"images": "clean"}}
     tiny["datasets"]["ramps"] = {"load": {"source": "ramps"}}
     tiny["datasets"]["folder"] = {"load": {"source": "image-folder", "root": str(ppm)}}
     train = tiny["models"]["from_other"]["train"]
-    tiny["models"]["from_diamond"] = {"train": {**train, "on": "diamond"}}
-    tiny["evaluations"]["accuracy"]["models"].append("from_diamond")
+    for name in ("diamond", "flipped"):
+        tiny["models"][f"from_{name}"] = {"train": {**train, "on": name}}
+        tiny["evaluations"]["accuracy"]["models"].append(f"from_{name}")
     return tiny
 
 
@@ -190,8 +212,11 @@ def first_shard(store: Path, name: str) -> dict[int, np.ndarray]:
 def test_what_was_added_is_made_and_has_its_place_on_the_page_beside_no_published_figure(store):
     page = only(store.glob("runs/*/report.html")).read_text()
     assert "from_other" in page and "small_cnn, L1 ε 12, 12 steps of 1" in page
-    assert {f"datasets/{name}" in page for name in ("other", "diamond", "ramps", "folder")} == {True}
+    assert {f"datasets/{name}" in page for name in ("other", "flipped", "diamond", "ramps", "folder")} == {True}
+    assert "<summary>flipped</summary>" in page, "a stage that changes images has a gallery"
     clean, diamond, folder = (first_shard(store, name) for name in ("clean", "diamond", "folder"))
+    mirrored = first_shard(store, "flipped")
+    assert all(np.array_equal(mirrored[i], pixels[:, ::-1]) for i, pixels in clean.items())
     moved = [np.abs(diamond[i].astype(int) - clean[i]).sum() / 255 for i in diamond]
     assert 1 < max(moved) <= 12, "moved, and inside the ball"
     samples = pq.read_table(only(store.glob("datasets/diamond/*/samples.parquet"))).to_pydict()
@@ -207,6 +232,7 @@ def test_what_was_added_is_none_of_the_papers_sets(added):
     assert published.kind(nodes["standard"]) == "D"
     other = replace(nodes["standard"], inputs={"on": replace(nodes["clean"], stage="mix")})
     assert published.kind(other) is None, "a stage that the paper does not have is not its training set"
+    assert published.kind(nodes["from_flipped"]) is None
     assert not published.beside("D_other", None, published.setting(nodes["from_diamond"])), "nor is a norm"
 
 

@@ -422,7 +422,7 @@ def test_a_job_is_joined_and_stopped_and_another_goes_on_where_it_was(cluster, t
 
     joined = cluster.notbugs("submit", *asked, cwd=tmp_path)
     assert (joined.returncode, joined.stdout) == (0, first.stdout)
-    assert joined.stderr.startswith("was under way already: joined\n")
+    assert joined.stderr.startswith("already running: joined\n")
     assert f"notbugs logs {job_of(first)} --follow" in joined.stderr
 
     stopped = cluster.notbugs("stop", cwd=tmp_path)
@@ -431,7 +431,7 @@ def test_a_job_is_joined_and_stopped_and_another_goes_on_where_it_was(cluster, t
     assert json.loads(status.stdout)["state"] == "interrupted"
     assert json.loads(status.stdout)["job"] == job_of(first)
     log = cluster.notbugs("logs", job_of(first), cwd=tmp_path).stdout
-    assert log.endswith("Interrupted. What is done is kept; go on with: notbugs submit, as before\n")
+    assert log.endswith("Interrupted. Finished work is kept; continue with: notbugs submit, as before\n")
     assert "Traceback" not in log
     kept = committed(store)
     assert 1 <= len(kept) <= 3, "one of each worker"
@@ -694,7 +694,7 @@ def test_where_no_cluster_answers_one_sentence_says_so(host, outside):
 UNSENT = {
     "--store s": "--store s: the cluster needs an s3:// or gs:// URL, or a folder that all machines share",
     "--env AWS_SECRET_ACCESS_KEY=xyzzy": "--env AWS_SECRET_ACCESS_KEY: secrets are not sent, for",
-    "--env NOT_SET_HERE": "--env NOT_SET_HERE: is not set here; give it a value: --env NOT_SET_HERE=…",
+    "--env NOT_SET_HERE": "--env NOT_SET_HERE: has no value here; give it one: --env NOT_SET_HERE=…",
     "--only nothing": "--only nothing: the experiment has no such node; it has datasets/clean",
 }
 

@@ -113,10 +113,10 @@ def test_a_picture_of_any_size_is_brought_to_the_models(store, tmp_path):
             ("--model", "standard", "--to", "airliner"),
             "--to airliner: is none of the model's 10 classes; they are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n",
         ),
-        (("--model", "standard", "--to", "1", "--rotate", "--eps", "3"), "--rotate: has no use for --eps"),
+        (("--model", "standard", "--to", "1", "--rotate", "--eps", "3"), "--rotate: does not use --eps"),
         (
             ("--model", "standard", "--to", "1", "--rotate", "--norm", "l2", "--steps", "100"),
-            "--rotate: has no use for --norm and --steps",
+            "--rotate: does not use --norm and --steps",
         ),
         (("--model", "standard", "--to", "10"), "--to 10: is none of the model's 10 classes"),
         (("--model", "nobody", "--to", "1"), "--model nobody: neither the store"),

@@ -255,11 +255,11 @@ def test_an_empty_value_is_refused(args, value, tmp_path, monkeypatch):
         (
             "--store",
             "s3:/bucket/x",
-            "is no URL, which has two slashes, nor a folder, of which ./s3:/bucket/x would be one",
+            "must be a URL (with ://) or a folder (such as ./s3:/bucket/x)",
         ),
-        ("--store", "file:here", "is no URL"),
-        ("--store", "~nosuch/x", "names a home folder that is not known here, got '~nosuch/x'"),
-        ("--data", "~nosuch/x", "names a home folder that is not known here"),
+        ("--store", "file:here", "must be a URL"),
+        ("--store", "~nosuch/x", "must name a known home folder, got '~nosuch/x'"),
+        ("--data", "~nosuch/x", "must name a known home folder"),
         ("--store", "caf\udce9", "is not UTF-8 text, got 'caf\\udce9'"),
         ("--gpus", "1000000000", "is not in the range"),
     ],
@@ -338,8 +338,8 @@ def told(number):
     [
         (cli, "preflight", "inline", "Nothing was begun; the same command again begins it."),
         (on_ray, "_begin", "ray", "Nothing was begun; the same command again begins it."),
-        (runs.Run, "_make_shards", "inline", "What is done is kept; go on with: notbugs resume --store {store}"),
-        (page, "write", "inline", "What was made is kept; see it with: notbugs report --store {store}"),
+        (runs.Run, "_make_shards", "inline", "Finished work is kept; continue with: notbugs resume --store {store}"),
+        (page, "write", "inline", "Finished work is kept; see it with: notbugs report --store {store}"),
     ],
     ids=["preflight", "Ray", "work", "page"],
 )
@@ -360,7 +360,7 @@ def test_a_run_that_is_told_to_end_says_what_is_kept_and_how_to_go_on(
         assert {node["state"] for node in record["nodes"].values()} == {"interrupted"}
         assert "interrupted" in invoke("status", "--store", store).stdout
         invoke("report", "--store", store)
-        assert "This run was interrupted: 0 of 1 nodes are there." in next(store.glob("runs/*/*.html")).read_text()
+        assert "This run was interrupted: 0 of 1 nodes are finished." in next(store.glob("runs/*/*.html")).read_text()
 
 
 def test_who_follows_a_job_is_told_that_it_goes_on(monkeypatch, ctrl_c):
@@ -368,9 +368,7 @@ def test_who_follows_a_job_is_told_that_it_goes_on(monkeypatch, ctrl_c):
     found = SimpleNamespace(address="http://h:1", job=lambda name: job, follow=told(signal.SIGINT))
     monkeypatch.setattr("pipeline.cli.Cluster", lambda address: found)
     said = invoke("logs", "--follow", code=130).stderr.strip()
-    assert said == (
-        "Interrupted. No longer followed; it goes on. Stop it with: notbugs stop notbugs-x-1 --address http://h:1"
-    )
+    assert said == ("Interrupted. The job continues. Stop it with: notbugs stop notbugs-x-1 --address http://h:1")
 
 
 @pytest.mark.parametrize("command", [["show"], ["verify"], ["plan", "tiny.yaml"]], ids=" ".join)
@@ -496,7 +494,10 @@ def test_ctrl_c_on_a_narrow_terminal_leaves_its_sentence_below_the_bars(engine, 
     code, said = on_a_terminal(args, tmp_path, b"datasets/other", b"\x03")
     assert code == 130
     last = re.split(r"\x1b\[[0-9;?]*[A-Za-z]", said)[-1]  # nothing moves the cursor after it
-    assert last.split() == f"Interrupted. What is done is kept; go on with: notbugs resume --store {tmp_path}/s".split()
+    assert (
+        last.split()
+        == f"Interrupted. Finished work is kept; continue with: notbugs resume --store {tmp_path}/s".split()
+    )
     assert "Traceback" not in said
 
 

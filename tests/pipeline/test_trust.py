@@ -465,7 +465,7 @@ def test_verify_reads_on_after_what_it_cannot_read_and_names_all(finished, tmp_p
     assert result.exit_code == 1
     for name in ("train-000000.tar cannot be read", "manifest.json cannot be read", "train-000002.tar has other bytes"):
         assert name in result.stdout
-    assert "could not be taken back" in result.stderr
+    assert "could not be discarded" in result.stderr
     assert clear(result)
     assert "evaluations/accuracy" in result.stdout, "the rest is read"
     for path in closed:
@@ -508,7 +508,7 @@ def test_runs_without_a_readable_record_are_passed_over(finished):
     for command in ("status", "show", "report"):
         result = invoke(command, "--store", store)
         assert result.exit_code == 0 and clear(result)
-        assert result.stderr.count("passed over run") == len(contents)
+        assert result.stderr.count("skipped run") == len(contents)
     assert "from_other" in invoke("show", "--store", store).stdout
     for name in runs_of_today:
         named = invoke("status", name, "--store", store)

@@ -265,7 +265,7 @@ def _import(recipe: Pretrained, data: Path, here: Path) -> Imported:
     from stages.pretrained import checkpoint
 
     started = time.perf_counter()
-    design, weights = checkpoint.bring(recipe, data, here)
+    design, weights = checkpoint.import_pretrained(recipe, data, here)
     return Imported(design, weights, time.perf_counter() - started)
 
 

@@ -95,7 +95,7 @@ def test_a_plan_adds_up(priced):
 
 def test_options_of_the_cost_are_refused_without_it(tiny, write, tmp_path):
     said = plan(write(tiny), "--store", tmp_path / "s", "--gpus", 2, code=2)
-    assert said.stderr == "Error: --gpus and --workers go with --cost: add it, or leave them out\n"
+    assert said.stderr == "Error: --gpus and --workers need --cost: add it, or leave them out\n"
 
 
 # ------------------------------------------------------------------------------------- counts, unmeasured

@@ -379,7 +379,7 @@ def test_answers_under_another_rule_have_published_figures_beside_them(tmp_path)
     experiment["datasets"] = {**EXPERIMENT["datasets"], "det": {"attack": ATTACK, "relabel": "next"}}
     experiment["models"] = {**EXPERIMENT["models"], "zebra": learner("det")}
     html = render(tmp_path, experiment).replace("\u00a0", " ")
-    assert "agreement with next" in html
+    assert "agrees with next" in html
     assert "16.2 % ResNet-50, L2 ε 0.5, 100 steps of 0.1, Ilyas et al. 2019" in html
 
 

@@ -111,10 +111,10 @@ def test_two_sets_of_held_out_images_are_told_apart():
 
 
 def test_answers_under_another_rule_have_a_column():
-    assert "agreement with next" not in result_text([row()])
+    assert "agrees with next" not in result_text([row()])
     shown = result_text([row(agreement={"rule": "next", "accuracy": 0.25}), row(model="n")])
     assert [line.split()[-2:] for line in shown.splitlines()[2:]] == [["25.0", "%"], ["%", "–"]]
-    assert "agreement with next" in shown
+    assert "agrees with next" in shown
 
 
 def attack(**facts):
@@ -141,7 +141,7 @@ def test_a_targeted_attack_says_how_often_it_got_there():
 
     shown = under(attack(target_rule="next", success_rate=0.33), attack())
     assert "toward next" in shown and "33.0 %" in shown
-    assert "attack success rate" not in under(attack())
+    assert "attack success" not in under(attack())
 
 
 def test_spatial_attacks_name_their_space():

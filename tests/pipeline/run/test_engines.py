@@ -124,7 +124,7 @@ def test_a_job_of_a_cluster_that_was_begun_in_the_background_is_interrupted_as_a
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     log.seek(0)
-    assert "go on with: notbugs submit, as before" in log.read()
+    assert "continue with: notbugs submit, as before" in log.read()
     log.close()
 
 

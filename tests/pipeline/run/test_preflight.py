@@ -48,7 +48,7 @@ def served(tmp_path, monkeypatch) -> Iterator[tuple[str, Counter[str]]]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("arch", ["small_cnn", "./own.py:net"])
+@pytest.mark.parametrize("arch", ["small_cnn", pytest.param("./own.py:net", marks=pytest.mark.slow)])
 def test_a_run_lists_a_source_once_fetches_weights_once_and_builds_its_graph_once(
     arch, served, write, tmp_path, monkeypatch
 ):
@@ -72,7 +72,7 @@ def test_a_run_lists_a_source_once_fetches_weights_once_and_builds_its_graph_onc
         {
             "name": "handed",
             "datasets": {"clean": {"load": {"source": "sklearn-digits", "limit": 64, "shard_size": 64}}},
-            "models": {"net": {"load": weights}},
+            "models": {"net": {"pretrained": weights}},
             "evaluations": {"accuracy": {"models": ["net"], "on": "clean"}},
         }
     )

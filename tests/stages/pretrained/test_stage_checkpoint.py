@@ -22,7 +22,7 @@ from torchvision import models
 from stages import nets
 from stages.errors import BadInput
 from stages.model import Design, load, save
-from stages.pretrained.checkpoint import bring, published_normalisation
+from stages.pretrained.checkpoint import import_pretrained, published_normalisation
 from stages.pretrained.formats import opened
 from stages.recipes import Pretrained
 
@@ -128,7 +128,7 @@ def of_one(state):
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_a_state_dict_is_found_in_what_torch_saved(wrap, network, tmp_path):
     torch.save(WRAPS[wrap](network.state_dict()), tmp_path / "w.pt")
-    design, weights = bring(asked(), tmp_path, tmp_path)
+    design, weights = import_pretrained(asked(), tmp_path, tmp_path)
     assert same(network.state_dict(), weights)
     assert design == Design("small_cnn", 10, (1, 8, 8), (0.0,), (1.0,))
 
@@ -148,13 +148,13 @@ FORMS = {
 def test_a_file_of_torch_is_read_by_what_it_holds_whatever_its_form_and_name(name, network, tmp_path):
     held = {"state_dict": starting("module.", network.state_dict())} | training(network.state_dict())
     torch.save(held, tmp_path / name, **FORMS[name])
-    assert same(network.state_dict(), bring(asked(weights=name), tmp_path, tmp_path)[1])
+    assert same(network.state_dict(), import_pretrained(asked(weights=name), tmp_path, tmp_path)[1])
 
 
 @pytest.mark.parametrize(("name", "wrap"), [("w.safetensors", "bare"), ("w.pt", "module."), ("w", "_orig_mod.")])
 def test_a_state_dict_is_read_from_safetensors_whatever_its_name(name, wrap, network, tmp_path):
     safetensors.torch.save_file(WRAPS[wrap](network.state_dict()), tmp_path / name)
-    assert same(network.state_dict(), bring(asked(weights=name), tmp_path, tmp_path)[1])
+    assert same(network.state_dict(), import_pretrained(asked(weights=name), tmp_path, tmp_path)[1])
 
 
 def test_every_tensor_is_read_as_torch_reads_it(tmp_path):
@@ -192,13 +192,13 @@ def test_every_tensor_is_read_as_torch_reads_it(tmp_path):
 def test_a_checkpoint_from_before_batch_norm_counted_is_taken(network, tmp_path):
     state = network.state_dict()
     torch.save({name: value for name, value in state.items() if "num_batches" not in name}, tmp_path / "w.pt")
-    assert same(state, bring(asked(), tmp_path, tmp_path)[1])
+    assert same(state, import_pretrained(asked(), tmp_path, tmp_path)[1])
     counted = state | {name: torch.tensor(7) for name in state if "num_batches" in name}
     torch.save(counted, tmp_path / "w.pt")
-    assert same(counted, bring(asked(), tmp_path, tmp_path)[1])
+    assert same(counted, import_pretrained(asked(), tmp_path, tmp_path)[1])
     averaged = state | {name: torch.tensor(7.5) for name in state if "num_batches" in name}
     torch.save(averaged, tmp_path / "w.pt")
-    assert same(state, bring(asked(), tmp_path, tmp_path)[1])
+    assert same(state, import_pretrained(asked(), tmp_path, tmp_path)[1])
 
 
 def test_a_whole_pickled_network_is_read_without_its_code(make_module, tmp_path):
@@ -221,12 +221,12 @@ def test_a_whole_pickled_network_is_read_without_its_code(make_module, tmp_path)
     net = nets.build(recipe.arch, 4, 1, tmp_path)
     for held in (net, {"model": nn.DataParallel(net), "epoch": 3}):
         torch.save(held, tmp_path / "w.pt")
-        assert same(net.state_dict(), bring(recipe, tmp_path, tmp_path)[1])
+        assert same(net.state_dict(), import_pretrained(recipe, tmp_path, tmp_path)[1])
     torch.save(net, tmp_path / "other.pt")
     del sys.modules[name]
     (tmp_path / f"{name}.py").unlink()
     with pytest.raises(BadInput, match=r"other\.pt does not fit arch small_cnn: it has kept, head\.weight, head\.bias"):
-        bring(asked(weights="other.pt"), tmp_path, tmp_path)
+        import_pretrained(asked(weights="other.pt"), tmp_path, tmp_path)
 
 
 def test_torchvisions_old_names_of_a_densenet_are_read(tmp_path):
@@ -235,7 +235,7 @@ def test_torchvisions_old_names_of_a_densenet_are_read(tmp_path):
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): v for name, v in net.state_dict().items()}
     assert any(".norm.1." in name for name in old)
     torch.save(old, tmp_path / "w.pt")
-    design, weights = bring(asked(arch="densenet121", shape=[3, 64, 64]), tmp_path, tmp_path)
+    design, weights = import_pretrained(asked(arch="densenet121", shape=[3, 64, 64]), tmp_path, tmp_path)
     assert design.classes == 3
     assert same(net.state_dict(), weights)
 
@@ -244,7 +244,7 @@ def test_heads_that_a_network_has_in_training_alone_are_left_out(tmp_path):
     torch.manual_seed(0)
     own = models.get_model("googlenet", weights=None, num_classes=5, init_weights=False)
     torch.save(own.state_dict(), tmp_path / "w.pt")
-    _, weights = bring(asked(arch="googlenet", shape=[3, 64, 64]), tmp_path, tmp_path)
+    _, weights = import_pretrained(asked(arch="googlenet", shape=[3, 64, 64]), tmp_path, tmp_path)
     assert same({name: value for name, value in own.state_dict().items() if not name.startswith("aux")}, weights)
 
 
@@ -253,9 +253,11 @@ def test_a_checkpoint_is_brought_from_a_web_server(serving, network, tmp_path):
     torch.save(network.state_dict(), saved)
     with serving({"/w": saved.getvalue(), "/login": b"<!DOCTYPE html><title>Log in</title>"}.__getitem__) as url:
         digest = hashlib.sha256(saved.getvalue()).hexdigest()
-        assert same(network.state_dict(), bring(asked(weights=f"{url}/w", sha256=digest), tmp_path, tmp_path)[1])
+        assert same(
+            network.state_dict(), import_pretrained(asked(weights=f"{url}/w", sha256=digest), tmp_path, tmp_path)[1]
+        )
         with pytest.raises(BadInput, match=f"checkpoint {url}/login is an HTML page in place of the file"):
-            bring(asked(weights=f"{url}/login"), tmp_path, tmp_path)
+            import_pretrained(asked(weights=f"{url}/login"), tmp_path, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------- what is asked for
@@ -289,31 +291,31 @@ def test_of_several_weights_that_fit_the_key_chooses(network, tmp_path):
     with pytest.raises(
         BadInput, match=r"several .*choose by `key: state_dict\.module` or `key: state_dict_ema\.module`"
     ):
-        bring(asked(), tmp_path, tmp_path)
+        import_pretrained(asked(), tmp_path, tmp_path)
     for key, expected in (("state_dict", state), ("state_dict_ema", other), ("state_dict_ema.module", other)):
-        assert same(expected, bring(asked(key=key), tmp_path, tmp_path)[1])
+        assert same(expected, import_pretrained(asked(key=key), tmp_path, tmp_path)[1])
     with pytest.raises(
         BadInput, match=r"no weights that fit arch small_cnn at `key: ema`, but at `key: state_dict\.module`"
     ):
-        bring(asked(key="ema"), tmp_path, tmp_path)
+        import_pretrained(asked(key="ema"), tmp_path, tmp_path)
     torch.save(starting("encoder.", state) | starting("encoder.momentum.", other), tmp_path / "w.pt")
-    assert same(state, bring(asked(key="encoder"), tmp_path, tmp_path)[1])
-    assert same(other, bring(asked(key="encoder.momentum"), tmp_path, tmp_path)[1])
+    assert same(state, import_pretrained(asked(key="encoder"), tmp_path, tmp_path)[1])
+    assert same(other, import_pretrained(asked(key="encoder.momentum"), tmp_path, tmp_path)[1])
     torch.save(dict(state) | {"ema": other}, tmp_path / "w.pt")
     with pytest.raises(BadInput, match="choose by `key: ''` or `key: ema`"):
-        bring(asked(), tmp_path, tmp_path)
-    assert same(state, bring(asked(key=""), tmp_path, tmp_path)[1])
+        import_pretrained(asked(), tmp_path, tmp_path)
+    assert same(state, import_pretrained(asked(key=""), tmp_path, tmp_path)[1])
 
 
 def test_what_is_no_layer_of_the_network_is_left_out_by_a_key_alone(network, tmp_path):
     state = network.state_dict()
     torch.save({"state_dict": starting("model.", state) | {"loss.weight": torch.ones(9)}}, tmp_path / "w.pt")
     with pytest.raises(BadInput, match=r"none of its layers \(state_dict\.loss\.weight\).* `key: state_dict\.model`"):
-        bring(asked(), tmp_path, tmp_path)
-    assert same(state, bring(asked(key="state_dict.model"), tmp_path, tmp_path)[1])
+        import_pretrained(asked(), tmp_path, tmp_path)
+    assert same(state, import_pretrained(asked(key="state_dict.model"), tmp_path, tmp_path)[1])
     torch.save({"state_dict": starting("model.", state) | {"model.more.weight": torch.ones(9)}}, tmp_path / "w.pt")
     with pytest.raises(BadInput, match=r"does not fit arch small_cnn: more\.weight is \(9,\) in the checkpoint"):
-        bring(asked(key="state_dict.model"), tmp_path, tmp_path)
+        import_pretrained(asked(key="state_dict.model"), tmp_path, tmp_path)
 
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
@@ -342,40 +344,40 @@ RGB = {"shape": [3, 8, 8]}
 
 def test_a_normalisation_that_lies_beside_the_network_is_taken_where_none_is_given(colour, tmp_path):
     torch.save(robust(colour), tmp_path / "w.pt")
-    design, weights = bring(asked(**RGB), tmp_path, tmp_path)
+    design, weights = import_pretrained(asked(**RGB), tmp_path, tmp_path)
     assert same(colour, weights)
     np.testing.assert_allclose((design.mean, design.std), (MEAN, STD), rtol=1e-6)
     torch.save(robust(colour, [255 * m for m in MEAN], [255 * s for s in STD]), tmp_path / "w.pt")
-    design, _ = bring(asked(**RGB), tmp_path, tmp_path)
+    design, _ = import_pretrained(asked(**RGB), tmp_path, tmp_path)
     np.testing.assert_allclose((design.mean, design.std), (MEAN, STD), rtol=1e-6)
 
 
 def test_a_normalisation_that_lies_beside_the_network_is_held_against_the_given_one(colour, tmp_path):
     torch.save(robust(colour), tmp_path / "w.pt")
-    design, _ = bring(asked(**RGB, mean=[0.491, 0.482, 0.447], std=STD), tmp_path, tmp_path)
+    design, _ = import_pretrained(asked(**RGB, mean=[0.491, 0.482, 0.447], std=STD), tmp_path, tmp_path)
     assert design.mean == (0.491, 0.482, 0.447)
     sentence = r"has in model\.module\.normalizer\.new_mean and .*new_std \[0\.4914, .*leave out `mean` and `std`"
     for said in ({"mean": [0.5] * 3}, {"std": [0.2471, 0.2435, 0.2616]}, {"mean": MEAN, "std": [1.0] * 3}):
         with pytest.raises(BadInput, match=sentence):
-            bring(asked(**RGB, **said), tmp_path, tmp_path)
+            import_pretrained(asked(**RGB, **said), tmp_path, tmp_path)
     for mean, std in (([math.nan] * 3, STD), (MEAN, [0.2, 0.0, 0.2]), (MEAN, [math.inf] * 3)):
         torch.save(robust(colour, mean, std), tmp_path / "w.pt")
         with pytest.raises(BadInput, match="normalises no image"):
-            bring(asked(**RGB), tmp_path, tmp_path)
+            import_pretrained(asked(**RGB), tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mean", "new_std", "stats.mean", "loss_mean"])
 def test_half_a_normalisation_is_none(name, colour, tmp_path):
     torch.save(starting("model.", colour) | {name: torch.ones(3)}, tmp_path / "w.pt")
     with pytest.raises(BadInput, match="none of its layers"):
-        bring(asked(**RGB), tmp_path, tmp_path)
+        import_pretrained(asked(**RGB), tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("said", [{"mean": [123.675]}, {"std": [58.4]}, {"std": [255.0]}])
 def test_a_normalisation_of_levels_is_refused_with_what_to_do(said, network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "w.pt")
     with pytest.raises(BadInput, match=r"pixels from 0 to 1, got .*: divide it by 255"):
-        bring(asked(**said), tmp_path, tmp_path)
+        import_pretrained(asked(**said), tmp_path, tmp_path)
 
 
 # --------------------------------------------------------------------------------------------- fitted
@@ -383,7 +385,7 @@ def test_a_normalisation_of_levels_is_refused_with_what_to_do(said, network, tmp
 
 def test_what_was_brought_is_a_model_like_any_other(network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "w.pt")
-    design, weights = bring(asked(mean=[0.3], std=[0.4]), tmp_path, tmp_path)
+    design, weights = import_pretrained(asked(mean=[0.3], std=[0.4]), tmp_path, tmp_path)
     x = torch.rand(3, 1, 8, 8)
     torch.testing.assert_close(load(design, weights, tmp_path)(x), network.eval()((x - 0.3) / 0.4))
 
@@ -391,15 +393,15 @@ def test_what_was_brought_is_a_model_like_any_other(network, tmp_path):
 def test_a_checkpoint_with_the_digest_that_was_named_is_taken_and_another_is_not(network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "w.pt")
     digest = hashlib.sha256((tmp_path / "w.pt").read_bytes()).hexdigest()
-    assert bring(asked(sha256=digest), tmp_path, tmp_path)[0].classes == 10
+    assert import_pretrained(asked(sha256=digest), tmp_path, tmp_path)[0].classes == 10
     with pytest.raises(BadInput, match=f"has sha256 {digest}, expected {'0' * 64}"):
-        bring(asked(sha256="0" * 64), tmp_path, tmp_path)
+        import_pretrained(asked(sha256="0" * 64), tmp_path, tmp_path)
 
 
 def test_of_a_networks_classes_only_those_that_were_asked_for_answer_in_that_order(network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "w.pt")
-    whole, weights = bring(asked(), tmp_path, tmp_path)
-    some, same_weights = bring(asked(outputs=[7, 0, 3]), tmp_path, tmp_path)
+    whole, weights = import_pretrained(asked(), tmp_path, tmp_path)
+    some, same_weights = import_pretrained(asked(outputs=[7, 0, 3]), tmp_path, tmp_path)
     assert same_weights == weights
     assert (some.classes, some.network_classes) == (3, 10)
     x = torch.rand(4, 1, 8, 8)
@@ -411,7 +413,7 @@ def test_of_a_networks_classes_only_those_that_were_asked_for_answer_in_that_ord
 def test_an_output_that_is_no_class_of_the_network_is_refused(network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "w.pt")
     with pytest.raises(BadInput, match="outputs names 10, but the network has 10 classes, 0 to 9"):
-        bring(asked(outputs=[3, 10]), tmp_path, tmp_path)
+        import_pretrained(asked(outputs=[3, 10]), tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
@@ -419,9 +421,9 @@ def test_weights_of_another_precision_become_the_networks_own(kind, network, tmp
     network.to(kind)
     torch.save(network.state_dict(), tmp_path / "w.pt")
     safetensors.torch.save_file(network.state_dict(), tmp_path / "w.safetensors")
-    _, weights = bring(asked(), tmp_path, tmp_path)
+    _, weights = import_pretrained(asked(), tmp_path, tmp_path)
     assert same(network.float().state_dict(), weights)
-    assert bring(asked(weights="w.safetensors"), tmp_path, tmp_path)[1] == weights
+    assert import_pretrained(asked(weights="w.safetensors"), tmp_path, tmp_path)[1] == weights
 
 
 def test_a_torchvision_network_is_brought_from_a_file(tmp_path):
@@ -429,7 +431,7 @@ def test_a_torchvision_network_is_brought_from_a_file(tmp_path):
     own = nets.build("shufflenet_v2_x0_5", 6, 3, tmp_path)
     torch.save(own.state_dict(), tmp_path / "w.pt")
     recipe = asked(arch="shufflenet_v2_x0_5", shape=[3, 64, 64], mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    design, weights = bring(recipe, tmp_path, tmp_path)
+    design, weights = import_pretrained(recipe, tmp_path, tmp_path)
     assert design.classes == 6
     assert design.mean == tuple(IMAGENET_MEAN)
     assert same(own.state_dict(), weights)
@@ -467,10 +469,10 @@ NAMED = {"arch": "googlenet", "weights": "IMAGENET1K_V1", "shape": [3, 64, 64]}
 def test_a_torchvision_network_brought_by_name_answers_as_torchvisions_own(published, tmp_path):
     # Of this one torchvision's own preset is not all: its weights go with a network that normalises once more.
     own, _ = published
-    design, weights = bring(asked(**NAMED), tmp_path, tmp_path)
+    design, weights = import_pretrained(asked(**NAMED), tmp_path, tmp_path)
     x, (mean, std) = torch.rand(2, 3, 64, 64), (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     torch.testing.assert_close(load(design, weights, tmp_path)(x), own((x - mean) / std), rtol=1e-4, atol=1e-4)
-    said, _ = bring(asked(**NAMED, mean=[0.1, 0.2, 0.3]), tmp_path, tmp_path)
+    said, _ = import_pretrained(asked(**NAMED, mean=[0.1, 0.2, 0.3]), tmp_path, tmp_path)
     assert (said.mean, said.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
 
 
@@ -480,19 +482,19 @@ def test_torchvisions_weights_are_fetched_once_and_held_against_their_digest(pub
     with serving(lambda path: asked_for.append(path) or content[: len(content) // len(asked_for)]) as url:
         monkeypatch.setattr(models.GoogLeNet_Weights, "url", f"{url}/models/{kept.name}")
         kept.unlink()
-        weights = [bring(asked(**NAMED), tmp_path, tmp_path)[1] for _ in range(2)]
+        weights = [import_pretrained(asked(**NAMED), tmp_path, tmp_path)[1] for _ in range(2)]
         assert weights[0] == weights[1] and asked_for == [f"/models/{kept.name}"]
         kept.unlink()
         with pytest.raises(BadInput, match="checkpoint IMAGENET1K_V1 was damaged on its way from http://127"):
-            bring(asked(**NAMED), tmp_path, tmp_path)
+            import_pretrained(asked(**NAMED), tmp_path, tmp_path)
     kept.write_bytes(content[:-1])
     with pytest.raises(BadInput, match=f"lies damaged in {kept}: delete it there"):
-        bring(asked(**NAMED), tmp_path, tmp_path)
+        import_pretrained(asked(**NAMED), tmp_path, tmp_path)
 
 
 def test_a_name_that_torchvision_does_not_know_is_refused_with_those_that_it_does(tmp_path):
     with pytest.raises(BadInput, match=r"is no file; torchvision's weights of googlenet are IMAGENET1K_V1"):
-        bring(asked(**NAMED | {"weights": "IMAGENET1K_V9"}), tmp_path, tmp_path)
+        import_pretrained(asked(**NAMED | {"weights": "IMAGENET1K_V9"}), tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
@@ -513,7 +515,7 @@ def test_classes_are_counted_at_the_last_layer_whatever_it_is_called(kind, make_
         torch.save(state, tmp_path / "w.pt")
     else:
         safetensors.torch.save_file(state, tmp_path / "w.safetensors")
-    design, _ = bring(asked(arch=f"{name}:Net", weights=f"w.{kind}"), tmp_path, tmp_path)
+    design, _ = import_pretrained(asked(arch=f"{name}:Net", weights=f"w.{kind}"), tmp_path, tmp_path)
     assert design.classes == 3
 
 
@@ -525,8 +527,8 @@ def test_without_a_linear_layer_the_number_of_classes_is_asked_for(make_module, 
     """)
     torch.save(nets.build(f"{name}:make", 4, 1, tmp_path).state_dict(), tmp_path / "w.pt")
     with pytest.raises(BadInput, match="add `classes: N`"):
-        bring(asked(arch=f"{name}:make"), tmp_path, tmp_path)
-    assert bring(asked(arch=f"{name}:make", classes=4), tmp_path, tmp_path)[0].classes == 4
+        import_pretrained(asked(arch=f"{name}:make"), tmp_path, tmp_path)
+    assert import_pretrained(asked(arch=f"{name}:make", classes=4), tmp_path, tmp_path)[0].classes == 4
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
@@ -541,7 +543,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_what_differs(change, net
         state[first] = torch.zeros(2, 2, 2, 2)
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(BadInput, match=f"does not fit arch small_cnn: {'surplus' if change == 'extra' else first}"):
-        bring(asked(classes=10), tmp_path, tmp_path)
+        import_pretrained(asked(classes=10), tmp_path, tmp_path)
 
 
 def test_images_that_the_network_refuses_are_refused(make_module, tmp_path):
@@ -552,14 +554,14 @@ def test_images_that_the_network_refuses_are_refused(make_module, tmp_path):
     """)
     torch.save(nets.build(f"{name}:make", 4, 1, tmp_path).state_dict(), tmp_path / "w.pt")
     with pytest.raises(BadInput, match="refuses images of 1×9×9"):
-        bring(asked(arch=f"{name}:make", shape=[1, 9, 9]), tmp_path, tmp_path)
+        import_pretrained(asked(arch=f"{name}:make", shape=[1, 9, 9]), tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("said", [{"mean": [0.1, 0.2]}, {"std": [1.0, 1.0, 1.0]}])
 def test_statistics_for_other_channels_than_the_images_have_are_refused(said, network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "w.pt")
     with pytest.raises(BadInput, match="the images 1 channels"):
-        bring(asked(**said), tmp_path, tmp_path)
+        import_pretrained(asked(**said), tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -570,17 +572,17 @@ def test_weights_that_are_no_numbers_are_refused(form, value, network, tmp_path)
     torch.save(state, tmp_path / "w.pt")
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(BadInput, match=r"has in 0\.0\.weight 2 of 288 numbers that are none \(NaN or infinite\)"):
-        bring(asked(weights=f"w.{form}"), tmp_path, tmp_path)
+        import_pretrained(asked(weights=f"w.{form}"), tmp_path, tmp_path)
 
 
 def test_what_overflows_float32_or_makes_the_answer_no_number_is_refused(network, tmp_path):
     state = network.state_dict()
     torch.save(state | {"0.0.weight": state["0.0.weight"].double() * 1e60}, tmp_path / "w.pt")
     with pytest.raises(BadInput, match="numbers that are none"):
-        bring(asked(), tmp_path, tmp_path)
+        import_pretrained(asked(), tmp_path, tmp_path)
     torch.save(state | {"0.1.running_var": -state["0.1.running_var"]}, tmp_path / "w.pt")
     with pytest.raises(BadInput, match="makes arch small_cnn answer a black image with what is no number"):
-        bring(asked(), tmp_path, tmp_path)
+        import_pretrained(asked(), tmp_path, tmp_path)
 
 
 def test_a_constant_of_the_network_that_is_infinite_is_taken(make_module, tmp_path):
@@ -597,7 +599,7 @@ def test_a_constant_of_the_network_that_is_infinite_is_taken(make_module, tmp_pa
     """)
     net = nets.build(f"{name}:Net", 3, 1, tmp_path)
     torch.save(net.state_dict(), tmp_path / "w.pt")
-    assert same(net.state_dict(), bring(asked(arch=f"{name}:Net"), tmp_path, tmp_path)[1])
+    assert same(net.state_dict(), import_pretrained(asked(arch=f"{name}:Net"), tmp_path, tmp_path)[1])
 
 
 def quantised(value):
@@ -626,7 +628,7 @@ def test_what_are_no_dense_floats_is_refused_by_name(kind, network, tmp_path):
     state = network.state_dict()
     torch.save(state | {"0.0.weight": make(state["0.0.weight"])}, tmp_path / "w.pt")
     with pytest.raises(BadInput, match=re.escape(f"checkpoint w.pt {sentence}")):
-        bring(asked(), tmp_path, tmp_path)
+        import_pretrained(asked(), tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -635,7 +637,7 @@ def test_what_are_no_dense_floats_is_refused_by_name(kind, network, tmp_path):
 def test_a_file_that_holds_no_state_dict_is_refused(held, tmp_path):
     torch.save(held, tmp_path / "w.pt")
     with pytest.raises(BadInput, match=r"checkpoint w\.pt holds no state dict"):
-        bring(asked(), tmp_path, tmp_path)
+        import_pretrained(asked(), tmp_path, tmp_path)
 
 
 def test_a_last_layer_of_more_classes_than_can_be_told_apart_is_refused(network, tmp_path):
@@ -643,4 +645,4 @@ def test_a_last_layer_of_more_classes_than_can_be_told_apart_is_refused(network,
     wide = {"6.weight": torch.ones(1, 1).expand(10**9, 128), "6.bias": torch.ones(1).expand(10**9)}
     torch.save(state | wide, tmp_path / "w.pt")
     with pytest.raises(BadInput, match="a last layer of 1,000,000,000 classes"):
-        bring(asked(), tmp_path, tmp_path)
+        import_pretrained(asked(), tmp_path, tmp_path)

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import BadData, BadInput
-from stages.pretrained.checkpoint import bring
+from stages.pretrained.checkpoint import import_pretrained
 from stages.pretrained.formats import Stored, opened
 from stages.recipes import Pretrained
 
@@ -42,7 +42,7 @@ def refused(content, folder):
     """What is said of a file with that content, in a run's words."""
     (folder / "w.pt").write_bytes(content)
     with pytest.raises(BadInput) as caught:
-        bring(Pretrained(arch="small_cnn", weights="w.pt", shape=[1, 8, 8]), folder, folder)
+        import_pretrained(Pretrained(arch="small_cnn", weights="w.pt", shape=[1, 8, 8]), folder, folder)
     sentence = str(caught.value)
     assert sentence.startswith("checkpoint w.pt ")
     assert "\n" not in sentence and "weights_only" not in sentence
