@@ -3,21 +3,25 @@
 Training: ours with the split in memory and streamed from its shards; a loop over tensors that are in memory already,
 with the same network and as large batches; and what one would write with `webdataset` and a `DataLoader` over the same
 shards. Evaluation: ours, shard by shard, and the forward passes alone. What is held in memory is read once, in the
-first epoch, and so weighs less the more there are.
+first epoch, and so weighs less the more there are. Decoding: how much of it threads can share.
 
     python -m benchmarks.loader                                        # noise, 32 pixels
     python -m benchmarks.loader --data FOLDER                          # FOLDER/cifar-10-batches-py
     python -m benchmarks.loader --arch resnet18 --side 224 --images 256 --shard-size 64 --batch 32 --data FOLDER
 """
 
+import io
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import click
 import torch
 import torch.nn.functional as F
 import webdataset
+from PIL import Image
 from torch import Tensor
 
 from benchmarks.shards import CLASSES, shards_of
@@ -27,7 +31,7 @@ from stages.device import device, threads
 from stages.model import Classifier, Design, on_device
 from stages.prefetch import prefetch
 from stages.recipes import Evaluate, Train
-from stages.shard import pack, unpack
+from stages.shard import Shard, pack, samples, unpack
 from stages.tensors import to_unit
 
 COLUMNS = ["", "images/s", "over tensors in memory"]
@@ -35,7 +39,11 @@ COLUMNS = ["", "images/s", "over tensors in memory"]
 
 def examples_of(files: dict[str, Path], counts: dict[str, int], pixels: int) -> train.Examples:
     """The shards as a training reads them."""
-    return train.Examples(list(files), counts, lambda name: unpack(name, files[name].read_bytes(), 3), pixels, "")
+    return train.Examples(list(files), counts, partial(_read, files), pixels, "")
+
+
+def _read(files: dict[str, Path], name: str) -> Shard:
+    return unpack(name, files[name].read_bytes(), 3)
 
 
 def ours(recipe: Train, design: Design, examples: train.Examples) -> None:
@@ -151,6 +159,31 @@ def main(
     click.echo(machine("torch", "webdataset"))
     show(f"Training, {epochs} epochs of {count // batch} steps", COLUMNS, rates(taken[0], epochs * count))
     show("Evaluation", COLUMNS, rates(taken[1], count))
+    show(
+        "Decoding",
+        ["ms of a core for each", "of it beside Python", "images/s of a process at most"],
+        decoding(shards[0]),
+    )
+
+
+def decoding(shard: Shard) -> list[list[str]]:
+    """What decoding a shard takes of a core, and what of it Pillow's decoders do, beside which other threads run.
+
+    The rest is Python's, of which one process does one thing at a time: so many images a second, however many threads.
+    """
+    tar = pack(shard)
+    whole = spent(lambda: unpack(shard.name, tar, 3))
+    opened = [Image.open(io.BytesIO(sample.file)) for sample in samples(shard.name, tar)]
+    beside = spent(lambda: [image.load() for image in opened])
+    count = len(shard)
+    return [[f"{1e3 * whole / count:.3f}", f"{beside / whole:.2f}", f"{count / (whole - beside):,.0f}"]]
+
+
+def spent(work: Callable[[], object]) -> float:
+    """Seconds of a core."""
+    started = time.thread_time()
+    work()
+    return time.thread_time() - started
 
 
 def rates(taken: dict[str, list[float]], count: int) -> list[list[str]]:

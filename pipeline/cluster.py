@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 import pipeline
 import stages
 from pipeline.experiment.spec import Experiment, recipes
@@ -234,6 +232,8 @@ class Cluster:
         Raises:
             BadInput: the cluster no longer answers.
         """
+        import aiohttp
+
         shown, silent = 0, 0.0  # characters passed on; since when the cluster, not only the job, is unresponsive, or 0
 
         async def tail() -> None:

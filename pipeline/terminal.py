@@ -263,16 +263,6 @@ def _end_at_once(number: int) -> None:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Block Ctrl-C; processes started meanwhile never receive it, and the program must end them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
 def session() -> Iterator[None]:
     """Run a command with usable streams and an orderly end on signals."""
     _State.advice, _State.asked, _State.ending = "", None, False

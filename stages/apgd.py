@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stages.pgd import direction, project
 from stages.recipes import Norm
+from stages.targeted_pgd import entry
 
 MOMENTUM = 0.75  # α in the paper: weight of the new step; the rest is momentum
 RISING = 0.75  # ρ in the paper: fraction of steps that must raise the loss to keep the step size
@@ -113,17 +114,18 @@ def dlr(logits_NC: Tensor, label_N: Tensor) -> Tensor:
 
     It is invariant to the scale of the logits, so that a confident network does not flatten it.
     """
-    top = logits_NC.topk(3).values
+    top = _top(logits_NC, 3)
     others = logits_NC.scatter(1, label_N[:, None], -torch.inf).amax(1)
-    return (others - _of(logits_NC, label_N)) / (top[:, 0] - top[:, 2] + FLOOR)
+    return (others - entry(logits_NC, label_N)) / (top[0] - top[2] + FLOOR)
 
 
 def dlr_toward(logits_NC: Tensor, label_N: Tensor, target_N: Tensor) -> Tensor:
     """Targeted difference of logits ratio, −(z_y − z_t) / (z_π1 − (z_π3 + z_π4) / 2) (equation 7): N."""
-    top = logits_NC.topk(4).values
-    rise = _of(logits_NC, target_N) - _of(logits_NC, label_N)
-    return rise / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + FLOOR)
+    top = _top(logits_NC, 4)
+    rise = entry(logits_NC, target_N) - entry(logits_NC, label_N)
+    return rise / (top[0] - (top[2] + top[3]) / 2 + FLOOR)
 
 
-def _of(logits_NC: Tensor, class_N: Tensor) -> Tensor:
-    return logits_NC.gather(1, class_N[:, None])[:, 0]
+def _top(logits_NC: Tensor, count: int) -> list[Tensor]:
+    """The largest logits, N each. `topk` only finds their columns: its backward pass is a scatter, like `gather`'s."""
+    return [entry(logits_NC, place) for place in logits_NC.detach().topk(count).indices.unbind(1)]

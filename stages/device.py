@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 
 import numpy as np
@@ -48,7 +49,23 @@ def computing(recipe: Compute | Train | Evaluate) -> Iterator[None]:
         stack.enter_context(threads(getattr(recipe, "threads", 1)))
         stack.enter_context(numbers(getattr(recipe, "precision", "float32")))
         stack.enter_context(_kernels(recipe.deterministic))
+        for seen in _witnesses.get():
+            seen.add(settings_text())
         yield
+
+
+_witnesses: ContextVar[tuple[set[str], ...]] = ContextVar("witnesses", default=())
+
+
+@contextmanager
+def witnessed() -> Iterator[set[str]]:
+    """Collects the settings of each `computing` entered meanwhile, read back from PyTorch: see `settings_text`."""
+    seen: set[str] = set()
+    token = _witnesses.set((*_witnesses.get(), seen))
+    try:
+        yield seen
+    finally:
+        _witnesses.reset(token)
 
 
 @contextmanager
@@ -116,6 +133,12 @@ def on(values: torch.Tensor, where: torch.device | None) -> torch.Tensor:
     if where is None or where.type != "cuda" or values.is_cuda:
         return values.to(where)
     return values.pin_memory().to(where, non_blocking=True)
+
+
+def settings_text() -> str:
+    """The current settings as text, for commit marks, metrics and manifests."""
+    now = settings()
+    return f"{'tf32' if now['tf32'] else 'float32'}, {'deterministic' if now['deterministic'] else 'fastest'} kernels"
 
 
 def settings() -> dict[str, bool]:

@@ -15,6 +15,10 @@ class BadInput(ValueError):
     """
 
 
+class TooLarge(BadInput):
+    """A batch does not fit into a GPU's memory."""
+
+
 class BadData(RuntimeError):
     """Data is invalid: damaged, undecodable or of the wrong shape."""
 

@@ -73,7 +73,7 @@ class Classifier(nn.Module):
         with numbers(self.precision), torch.autocast(x.device.type, low, enabled=low is not None):
             logits: Tensor = self.network(x)
         if self.outputs is not None:
-            logits = logits.index_select(1, self.outputs)
+            logits = logits[:, self.outputs]  # not `index_select`, whose deterministic backward pass waits on a GPU
         logits = logits.float() if self.design.logit_scale is None else logits.float() * self.design.logit_scale
         if low is torch.float16 and logits.requires_grad and x.requires_grad:
             _scale_gradients(x, logits)

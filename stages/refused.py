@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from stages.errors import BadInput
+from stages.errors import BadInput, TooLarge
 from stages.model import Classifier
 from stages.recipes import Compute, Evaluate, Train
 
@@ -22,13 +22,14 @@ def explained(recipe: Compute | Train | Evaluate, *models: Classifier) -> Iterat
     Neither error is retried, nor is the batch halved: another batch shape gives other bits.
 
     Raises:
-        BadInput: a layer has no deterministic kernel, or the GPU is out of memory.
+        BadInput: a layer has no deterministic kernel.
+        TooLarge: the GPU is out of memory.
     """
     free = _free()
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise BadInput(f"batch_size {recipe.batch_size} is more than the GPU has memory for{free}: lower it") from error
+        raise TooLarge(f"batch_size {recipe.batch_size} is more than the GPU has memory for{free}: lower it") from error
     except RuntimeError as error:
         if (found := NO_KERNEL.search(str(error))) is None:
             raise

@@ -154,6 +154,16 @@ def unnoted(target_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.full_like(target_N, -1), margin, torch.zeros_like(target_N[:1])
 
 
+def entry(values_NC: Tensor, column_N: Tensor) -> Tensor:
+    """Each row's value in one column, N, as from `gather`.
+
+    The backward pass of `gather` is a scatter. On a GPU its deterministic kernel reads the indices on the host, so a
+    step with it could not be a CUDA graph.
+    """
+    here = torch.arange(values_NC.shape[1], device=values_NC.device) == column_N[:, None]
+    return torch.where(here, values_NC, 0).sum(1)
+
+
 def margins(logits_NC: Tensor, target_N: Tensor) -> Tensor:
     """Margin: the target's logit minus the largest other logit, N."""
     column = target_N[:, None]

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -24,13 +26,13 @@ from stages import nets
 from stages.augment import augment
 from stages.average import Average
 from stages.design import Design
-from stages.device import computing, kind, on, sent, tune_malloc
+from stages.device import computing, device, kind, on, sent, settings_text, tune_malloc
 from stages.errors import BadData, BadInput
 from stages.features import head
 from stages.inference import compiled, folded
 from stages.model import Classifier, load, on_device
 from stages.pgd import pgd
-from stages.prefetch import prefetch
+from stages.prefetch import prefetch, processes
 from stages.recipes import Adversary, Train
 from stages.refused import explained
 from stages.seeds import coins, generator, torch_seed
@@ -40,7 +42,10 @@ from stages.tensors import in_batches, to_unit, unit
 from stages.whiten import first_convolution, whiten
 
 SHUFFLE_SHARDS = 4
-"""Shards mixed at a time when a split streams; as many are read ahead."""
+"""Shards mixed at a time when a split streams; as many are prefetched, or one for each process of the pool."""
+
+DECODERS = 16
+"""Most processes that decode for one GPU; each decodes about 300 photographs of 224 pixels per second."""
 
 Batches = Iterator[tuple[Tensor, Tensor, np.ndarray]]
 """Pixels, uint8, N × H × W × C, and labels, where the model is; and the images' places in the source."""
@@ -53,7 +58,7 @@ class Examples:
     Attributes:
         names: its shards.
         counts: samples in each.
-        read: shard name → the shard.
+        read: shard name → the shard; with a GPU it is pickled, so that other processes can call it.
         bytes: of all its pixels, decoded.
         digest: of its contents; a checkpoint made from others is not gone on from.
     """
@@ -193,8 +198,8 @@ def fit(
         The checkpoint (see `weights_of`) and the metrics: per epoch its number, learning rate, mean
         loss, accuracy on the labels trained on (of the images as they were trained on: under attack, in
         adversarial training), images per second, all of all processes together; where there is something to
-        watch, the ``test_accuracy``; the kind of ``device``; and, where the recipe asks for several, the number of
-        ``workers``.
+        watch, the ``test_accuracy``; the kind of ``device`` and its ``settings``; and, where the recipe asks for
+        several, the number of ``workers``.
         Only the first process yields.
 
     Raises:
@@ -204,7 +209,8 @@ def fit(
     if len(examples) < recipe.batch_size:
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {len(examples)} examples to train on")
     tune_malloc()
-    with computing(recipe):
+    fits = examples.bytes <= recipe.memory_budget * 2**20 * group.world
+    with computing(recipe), processes(0 if fits else spare(device())) as pool:
         # From another stream for a probe: of the same seed, its new layer would be the one that the model began with.
         torch.manual_seed(torch_seed(recipe.seed, "weights" if start is None else "probe"))
         model = on_device(Classifier(design, here, recipe.precision))
@@ -215,9 +221,9 @@ def fit(
         history = _restore(learner, checkpoint) if came_from(checkpoint, examples.digest) else []
         if recipe.whiten and not history:
             whiten(model, (examples.read(name).images() for name in examples.names))
-        fits = examples.bytes <= recipe.memory_budget * 2**20 * group.world
         where = next(model.parameters()).device
-        batches = (_in_memory if fits else _streamed)(recipe, examples, group, where)
+        held = _in_memory(recipe, examples, group, where) if fits else None
+        batches = held or _streamed(recipe, examples, group, where, pool)
         joined = group.joined(compiled(model, recipe.compile))
         for epoch in range(len(history), recipe.epochs):
             with explained(recipe, model):
@@ -331,6 +337,7 @@ def _epoch(
         "accuracy": accuracy,
         "images_per_second": round(steps * recipe.batch_size / seconds, 1),
         "device": kind(),
+        "settings": [settings_text()],
         **workers,
     }
 
@@ -397,8 +404,23 @@ def room(where: torch.device) -> float:
     return torch.cuda.mem_get_info(where)[0] / 4 if where.type == "cuda" else math.inf
 
 
-def _streamed(recipe: Train, examples: Examples, group: Group, where: torch.device) -> Callable[[int], Batches]:
-    """Shards in random order, a few of them mixed at a time, the next few read meanwhile.
+def spare(where: torch.device) -> int:
+    """Number of processes that decode what streams to a device; with 0, threads of this process decode.
+
+    A processor trains slower than threads decode. For a GPU, it is the GPU's share of the cores less one, which the
+    training loop keeps.
+    """
+    if where.type != "cuda":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free = cores // torch.cuda.device_count() - 1
+    return min(free, DECODERS) if free > 1 else 0
+
+
+def _streamed(
+    recipe: Train, examples: Examples, group: Group, where: torch.device, pool: Executor | None
+) -> Callable[[int], Batches]:
+    """Shards in random order, a few of them mixed at a time, the next few read meanwhile: by the pool, or by threads.
 
     What does not fill a batch waits for the next few.
     """
@@ -409,7 +431,7 @@ def _streamed(recipe: Train, examples: Examples, group: Group, where: torch.devi
         draw = generator(recipe.seed, "order", epoch)
         names = [examples.names[i] for i in draw.permutation(len(examples.names))]
         mine = share([examples.counts[name] for name in names], recipe.batch_size, group)
-        parts, left = _read(examples, names, mine), list[Columns]()
+        parts, left = _read(examples, names, mine, pool), list[Columns]()
         while fresh := list(islice(parts, SHUFFLE_SHARDS)):
             pixels, labels, index = (np.concatenate(column) for column in zip(*left, *fresh, strict=True))
             order = draw.permutation(len(labels))
@@ -426,14 +448,18 @@ Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Pixels, labels and places in the source, of some images."""
 
 
-def _read(examples: Examples, names: Sequence[str], mine: Sequence[tuple[int, slice]]) -> Iterator[Columns]:
-    """A process's share of some shards, in order."""
+def _read(
+    examples: Examples, names: Sequence[str], mine: Sequence[tuple[int, slice]], pool: Executor | None = None
+) -> Iterator[Columns]:
+    """A process's share of some shards, in order, read by the pool or by threads."""
+    parts = ((names[position], part) for position, part in mine)
+    count = SHUFFLE_SHARDS if pool is None else max(SHUFFLE_SHARDS, spare(device()))
+    return prefetch(partial(_columns, examples.read), parts, count, pool)
 
-    def read(part: tuple[int, slice]) -> Columns:
-        shard = examples.read(names[part[0]])
-        return shard.images()[part[1]], shard.label[part[1]], shard.index[part[1]]
 
-    return prefetch(read, mine, SHUFFLE_SHARDS)
+def _columns(read: Callable[[str], Shard], part: tuple[str, slice]) -> Columns:
+    shard = read(part[0])
+    return shard.images()[part[1]], shard.label[part[1]], shard.index[part[1]]
 
 
 def _checkpoint(learner: Learner, history: list[dict[str, Any]], origin: str) -> bytes:

@@ -32,6 +32,7 @@ from stages.pgd import Descent, graphs
 from stages.recipes import Usefulness
 from stages.refused import explained
 from stages.shard import Shard
+from stages.targeted_pgd import entry
 from stages.tensors import in_batches, to_unit
 
 CONSTANT = 1e-10  # variance of a constant feature in float32, by rounding, relative to its mean square
@@ -107,11 +108,11 @@ def _extremes(
     where = features.model.mean.device
     axes = np.meshgrid(*(np.arange(size) for size in clean_ND.shape), np.array([1.0, -1.0]), indexing="ij")
 
-    def value(x: Tensor, column_N1: Tensor) -> Tensor:
-        return features(x).gather(1, column_N1)[:, 0]
+    def value(x: Tensor, column_N: Tensor) -> Tensor:
+        return entry(features(x), column_N)
 
     descent = Descent(
-        lambda x, column_N1, sign_N: sign_N * value(x, column_N1),
+        lambda x, column_N, sign_N: sign_N * value(x, column_N),
         norm=recipe.norm,
         eps=recipe.eps,
         step_size=recipe.step,
@@ -119,7 +120,7 @@ def _extremes(
     )
 
     def one(image: np.ndarray, feature: np.ndarray, sign: np.ndarray) -> np.ndarray:
-        column, signs = sent(feature, where)[:, None], sent(sign, where).float()
+        column, signs = sent(feature, where), sent(sign, where).float()
         last = descent(to_unit(pixels[image], where), column, signs, steps=recipe.steps)
         with torch.no_grad():
             return np.asarray(value(last, column).double().cpu())

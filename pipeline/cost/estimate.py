@@ -26,8 +26,9 @@ from pipeline.run.preflight import NodeStatus
 from pipeline.terminal import duration, hours, size
 from stages.errors import BadInput
 
-SIZES = (0.25, 0.5, 2, 4)
-"""Batch sizes that are tried, besides the recipe's, as multiples of it; one more divides a shard without remainder."""
+SIZES = (0.25, 0.5)
+"""Batch sizes that are tried, besides the recipe's, as multiples of it; one more divides a shard without remainder.
+Larger sizes are tried too: each twice the last, while the shard and the memory hold it and the last doubling paid."""
 
 SMALLEST = 8
 """Images of the smallest batch that is tried."""
@@ -132,11 +133,26 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """The fastest batch size of an attack or an inversion, and its speed-up over the recipe's."""
+    """The batch size of an attack or an inversion.
+
+    Attributes:
+        recipe: the recipe's.
+        fastest: the fastest of those tried that fit into memory.
+        gain: its speed-up over the recipe's.
+        holds: images of the largest that fits into memory, a whole shard at most.
+        shard: images of the largest shard.
+    """
 
     recipe: int
     fastest: int
     gain: float
+    holds: int
+    shard: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the recipe's fits into memory."""
+        return self.recipe <= self.holds
 
 
 @dataclass(frozen=True)
@@ -357,18 +373,30 @@ def fastest(parts: Sequence[Work], sizes: Sequence[int], trials: Trials) -> Batc
     if part is None or not JOBS[part.node.stage].tunes_batch or not part.steps or not sizes:
         return None
     own, largest = trials.rate(part), max(sizes)
-    most = min(largest, own.tried) if own.tried < part.batch else largest
-    took = {part.batch: sum(in_batches(sizes, part.batch)) * own.seconds(part.steps)}
+    whole = max(largest, part.batch)  # a batch exceeds its shard only where the recipe's does
+    holds = min(max(trials.holds(own), own.tried), whole)
+    most = min(largest, own.tried) if own.tried < part.batch else min(largest, holds)
+
+    def seconds(batch: int) -> float:
+        return sum(in_batches(sizes, batch)) * trials.rate(part.of_batch(batch)).seconds(part.steps)
+
     even = math.ceil(largest / sum(in_batches([largest], part.batch)))
-    for batch in sorted({even, *(int(part.batch * share) for share in SIZES)} - {part.batch}):
-        other = part.of_batch(batch)
-        if SMALLEST <= batch <= most and trials.fits(other, own):
-            took[batch] = sum(in_batches(sizes, batch)) * trials.rate(other).seconds(part.steps)
-    if len(took) == 1:
+    smaller = {even, own.tried, *(int(part.batch * share) for share in SIZES)}
+    took = {batch: seconds(batch) for batch in sorted({part.batch, *(b for b in smaller if SMALLEST <= b <= most)})}
+    batch = part.batch
+    while 2 * batch <= most:
+        took[2 * batch] = seconds(2 * batch)
+        if took[batch] < GAIN * took[2 * batch]:
+            break
+        batch *= 2
+    held = {batch: time for batch, time in took.items() if batch <= holds}
+    if len(held) == 1 and part.batch in held:
         return None
-    best = min(took, key=lambda batch: took[batch])
+    best = min(held, key=lambda batch: held[batch])
     gain = took[part.batch] / took[best]
-    return Batch(part.batch, best, gain) if gain >= GAIN else Batch(part.batch, part.batch, 1.0)
+    if part.batch in held and gain < GAIN:
+        best, gain = part.batch, 1.0
+    return Batch(part.batch, best, gain, holds, largest)
 
 
 # --------------------------------------------------------------------------------------------- saying
@@ -390,6 +418,7 @@ def as_json(cost: Cost, site: Site, gpus: int | None, batch: Batch | None) -> di
         said["wall_seconds_on_gpus"] = round(cost.wall(site.of(gpus)), 3)
     if batch is not None:
         said["batch_size"] = {"recipe": batch.recipe, "fastest": batch.fastest, "times_as_fast": round(batch.gain, 3)}
+        said["batch_size"]["memory_holds"] = batch.holds
     return said
 
 
@@ -444,11 +473,26 @@ def _notes(estimated: Estimate) -> list[str]:
     for name, cost in estimated.nodes.items():
         if not cost.known:
             said.append(f"{name} is downloaded: not measured.")
-        elif cost.tried < 1:
+        elif cost.tried < 1 and (name not in estimated.batches or estimated.batches[name].fits):
             said.append(f"{name}: a whole batch takes too long to be tried; extrapolated from {cost.tried:.0%} of it.")
     better = {name: batch for name, batch in estimated.batches.items() if batch.fastest != batch.recipe}
     for name, batch in better.items():
-        said.append(f"{name}: batch_size {batch.fastest} is {batch.gain:.2f} times as fast as {batch.recipe}.")
-    if len(better) < len(estimated.batches):
-        said.append("Of the other attacks and inversions, the recipe's batch_size is the fastest of those tried.")
+        held = f"the memory holds {_held(batch.holds, batch.shard)}"
+        if batch.fits:
+            gain = f"{batch.gain:.2f} times as fast as {batch.recipe}"
+            said.append(f"{name}: batch_size {batch.fastest} is {gain}; {held}.")
+        else:
+            said.append(
+                f"{name}: batch_size {batch.recipe} does not fit, {held}: {batch.fastest} is the fastest tried."
+            )
+    if others := [batch for name, batch in estimated.batches.items() if name not in better]:
+        least = min(others, key=lambda batch: batch.holds)
+        said.append(
+            "Of the other attacks and inversions, the recipe's batch_size is the fastest of those tried; the memory "
+            f"holds {_held(least.holds, least.shard)}{' or more' * (len(others) > 1)}."
+        )
     return said
+
+
+def _held(images: int, shard: int) -> str:
+    return "a whole shard" if images >= shard else f"{images:,} images"

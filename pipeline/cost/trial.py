@@ -8,12 +8,13 @@ processes are tried at once as there will be workers, since they share processor
 import multiprocessing
 import os
 import platform
+import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass, replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -23,7 +24,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pipeline import terminal
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs import JOBS, Context, LoadJob, ModelJob, ShardJob
@@ -32,7 +32,8 @@ from pipeline.run.jobs.checks import neutral_split
 from pipeline.run.jobs.work import SAMPLE, Part, Trial
 from pipeline.run.preflight import NodeStatus
 from pipeline.store import Store, canonical, digest
-from stages.errors import BadData, BadInput
+from stages.apart import aside
+from stages.errors import BadData, BadInput, TooLarge
 from stages.shard import Shard, pack, unpack
 
 if TYPE_CHECKING:
@@ -53,8 +54,11 @@ PILOT = 8
 CROWD = 4
 """Most processes per processor that are tried at once: more add no information and take memory."""
 
-FILL = 0.5
-"""Share of the memory that a proposed batch size may fill, with one batch in every worker."""
+FILL, FILL_GPU = 0.5, 0.9
+"""Share of the memory that a proposed batch size may fill, with one batch in every worker; a GPU holds nothing else."""
+
+CAPTURED = 3
+"""Steps of which at least one is captured as a CUDA graph, which has memory of its own."""
 
 SHARD = "train-000000"
 
@@ -73,7 +77,7 @@ class Measurement:
         read, commit: of all images.
         first, work: of a batch, or an epoch: the first time, and the second.
         stored: bytes of all images, or of the model.
-        held: bytes that the gradients of all images hold on to; 0 where it was not asked.
+        held: bytes of memory: the peak of a GPU, or on a processor the bytes saved for backward; 0 if not measured.
     """
 
     open: float
@@ -95,8 +99,9 @@ class Rate:
         warm_up: seconds by which its first batch took longer than the second: kernels chosen, code compiled.
         read, commit: seconds of an image.
         stored: bytes of an image, or of a model.
-        held: bytes that the gradients of an image hold on to.
-        tried: images of the batches that were tried; fewer than asked for where these would take too long.
+        held, base: bytes of memory for each image of a batch, and for any batch.
+        tried: images of the batches that were tried; fewer than asked for where these would take too long, or do not
+            fit into a GPU's memory.
     """
 
     fixed: float
@@ -107,6 +112,7 @@ class Rate:
     commit: float = 0.0
     stored: float = 0.0
     held: float = 0.0
+    base: float = 0.0
     tried: int = 1
 
     def seconds(self, steps: int) -> float:
@@ -121,7 +127,7 @@ class Device:
     Attributes:
         name: of the hardware.
         count: how many this machine has.
-        memory: bytes that all workers of this machine share, or that a GPU has.
+        memory: bytes that all workers of this machine share, or that are free on a GPU.
         gpu: whether it is one.
     """
 
@@ -159,7 +165,7 @@ class Trials:
         self.folder = TemporaryDirectory()
         self.context = replace(self.home, store=Store(self.folder.name))
         context = multiprocessing.get_context("spawn")
-        with _safe_path():
+        with aside():
             self.together = context.Barrier(self.processes)
             self.pool = ProcessPoolExecutor(self.processes, context, initializer=_begin, initargs=(self.together,))
             started = time.perf_counter()
@@ -183,23 +189,23 @@ class Trials:
             self.rates[part.key] = self._rate(part)
         return self.rates[part.key]
 
-    def fits(self, part: Part, rate: Rate) -> bool:
-        """Whether a batch of this part fits into memory, judged by the bytes per image of another batch size."""
-        return self.processes * part.batch * rate.held < FILL * self.device.memory
+    def holds(self, rate: Rate) -> int:
+        """Images of the largest batch that fits into memory, judged by the bytes that batches of other sizes took."""
+        room = (FILL_GPU if self.device.gpu else FILL) * self.device.memory / self.processes - rate.base
+        return max(0, int(room / rate.held)) if rate.held else sys.maxsize
 
     def _rate(self, part: Part) -> Rate:
-        low = min(part.steps, 1)
-        pilot = self._time(part, min(PILOT, part.batch), low, weigh=True)
-        batch = part.batch
-        while batch > PILOT and _asked(part, pilot) / PILOT * batch * REPEATS > LIMIT:
-            batch = max(PILOT, batch // 2)
-        first = self._time(part, batch, low)
-        least, high = _asked(part, first), _steps(part, _asked(part, first))
+        low, small = min(part.steps, 1), min(PILOT, part.batch)
+        pilot = self._time(part, small, min(part.steps, CAPTURED) if self.device.gpu else low, weigh=True)
+        batch, first = self._first_of(part, pilot, low)
+        last, least, high = first, _asked(part, first), _steps(part, _asked(part, first))
         if high > low:
-            step = max(0.0, (_asked(part, self._time(part, batch, high)) - least) / (high - low))
+            last = self._time(part, batch, high)
+            step = max(0.0, (_asked(part, last) - least) / (high - low))
             fixed = max(0.0, least - low * step)
         else:
             step, fixed = (least, 0.0) if low else (0.0, least)
+        base, held = _memory((small, pilot.held), (batch, last.held))
         whole, short = part.batch / batch, _trial(part, batch, low)
         return Rate(
             fixed=fixed * whole,
@@ -209,9 +215,23 @@ class Trials:
             read=first.read / short.images,
             commit=first.commit / short.images,
             stored=first.stored / short.outputs,
-            held=pilot.held / min(PILOT, part.batch),
+            held=held,
+            base=base,
             tried=batch,
         )
+
+    def _first_of(self, part: Part, pilot: Measurement, low: int) -> tuple[int, Measurement]:
+        """The largest batch, up to the part's, that is neither too slow nor too large to be tried; its first trial."""
+        batch = part.batch
+        while batch > PILOT and _asked(part, pilot) / PILOT * batch * REPEATS > LIMIT:
+            batch = max(PILOT, batch // 2)
+        while True:
+            try:
+                return batch, self._time(part, batch, low)
+            except TooLarge:
+                if not JOBS[part.node.stage].tunes_batch or batch <= PILOT:
+                    raise
+                batch = max(PILOT, batch // 2)
 
     # ------------------------------------------------------------------------------------- how it is done
 
@@ -226,7 +246,7 @@ class Trials:
 
     def _side_by_side(self, processes: int, work: Callable[..., T], *args: Any) -> list[T]:
         all_of_them = processes == self.processes
-        with terminal.alone():
+        with aside():
             futures: list[Future[T]] = [self.pool.submit(_perform, all_of_them, work, *args) for _ in range(processes)]
         wait(futures)
         errors = [error for future in futures if (error := future.exception()) is not None]
@@ -311,24 +331,20 @@ class Trials:
         return Artifact(folder, facts | {"content": content, "files": listed})
 
 
-@contextmanager
-def _safe_path() -> Iterator[None]:
-    """Processes begun meanwhile do not look for modules in the current folder, which `multiprocessing` has them do."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["PYTHONSAFEPATH"]
-        if before is not None:
-            os.environ["PYTHONSAFEPATH"] = before
-
-
 def _named(part: Part) -> str:
     node = part.node
     archs = ", ".join(dict.fromkeys([d.arch for d in part.models.values()] or [getattr(node.recipe, "arch", "") or ""]))
     batch = f", batches of {part.batch}" if hasattr(node.recipe, "batch_size") else ""
     return f"{node.stage} {archs}".rstrip() + f" on {part.source}{batch}"
+
+
+def _memory(*tried: tuple[int, float]) -> tuple[float, float]:
+    """Bytes of any batch, and of each of its images, from two measured batches; from the first alone if need be."""
+    (small, little), (large, much) = tried
+    if not much or large == small:
+        return 0.0, little / small
+    held = max(0.0, (much - little) / (large - small))
+    return max(0.0, little - small * held), held
 
 
 def _asked(part: Part, took: Measurement) -> float:
@@ -372,7 +388,7 @@ def device() -> Device:
 
     if torch.cuda.is_available():
         facts = torch.cuda.get_device_properties(0)
-        return Device(facts.name, torch.cuda.device_count(), facts.total_memory, gpu=True)
+        return Device(facts.name, torch.cuda.device_count(), torch.cuda.mem_get_info(0)[0], gpu=True)
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
@@ -445,9 +461,14 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def _weighed(work: Callable[[Any], Any], given: Any, weigh: bool) -> int:
-    """Do some work; returns the bytes saved for backward, if `weigh`."""
+    """Do some work; returns the peak of a GPU's memory, or on a processor the bytes saved for backward, if `weigh`."""
     import torch
 
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        work(given)
+        return torch.cuda.max_memory_reserved()
     held = 0
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,7 @@ class Manifest(Document):
     files: list[File]
     environment: dict[str, str]
     devices: dict[str, Count]
+    settings: dict[str, Count] = Field(default_factory=dict)
     made: Moment
 
     def _digest_of(self, name: str) -> str:
@@ -166,6 +167,7 @@ class Mark(Document):
     inputs: dict[str, str]
     host: str
     device: str
+    settings: list[str] = Field(default_factory=list)
 
 
 class Statistics(Document):

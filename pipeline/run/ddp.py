@@ -97,12 +97,13 @@ def _free_what_dead_groups_hold() -> None:
 
 def _fit(pickled_job: bytes, gpu: bool, reported: Any, scratch: str) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     job: TrainJob = unpack(pickled_job)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"pickled_job": pickled_job, "reported": reported},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(1, job.workers),  # type: ignore[arg-type]  # the stubs are those of Ray Train before v2
             use_gpu=gpu,

@@ -196,12 +196,14 @@ class StepResult:
         seconds: step → seconds that it took.
         retries: requests that were sent to the store again.
         device: kind of device that the shard was worked on.
+        settings: PyTorch's settings during the work: see `stages.device.settings_text`.
     """
 
     value: Any
     seconds: dict[str, float]
     retries: int
     device: str = ""
+    settings: tuple[str, ...] = ()
 
 
 def make(job: ShardJob, work: Callable[[Any], Any], unit: Unit, attempt: int) -> dict[str, Any]:
@@ -218,21 +220,24 @@ def read(job: ShardJob, unit: Unit) -> StepResult:
 
 def work_on(work: Callable[[Any], Any], given: StepResult, heavy: bool) -> StepResult:
     """The second step. Work that loads no model has no device but the processor."""
+    if not heavy:
+        value, seconds = _timed(work, given)
+        return StepResult(value, seconds, given.retries, platform.machine())
+    from stages import device
+
+    with device.witnessed() as seen:
+        value, seconds = _timed(work, given)
+    return StepResult(value, seconds, given.retries, device.kind(), tuple(sorted(seen)))
+
+
+def _timed(work: Callable[[Any], Any], given: StepResult) -> tuple[Any, dict[str, float]]:
     started = time.perf_counter()
-    value = work(given.value)
-    seconds = given.seconds | {"work": round(time.perf_counter() - started, 3)}
-    return StepResult(value, seconds, given.retries, _device() if heavy else platform.machine())
-
-
-def _device() -> str:
-    from stages.device import kind
-
-    return kind()
+    return work(given.value), given.seconds | {"work": round(time.perf_counter() - started, 3)}
 
 
 def commit(job: ShardJob, unit: Unit, given: StepResult, attempt: int) -> dict[str, Any]:
     """The last step; returns the commit mark, with the number of repeated requests to the store (``store_retries``)."""
     before = job.context.store.retries
-    facts = {"attempt": attempt, "seconds": given.seconds, "device": given.device}
+    facts = {"attempt": attempt, "seconds": given.seconds, "device": given.device, "settings": list(given.settings)}
     mark = job.commit(unit, given.value, facts)
     return mark | {"store_retries": given.retries + job.context.store.retries - before}

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from stages import device
+from stages import device, train
 
 WITNESS = """
 import json, os
@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch):
 def experiment(workers, module="witness"):
     train = {"arch": f"{module}:net", "epochs": 1, "batch_size": 64, "threads": 1}
     attack = {"images": "clean", "model": "model", "eps": 1, "steps": 2, "batch_size": 32}
-    threat = {"eps": 1, "steps": 1, "batch_size": 32}
+    threat = {"eps": 1, "steps": 1, "batch_size": 32, "precision": "tf32"}
     return {
         "name": "seen",
         "datasets": {
@@ -107,6 +107,16 @@ def test_the_device_stands_in_every_mark_and_a_node_made_on_two_kinds_says_so(fo
     assert all(mark["device"] for mark in marks(folder, "clean").values())
     assert manifest(folder, "exact")["devices"] == {here: 2}
     assert manifest(folder, "model")["devices"] == {here: 1}
+    assert manifest(folder, "model")["settings"] == {"float32, deterministic kernels": 1}
+    assert manifest(folder, "exact")["settings"] == {"float32, deterministic kernels": 2}
+    assert manifest(folder, "clean")["settings"] == {}
+    run(folder, what, "--engine", "inline")
+    assert {tuple(mark["settings"]) for mark in marks(folder, "tf32").values()} == {("tf32, deterministic kernels",)}
+    assert manifest(folder, "tf32")["settings"] == {"tf32, deterministic kernels": 2}
+    assert manifest(folder, "accuracy")["settings"] == {
+        "float32, deterministic kernels": 2,  # what is scored clean
+        "tf32, deterministic kernels": 2,  # its attack
+    }
     (made,) = folder.glob("store/datasets/exact/*")
     (made / "commits" / "train-000001.json").unlink()
     monkeypatch.setattr(device, "kind", lambda: "NVIDIA H100 80GB HBM3, 9.0")
@@ -114,3 +124,19 @@ def test_the_device_stands_in_every_mark_and_a_node_made_on_two_kinds_says_so(fo
     assert "datasets/exact: done" in said
     assert f"1 on NVIDIA H100 80GB HBM3, 9.0; 1 on {here}" in said
     assert manifest(folder, "exact")["devices"] == {"NVIDIA H100 80GB HBM3, 9.0": 1, here: 1}
+
+
+def test_processes_that_decode_what_streams_change_no_byte(folder, monkeypatch):
+    asked = {"on": "clean", "arch": "small_cnn", "epochs": 2, "batch_size": 64, "threads": 1, "memory_budget": 0}
+    clean = {"load": {"source": "sklearn-digits", "shard_size": 64, "limit": 400}}
+    what = {"name": "streamed", "datasets": {"clean": clean}, "models": {"model": {"train": asked}}}
+    file, found = folder / "streamed.yaml", []
+    file.write_text(yaml.safe_dump(what))
+    for count in (0, 2):
+        monkeypatch.setattr(train, "spare", lambda where, count=count: count)
+        store = folder / f"store-{count}"
+        result = CliRunner().invoke(main, ["run", str(file), "--store", str(store), "--engine", "inline"])
+        assert result.exit_code == 0, result.output
+        (path,) = store.glob("models/model/*/manifest.json")
+        found.append(json.loads(path.read_text())["content"])
+    assert found[0] == found[1]

@@ -745,3 +745,13 @@ def test_a_training_is_compiled_if_asked_and_its_weights_keep_their_names(how, s
 def test_a_compiled_training_learns_what_a_plain_one_does(some, design):
     plain, compiled = (train.history_of(run(recipe(epochs=2, compile=how), design, some)[-1]) for how in (False, True))
     assert [row["loss"] for row in compiled] == pytest.approx([row["loss"] for row in plain], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cores", "gpus", "wanted"),
+    [("cpu", 64, 0, 0), ("cuda", 2, 1, 0), ("cuda", 4, 1, 3), ("cuda", 64, 1, train.DECODERS), ("cuda", 64, 8, 7)],
+)
+def test_a_gpu_has_as_many_processes_decode_as_its_share_of_the_cores(kind, cores, gpus, wanted, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert train.spare(torch.device(kind)) == wanted

@@ -268,9 +268,12 @@ def shards_of(dataset: Mapping[str, Any], splits: Iterable[str]) -> dict[str, in
     return {name: count for name, count in dataset["shards"].items() if split_of(name) in wanted}
 
 
-def devices(parts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """How many of the shards, or of the epochs, were made on each kind of device."""
-    return dict(sorted(Counter(part.get("device", "unknown") for part in parts).items()))
+def computed_on(parts: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """How many of the shards, or of the epochs, were made on each kind of device, and with which settings there."""
+    parts = list(parts)
+    devices = Counter(part.get("device", "unknown") for part in parts)
+    settings = Counter(setting for part in parts for setting in part.get("settings", ()))
+    return {"devices": dict(sorted(devices.items())), "settings": dict(sorted(settings.items()))}
 
 
 # ------------------------------------------------------------------------------------ from the store

@@ -21,7 +21,7 @@ from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs.base import (
     ShardJob,
     Unit,
-    devices,
+    computed_on,
     largest_shard,
     open_model,
     read_shard,
@@ -120,7 +120,7 @@ class DatasetJob(ShardJob):
             files,
             artifacts.content_digest(shas),
             self.inputs,
-            self.facts() | totals(marks, self.steps) | left_out(table) | {"devices": devices(marks.values())},
+            self.facts() | totals(marks, self.steps) | left_out(table) | computed_on(marks.values()),
         )
 
     def _samples(self, marks: Mapping[str, dict[str, Any]]) -> bytes:

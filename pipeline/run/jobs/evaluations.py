@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.experiment.graph import Node
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
-from pipeline.run.jobs.base import ShardJob, Unit, devices, open_model, read_shard, shards_of, source_of
+from pipeline.run.jobs.base import ShardJob, Unit, computed_on, open_model, read_shard, shards_of, source_of
 from pipeline.run.jobs.checks import refuse_rule, try_features
 from pipeline.run.jobs.work import Part, Work, in_batches, scoring, scoring_clean, with_tries
 from pipeline.store import canonical, digest
@@ -78,8 +78,8 @@ class ScoreJob(ShardJob):
             found.append(self._facts(name) | self.summary(sums))
         content = self.context.store.put_json(f"{self.node.folder}/result.json", {"rows": found})
         files = {"result.json": (len(content), digest(content)), "recipe.json": self._write_recipe()}
-        facts = {"shards": {name: mark["samples"] for name, mark in sorted(marks.items())}}
-        facts["devices"] = devices(marks.values())
+        shards = {name: mark["samples"] for name, mark in sorted(marks.items())}
+        facts = {"shards": shards} | computed_on(marks.values())
         return artifacts.publish(self.context.store, self.node, files, digest(canonical(found)), self.inputs, facts)
 
     def _facts(self, model: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.experiment.graph import Node
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
-from pipeline.run.jobs.base import Job, devices, read_shard, source_of, weights_of
+from pipeline.run.jobs.base import Job, computed_on, read_shard, source_of, weights_of
 from pipeline.run.jobs.checks import neutral_split, tried
 from pipeline.run.jobs.work import Part, Trial, Work, assumed_design, scoring_clean
 from pipeline.store import canonical, digest
@@ -102,7 +102,7 @@ class ModelJob(Job):
             files,
             digest(weights),
             self.inputs,
-            {"design": design, "trained_on": self.trained_on, "devices": devices(history)},
+            {"design": design, "trained_on": self.trained_on} | computed_on(history),
         )
 
 

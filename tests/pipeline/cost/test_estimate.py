@@ -14,12 +14,13 @@ from support import TINY
 from pipeline.cli import main
 from pipeline.cost import estimate, trial
 from pipeline.cost.estimate import Cost, Estimate, Measured, Site, cost_of, makespan, parts_of
-from pipeline.cost.trial import Rate
+from pipeline.cost.trial import Device, Measurement, Rate, Trials
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
 from pipeline.run.jobs import Context
 from pipeline.run.preflight import preflight
 from pipeline.store import Store
+from stages.errors import TooLarge
 
 RATE = Rate(fixed=0.5, step=1.0, read=0.001, commit=0.002, stored=100, tried=32)
 
@@ -42,7 +43,7 @@ def priced(tmp_path_factory):
     assert made.exit_code == 0, made.stderr
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
     patch.setattr(trial, "SECONDS", 0.01)
-    patch.setattr(estimate, "SIZES", (2,))
+    patch.setattr(estimate, "SIZES", ())
     said = plan(file, "--store", store, "--cost", "--gpus", 2, "--workers", 1, "--json")
     patch.undo()
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before, "something was written"
@@ -129,17 +130,22 @@ def test_an_attack_takes_its_padded_batches_times_its_steps(tiny, tmp_path):
 
 
 class Proportional:
-    """A machine on which an image takes as long in a batch of any size."""
+    """A machine on which an image takes as long in a batch of any size, and a batch so much besides.
 
-    def __init__(self):
-        self.batches = []
+    Args:
+        memory: images of the largest batch that it holds.
+        fixed: seconds.
+    """
+
+    def __init__(self, memory=10_000, fixed=0.0):
+        self.batches, self.memory, self.fixed = [], memory, fixed
 
     def rate(self, part):
         self.batches.append(part.batch)
-        return replace(RATE, fixed=0.0, step=0.001 * part.batch, tried=part.batch)
+        return replace(RATE, fixed=self.fixed, step=0.001 * part.batch, tried=min(part.batch, self.memory))
 
-    def fits(self, part, rate):
-        return True
+    def holds(self, rate):
+        return self.memory
 
 
 @pytest.mark.parametrize(("batch_size", "even", "gain"), [(50, 32, 100 / 64), (33, 32, 33 / 32), (32, 32, 1.0)])
@@ -149,9 +155,61 @@ def test_a_batch_that_leaves_no_rest_of_a_shard_is_tried(tiny, tmp_path, batch_s
     status = known["datasets/other"]
     left = status.facts["shards"]
     found = estimate.fastest(parts_of(status, known, left), list(left.values()), machine)
-    assert even in machine.batches and len(machine.batches) == len(set(machine.batches)), "each is tried once"
+    assert even in machine.batches
     assert 64 % found.fastest == 0, "shards of 64"
     assert found.recipe == batch_size and found.gain == pytest.approx(gain)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "memory", "fastest", "says"),
+    [
+        (8, 10_000, 64, "batch_size 64 is 1.95 times as fast as 8; the memory holds a whole shard."),
+        (8, 20, 16, "batch_size 16 is 1.38 times as fast as 8; the memory holds 20 images."),
+        (60, 20, 20, "batch_size 60 does not fit, the memory holds 20 images: 20 is the fastest tried."),
+        (64, 64, 64, "is the fastest of those tried; the memory holds a whole shard."),
+    ],
+)
+def test_the_batch_is_as_large_as_pays_and_as_the_memory_holds(tiny, tmp_path, batch_size, memory, fastest, says):
+    tiny["datasets"]["other"]["attack"] |= {"batch_size": batch_size}
+    machine, known = Proportional(memory, fixed=0.03), looked_at(tiny, tmp_path)
+    status = known["datasets/other"]
+    left = status.facts["shards"]
+    found = estimate.fastest(parts_of(status, known, left), list(left.values()), machine)
+    assert found.fastest == fastest and found.holds == min(memory, 64)
+    estimated = Estimate("a GPU", Site(1, 1, 0.0), {}, {"datasets/other": found}, {})
+    assert estimate.as_text(estimated, None).rstrip().endswith(says)
+
+
+class Small(Trials):
+    """A GPU of a thousand bytes; a batch takes 100 and 20 for each image, and is refused if it does not fit."""
+
+    def __init__(self):
+        self.device, self.processes, self.seen = Device("a small GPU", 1, 1000, gpu=True), 1, []
+
+    def _time(self, part, batch, steps, weigh=False):
+        self.seen.append((batch, steps))
+        if 100 + 20 * batch > 1000:
+            raise TooLarge(f"batch_size {batch} is more than the GPU has memory for: lower it")
+        return Measurement(0.1, 0.1, 0.2, 0.01 + 0.001 * batch * steps, 0.1, 1000, 100 + 20 * batch)
+
+
+def test_what_a_gpu_holds_is_estimated_from_two_batches_and_a_batch_that_does_not_fit_is_halved(tiny, tmp_path):
+    known, gpu = looked_at(tiny, tmp_path), Small()
+    status = known["datasets/other"]
+    (work,) = parts_of(status, known, status.facts["shards"])
+    rate = gpu._rate(work.part.of_batch(100))
+    assert (rate.base, rate.held, rate.tried) == (pytest.approx(100), pytest.approx(20), 25)
+    assert gpu.holds(rate) == 40  # nine tenths, less what any batch takes
+    assert gpu.seen[0] == (8, 3)  # of three steps the last is a CUDA graph, whose memory counts too
+    assert [batch for batch, _ in gpu.seen[1:4]] == [100, 50, 25]
+    assert gpu._rate(work.part.of_batch(16)).tried == 16
+
+
+def test_a_training_whose_batch_a_gpu_does_not_hold_is_refused(tiny, tmp_path):
+    known = looked_at(tiny, tmp_path)
+    fit = parts_of(known["models/standard"], known, {})[0].part
+    with pytest.raises(TooLarge, match="batch_size 100 is more"):
+        Small()._rate(fit.of_batch(100))
 
 
 def test_an_evaluation_takes_every_model_under_every_attack(tiny, tmp_path):

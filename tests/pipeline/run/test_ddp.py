@@ -5,10 +5,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
 import ray
+import torch
+from ray.train.torch import TorchConfig
 
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
@@ -18,6 +21,7 @@ from pipeline.run.jobs import Context, EvaluateJob, LoadJob, TrainJob
 from pipeline.run.parcel import pack
 from pipeline.store import Store
 from stages import train
+from stages.device import device
 from stages.errors import BadInput
 
 # A network of the user's own, slow enough that a test can interfere between two epochs.
@@ -127,6 +131,29 @@ def test_a_training_that_cannot_succeed_ends_at_once_with_its_own_sentence(clust
     with pytest.raises(ray.exceptions.RayTaskError) as caught:
         list(begin(job))
     assert reason_of(caught.value) == "the loss is nan in epoch 1: lower lr (it is 1e+30)"
+
+
+@pytest.mark.parametrize(("gpu", "backend"), [(True, "nccl"), (False, "gloo")])
+def test_gpus_are_joined_by_nccl_and_processors_by_gloo(gpu, backend, tmp_path, monkeypatch):
+    job, _ = plan(tmp_path)
+    asked = {}
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", lambda loop, **keys: asked.update(keys) or mock.Mock())
+    monkeypatch.setattr(ddp, "_resources", lambda job, gpu: {"CPU": 1, "GPU": 1} if gpu else {"CPU": 1})
+    ddp._fit(pack(job), gpu, None, str(tmp_path))
+    assert asked["torch_config"].backend == backend
+    assert asked["scaling_config"].use_gpu is gpu
+    assert asked["scaling_config"].num_workers == (1, 2)
+
+
+def test_each_process_of_a_group_computes_on_the_gpu_that_ray_gave_it(monkeypatch):
+    # All of a machine's are visible to all of them, so that NCCL reaches the others; ours is the current one.
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cuda", 3))
+    with TorchConfig(backend="nccl").train_func_context():
+        assert current == [torch.device("cuda", 3)]
+        assert device() == torch.device("cuda")  # without a number: the current one
 
 
 def test_this_process_alone_does_not_pass_for_several(tmp_path):
