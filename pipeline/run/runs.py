@@ -530,6 +530,8 @@ def _try_training(node: Node, place: Place, inputs: Mapping[str, Mapping[str, An
     neutral = {name: {recipe.split: value} for name, value in _neutral(on["channels"]).items()}
     design = design_of(node, {**on, **neutral}, inputs.get("probe"))
     _tried(node, train.refuse_misfit, design, place.here)
+    if recipe.whiten or recipe.norm_bias_lr != 1:
+        _tried(node, train.refuse_unfit, recipe, design, place.here)
     if recipe.probe:
         _tried(node, features.refuse_without, design, None, place.here)
     return dict(design.as_json())
