@@ -841,11 +841,25 @@ def test_a_checkpoint_is_gone_on_from_by_any_number_of_processes(together, shard
     assert said[-1][1][0] == train.history_of(one)[0]
 
 
+# Filters of 2 × 2 that can be whitened on digits, and a batch norm.
+PATCHES = """
+from torch import nn
+def make(classes):
+    return nn.Sequential(nn.Conv2d(1, 8, 2), nn.BatchNorm2d(8), nn.GELU(), nn.Flatten(), nn.Linear(392, classes))
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_that_go_on_end_with_the_bytes_of_two_that_were_not_interrupted(together, shards, design):
-    asked = recipe(epochs=3, workers=2, augment="crop-flip")
-    whole = together(asked, design, shards)[0][0]
-    resumed = together(asked, design, shards, checkpoint=whole[0][0])[0][0]
+@pytest.mark.parametrize("more", [{}, AIR | {"epochs": 3, "batch_size": 64}], ids=["plain", "all keys"])
+def test_two_processes_that_go_on_end_with_the_bytes_of_two_that_were_not_interrupted(
+    more, together, shards, design, make_module
+):
+    arch = f"{make_module(PATCHES)}:make"
+    patches = Design(arch, 10, design.shape, design.mean, design.std)
+    asked = recipe(**{"epochs": 3, "augment": "crop-flip"} | more | {"arch": arch, "workers": 2})
+    (whole, weights, *_), (_, same, *_) = together(asked, patches, shards)
+    assert all(torch.equal(weights[name], same[name]) for name in weights if "running" not in name)
+    resumed = together(asked, patches, shards, checkpoint=whole[0][0])[0][0]
     assert train.weights_of(resumed[-1][0]) == train.weights_of(whole[-1][0])
 
 

@@ -388,7 +388,10 @@ def test_a_figure_of_the_same_settings_has_none_beside_it_and_ours_are_said(tmp_
     alike = {"attack": {**ATTACK, "eps": 0.5, "steps": 100}, "relabel": "random"}
     experiment["datasets"] = {**EXPERIMENT["datasets"], "rand": alike}
     html = render(tmp_path, experiment).replace("\u00a0", " ")
-    assert "63.3 % ResNet-50, Ilyas et al. 2019" in html and ">small_cnn, L2 ε 0.5, 100 steps of 0.1</td>" in html
+    assert (
+        "63.3 % ResNet-50, Ilyas et al. 2019" in html
+        and ">small_cnn, L2 ε 0.5, 100 steps of 0.1, 4 epochs</td>" in html
+    )
 
 
 def test_a_set_of_another_norm_has_no_published_figures(tmp_path):
@@ -396,7 +399,7 @@ def test_a_set_of_another_norm_has_no_published_figures(tmp_path):
     other = {"attack": {**ATTACK, "norm": "linf", "eps": 0.03}, "relabel": "random"}
     experiment["datasets"] = {**EXPERIMENT["datasets"], "rand": other}
     html = render(tmp_path, experiment).replace("\u00a0", " ")
-    assert ">small_cnn, L∞ ε 0.03, 10 steps of 0.006</td>" in html and "63.3 %" not in html
+    assert ">small_cnn, L∞ ε 0.03, 10 steps of 0.006, 4 epochs</td>" in html and "63.3 %" not in html
 
 
 @pytest.mark.parametrize(

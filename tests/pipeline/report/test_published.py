@@ -142,21 +142,23 @@ def test_a_figure_says_what_it_was_made_with_where_that_is_not_as_here():
     assert figure.differing({"norm": Condition("L2", "ε 0.5"), "steps": Condition("", "7 steps of 0.1")}) == [
         "100 steps of 0.1"
     ]
+    (jordans,) = [f for f in beside("D_other", CIFAR10, BALL) if f.source == published.JORDAN]
+    assert jordans.differing(BALL) == ["L2 ε about 0.5", "12 steps of 0.25", "64 epochs"]
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("b", []),
+        ("b", ["30 epochs"]),
         ("brought", []),
-        ("robust", ["L2 ε 0.5", "7 steps of 0.1"]),
-        ("m0", ["L2 ε 0.5", "100 steps of 0.1"]),
-        ("m3", ["L2 ε 0.5", "100 steps of 0.1", "source L2 ε 0.5"]),
-        ("m6", ["L2 ε 0.5"]),
-        ("m7", []),
-        ("m9", ["inverted in 1000 steps of 0.1", "source L2 ε 0.5"]),
-        ("m11", ["inverted in 1000 steps of 0.1"]),
-        ("best", ["L2 ε 0.5", "100 steps of 0.1", "share 40 %"]),
+        ("robust", ["L2 ε 0.5", "7 steps of 0.1", "30 epochs"]),
+        ("m0", ["L2 ε 0.5", "100 steps of 0.1", "30 epochs"]),
+        ("m3", ["L2 ε 0.5", "100 steps of 0.1", "source L2 ε 0.5", "30 epochs"]),
+        ("m6", ["L2 ε 0.5", "30 epochs"]),
+        ("m7", ["30 epochs"]),
+        ("m9", ["inverted in 1000 steps of 0.1", "source L2 ε 0.5", "30 epochs"]),
+        ("m11", ["inverted in 1000 steps of 0.1", "30 epochs"]),
+        ("best", ["L2 ε 0.5", "100 steps of 0.1", "share 40 %", "30 epochs"]),
     ],
 )
 def test_a_setting_is_what_a_model_and_its_images_were_made_with(nodes, name, said):
