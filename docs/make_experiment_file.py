@@ -17,9 +17,11 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import torch
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.experiment import controls, spec
 from pipeline.experiment.graph import build
@@ -276,13 +278,16 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
 NETWORKS = """\
 ### arch
 
-| arch | network |
-|---|---|
+| arch | network | parameters, million | multiply–adds per image, million |
+|---|---|---|---|
 {small}
-| torchvision's, such as `resnet18` | Any classifier of `torchvision.models`; grey is repeated to three channels. |
+| torchvision's, such as `resnet18` | Any classifier of `torchvision.models`; grey is repeated to three channels. | | |
 | `package.module:name` | Your own: a class or function that returns a `torch.nn.Module`, in an installed module or \
-one in the working directory. |
-| `./nets/own.py:net` | The same in a file, relative to the working directory. |
+one in the working directory. | | |
+| `./nets/own.py:net` | The same in a file, relative to the working directory. | | |
+
+Both counts are for ten classes and three channels, the multiply–adds for an image of 32 pixels and one forward pass; a
+step of an attack takes about twice as many, a step of training three times. [Results](results.md) has accuracies.
 
 Installed modules take precedence: your `random.py` or `stages/` never replaces Python's or notbugs' own, here, in
 workers or in jobs. If an installed module hides yours, the error says so; give the path of the file instead. A file may
@@ -349,10 +354,21 @@ def document() -> str:
     for title, text, model in SECTIONS:
         said = " ".join(line.strip() for line in (model.__doc__ or "").replace("``", "`").strip().splitlines())
         parts.append("\n".join(filter(None, [f"### {title}\n", f"{said} {text}".strip() + "\n", _table(model)])))
-    small = "\n".join(f"| `{name}` | {(make.__doc__ or '').splitlines()[0]} |" for name, make in nets.OURS.items())
-    parts.append(NETWORKS.format(small=small))
+    parts.append(NETWORKS.format(small="\n".join(_networks())))
     lines = [f"| {shown} | {_cell(_message(asked))} |" for shown, asked in WRONG]
     return "\n".join([*parts, OUTRO + "\n".join(lines) + "\n"])
+
+
+def _networks() -> Iterator[str]:
+    """A row for each network of ours, counted without memory for its weights."""
+    for name, make in nets.OURS.items():
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network = make(10, 3).eval()
+            network(torch.empty(1, 3, 32, 32))
+        about = (make.__doc__ or "").splitlines()[0]
+        millions = sum(p.numel() for p in network.parameters()) / 1e6, counter.get_total_flops() / 2e6
+        counts = (f"{round(count):,}" if count >= 100 else f"{count:.3g}" for count in millions)
+        yield f"| `{name}` | {about} | {' | '.join(counts)} |"
 
 
 def _limits() -> Iterator[str]:
