@@ -41,7 +41,6 @@ class Leakage(BaseModel):
     probe: dict[str, Any] = Field({}, description="Keys of `train` in which the linear probe differs from the learner.")
 
 
-
 OF_A_NETWORK = ("arch", "mean", "std", "whiten", "norm_bias_lr", "logit_scale")
 """Keys of a training that a linear probe has no use for: the network is that of the model that it probes."""
 
