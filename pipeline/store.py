@@ -116,8 +116,8 @@ class Store:
         """The path as a user would write it."""
         return f"{self.url.rstrip('/')}/{path}"
 
-    def read(self, path: str, first: int | None = None) -> bytes:
-        """A whole file, or only its first bytes.
+    def read(self, path: str, first: int | None = None, offset: int = 0) -> bytes:
+        """A whole file, or a part of it: `first` bytes, fewer where it ends, from an offset on.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -130,8 +130,9 @@ class Store:
                 raise IsADirectoryError(f"{place} is no file")
             # Not an input stream, which requests 256 KiB at a time from S3.
             with filesystem.open_input_file(place) as file:
-                size = file.size() if first is None else min(first, file.size())
-                content: bytes = file.read(size)
+                left = max(0, file.size() - offset)
+                size = left if first is None else min(first, left)
+                content: bytes = file.read_at(size, offset)
                 if len(content) != size:
                     raise OSError(f"only {len(content)} of {size} bytes arrived")
             return content

@@ -32,13 +32,15 @@ class Classifier(nn.Module):
     std: Tensor
     outputs: Tensor | None
 
-    def __init__(self, design: Design, here: Path, precision: Precision = "float32") -> None:
+    def __init__(
+        self, design: Design, here: Path, precision: Precision = "float32", network: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.design = design
         self.precision = precision
         self.views: dict[Any, Any] = {}  # optimised views of the same weights, and attacks set up on them
         channels = len(design.mean)
-        self.network = nets.build(design.arch, design.network_classes, channels, here)
+        self.network = network or nets.build(design.arch, design.network_classes, channels, here)
         self.repeat = 3 if channels == 1 and _first_conv_channels(self.network) == 3 else 1
         self.register_buffer("mean", torch.tensor(design.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(design.std).view(1, -1, 1, 1), persistent=False)

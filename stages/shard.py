@@ -42,6 +42,8 @@ COLUMNS: dict[str, pa.DataType] = {
     "linf": pa.float64(),
     "distance": pa.float32(),
     "error": pa.string(),
+    "offset": pa.int64(),
+    "size": pa.int64(),
 }
 """Columns of ``samples.parquet``, in order; documented in `docs/data-format.md`."""
 
@@ -165,14 +167,17 @@ class Shard:
         return self.pixels
 
 
-def rows(shard: Shard) -> pa.Table:
-    """The rows of ``samples.parquet`` for this shard: one per sample and per failure, by COLUMNS."""
+def rows(shard: Shard, tar: bytes) -> pa.Table:
+    """The rows of ``samples.parquet`` for this shard, packed as a tar: one per sample and per failure, by COLUMNS."""
     done, lost = len(shard), shard.failures
+    places = [(member.offset, member.size) for member in walk(io.BytesIO(tar))][::3]  # the image comes first of three
     values: dict[str, list[Any]] = {
         "index": [*shard.index.tolist(), *(f.index for f in lost)],
         "label": [*shard.label.tolist(), *(None for _ in lost)],
         "source_label": [*shard.source_label.tolist(), *(f.source_label for f in lost)],
         "error": [*(None for _ in range(done)), *(f.error for f in lost)],
+        "offset": [*(offset for offset, _ in places), *(None for _ in lost)],
+        "size": [*(size for _, size in places), *(None for _ in lost)],
     }
     values["key"] = [key(i) for i in values["index"]]
     values["split"] = [shard.split] * (done + len(lost))

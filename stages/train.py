@@ -216,11 +216,13 @@ def fit(
         model = on_device(Classifier(design, here, recipe.precision))
         if start is not None:
             model = _probe(model, start, here)
-        learner = _learner(recipe, model)
         checkpoint = group.told(checkpoint)
-        history = _restore(learner, checkpoint) if came_from(checkpoint, examples.digest) else []
-        if recipe.whiten and not history:
+        if not came_from(checkpoint, examples.digest):
+            checkpoint = None
+        if recipe.whiten and checkpoint is None:
             whiten(model, (examples.read(name).images() for name in examples.names))
+        learner = _learner(recipe, model)
+        history = [] if checkpoint is None else _restore(learner, checkpoint)
         where = next(model.parameters()).device
         held = _in_memory(recipe, examples, group, where) if fits else None
         batches = held or _streamed(recipe, examples, group, where, pool)
@@ -233,6 +235,15 @@ def fit(
                     made = model if learner.average is None else learner.average.model
                     history[-1]["test_accuracy"] = _score(made, *watch, recipe.batch_size)
                 yield _checkpoint(learner, history, examples.digest), list(history)
+
+
+def refuse_unfit(recipe: Train, design: Design, here: Path) -> None:
+    """Build the network and see whether it has what the recipe is about, before any work is done.
+
+    Raises:
+        BadInput: there is nothing to whiten with, or no bias of batch norm to learn at a rate of its own.
+    """
+    _learner(recipe, Classifier(design, here))
 
 
 def _learner(recipe: Train, model: Classifier) -> Learner:

@@ -1,7 +1,6 @@
 """A first convolution that whitens: its filters are the principal directions of the patches of the training images."""
 
 from collections.abc import Iterable
-from itertools import islice
 
 import numpy as np
 import torch
@@ -45,25 +44,26 @@ def whiten(model: Classifier, images: Iterable[np.ndarray]) -> None:
 
     Args:
         model: on the device where its images shall be.
-        images: pixels of training images, uint8, N × H × W × C; of these the first `MEASURED` count.
+        images: pixels of training images, uint8, N × H × W × C; of these about the first `MEASURED` count.
     """
     conv = first_convolution(model)
-    chunks = (pixels[at : at + CHUNK] for pixels in images for at in range(0, len(pixels), CHUNK))
-    moments = [
-        second_moment(model.normalised(to_unit(x, model.mean.device)), conv) for x in islice(chunks, MEASURED // CHUNK)
-    ]
+    total, count, seen = torch.zeros((), dtype=torch.float64, device=model.mean.device), 0, 0
+    for x in (pixels[at : at + CHUNK] for pixels in images for at in range(0, len(pixels), CHUNK)):
+        patches = patches_of(model.normalised(to_unit(x, model.mean.device)), conv)
+        total, count, seen = total + patches.T @ patches, count + len(patches), seen + len(x)
+        if seen >= MEASURED:
+            break
     with torch.no_grad():
-        conv.weight.copy_(filters(torch.stack(moments).mean(0), conv.out_channels).view_as(conv.weight))
+        conv.weight.copy_(filters((total / count).cpu(), conv.out_channels).view_as(conv.weight))
         if conv.bias is not None:
             conv.bias.zero_()
 
 
-def second_moment(x_NCHW: Tensor, conv: nn.Conv2d) -> Tensor:
-    """E[p pᵀ] over the patches p of some images that a convolution sees whole, float64."""
+def patches_of(x_NCHW: Tensor, conv: nn.Conv2d) -> Tensor:
+    """The patches of some images that a convolution sees whole, as rows, float64."""
     (height, width), (down, right) = conv.kernel_size, conv.stride
-    patches = x_NCHW.unfold(2, height, down).unfold(3, width, right).movedim(1, 3).reshape(-1, conv.weight[0].numel())
-    patches = patches.double()
-    return patches.T @ patches / len(patches)
+    patches = x_NCHW.unfold(2, height, down).unfold(3, width, right).movedim(1, 3)
+    return patches.reshape(-1, conv.weight[0].numel()).double()
 
 
 def filters(moment_DD: Tensor, count: int) -> Tensor:

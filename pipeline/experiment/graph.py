@@ -17,7 +17,7 @@ REVISIONS = {
     "invert": 2,
     "select": 1,
     "relabel": 1,
-    "shard": 3,
+    "shard": 4,
     "train": 2,
     "pretrained": 2,
     "evaluate": 5,

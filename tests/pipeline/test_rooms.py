@@ -16,6 +16,7 @@ FLOORS = [
     {"report"},
     {"cost"},
     {"picture", "cluster"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]

@@ -279,7 +279,7 @@ def test_an_image_may_be_called_by_any_bytes(made_once, tmp_path):
 
 def test_no_crowd_is_begun_to_measure_a_price(made_once, tmp_path):
     args = ["plan", made_once / "tiny.yaml", "--store", tmp_path / "s", "--cost", "--workers", 100_000]
-    assert "--workers 100000: so many would be tried here at the same time" in invoke(*args, code=2).stderr
+    assert "--workers 100000: at most" in invoke(*args, code=2).stderr
 
 
 def test_a_user_of_whom_the_system_knows_nothing_has_a_home(monkeypatch):

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,24 @@ def test_a_crop_is_the_image_or_its_mirror_shifted_by_at_most_an_eighth(size):
         assert any(torch.equal(y[i], view) for view in views)
 
 
+def test_a_shift_is_of_a_sixteenth_at_most_and_mirrors_the_edges():
+    x = batch(40, 32, 32)
+    y = augment(x, "shift-flip", draw())
+    padded = [F.pad(view, (2,) * 4, mode="reflect") for view in (x, x.flip(3))]
+    for i in range(len(x)):
+        views = [view[i, :, d : d + 32, r : r + 32] for view in padded for d in range(5) for r in range(5)]
+        assert any(torch.equal(y[i], view) for view in views)
+
+
+@pytest.mark.parametrize("how", ["flip", "crop-flip", "shift-flip", "resized-crop", "imagenet"])
+def test_flips_that_are_given_are_not_drawn(how):
+    x, every = batch(40), np.ones(40, bool)
+    one, other = (augment(x, how, draw(), flips) for flips in (every, ~every))
+    if how == "flip":
+        assert torch.equal(one, x.flip(3)) and torch.equal(other, x)
+    assert not torch.equal(one, other)
+
+
 def test_images_of_one_batch_are_shifted_differently():
     x = batch(1).expand(40, -1, -1, -1)
     views = augment(x, "crop-flip", draw())
@@ -101,7 +120,7 @@ def test_spatial_views_fill_the_space_that_the_spatial_attack_searches():
     assert right.min() < 10 * math.cos(math.radians(30)) - 0.75 * 4.1
 
 
-@pytest.mark.parametrize("how", ["flip", "crop-flip", "spatial"])
+@pytest.mark.parametrize("how", ["flip", "crop-flip", "shift-flip", "spatial"])
 def test_the_generator_alone_decides(how):
     x = batch()
     assert torch.equal(augment(x, how, draw(1)), augment(x, how, draw(1)))

@@ -70,6 +70,21 @@ def test_our_networks_give_a_logit_for_each_class(arch, channels, tmp_path):
     assert model(torch.zeros(2, channels, 32, 32)).shape == (2, 7)
 
 
+@pytest.mark.parametrize(("size", "channels"), [(16, 1), (64, 3), (224, 3)])
+def test_airnet_takes_other_sizes_than_32_pixels(size, channels, tmp_path):
+    model = build("airnet", 7, channels, tmp_path).eval()
+    assert model(torch.zeros(1, channels, size, size)).shape == (1, 7)
+
+
+def test_airnet_has_the_size_its_docstring_states():
+    # 2 × 2 filters with biases; groups of two convolutions without, and a bias of batch norm each; the head.
+    groups = [(24, 64), (64, 256), (256, 256)]
+    learned = 24 * 13 + sum(9 * (a * b + b * b) + 2 * b for a, b in groups) + 2560
+    scales = sum(2 * b for _, b in groups)  # batch norm's, which stay 1
+    assert parameters(build("airnet", 10, 3, Path())) == learned + scales
+    assert round((learned + scales) / 1e6, 1) == 2.0
+
+
 def test_small_cnn_has_the_size_its_docstring_states():
     # Convolutions 3·32·9 and so on without bias, two numbers of batch norm per channel, and the head.
     wide = [(1, 32), (32, 64), (64, 128)]

@@ -37,6 +37,7 @@ ALL = [
     Relabel(rule="next"),
     Train(on="clean", arch="small_cnn"),
     Train(on="clean", probe="net", adversarial={"eps": 1}),
+    Train(on="clean", arch="airnet", ema=0.9, whiten=True, logit_scale=0.5, norm_bias_lr=64),
     Pretrained(arch="resnet18", weights="w.pt"),
     Evaluate(models=["net"], on="clean", attacks=[{"eps": [0.5, 1], "surrogate": ["net", "other"]}]),
     Usefulness(models=["net"], on="clean"),
@@ -494,6 +495,24 @@ def test_only_pgd_spares_other_models_and_never_the_one_it_attacks():
         Attack(images="clean", method="noise", not_transferring_to=["net"])
     with pytest.raises(ValidationError, match="the model that is attacked"):
         Attack(images="clean", model="net", not_transferring_to=["net"])
+
+
+@pytest.mark.parametrize(("given_", "sentence"), [
+    ({"probe": "net", "whiten": True}, "`whiten` is that of the model that is probed"),
+    ({"probe": "net", "logit_scale": 0.2}, "`logit_scale` is that of the model that is probed"),
+    ({"arch": "n", "alternating_flip": True}, "goes with an `augment` that flips, not with none"),
+    ({"arch": "n", "alternating_flip": True, "augment": "spatial"}, "that flips, not with spatial"),
+])  # fmt: skip
+def test_what_a_training_has_no_use_for_is_refused(given_, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        Train(on="clean", **given_)
+
+
+@pytest.mark.parametrize("key", ["alternating_flip", "ema", "logit_scale", "norm_bias_lr", "whiten"])
+def test_keys_of_a_training_that_came_later_make_no_other_version_at_their_default(key):
+    assert key not in Train(on="clean", arch="small_cnn", augment="flip").parameters()
+    said = {"alternating_flip": True, "ema": 0.9, "logit_scale": 0.2, "norm_bias_lr": 2, "whiten": True}[key]
+    assert Train(on="clean", arch="small_cnn", augment="flip", **{key: said}).parameters()[key] == said
 
 
 @pytest.mark.parametrize("given_", [{}, {"arch": "small_cnn", "probe": "net"}])

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.seeds import generator, torch_seed
+from stages.seeds import coins, generator, torch_seed
 
 SEEDS = st.integers(0, 2**63 - 1)
 POSITIONS = st.integers(0, 2**40)
@@ -33,6 +33,21 @@ def test_seeds_have_streams_of_their_own(seeds):
 def test_purposes_have_streams_of_their_own():
     purposes = ["target", "noise", "order", "order/train", "order/test", "augment", "dropout", "weights"]
     assert len({tuple(draws(7, purpose, 5)) for purpose in purposes}) == len(purposes)
+
+
+@given(SEEDS, st.lists(st.integers(0, 2**40), min_size=1, max_size=20))
+def test_a_coin_is_the_same_whoever_else_throws_one(seed, positions):
+    together = coins(seed, "flips", np.array(positions))
+    assert together.dtype == bool
+    assert together.tolist() == [coins(seed, "flips", np.array([position]))[0] for position in positions]
+
+
+def test_coins_are_fair_and_those_of_neighbours_seeds_and_purposes_tell_nothing_of_each_other():
+    positions = np.arange(10_000)
+    throws = [coins(seed, purpose, positions) for seed in (0, 1) for purpose in ("flips", "other")]
+    pairs = [one == other for at, one in enumerate(throws) for other in throws[:at]]
+    for fair in (*throws, throws[0][1:] == throws[0][:-1], *pairs):
+        assert abs(fair.mean() - 0.5) < 5 * (0.25 / 10_000) ** 0.5  # five standard deviations
 
 
 def test_a_numpy_position_is_the_same_as_a_python_one():

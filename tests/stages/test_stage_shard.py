@@ -267,7 +267,7 @@ def test_members_gives_the_samples_of_any_tar_in_order():
 
 @given(shards())
 def test_rows_have_the_columns_that_are_promised(shard):
-    table = rows(shard)
+    table = rows(shard, pack(shard))
     assert table.schema == pa.schema(list(COLUMNS.items()))
     assert table["key"].to_pylist() == [key(i) for i in shard.index]
     assert table["label"].to_pylist() == shard.label.tolist()
@@ -292,7 +292,7 @@ def test_a_failure_has_a_row_that_says_why():
         plain.pixels,
         failures=[Failure(77, 4, "cannot be decoded"), Failure(78, None, "has no label")],
     )
-    table = rows(shard).slice(len(shard)).to_pylist()
+    table = rows(shard, pack(shard)).slice(len(shard)).to_pylist()
     assert [row["index"] for row in table] == [77, 78]
     assert [row["error"] for row in table] == ["cannot be decoded", "has no label"]
     assert [row["source_label"] for row in table] == [4, None]

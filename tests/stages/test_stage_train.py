@@ -330,6 +330,34 @@ def test_a_training_resumed_after_any_epoch_ends_with_the_bytes_of_one_that_was_
     assert [e["loss"] for e in train.history_of(resumed[-1])] == [e["loss"] for e in train.history_of(whole[-1])]
 
 
+AIR = {
+    "arch": "airnet", "epochs": 3, "batch_size": 10, "lr": 0.7, "nesterov": True, "norm_bias_lr": 64, "ema": 0.9,
+    "schedule": "triangular", "whiten": True, "alternating_flip": True, "augment": "shift-flip", "label_smoothing": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("memory_budget", [0, 4096], ids=["streamed", "in memory"])
+def test_an_averaged_whitened_network_under_alternating_flips_resumes_to_the_same_bytes(
+    memory_budget, examples_of, tmp_path
+):
+    draw = np.random.default_rng(0)
+    shards = []
+    for number in range(2):
+        index = np.arange(20 * number, 20 * number + 20)
+        pixels = draw.integers(0, 256, (20, 16, 16, 3), np.uint8)
+        shards.append(Shard(f"train-{number:06d}", index, index % 3, index % 3, pixels))
+    colours = Design("airnet", 3, (3, 16, 16), (0.5,) * 3, (0.3,) * 3)
+    asked, some = recipe(**AIR, memory_budget=memory_budget), examples_of(*shards)
+    whole = run(asked, colours, some)
+    for after, checkpoint in enumerate(whole[:-1], 1):
+        resumed = run(asked, colours, some, checkpoint=checkpoint)
+        assert len(resumed) == 3 - after
+        assert train.weights_of(resumed[-1]) == train.weights_of(whole[-1])
+        assert [e["loss"] for e in train.history_of(resumed[-1])] == [e["loss"] for e in train.history_of(whole[-1])]
+    first = [safetensors.torch.load(train.weights_of(made))["0.weight"] for made in whole]
+    assert all(torch.equal(filters, first[0]) for filters in first)  # what is whitened is not learned
+
+
 def test_a_convolutional_training_with_batch_norm_resumes_to_the_same_bytes(some, design):
     whole = run(recipe(), design, some)
     assert train.weights_of(run(recipe(), design, some, checkpoint=whole[0])[-1]) == train.weights_of(whole[-1])
@@ -389,7 +417,103 @@ def test_weights_are_those_of_the_network_alone(some, design):
     assert set(weights) == set(nets.build("small_cnn", 10, 1, Path()).state_dict())
 
 
+# ------------------------------------------------------------------------------------ what steps do
+
+
+# Two parameters of one number each, one a bias of batch norm, whose gradients are constant.
+SLOPES = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1, affine=False)
+        self.norm.bias = nn.Parameter(torch.zeros(1))
+        self.free = nn.Parameter(torch.zeros(1))
+    def forward(self, x):
+        slope = self.norm.bias + self.free
+        return torch.cat([slope, -slope]).expand(len(x), 2)
+"""
+
+
+def slopes(make_module, tmp_path, digits, part, examples_of, **asked):
+    """Both parameters after each epoch of one step, on images of class 0."""
+    arch = f"{make_module(SLOPES)}:Net"
+    zeros = part(digits["train"], digits["train"].label == 0)
+    asked = recipe(arch=arch, batch_size=len(zeros), schedule="constant", momentum=0, **{"weight_decay": 0} | asked)
+    small = Design(arch, 2, (1, 8, 8), (0.0,), (1.0,))
+    made = [safetensors.torch.load(train.weights_of(c)) for c in run(asked, small, examples_of(zeros), tmp_path)]
+    return [each["norm.bias"].item() for each in made], [each["free"].item() for each in made]
+
+
+def test_biases_of_batch_norm_have_a_rate_of_their_own_and_shrink_like_the_rest(
+    make_module, tmp_path, digits, part, examples_of
+):
+    # The gradient of both is 2 σ(−2 s) · −1 at s = bias + free: −1 at the start. Decay takes lr · decay of each.
+    places = (make_module, tmp_path, digits, part, examples_of)
+    bias, free = slopes(*places, lr=0.01, epochs=2, norm_bias_lr=8, weight_decay=0.5)
+    assert (bias[0], free[0]) == pytest.approx((0.08, 0.01), rel=1e-5)
+    pull = 2 / (1 + np.exp(2 * (bias[0] + free[0])))
+    assert bias[1] == pytest.approx(bias[0] * (1 - 0.01 * 0.5) + 0.08 * pull, rel=1e-5)
+    assert free[1] == pytest.approx(free[0] * (1 - 0.01 * 0.5) + 0.01 * pull, rel=1e-5)
+
+
+def test_a_rate_of_their_own_for_what_is_not_there_is_refused(some, make_module, tmp_path):
+    arch = f"{make_module(SMOOTH)}:make"
+    with pytest.raises(BadInput, match="has no batch norm whose biases are learned: leave out norm_bias_lr"):
+        run(recipe(arch=arch, norm_bias_lr=64), Design(arch, 10, (1, 8, 8), (0.0,), (1.0,)), some, tmp_path)
+
+
+def test_the_model_is_the_moving_average_of_the_weights(make_module, tmp_path, digits, part, examples_of):
+    places = (make_module, tmp_path, digits, part, examples_of)
+    steps, averaged = (slopes(*places, lr=0.05, epochs=4, **more)[1] for more in ({}, {"ema": 0.2}))
+    by_hand, mean = [], 0.0  # of steps 0, 1, … it keeps (1 + t) / (10 + t) = 0.1, 0.18, 0.25 …, at most 0.2
+    for step, value in enumerate(steps):
+        keep = min(0.2, (1 + step) / (10 + step))
+        by_hand.append(mean := keep * mean + (1 - keep) * value)
+    assert averaged == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_logits_are_scaled_in_training_and_ever_after(some, digits, design):
+    scaled = Design(design.arch, 10, design.shape, design.mean, design.std, logit_scale=0.25)
+    weights = train.weights_of(run(recipe(epochs=1, logit_scale=0.25), scaled, some)[-1])
+    x = to_unit(digits["test"].images()[:20])
+    torch.testing.assert_close(load(scaled, weights, Path())(x), 0.25 * load(design, weights, Path())(x))
+    assert weights != train.weights_of(run(recipe(epochs=1), design, some)[-1])
+
+
 # --------------------------------------------------------------------------------- what it sees
+
+
+@pytest.mark.parametrize("memory_budget", [0, 4096], ids=["streamed", "in memory"])
+def test_every_image_is_flipped_in_every_other_epoch(memory_budget, make_module, tmp_path, examples_of):
+    # Images of two pixels, number and 0: where the number is on the right, the image was flipped.
+    name = make_module("""
+        from torch import nn
+        SEEN = []
+        class Net(nn.Module):
+            def __init__(self, classes):
+                super().__init__()
+                self.head = nn.Linear(2, classes)
+            def forward(self, x):
+                if self.training:
+                    SEEN.append((x[:, 0, 0] * 255).round().int().tolist())
+                return self.head(x[:, 0, 0])
+    """)
+    shards = []
+    for number in range(4):
+        index = np.arange(40 * number, 40 * number + 40)
+        pixels = np.stack([index + 1, 0 * index], 1).astype(np.uint8).reshape(-1, 1, 2, 1)
+        shards.append(Shard(f"train-{number:06d}", index, index % 3, index % 3, pixels))
+    arch, small = f"{name}:Net", Design(f"{name}:Net", 3, (1, 1, 2), (0.0,), (1.0,))
+    asked = {"arch": arch, "batch_size": 16, "augment": "flip", "memory_budget": memory_budget}
+    run(recipe(**asked, alternating_flip=True), small, examples_of(*shards), tmp_path)
+    seen = importlib.import_module(name).SEEN
+    flipped = [{max(row): row[1] > 0 for step in seen[10 * e : 10 * e + 10] for row in step} for e in range(3)]
+    assert [len(epoch) for epoch in flipped] == [160] * 3
+    assert all(flipped[0][number] != flipped[1][number] for number in flipped[0])
+    assert flipped[0] == flipped[2]
+    assert 50 < sum(flipped[0].values()) < 110  # a fair coin: within five standard deviations of a half
 
 
 @pytest.mark.parametrize("memory_budget", [0, 4096], ids=["streamed", "in memory"])
@@ -494,8 +618,15 @@ def test_cosine_falls_from_the_rate_to_zero_and_constant_stays():
     assert {train.learning_rate(recipe(lr=0.2, schedule="constant"), e, 10) for e in (0, 3.3, 10)} == {0.2}
 
 
+def test_a_triangle_rises_to_its_peak_and_falls_to_nothing_along_straight_lines():
+    asked = recipe(lr=0.5, schedule="triangular", warmup=0.2, epochs=10)
+    rates = [train.learning_rate(asked, epoch, 10) for epoch in (0, 1, 2, 4, 6, 10)]
+    assert rates == pytest.approx([0, 0.25, 0.5, 0.375, 0.25, 0])
+    assert train.learning_rate(recipe(lr=0.5, schedule="triangular", warmup=0), 0, 10) == 0.5
+
+
 @given(
-    st.sampled_from(["one-cycle", "cosine", "constant"]),
+    st.sampled_from(["one-cycle", "triangular", "cosine", "constant"]),
     st.floats(0, 1, exclude_max=True),
     st.floats(0, 1),
     st.integers(1, 99),

@@ -74,7 +74,8 @@ class DatasetJob(ShardJob):
         """Pack the shard, read it back, write it, write its rows, and the mark last."""
         store, folder = self.context.store, self.node.folder
         started = time.perf_counter()
-        tar, table = pack(result), _parquet(rows(result))
+        tar = pack(result)
+        table = _parquet(rows(result, tar))
         back = unpack(unit.name, tar, self.facts()["channels"], len(self.facts()["classes"]))
         if not (np.array_equal(back.index, result.index) and np.array_equal(back.label, result.label)):
             raise BadData(f"{unit.name} reads back with other samples than were packed")

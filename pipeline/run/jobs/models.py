@@ -148,6 +148,8 @@ class TrainJob(ModelJob):
             on = self.inputs["on"].manifest
             return {"design": {"classes": len(on["classes"]), "shape": on["image_shape"]}}
         tried(self.node, train.refuse_misfit, design, self.context.here)
+        if recipe.whiten or recipe.norm_bias_lr != 1:
+            tried(self.node, train.refuse_unfit, recipe, design, self.context.here)
         if recipe.probe:
             tried(self.node, features.refuse_without, design, None, self.context.here)
         return {"design": dict(design.as_json())}

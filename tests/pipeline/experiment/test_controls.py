@@ -50,6 +50,13 @@ def test_the_learners_of_the_controls_are_trained_as_the_learner_is():
     assert (probe.probe, probe.on, probe.arch, probe.lr, probe.epochs) == ("robust", "rand", None, 0.5, 3)
 
 
+def test_a_probe_is_not_asked_what_only_a_network_has():
+    said = experiment()
+    said["models"]["learner"]["train"] |= {"arch": "airnet", "whiten": True, "norm_bias_lr": 64, "logit_scale": 0.2}
+    probe = nodes(said)["models/learner.probe"].recipe
+    assert (probe.whiten, probe.norm_bias_lr, probe.logit_scale) == (False, 1, None)
+
+
 def test_without_a_robust_model_its_controls_are_left_out():
     found = nodes(experiment(with_robust=False))
     assert found["evaluations/leak"].recipe.models == ["learner", "learner.leakage", "learner.top", "learner.bottom"]

@@ -89,7 +89,6 @@ def mirrored(monkeypatch):
     """An experiment with the stage that was added."""
     monkeypatch.setattr(spec, "Experiment", Experiment)
     monkeypatch.setitem(recipes.STAGES["datasets"], "mirror", Mirror)
-    monkeypatch.setattr(graph, "DATASETS", (*graph.DATASETS, "mirror"))
     monkeypatch.setitem(graph.REVISIONS, "mirror", 1)
     monkeypatch.setitem(jobs.JOBS, "mirror", MirrorJob)
     return {

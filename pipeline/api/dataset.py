@@ -1,0 +1,255 @@
+"""A dataset of a store, to read: sample by sample, as a table, or as a dataset of PyTorch."""
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.run import artifacts
+from pipeline.run.artifacts import Artifact
+from pipeline.run.documents import NodeName, Version, fits
+from pipeline.store import Store, unsealed
+from stages.errors import BadData, BadInput, did_you_mean
+from stages.images import decode
+from stages.shard import SUFFIXES, key
+
+if TYPE_CHECKING:
+    from pipeline.api.torch_data import Examples, Stream
+
+STORE = "notbugs-store"
+"""The store that the command line uses too where none is named."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample.
+
+    Attributes:
+        key: stem of its members in the shard.
+        index: position in the source; unique over the splits.
+        split: its split.
+        image: H × W × C, uint8.
+        label: the label to train on; of an attacked dataset, the target.
+        source_label: the true class, as the source gave it.
+    """
+
+    key: str
+    index: int
+    split: str
+    image: np.ndarray
+    label: int
+    source_label: int
+
+
+class Dataset:
+    """A dataset of a store; made by `open`.
+
+    Nothing is read before it is asked for. Pixels are read image by image, by their place in the shard.
+
+    Attributes:
+        name, version: its place in the store.
+        path: its folder, as a path or URL: the shards lie in it.
+        classes: class names; a label is a position in this list.
+        splits: split → number of samples.
+        image_shape: channels, height, width; None where images differ in size.
+        manifest: everything that the manifest holds.
+    """
+
+    def __init__(self, store: Store, folder: str, manifest: Mapping[str, Any]) -> None:
+        self.store, self.manifest = store, dict(manifest)
+        self._artifact = Artifact(folder, self.manifest)
+        self.name: str = self.manifest["name"]
+        self.version: str = self.manifest["version"]
+        self.path = store.at(folder)
+        self.classes: list[str] = self.manifest["classes"]
+        self.splits: dict[str, int] = self.manifest["counts"]
+        self.image_shape = tuple(self.manifest["image_shape"]) if self.manifest["image_shape"] else None
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{split}: {count:,}" for split, count in self.splits.items())
+        return f"<notbugs.Dataset {self.name} {self.version} ({counts}; {len(self.classes)} classes)>"
+
+    def __len__(self) -> int:
+        return sum(self.splits.values())
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, i: int) -> Sample:
+        """The sample of a position: those of `table` that have no error, in its order.
+
+        Raises:
+            IndexError: there is none of this position.
+            BadData: the sample is damaged.
+        """
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"{self.name} has {len(self)} samples, got position {i}")
+        row = {name: column[i % len(self)] for name, column in self._places.items()}
+        index = int(row["index"])
+        image = self._decode(self.file(i % len(self)), key(index))
+        return Sample(key(index), index, str(row["split"]), image, int(row["label"]), int(row["source_label"]))
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The rows of `samples.parquet`, one per sample and per image that was left out; docs/data-format.md.
+
+        Raises:
+            BadData: it is damaged.
+        """
+        return pq.read_table(io.BytesIO(artifacts.read_file(self.store, self._artifact, "samples.parquet")))
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """What the dataset was made by: `recipe.json`.
+
+        Raises:
+            BadData: it is damaged.
+        """
+        content = artifacts.read_file(self.store, self._artifact, "recipe.json")
+        return unsealed(f"{self._artifact.folder}/recipe.json", content) or {}
+
+    @property
+    def parents(self) -> dict[str, dict[str, str]]:
+        """Role → node, version and content digest of what it was made from."""
+        return {role: dict(parent) for role, parent in self.manifest["parents"].items()}
+
+    @cached_property
+    def _places(self) -> dict[str, np.ndarray]:
+        """Of each sample, in the order of the rows: where its image lies, and its labels."""
+        rows = self.table.filter(pa.compute.is_null(self.table["error"]))
+        if len(rows) != len(self):
+            raise BadData(f"{self.path}/samples.parquet has {len(rows)} samples, the manifest {len(self)}")
+        names = ("shard", "split", "index", "label", "source_label", "offset", "size")
+        return {name: rows[name].combine_chunks().to_numpy(zero_copy_only=False) for name in names}
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The label of every sample, by position: N, int64."""
+        return self._places["label"]
+
+    def positions(self, split: str) -> np.ndarray:
+        """Positions of a split's samples, in order.
+
+        Raises:
+            BadInput: there is no such split.
+        """
+        self.refuse_split(split)
+        return np.flatnonzero(self._places["split"] == split)
+
+    def refuse_split(self, split: str) -> None:
+        """Raises:
+        BadInput: there is no such split.
+        """
+        if split not in self.splits:
+            raise BadInput(f"{self.name} has no split {split!r}, it has {', '.join(self.splits)}")
+
+    def file(self, i: int) -> bytes:
+        """The file of a sample's image, as it lies in the shard: PNG, or the original JPEG or WebP.
+
+        Raises:
+            BadData: what lies there is not this sample's image.
+        """
+        row = self._places
+        start, size, stem = int(row["offset"][i]), int(row["size"][i]), key(int(row["index"][i]))
+        shard = f"{self._artifact.folder}/{row['shard'][i]}.tar"
+        content = self.store.read(shard, first=size + HEADER, offset=start - HEADER)
+        header = content[:HEADER].partition(b"\0")[0].decode(errors="replace")
+        if header not in {f"{stem}.{suffix}" for suffix in SUFFIXES}:
+            raise BadData(f"{self.store.at(shard)} is damaged: sample {stem} is not where samples.parquet has it")
+        return content[HEADER:]
+
+    def _decode(self, file: bytes, stem: str) -> np.ndarray:
+        try:
+            return decode(file, self.manifest["channels"])
+        except BadData as error:
+            raise BadData(f"sample {stem} of {self.path} {error}; `notbugs verify` checks every file") from error
+
+    def shard(self, name: str) -> bytes:
+        """A shard, checked against its digest.
+
+        Raises:
+            BadData: it is damaged.
+        """
+        return artifacts.read_file(self.store, self._artifact, f"{name}.tar")
+
+    def shards(self, split: str) -> dict[str, int]:
+        """Names of a split's shards, in order, with their number of samples."""
+        self.refuse_split(split)
+        return {name: self.manifest["shards"][name] for name in self._artifact.shards(split)}
+
+    def torch(self, split: str = "train", transform: Callable[[Any], Any] | None = None) -> "Examples":
+        """A map-style dataset of PyTorch over one split: pairs of image and label.
+
+        Args:
+            split: which samples.
+            transform: takes a PIL image, as the datasets of torchvision do; by default the image becomes a float32
+                tensor in [0, 1], C × H × W.
+        """
+        from pipeline.api.torch_data import Examples
+
+        return Examples(self, split, transform)
+
+    def stream(
+        self,
+        split: str = "train",
+        transform: Callable[[Any], Any] | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int | None = None,
+        world: int | None = None,
+    ) -> "Stream":
+        """An iterable dataset of PyTorch over one split, which reads shard by shard.
+
+        Over all ranks and all workers of their loaders, every sample comes once an epoch, each of them getting as many
+        as any other, give or take one. Its order depends on the seed and the epoch alone.
+
+        Args:
+            split, transform: as of `torch`.
+            shuffle: shards in random order, and the samples of each; otherwise in the order of `table`. Every shard is
+                a random sample of the dataset, so a batch from one shard is as good as any.
+            seed: of the order.
+            rank, world: this process and how many there are; by default as `torch.distributed` has it, else 0 of 1.
+        """
+        from pipeline.api.torch_data import Stream
+
+        return Stream(self, split, transform, shuffle, seed, rank, world)
+
+
+HEADER = 512
+"""Bytes of a tar member before its content."""
+
+
+def open_dataset(name: str, store: str | Path = STORE, version: str | None = None) -> Dataset:
+    """A dataset of a store.
+
+    Args:
+        name: of the dataset.
+        store: folder, or s3:// or gs:// URL.
+        version: sixteen hexadecimal digits, or the first of them; by default the newest.
+
+    Raises:
+        BadInput: there is none.
+    """
+    place = Store(str(store))
+    if not fits(NodeName, name):
+        raise BadInput(f"{name!r} is no name of a dataset")
+    versions = [
+        one for one in place.folders(f"datasets/{name}") if fits(Version, one) and one.startswith(version or "")
+    ]
+    there = {f"datasets/{name}/{one}": artifacts.manifest_at(place, f"datasets/{name}/{one}") for one in versions}
+    found = {folder: manifest for folder, manifest in there.items() if manifest is not None}
+    if found:
+        folder, manifest = max(found.items(), key=lambda item: str(item[1]["made"]))
+        return Dataset(place, folder, manifest)
+    if there:
+        raise BadInput(f"dataset {name} in {place.url} is not finished, or damaged: run its experiment again")
+    known = place.folders("datasets")
+    what = f"version {version} of dataset {name}" if version and name in known else f"dataset {name}"
+    hint = did_you_mean(name, known) or f"; it has {', '.join(known) or 'none'}"
+    raise BadInput(f"the store {place.url} has no {what}{hint}")
