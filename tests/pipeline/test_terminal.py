@@ -190,7 +190,7 @@ def test_an_experiment_is_read_as_utf_8_whatever_the_terminal_is(made_once):
         ("$notbugs --help >/dev/full", 1, "standard output cannot be written: No space left on device"),
         ("$notbugs show --json --store s >/dev/full 2>&1", 1, ""),
         ("$notbugs status --store s | true; exit ${PIPESTATUS[0]}", 1, ""),
-        ("mkdir x; cd x; rmdir ../x; $notbugs status", 2, "the current folder is gone"),
+        ("mkdir x; cd x; rmdir ../x; $notbugs status", 2, "the current folder no longer exists"),
         ("mkdir x; cd x; rmdir ../x; $notbugs --version", 0, ""),
     ],
 )
