@@ -34,7 +34,7 @@ PNG_LEVEL = 1  # Adversarial images hardly compress: level 6 takes three times a
 MODES = {1: "L", 3: "RGB"}
 
 ENCODED = "png"
-"""Format in which pixels are stored."""
+"""Format in which pixels are stored, by `encode`."""
 
 KEPT = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 """Formats in which original files are kept: suffix in a shard → Pillow's name."""
@@ -238,6 +238,10 @@ def encode_png(pixels_HWC: np.ndarray) -> bytes:
     flat = pixels_HWC[:, :, 0] if pixels_HWC.shape[2] == 1 else pixels_HWC
     Image.fromarray(flat).save(out, format="PNG", compress_level=PNG_LEVEL)
     return out.getvalue()
+
+
+encode = encode_png
+"""The encoder of `ENCODED`."""
 
 
 def histogram(pixels_NHWC: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.errors import BadData
-from stages.images import ENCODED, KEPT, decode, encode_png
+from stages.images import ENCODED, KEPT, decode, encode
 from stages.limits import CLASSES, MEMORY
 from stages.tar import FILE, shortened, walk
 
@@ -199,7 +199,7 @@ def key(index: int) -> str:
 
 def pack(shard: Shard) -> bytes:
     """The shard as a tar."""
-    encoded = shard.files if shard.files is not None else [encode_png(image) for image in shard.images()]
+    encoded = shard.files if shard.files is not None else [encode(image) for image in shard.images()]
     facts = {name: column.tolist() for name, column in shard.attack.items()}
     parts: list[bytes] = []
     for i, (index, label) in enumerate(zip(shard.index.tolist(), shard.label.tolist(), strict=True)):

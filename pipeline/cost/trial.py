@@ -34,7 +34,7 @@ from pipeline.run.preflight import NodeStatus
 from pipeline.store import Store, canonical, digest
 from stages.apart import aside
 from stages.errors import BadData, BadInput, TooLarge
-from stages.shard import Shard, pack, unpack
+from stages.shard import Shard, pack, shard_name, unpack
 
 if TYPE_CHECKING:
     from stages.design import Design
@@ -60,7 +60,7 @@ FILL, FILL_GPU = 0.5, 0.9
 CAPTURED = 3
 """Steps of which at least one is captured as a CUDA graph, which has memory of its own."""
 
-SHARD = "train-000000"
+SHARD = shard_name("train", 0)
 
 COLUMNS = ("margin", "confidence", "l2", "linf")
 """Columns that an attack measures: a selection chooses by them, and a commit adds them up."""

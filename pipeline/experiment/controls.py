@@ -41,10 +41,6 @@ class Leakage(BaseModel):
     probe: dict[str, Any] = Field({}, description="Keys of `train` in which the linear probe differs from the learner.")
 
 
-OF_A_NETWORK = ("arch", "mean", "std", "whiten", "norm_bias_lr", "logit_scale")
-"""Keys of a training that a linear probe has no use for: the network is that of the model that it probes."""
-
-
 def expand(raw: dict[str, Any]) -> dict[str, Any]:
     """Replace the `leakage` evaluations of an experiment by the nodes that they stand for.
 
@@ -116,8 +112,9 @@ def _learner(place: str, asked: Leakage, models: dict[str, Entry]) -> str:
 def _sets(dataset: Entry, asked: Leakage, robust: str | None) -> dict[str, Entry]:
     """Control → its dataset. The linear probe is trained on the attacked dataset itself."""
     attack = {key: value for key, value in dataset["attack"].items() if key != "not_transferring_to"}
+    plain = {key: value for key, value in attack.items() if key != "stop_at_margin"}  # a search has one, noise has none
     sets: dict[str, Entry] = {
-        "leakage": {**dataset, "attack": {**attack, "method": "leakage"}},
+        "leakage": {**dataset, "attack": {**plain, "method": "leakage"}},
         "top": {"select": {"images": asked.leakage, "keep": "top", "share": asked.share}},
         "bottom": {"select": {"images": asked.leakage, "keep": "bottom", "share": round(1 - asked.share, 6)}},
     }

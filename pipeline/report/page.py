@@ -103,7 +103,7 @@ def verdict(scores: Sequence[Score]) -> str | None:
         clean = headline.clean
         learned_from = published.LEARNED_FROM[str(headline.kind)]
         return (
-            f"Trained only on {learned_from}, {headline.model} classifies {clean} of the unmodified {headline.split} "
+            f"Trained only on {learned_from}, {headline.model} classifies {clean} of the untouched {headline.split} "
             f"images correctly ({clean.interval}), {headline.beside}: {_meaning(headline, scores)}."
         )
     if not scores:
@@ -127,7 +127,7 @@ def _meaning(headline: Score, scores: Sequence[Score]) -> str:
             f"so the perturbations contain features that generalise, worth {points:.1f} points beyond the "
             f"{leakage[-1].clean} of leakage alone"
         )
-    return "without a leakage-only control, how much of it is leakage is unknown"
+    return "without a leakage-only control, the share of leakage is unknown"
 
 
 def _headline(scores: Sequence[Score]) -> Score | None:
@@ -151,7 +151,7 @@ def remarks(scores: Sequence[Score]) -> Iterator[str]:
 
 
 def _controls(headline: Score, by_kind: Mapping[str | None, Score]) -> Iterator[str]:
-    for kind, images in (("untouched", "unmodified images"), ("noise", "images with noise")):
+    for kind, images in (("untouched", "untouched images"), ("noise", "images with noise")):
         if (control := by_kind.get(f"{headline.kind}, {kind}")) is not None:
             so = "do not explain it" if control.clean.high < headline.clean.low else "explain it as well"
             yield f"The same labels on {images} give {control.clean}: the labels alone {so}."

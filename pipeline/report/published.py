@@ -229,7 +229,7 @@ def _training_set(dataset: Node) -> str | None:
             by, of = SELECTED_BY.get(dataset.recipe.by), _training_set(dataset.inputs["images"])
             return of and by and f"{of}, {dataset.recipe.keep} {by}"
         case "attack" | "invert" if dataset.inputs["images"].stage != "load":
-            return None  # the paper's sets are made from unmodified images
+            return None  # the paper's sets are made from untouched images
         case "attack":
             return _attacked_set(dataset)
         case "invert":

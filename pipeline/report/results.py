@@ -111,7 +111,7 @@ def result_rows(store: Store, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per finished evaluation and model of a run: the output of `notbugs show --json`.
 
     Each has ``kind``, ``evaluation``, the dataset ``on`` and its ``split``, ``held_out`` (whether the images are
-    unmodified and of a split that the model was not trained on), ``model`` and ``trained_on``. Rows of kind accuracy
+    untouched and of a split that the model was not trained on), ``model`` and ``trained_on``. Rows of kind accuracy
     have ``accuracy``, ``low``, ``high`` (a 95 % interval), ``n``, ``attack_success_rate`` (attack success rate of the
     dataset trained on), ``chance``, ``majority``, ``per_class``, ``under_attack`` and, if requested, ``agreement``.
     Rows of kind usefulness have ``counts`` and ``points``.
@@ -180,7 +180,7 @@ class RunResults:
         manifests: id → manifest of the finished nodes.
         metrics: id → lines of ``metrics.jsonl`` of the finished models.
         scores: accuracies, averaged over seeds.
-        held_out: those on unmodified images of a split that was not trained on; verdicts rest on these alone.
+        held_out: those on untouched images of a split that was not trained on; verdicts rest on these alone.
         usefulness: rows of feature evaluations, grouped by seed.
     """
 

@@ -195,7 +195,7 @@ class Result:
 
     @property
     def held_out(self) -> bool:
-        """Whether the images are unmodified and of a split that the model was not trained on."""
+        """Whether the images are untouched and of a split that the model was not trained on."""
         return all(row["held_out"] for row in self.rows)
 
     @property
@@ -216,12 +216,12 @@ class Result:
     @property
     def level(self) -> tuple[str, float]:
         """The better of these two baselines: its name and its accuracy."""
-        return ("constant answer", self.constant) if self.constant > self.chance else ("chance", self.chance)
+        return ("constant prediction", self.constant) if self.constant > self.chance else ("chance", self.chance)
 
     @property
     def beside(self) -> str:
         """The baselines as half a sentence."""
-        more = f", and a constant answer scores {percent(self.constant)}" if self.constant > self.chance else ""
+        more = f", and a constant prediction scores {percent(self.constant)}" if self.constant > self.chance else ""
         return f"where chance is {percent(self.chance)}{more}"
 
     @property
@@ -292,7 +292,7 @@ def all_held_out(scores: Iterable[Result]) -> bool:
 
 
 def unbalanced(scores: Iterable[Result]) -> bool:
-    """Whether a constant answer beats chance so clearly that tables must show it."""
+    """Whether a constant prediction beats chance so clearly that tables must show it."""
     return any(result.constant > 1.5 * result.chance for result in scores)
 
 
@@ -334,12 +334,12 @@ def result_columns(scores: Sequence[Result]) -> Columns:
         accuracy_head(scores): [str(result.clean) for result in scores],
         "95 % interval": [result.clean.interval for result in scores],
         "chance": [percent(result.chance) for result in scores],
-        "constant answer": [percent(result.constant) for result in scores],
+        "constant prediction": [percent(result.constant) for result in scores],
     }
     if len(set(columns["evaluation"])) < 2:
         del columns["evaluation"]
     if not unbalanced(scores):
-        del columns["constant answer"]
+        del columns["constant prediction"]
     return columns | {
         agreement_head(rule): [shown(result.agreement(rule)) for result in scores] for rule in rules(scores)
     }

@@ -138,7 +138,8 @@ def results(run: RunResults) -> Section | None:
         "network and setting": [_made_with(score) for score in scores],
     }
     text = (
-        f"{_scored(scores)} Chance is one over the number of classes; a constant answer is the most frequent class. "
+        f"{_scored(scores)} Chance is one over the number of classes; a constant prediction is the "
+        "most frequent class. "
         f"{_orientation(scores)}"
     )
     return Section("Results", text, tables=[_table(lead | more | columns | _published_agreement(scores))])

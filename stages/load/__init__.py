@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.errors import BadData, BadInput
-from stages.images import ENCODED, encode_png, open_image
+from stages.images import ENCODED, encode, open_image
 from stages.limits import CLASSES, SHARDS
 from stages.load.arrays import list_digits, list_torchvision
 from stages.load.files import Files, place_of
@@ -173,4 +173,4 @@ def _read_one(
     odd = image.why_not_kept(suffix) if suffix else None
     if odd is not None and suffix != ENCODED:
         raise BadData(f"{odd}, and cannot be kept as it is: say `keep_files: false`, and all are stored as png")
-    return pixels, encode_png(pixels) if suffix is None or odd else file
+    return pixels, encode(pixels) if suffix is None or odd else file

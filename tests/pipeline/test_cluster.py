@@ -144,7 +144,7 @@ def test_a_job_that_is_not_there_is_refused_with_those_that_are(cluster, submitt
 
 def test_stopping_a_job_that_has_ended_says_so_and_does_no_harm(cluster, submitted, tmp_path):
     stopped = cluster.notbugs("stop", job_of(submitted[0]), cwd=tmp_path)
-    assert (stopped.returncode, stopped.stdout) == (0, f"{job_of(submitted[0])}: succeeded already\n")
+    assert (stopped.returncode, stopped.stdout) == (0, f"{job_of(submitted[0])}: already succeeded\n")
 
 
 def test_no_secret_is_in_the_list_of_jobs_in_a_log_or_in_the_store(cluster, submitted, s3_server, tmp_path):

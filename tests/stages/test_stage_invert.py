@@ -101,7 +101,7 @@ def test_the_distance_is_kept_in_the_shard_and_in_its_rows(linear):
     after = Inverter(recipe(steps=2), linear)(shard_of())
     back = unpack(after.name, pack(after), channels=1)
     np.testing.assert_allclose(back.attack["distance"], after.attack["distance"], atol=1e-6)
-    np.testing.assert_allclose(rows(after)["distance"].to_numpy(), after.attack["distance"])
+    np.testing.assert_allclose(rows(after, pack(after))["distance"].to_numpy(), after.attack["distance"])
     assert rows(after)["success"].null_count == len(after)
 
 

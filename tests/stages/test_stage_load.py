@@ -759,7 +759,7 @@ def test_restricted_imagenet_groups_the_ids_of_the_paper(thousand):
     assert listing.classes == tuple(RANGES)
     found = {(int(item.ref.parent.name[1:]), listing.classes[item.label]) for item in listing.items["train"]}
     assert found == {(i, name) for name, (first, last) in RANGES.items() for i in range(first, last + 1)}
-    # 118 of 203 classes are dogs: what a constant answer scores.
+    # 118 of 203 classes are dogs: what a constant prediction scores.
     assert listing.majority("train") == 118 / 203
 
 

@@ -57,6 +57,14 @@ def test_a_probe_is_not_asked_what_only_a_network_has():
     assert (probe.whiten, probe.norm_bias_lr, probe.logit_scale) == (False, 1, None)
 
 
+def test_a_search_that_stops_early_has_a_control_of_noise_that_does_not():
+    said = experiment()
+    said["datasets"]["rand"]["attack"]["stop_at_margin"] = 2.0
+    found = nodes(said)
+    assert found["datasets/rand.leakage"].recipe.stop_at_margin is None
+    assert found["datasets/rand.robust-source"].recipe.stop_at_margin == 2.0
+
+
 def test_without_a_robust_model_its_controls_are_left_out():
     found = nodes(experiment(with_robust=False))
     assert found["evaluations/leak"].recipe.models == ["learner", "learner.leakage", "learner.top", "learner.bottom"]

@@ -326,12 +326,12 @@ def test_sections_without_data_are_left_out(tmp_path):
 
 def test_the_verdict_names_the_strictest_learner_its_interval_and_chance(whole):
     text = Seen(whole).text
-    assert "each under a wrong label, from_other classifies 90.0 % of the unmodified test images correctly" in text
+    assert "each under a wrong label, from_other classifies 90.0 % of the untouched test images correctly" in text
     assert (
-        "(88.0 % – 92.0 %), where chance is 10.0 %, and a constant answer scores 12.0 %: without a leakage-only "
-        "control, how much of it is leakage is unknown." in text
+        "(88.0 % – 92.0 %), where chance is 10.0 %, and a constant prediction scores 12.0 %: without a leakage-only "
+        "control, the share of leakage is unknown." in text
     )
-    assert "The same labels on unmodified images give 5.0 %: the labels alone do not explain it." in text
+    assert "The same labels on untouched images give 5.0 %: the labels alone do not explain it." in text
 
 
 def test_a_learner_at_chance_learned_nothing_and_labels_that_do_as_much_are_said_to(tmp_path):
@@ -357,9 +357,7 @@ def test_features_are_claimed_only_where_leakage_alone_does_less(tmp_path):
 
 def test_without_learners_the_verdict_is_the_best_model(tmp_path):
     text = Seen(render(tmp_path, small("standard", "robust"), {"robust": 0.7})).text
-    assert (
-        "standard classifies 80.0 % of the test images correctly, where chance is 10.0 %, and a constant answer" in text
-    )
+    assert "classifies 80.0 % of the test images correctly, where chance is 10.0 %, and a constant prediction" in text
 
 
 def test_published_figures_stand_beside_what_a_model_is_whatever_it_is_called(tmp_path):
@@ -446,7 +444,7 @@ def test_what_is_scored_on_other_than_held_out_images_is_named_and_judged_by_now
     html = render(tmp_path, experiment, {"from_rand": 1.0})
     text = Seen(html).text
     assert (
-        "from_other classifies 80.0 % of the unmodified test images correctly" in text
+        "from_other classifies 80.0 % of the untouched test images correctly" in text
         and "from_rand classifies" not in text
     )
     assert "Leakage" not in Seen(html).headings
@@ -470,7 +468,7 @@ def test_a_split_that_was_trained_on_is_no_test(tmp_path):
 def test_a_split_of_another_name_is_named(tmp_path):
     experiment = small("from_other")
     experiment["evaluations"]["accuracy"]["split"] = "val"
-    assert "of the unmodified val images correctly" in Seen(render(tmp_path, experiment)).text
+    assert "of the untouched val images correctly" in Seen(render(tmp_path, experiment)).text
 
 
 def test_answers_under_a_rule_are_told_whichever_evaluation_asked_for_them(tmp_path, monkeypatch):
