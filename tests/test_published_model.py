@@ -42,7 +42,7 @@ def on_digits(weights, **said):
     return {
         "name": "brought",
         "datasets": {"clean": {"load": {"source": "sklearn-digits", "shard_size": 200, "limit": 200}}},
-        "models": {"theirs": {"load": loaded}},
+        "models": {"theirs": {"pretrained": loaded}},
         "evaluations": {"accuracy": {"models": ["theirs"], "on": "clean"}},
     }
 
@@ -80,7 +80,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_by_every_command(command, t
     done = CliRunner().invoke(main, [str(part) for part in asked] + ["--engine", "inline"] * (command == "run"))
     assert done.exit_code == 2
     assert re.fullmatch(
-        r"Error: models\.theirs\.load: checkpoint w\.pt would run code: .*posix\.mkdir.*\n", done.stderr
+        r"Error: models\.theirs\.pretrained: checkpoint w\.pt would run code: .*posix\.mkdir.*\n", done.stderr
     )
     assert "weights_only" not in done.stderr
     assert not (tmp_path / "canary").exists() and not (tmp_path / "store").exists()
@@ -153,7 +153,7 @@ def test_scikit_learns_own_classifier_of_digits_scores_what_is_published_of_it(t
             "datasets": {"clean": {"load": {"source": "image-folder", "root": "digits", "splits": {"test": "test"}}}},
             "models": {
                 "svc": {
-                    "load": {
+                    "pretrained": {
                         "arch": "svc:Net", "weights": "svc.pt", "classes": 10, "shape": [3, 8, 8],
                         "mean": [0] * 3, "std": [1 / 16] * 3,
                     }
@@ -184,7 +184,7 @@ Ten classes of the thousand have another; it is printed beside ours and held to 
 def test_efficientnet_lite0_scores_as_in_a_plain_loop(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load((ROOT / "configs/imagenette.yaml").read_text())
-    lite0 = config["models"]["lite0"]["load"]
+    lite0 = config["models"]["lite0"]["pretrained"]
     numbers = lite0.pop("outputs")  # scored among all thousand classes: a folder for each, most of them empty
     folders = [tmp_path / f"imagenet/val/{number:04}" for number in range(1000)]
     for folder in folders:
@@ -199,7 +199,7 @@ def test_efficientnet_lite0_scores_as_in_a_plain_loop(tmp_path, monkeypatch):
         {
             "name": "lite0",
             "datasets": {"clean": {"load": source}},
-            "models": {"lite0": {"load": lite0}},
+            "models": {"lite0": {"pretrained": lite0}},
             "evaluations": {"accuracy": {"models": ["lite0"], "on": "clean", "batch_size": 50}},
         },
         tmp_path,

@@ -695,7 +695,7 @@ UNSENT = {
     "--store s": "--store s: the cluster needs an s3:// or gs:// URL, or a folder that all machines share",
     "--env AWS_SECRET_ACCESS_KEY=xyzzy": "--env AWS_SECRET_ACCESS_KEY: secrets are not sent, for",
     "--env NOT_SET_HERE": "--env NOT_SET_HERE: has no value here; give it one: --env NOT_SET_HERE=…",
-    "--only nothing": "--only nothing: the experiment has no such node; it has datasets/clean",
+    "--only zzz": "--only zzz: the experiment has no such node; it has datasets/clean",
 }
 
 

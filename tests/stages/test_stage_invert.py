@@ -102,7 +102,7 @@ def test_the_distance_is_kept_in_the_shard_and_in_its_rows(linear):
     back = unpack(after.name, pack(after), channels=1)
     np.testing.assert_allclose(back.attack["distance"], after.attack["distance"], atol=1e-6)
     np.testing.assert_allclose(rows(after, pack(after))["distance"].to_numpy(), after.attack["distance"])
-    assert rows(after)["success"].null_count == len(after)
+    assert rows(after, pack(after))["success"].null_count == len(after)
 
 
 def test_bfloat16_finds_nearly_the_same(linear):

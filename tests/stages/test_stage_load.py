@@ -525,7 +525,7 @@ def test_a_file_whose_name_is_not_text_is_read_and_its_name_can_be_stored(tmp_pa
     (failure,) = shard.failures
     assert failure.error.startswith("ant/na\\udcefve.png: cannot be decoded")
     assert len(shard) == 13
-    assert rows(shard)["error"].drop_null().to_pylist() == [failure.error]
+    assert rows(shard, pack(shard))["error"].drop_null().to_pylist() == [failure.error]
     for split in ("train", "val"):
         (tmp_path / split / "bee").rename(tmp_path / split / os.fsdecode(b"b\xe9e"))
     assert list_source(load, tmp_path).classes == ("ant", "b\\udce9e", "cow")

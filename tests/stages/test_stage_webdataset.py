@@ -174,7 +174,7 @@ def test_a_json_without_a_class_at_the_place_of_the_label_is_refused(content, tm
     assert str(raised.value).startswith(f"{tmp_path}/a.tar: sample 0 {WRONG_JSON[content]}")
 
 
-LACKING = "expected an image (png, jpg, jpeg, webp) and cls, one behind the other"
+LACKING = "expected an image (png, jpg, webp, jpeg) and cls, one behind the other"
 WRONG = {
     "two images": (
         [("0.jpg", PNG), ("0.png", PNG), ("0.cls", b"1")],
@@ -350,7 +350,7 @@ def test_the_largest_label_makes_as_many_classes_as_there_may_be(tmp_path):
             "image: must be an extension, without the first dot, such as `jpg` or `rgb.png`, got '.jpg'",
         ),
         ({"image": "a/b.jpg"}, "image: must be an extension"),
-        ({"image": "tar"}, "image: 'tar' is no extension of an image, expected one of png, jpg, jpeg, webp"),
+        ({"image": "tar"}, "image: 'tar' is no extension of an image, expected one of png, jpg, webp, jpeg"),
         ({"label": ""}, "label: must be an extension"),
         ({"label": "json"}, "label: must say which key of the JSON, for example `json.label`"),
         ({"label": "json..a"}, "label: must be an extension"),
