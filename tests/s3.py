@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, with keys, that can be killed and started again: SeaweedFS' `weed`, from PyPI.
+"""A real S3 server on loopback, with keys, which can be killed and restarted: SeaweedFS's `weed`, from PyPI.
 
 Needs no pytest::
 
@@ -42,15 +42,15 @@ COUNTED = re.compile(r'SeaweedFS_s3_request_total\{bucket="[^"]*",code="(\d+)",t
 
 
 def weed() -> str | None:
-    """The server's program, beside this Python or on the path; None where it is not installed."""
+    """The server's program, installed beside this Python or on the path; None if it is missing."""
     return shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
 
 
 class S3Server:
-    """A server with its data in a folder, on ports that stay the same when it is started again.
+    """A server with its data in a folder, on ports that survive a restart.
 
     Args:
-        folder: a folder for its data, made where there is none.
+        folder: a folder for its data, created if missing.
 
     Attributes:
         url: its endpoint.
@@ -72,7 +72,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a user of the server has in the environment."""
+        """The environment variables of a user of the server."""
         return {
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -82,10 +82,10 @@ class S3Server:
         }
 
     def start(self, timeout: float = 60) -> None:
-        """Start it, on what is in its folder, and wait until it answers.
+        """Start it on the data in its folder, and wait until it responds.
 
         Raises:
-            RuntimeError: it does not; with what it said last.
+            RuntimeError: it does not respond; with its last output.
         """
         program = weed()
         if program is None:
@@ -125,7 +125,7 @@ class S3Server:
         (self.folder / "s3.json").write_text(json.dumps({"identities": identities}))
 
     def answers(self) -> bool:
-        """Whether it is ready for requests: one without keys is refused."""
+        """Whether it is ready: it refuses a request without keys."""
         try:
             urllib.request.urlopen(self.url, timeout=1)
         except urllib.error.HTTPError as error:
@@ -136,7 +136,7 @@ class S3Server:
         return False
 
     def kill(self) -> None:
-        """End it as a power cut does (kill -9); its ports and data stay."""
+        """End it like a power cut (SIGKILL); its ports and data stay."""
         if self._leash is None:
             return
         if self._leash.poll() is None:
@@ -153,7 +153,7 @@ class S3Server:
 
     @cached_property
     def filesystem(self) -> fs.S3FileSystem:
-        """All that it holds, by bucket and key."""
+        """All its content, by bucket and key."""
         return fs.S3FileSystem(
             access_key=ACCESS_KEY,
             secret_key=SECRET_KEY,
@@ -167,13 +167,13 @@ class S3Server:
         self.filesystem.create_dir(name)
 
     def contents(self, folder: str) -> dict[str, bytes]:
-        """Every file below a bucket or a folder of it, by its path there."""
+        """Path → content of every file below a bucket or one of its folders."""
         found = self.filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
         paths = [info.path for info in found if info.type == fs.FileType.File]
         return {path.removeprefix(f"{folder}/"): self.filesystem.open_input_file(path).read() for path in paths}
 
     def requests(self) -> Counter[str]:
-        """Requests answered so far: LIST, HEAD, GET, PUT, POST (of multipart uploads) and DELETE."""
+        """Requests served so far: LIST, HEAD, GET, PUT, POST (of multipart uploads) and DELETE."""
         before, now = None, self._counters()
         while now != before:  # it counts a moment after it has answered
             time.sleep(0.05)
@@ -181,7 +181,7 @@ class S3Server:
         return self._counted + now
 
     def _counters(self) -> Counter[str]:
-        """Since it was started. The server counts a HEAD as a GET; but pyarrow GETs ranges alone, answered by 206."""
+        """Counters since the start. The server counts a HEAD as a GET, but pyarrow GETs only ranges (status 206)."""
         found: Counter[str] = Counter()
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['metrics']}/metrics", timeout=5) as answer:
@@ -195,9 +195,9 @@ class S3Server:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free, and the one 10,000 above as well, which the server takes for gRPC.
+    """Free ports whose counterparts 10,000 above are free too, since the server uses those for gRPC.
 
-    Below those that systems give to outgoing connections, so that they stay free while the server is down.
+    They lie below the ports of outgoing connections, so that they stay free while the server is down.
     """
     chance, found = random.SystemRandom(), set[int]()
     while len(found) < count:

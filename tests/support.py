@@ -1,4 +1,4 @@
-"""What the tests share besides fixtures: a small experiment on real digits, and a look into a local store."""
+"""Shared by the tests besides fixtures: a small experiment on real digits, and access to a local store."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ def command() -> str:
 
 
 def contents(store: Path) -> dict[str, str]:
-    """Node → content digest of everything that is finished in a local store."""
+    """Node → content digest, for all finished nodes of a local store."""
     found = {}
     for manifest in sorted(store.glob("*/*/*/manifest.json")):
         facts = json.loads(manifest.read_text())
@@ -48,7 +48,7 @@ def files(folder: Path) -> set[str]:
 
 
 def reseal(store: Path, path: Path, change: Callable[[Any], Any]) -> None:
-    """Change a document of a local store as somebody would who knows how to seal one."""
+    """Change a document of a local store and seal it again."""
     name = path.relative_to(store).as_posix()
     value = Store(str(store)).find_json(name)
     assert value is not None
@@ -57,7 +57,7 @@ def reseal(store: Path, path: Path, change: Callable[[Any], Any]) -> None:
 
 
 class Peak:
-    """How many bytes the process's memory rose to, above what it had, while this was open. 0 where nothing tells."""
+    """Peak memory of the process in bytes, above its memory at the start, while this is open; 0 if it is unknown."""
 
     bytes = 0
 

@@ -1,4 +1,4 @@
-"""cluster.yaml is what Ray's launcher and EC2 take, with the versions that the tests run with."""
+"""cluster.yaml is valid for Ray's launcher and EC2, with the versions that the tests use."""
 
 import copy
 import json
@@ -72,7 +72,7 @@ def test_every_container_has_the_token_and_asks_for_it() -> None:
 
 
 def complaints(node_config: dict[str, Any]) -> list[str]:
-    """What EC2's own service model has against a node_config, as the launcher passes it to RunInstances."""
+    """Faults of a node_config by EC2's own service model, as the launcher passes it to RunInstances."""
     model = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
     asked = {key: value for key, value in node_config.items() if key != "SubnetIds"} | {"MinCount": 1, "MaxCount": 8}
     report = botocore.validate.ParamValidator().validate(asked, model)
@@ -80,7 +80,7 @@ def complaints(node_config: dict[str, Any]) -> list[str]:
 
 
 def no_choices(value: Any, shape: botocore.model.Shape, place: str = "") -> Iterator[str]:
-    """Values that are none of those the model lists: botocore itself leaves these to the service."""
+    """Values that the model does not list: botocore itself leaves this check to the service."""
     if isinstance(value, dict):
         for key in value.keys() & getattr(shape, "members", {}).keys():
             yield from no_choices(value[key], shape.members[key], f"{place}.{key}")
@@ -115,7 +115,7 @@ def test_a_wrong_node_config_is_refused(wrong: dict[str, Any], said: str) -> Non
 
 
 def pins() -> dict[str, str]:
-    """Version of each package that constraints.txt gives the images: Linux, x86-64, Python 3.11."""
+    """Package → version in constraints.txt for the images: Linux, x86-64, Python 3.11."""
     python = {"python_version": "3.11", "python_full_version": "3.11.0"}
     here = {
         **default_environment(),

@@ -26,7 +26,7 @@ CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Folders laid out as CIFAR-10, ImageNet and Imagenette are, with few images that show nothing."""
+    """Folders in the layout of CIFAR-10, ImageNet and Imagenette, with a few meaningless images."""
     folder = tmp_path_factory.mktemp("data")
     batches = folder / CIFAR10.base_folder
     batches.mkdir()
@@ -49,7 +49,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def accepted(data, monkeypatch):
-    """torchvision takes our CIFAR-10 for whole."""
+    """torchvision accepts our CIFAR-10 as complete."""
     folder = data / CIFAR10.base_folder
     for listed in ("train_list", "test_list"):
         sums = [[name, calculate_md5(folder / name)] for name, _ in getattr(CIFAR10, listed)]
@@ -72,7 +72,7 @@ LESS = {"epochs": 1, "batch_size": 20, "steps": 2}
 
 
 def lessened(said):
-    """The same experiment on few images, in few steps."""
+    """The same experiment with few images and few steps."""
     if isinstance(said, list):
         return [lessened(one) for one in said]
     if not isinstance(said, dict):

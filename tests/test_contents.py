@@ -1,7 +1,7 @@
-"""What the stages make today is what they made before: digests that no change of names, files or prose may move.
+"""The stages make the same bytes as before: digests that no change of names, files or prose may change.
 
-Pixels and labels that are decoded, drawn or copied are the same on every machine; those of a trained network are not,
-so no attack and no training stands here. If one of these must change, the stage's number in `REVISIONS` goes up.
+Decoded, drawn or copied pixels and labels are the same on every machine. Those of a trained network are not, so no
+attack and no training is tested here. If one of these digests must change, raise the stage's number in `REVISIONS`.
 """
 
 import hashlib

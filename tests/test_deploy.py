@@ -1,6 +1,6 @@
-"""deploy/ is what Kubernetes and KubeRay take, and the same cluster as cluster.yaml.
+"""deploy/ is valid for Kubernetes and KubeRay, and describes the same cluster as cluster.yaml.
 
-What the schemas are, and what they leave out: tests/data/README.md.
+tests/data/README.md describes the schemas and their gaps.
 """
 
 import copy
@@ -26,7 +26,7 @@ JOB: dict[str, Any] = MANIFESTS["rayjob.yaml"]["spec"]
 
 
 def strict(schema: Any) -> Any:
-    """The schema as Kubernetes enforces it: a field that it does not name is refused."""
+    """The schema as Kubernetes enforces it: unknown fields are refused."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):

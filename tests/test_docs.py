@@ -29,7 +29,7 @@ def prose(page: Path) -> str:
 
 
 def spans(page: Path) -> list[str]:
-    """What stands as code: lines of fences, and between backticks."""
+    """Code in a document: lines of fences, and text between backticks."""
     blocks = [
         line.strip() for kind, body in FENCE.findall(page.read_text(encoding="utf-8")) for line in body.splitlines()
     ]

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: rehearsed on a processor, so that on a GPU it cannot fail for a silly reason."""
+"""`python -m benchmarks.gpu`, rehearsed on a CPU, so that it cannot fail on a GPU for a trivial reason."""
 
 import json
 import os

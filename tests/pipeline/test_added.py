@@ -1,9 +1,9 @@
-"""Everything that docs/architecture.md tells how to add, added where it says: made, shown and priced.
+"""Everything that docs/architecture.md explains how to add, added where it says: made, shown and estimated.
 
-A source, a stage, a label rule, an attack method, a norm, a column and an image format are patched into the files that
-the document names, and into no other. So a run, its table, its page and a plan's cost may ask a recipe or a job what
-it is, but none of them may hold a list that would have to know it. Not here: the attacks of an evaluation, whose
-models pydantic has compiled into each other.
+The tests patch a source, a stage, a label rule, an attack method, a norm, a column and an image format into the files
+that the document names, and into no other. So a run, its table, its page and a plan's estimate may ask a recipe or a
+job for its properties, but may not keep lists of their own. Attacks of evaluations are not covered, since pydantic has
+compiled their models into each other.
 """
 
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ class Flip(Recipe):
 
 
 class Dataset(spec.Dataset):
-    """A dataset of the experiment file with these."""
+    """A dataset of the experiment file with these keys."""
 
     load: Annotated[Digits | ImageFolder | Ramps, Field(discriminator="source")] | None = None  # type: ignore[assignment]
     attack: Inverting | None = None
@@ -82,7 +82,7 @@ class Experiment(spec.Experiment):
 
 
 def ramps() -> load.Listing:
-    """Images that grow brighter to the right, the more so the higher their class."""
+    """Images that grow brighter to the right, more so for higher classes."""
     labels = np.arange(60) % 10
     pixels = (labels[:, None, None, None] * np.arange(8)[:, None]).repeat(8, axis=1).astype(np.uint8)
     whole = load.Images.whole(labels, pixels)
@@ -90,12 +90,12 @@ def ramps() -> load.Listing:
 
 
 def flipped(before: shard.Shard) -> shard.Shard:
-    """Left and right exchanged."""
+    """Images flipped left–right."""
     return replace(before, pixels=before.images()[:, :, ::-1].copy(), files=None, suffix="png", failures=[])
 
 
 class FlipJob(ImagesJob):
-    """How the stage is made."""
+    """The job of the stage."""
 
     key = "flip"
 
@@ -107,32 +107,32 @@ class FlipJob(ImagesJob):
 
 
 class Brightness(shard.Facts):
-    """The facts of a sample with one more column."""
+    """The facts of a sample with an additional column."""
 
     brightness: float = 0.0
 
 
 class L1(norms.L2):
-    """One more norm; uniform samples are for evaluations, which this is not added to."""
+    """An additional norm; uniform samples are only for evaluations, to which it is not added."""
 
     def direction(self, grad_NCHW: torch.Tensor) -> torch.Tensor:
-        """The steepest step of length 1 changes one value alone."""
+        """The steepest step of length 1 changes a single value."""
         flat = grad_NCHW.flatten(1)
         largest = flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(grad_NCHW)
 
     def project(self, delta_NCHW: torch.Tensor, eps: float) -> torch.Tensor:
-        """Into the ball by scaling: not the nearest point of it, but a point of it."""
+        """Scale into the ball: the result is in the ball, but not the nearest point."""
         return delta_NCHW * (eps / delta_NCHW.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)).clamp_max(1)
 
     def pull_in(self, rounded_ND: torch.Tensor, exact_ND: torch.Tensor, radius: float) -> torch.Tensor:
-        """Rounded toward the clean image, so that the ball is not left."""
+        """Round toward the clean image, so that the result stays in the ball."""
         return exact_ND.trunc().to(torch.int64)
 
 
 @pytest.fixture
 def ppm(tmp_path: Path) -> Path:
-    """A folder of images in a format that shards do not keep yet."""
+    """A folder of images in a format that shards do not keep."""
     for split in ("train", "val"):
         for name in ("dark", "light"):
             folder = tmp_path / "ppm" / split / name
@@ -144,7 +144,7 @@ def ppm(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def added(tiny: dict[str, Any], ppm: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The small experiment, with one of each that was added."""
+    """The small experiment with one of each addition."""
 
     def list_source(recipe, data, fetch=True):
         return ramps() if isinstance(recipe, Ramps) else listed(recipe, data, fetch)
@@ -190,7 +190,7 @@ def added(tiny: dict[str, Any], ppm: Path, monkeypatch: pytest.MonkeyPatch) -> d
 
 @pytest.fixture
 def store(added: dict[str, Any], write: Any, tmp_path: Path) -> Iterator[Path]:
-    """A store in which all of it was made, by the command line."""
+    """A store with that experiment, made by the command line."""
     path = tmp_path / "s"
     made = CliRunner().invoke(main, ["run", str(write(added)), "--store", str(path), "--engine", "inline"])
     assert made.exit_code == 0, made.output

@@ -1,7 +1,7 @@
-"""A job on a cluster of three nodes, its store in a bucket, and everything that can die dies: the bytes are the same.
+"""A job on a cluster of three nodes, its store in a bucket: everything that can die dies, and the bytes are the same.
 
-What is disturbed, and for how long before that it is left in peace, is drawn with a fixed seed. The network
-sleeps in its forward pass, so that there is time, on two processors as well, for everything that is to happen.
+The disturbances, and the undisturbed time before each, are drawn with a fixed seed. The network sleeps in its forward
+pass, so that there is time for all disturbances even on two CPUs.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ EXPERIMENT = {
 
 
 class Chaos:
-    """One experiment on one cluster, and what befalls it.
+    """One experiment on one cluster, and its disturbances.
 
     Args:
         cluster: the cluster.
@@ -109,14 +109,14 @@ class Chaos:
         return sum(path.stat().st_size for path in self.record.glob(f"{what}*"))
 
     def under_way(self, what):
-        """Wait until the network makes another note."""
+        """Wait until the network writes another note."""
         before, deadline = self.noted(what), time.monotonic() + 240
         while self.noted(what) == before:
             assert time.monotonic() < deadline, self.cluster.notbugs("logs", self.jobs[-1], cwd=self.folder).stdout
             time.sleep(0.05)
 
     def ended(self):
-        """Wait until the cluster knows that the latest job has ended."""
+        """Wait until the cluster reports the latest job as ended."""
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             listed = json.loads(self.cluster.notbugs("jobs", "--json", cwd=self.folder).stdout)["jobs"]
@@ -145,7 +145,7 @@ class Chaos:
                 self.submit()
 
     def kill(self, draw, *titles):
-        """kill -9 one process of the cluster with such a title."""
+        """Kill (SIGKILL) one process of the cluster with this title."""
         deadline = time.monotonic() + 60
         while not (found := [process for process in self.cluster.processes() if title(process).startswith(titles)]):
             assert time.monotonic() < deadline, f"no {titles}"
@@ -153,11 +153,11 @@ class Chaos:
             os.kill(draw.choice(sorted(found, key=lambda process: process.pid)).pid, signal.SIGKILL)
 
     def finished(self, node):
-        """Whether a node stands in the store, whole."""
+        """Whether a node is finished in the store."""
         return any(name.endswith("/manifest.json") for name in Store(self.url).files(node, recursive=True))
 
     def events(self):
-        """Every event of all runs that had the time to write it."""
+        """The events of all runs, as far as they were written."""
         files = self.server.contents(self.url.removeprefix("s3://"))
         lines = [line for name in sorted(files) if name.endswith("events.jsonl") for line in files[name].splitlines()]
         return [json.loads(line) for line in lines]

@@ -1,4 +1,4 @@
-"""The command line as a person uses it: results, resume, repair, and one sentence for every bad request."""
+"""The command line as a user calls it: results, resume, repair, and one sentence for every bad request."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from stages.recipes import ImageFolder
 
 
 def invoke(*args, code=0):
-    """The command line in this process; stdout, after checking the exit code."""
+    """Run the command line in this process; returns stdout after checking the exit code."""
     result = CliRunner().invoke(main, [str(arg) for arg in args])
     assert result.exit_code == code, f"{result.output}\n{result.stderr}\n{result.exception!r}"
     return result
@@ -37,7 +37,7 @@ def make(file, store, *args, code=0):
 
 @pytest.fixture(scope="module")
 def made_once(tmp_path_factory):
-    """The store of a finished run of the small experiment."""
+    """The store of a finished run of the small experiment, shared."""
     folder = tmp_path_factory.mktemp("made")
     file = folder / "experiment.yaml"
     file.write_text(yaml.safe_dump(TINY))
@@ -47,7 +47,7 @@ def made_once(tmp_path_factory):
 
 @pytest.fixture
 def finished(made_once, tiny, write, tmp_path, monkeypatch):
-    """A finished run of the small experiment, the test's own to spoil: its file and store."""
+    """File and store of a finished run of the small experiment, which a test may damage."""
     monkeypatch.chdir(tmp_path)
     return write(tiny), shutil.copytree(made_once, tmp_path / "store")
 
@@ -314,7 +314,7 @@ def test_a_users_net_and_a_users_checkpoint(tiny, write, tmp_path, monkeypatch):
 
 
 def folder(root, per_class):
-    """An image folder of two classes, grey noise of differing levels."""
+    """An image folder of two classes: grey noise at different levels."""
     for split in ("train", "val"):
         for name, level in (("a", 40), ("b", 200)):
             (root / split / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Experiments as jobs of a real cluster of three nodes: sent over HTTP with a token, followed, joined, stopped."""
+"""Experiments as jobs of a real cluster of three nodes: submitted over HTTP with a token, followed, joined, stopped."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ def save(experiment, folder, name="experiment.yaml"):
 
 
 def until(holds, seconds=180):
-    """Wait for something; what it gave."""
+    """Wait for a condition; returns its value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := holds():
@@ -59,7 +59,7 @@ def until(holds, seconds=180):
 
 @pytest.fixture(scope="module")
 def inline(tmp_path_factory):
-    """The small experiment made inline: the finished process, and what it made."""
+    """The small experiment made inline: the finished process, and its results."""
     folder = tmp_path_factory.mktemp("inline")
     made = subprocess.run(
         [command(), "run", save(TINY, folder), "--store", "s", "--engine", "inline"],
@@ -74,7 +74,7 @@ def inline(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def submitted(cluster, s3_server, tmp_path_factory):
-    """The small experiment made as a job, in a bucket: the finished `submit --follow`, the URL of its store."""
+    """The small experiment made as a job, in a bucket: the finished `submit --follow`, and the URL of the store."""
     url, folder = "s3://tests/submitted", tmp_path_factory.mktemp("submitted")
     done = cluster.notbugs("submit", save(TINY, folder), "--store", url, "--follow", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -82,18 +82,18 @@ def submitted(cluster, s3_server, tmp_path_factory):
 
 
 def job_of(done):
-    """The id that `submit` printed."""
+    """The job id that `submit` printed."""
     return done.stdout.splitlines()[0]
 
 
 def told(lines):
-    """What a run says of each node's beginning and end, without times; which of two goes first is chance."""
+    """The printed start and end of each node, without times, since the order of two parallel nodes is random."""
     found = [re.match(r"[\w/]+: (started \(.*\)|done in)", line) for line in lines.splitlines()]
     return sorted(match[0] for match in found if match)
 
 
 def table(lines):
-    """The result table, from its heading to its end; in a job's log, where the page lies comes after it."""
+    """The result table, from its heading to its end; in a job's log, the page's place follows."""
     return lines[lines.index("trained on") :].partition("\npage ")[0].strip()
 
 
@@ -218,7 +218,7 @@ HIDING = ["numpy.py", "pipeline.py", "pyarrow.py", "random.py", "ray.py", "stage
 
 
 def litter(folder):
-    """Fill a folder as a user's may be: a module, and much that is none of the cluster's business."""
+    """Fill a folder as a user's may be: with a module, and with much that the cluster does not need."""
     (folder / "mynets.py").write_text(OWN)
     (folder / "layers.py").write_text("from torch.nn import Flatten, Linear, Sequential")
     for name in HIDING:
@@ -290,7 +290,7 @@ def test_a_folder_that_is_too_large_to_send_is_refused(cluster, tmp_path):
 
 
 def sent_of(folder, experiment=OWN_EXPERIMENT):
-    """The files that Ray would send of a folder, by Ray's own reckoning."""
+    """The files of a folder that Ray would send, as Ray itself computes them."""
     from ray._private.runtime_env.packaging import _zip_files
 
     with staged(runtime_env(request(experiment), folder)) as environment, TemporaryDirectory() as scratch:
@@ -408,7 +408,7 @@ def gated(folder):
 
 
 def committed(store):
-    """Shard → when its commit mark was written."""
+    """Shard → time at which its commit mark was written."""
     return {path.name: path.stat().st_mtime_ns for path in store.glob("datasets/other/*/commits/*.json")}
 
 
@@ -451,7 +451,7 @@ def test_a_job_is_joined_and_stopped_and_another_goes_on_where_it_was(cluster, t
 
 
 class Tunnel:
-    """A port of this machine that leads to the cluster, such as ssh opens, and that can break."""
+    """A local port forwarded to the cluster, as by ssh, which can break."""
 
     def __init__(self, address):
         host, _, port = address.removeprefix("http://").partition(":")
@@ -548,7 +548,7 @@ def test_a_job_whose_process_was_killed_is_one_that_failed(state, code, exit_cod
 
 
 class Asleep:
-    """The client of a laptop that sleeps as its first connection is open: that one never says anything again."""
+    """The client of a laptop that goes to sleep with its first connection open: that connection stays silent."""
 
     connections = 0
 
@@ -577,7 +577,7 @@ def test_a_connection_that_dies_without_a_word_is_left_for_another(monkeypatch):
 
 
 class Beginning(BaseHTTPRequestHandler):
-    """A job server as it is in the first seconds of a cluster: it takes on the second job that it is given."""
+    """A job server in a cluster's first seconds: it accepts only the second job submitted to it."""
 
     jobs: ClassVar[list[dict]] = []
     refused = False
@@ -605,7 +605,7 @@ class Beginning(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_):
-        """Silence."""
+        """Log nothing."""
 
 
 def test_a_cluster_that_takes_no_jobs_yet_is_asked_again(tiny, write, tmp_path, notbugs):
@@ -623,7 +623,7 @@ def test_a_cluster_that_takes_no_jobs_yet_is_asked_again(tiny, write, tmp_path, 
 
 @pytest.fixture
 def outside(tmp_path, cluster):
-    """The command of someone with an empty home and none of the cluster's variables."""
+    """The command with an empty home folder and none of the cluster's variables."""
 
     def outside(*args, **variables):
         ours = {k: v for k, v in cluster.environment.items() if not k.startswith(("RAY_AUTH", "RAY_TMPDIR", "AWS_"))}

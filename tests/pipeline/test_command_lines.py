@@ -1,4 +1,4 @@
-"""Odd command lines: each ends soon, with exit code 0, 1 or 2, and what is wrong stands in one sentence."""
+"""Odd command lines: each ends soon, with exit code 0, 1 or 2 and one sentence about the fault."""
 
 import random
 import time
@@ -35,7 +35,7 @@ POOLS = {"store": STORES, "data": STORES, "file": FILES, "image": FILES, "out": 
 
 
 class Odd:
-    """Command lines drawn at random, most of them nearly right."""
+    """Random command lines, most of them nearly right."""
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)

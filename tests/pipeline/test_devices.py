@@ -1,4 +1,4 @@
-"""What every process of a run computes with, and what is said of the device that a node was made on."""
+"""The settings that every process of a run computes with, and the recorded device of a node."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def net(classes, channels):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where the run and the user's modules are."""
+    """The folder of the run and of the user's modules."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", sys.path[:])
     return tmp_path
@@ -66,7 +66,7 @@ def run(folder, what, *args):
 
 
 def seen(folder, here):
-    """What the network saw each time that it was run, in this process or in others: processes, and settings."""
+    """Processes and settings that the network recorded at each call, in this process or in others."""
     lines = [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
     lines = [line for line in lines if (line["process"] == os.getpid()) is here]
     return {line["process"] for line in lines}, Counter((line["tf32"], line["deterministic"]) for line in lines)

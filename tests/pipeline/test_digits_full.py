@@ -1,4 +1,4 @@
-"""`configs/digits-full.yaml`: every kind of node on real digits, and what they say."""
+"""`configs/digits-full.yaml`: every kind of node on real digits, and the results."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ CONFIG = Path(__file__).parents[2] / "configs/digits-full.yaml"
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """What the run found: evaluation and model → row."""
+    """Evaluation and model → row of the results."""
     folder = tmp_path_factory.mktemp("full")
     asked = [command(), "run", str(CONFIG), "--store", str(folder / "s"), "--json"]
     done = subprocess.run(asked, cwd=folder, capture_output=True, text=True, timeout=1700, check=False)
@@ -28,7 +28,7 @@ def accuracy(rows, model, evaluation="accuracy"):
 
 
 def under(rows, model, evaluation="robustness", **asked):
-    """The worst case of a model under the attack that has these parameters."""
+    """The worst case of a model under the attack with these parameters."""
     (attack,) = [a for a in rows[evaluation, model]["under_attack"] if asked.items() <= a.items()]
     return attack["accuracy"]
 

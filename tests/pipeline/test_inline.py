@@ -1,4 +1,4 @@
-"""The engine without Ray: shards in order, the next read and the last committed beside the work on one."""
+"""The inline engine: shards in order, with the next read and the last committed during the work on one."""
 
 import threading
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from stages.errors import BadData
 
 
 class Job:
-    """Counts what is done to shards; `fails` says how often a step of one fails."""
+    """Counts the steps of shards; `fails` is the number of times that a step of one fails."""
 
     def __init__(self, heavy, fails=None, wait=False):
         self.heavy, self.fails, self.done = heavy, dict(fails or {}), []

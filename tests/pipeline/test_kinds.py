@@ -1,4 +1,4 @@
-"""Every kind of node in one small experiment, as the command line makes it, and what cannot be."""
+"""Every kind of node in one small experiment, made by the command line, and refused requests."""
 
 import copy
 import json
@@ -66,7 +66,7 @@ def invoke(*args, code=0):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The store of the experiment above, and what the run printed as JSON."""
+    """The store of the experiment above, and the run's JSON output."""
     folder = tmp_path_factory.mktemp("kinds")
     file = folder / "kinds.yaml"
     file.write_text(yaml.safe_dump(KINDS))
@@ -199,7 +199,7 @@ def net(classes):
 
 
 def changed(place: str, value):
-    """The experiment with something changed."""
+    """The experiment with one change."""
     asked = copy.deepcopy(KINDS)
     *way, last = place.split(".")
     inner = asked

@@ -1,4 +1,4 @@
-"""Experiment files that a person could have meant otherwise: mutated, they are planned, or refused in one sentence."""
+"""Mutated experiment files, as a user might mistype them: each is planned, or refused in one sentence."""
 
 import copy
 import re
@@ -88,13 +88,13 @@ TEXTS = [
 
 
 def places(found: Any) -> list[tuple[Any, Any]]:
-    """Every container of an experiment and a key or index in it."""
+    """Every container of an experiment, with each of its keys or indices."""
     inner = list(found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ())
     return [(found, key) for key, _ in inner] + [place for _, value in inner for place in places(value)]
 
 
 def of_value(text: str, how: str, where: int, what: int) -> str:
-    """The text of an experiment of which one value was changed; the text itself where it is no experiment any more."""
+    """The text of an experiment with one value changed; the text itself if it is no longer an experiment."""
     try:
         found = yaml12.load(text.encode())
     except ValueError:
@@ -120,7 +120,7 @@ def of_value(text: str, how: str, where: int, what: int) -> str:
 
 
 def of_text(text: str, how: str, where: int, what: int) -> str:
-    """A text of which a part was changed."""
+    """A text with one part changed."""
     lines, slip, at = text.split("\n"), TEXTS[what % len(TEXTS)], where % (len(text) + 1)
     words = list(re.finditer(r"[\w./-]+", text))
     match how:

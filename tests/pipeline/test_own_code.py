@@ -1,4 +1,4 @@
-"""Code of the user's, through the command line: tried where it can do no harm, and run after what is installed."""
+"""The user's own code, through the command line: tried in a separate process, and imported after installed modules."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def experiment(arch, **more):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The user's folder, which they stand in."""
+    """The user's folder, as the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.delitem(sys.modules, "mynets", raising=False)
@@ -76,7 +76,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def ask(verb, what, *more):
-    """A command about an experiment, in this process."""
+    """Run a command about an experiment, in this process."""
     Path("experiment.yaml").write_text(yaml.safe_dump(what))
     return CliRunner().invoke(main, [verb, "experiment.yaml", "--store", "s", *more])
 
@@ -137,7 +137,7 @@ HIDING = ["json", "numpy", "pipeline", "pyarrow", "random", "ray", "torch", "sta
 
 
 def hide(folder, names=HIDING):
-    """Fill a folder with modules that must not be taken for what is installed."""
+    """Fill a folder with modules that must not shadow installed ones."""
     for name in names:
         path = folder / name / "__init__.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def test_the_cost_is_measured_by_what_is_installed(tmp_path, notbugs):
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """A copy of our code, and the Python of an environment that borrows every package but has none of ours."""
+    """A copy of our code, and the Python of an environment that has every package except our own."""
     for package in (pipeline, stages):
         source = Path(package.__path__[0])
         shutil.copytree(source, tmp_path / "copy" / source.name, ignore=shutil.ignore_patterns("__pycache__"))

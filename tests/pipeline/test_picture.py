@@ -1,4 +1,4 @@
-"""`notbugs attack`: one picture moved toward a class."""
+"""`notbugs attack`: one picture perturbed toward a class."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from stages.errors import BadInput
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
-    """A store with a network that knows digits."""
+    """A store with a network trained on digits."""
     folder = tmp_path_factory.mktemp("store")
     train = {**TINY["models"]["standard"]["train"], "epochs": 15}
     known = {**TINY, "models": {**TINY["models"], "standard": {"train": train}}}

@@ -1,4 +1,4 @@
-"""Readers that are not ours read the shards: labels and pixels agree with samples.parquet and with each other."""
+"""Other readers read the shards: labels and pixels agree with samples.parquet and with each other."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(dataset):
-    """Key → (label, digest of the pixels), with tarfile and Pillow, held against samples.parquet."""
+    """Key → (label, digest of the pixels), read with tarfile and Pillow and checked against samples.parquet."""
     rows = {row["key"]: row for row in pq.read_table(dataset / "samples.parquet").to_pylist()}
     found = {}
     for shard in sorted(dataset.glob("*.tar")):

@@ -33,7 +33,7 @@ def room(file: Path) -> str:
 
 
 def imported(source: str) -> Iterator[str]:
-    """Rooms that a module imports from, anywhere in it."""
+    """Rooms from which a module imports, at any place in it."""
     for node in ast.walk(ast.parse(source)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module == "pipeline":

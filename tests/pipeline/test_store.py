@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, by any number of writers; secrets stay out of URLs."""
+"""Files appear whole or not at all, with any number of writers; secrets stay out of URLs."""
 
 import pickle
 import subprocess

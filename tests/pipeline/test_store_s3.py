@@ -1,4 +1,4 @@
-"""The store on a real S3 server: few requests, whole files, sentences for what is wrong, a server that goes away."""
+"""The store on a real S3 server: few requests, whole files, one sentence per error, and a server that goes away."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def asked(s3):
 
 @pytest.fixture
 def unknown():
-    """Nothing that was connected before is remembered, neither before the test nor after it."""
+    """Forgets all connections, before the test and after it."""
     remote.connect.cache_clear()
     yield
     remote.connect.cache_clear()
@@ -50,7 +50,7 @@ def unknown():
 
 @contextmanager
 def away(server: S3Server, seconds: float):
-    """The server is killed now, and starts again after some seconds."""
+    """Kill the server now, and start it again after some seconds."""
     server.kill()
     start = Timer(seconds, server.start)
     start.start()
@@ -62,7 +62,7 @@ def away(server: S3Server, seconds: float):
 
 @contextmanager
 def answering(answer):
-    """A server on loopback that gives each request to a function; its URL."""
+    """The URL of a loopback server that passes each request to a function."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -149,7 +149,7 @@ def test_what_is_changed_on_the_way_is_noticed_and_sent_again(s3, s3_url, monkey
 
 @contextmanager
 def damaging(port: int, right: bytes, wrong: bytes):
-    """Passes everything on to a port, but changes some bytes on their way there, once; its own port."""
+    """The port of a proxy that forwards everything to another port, but once changes some bytes on the way there."""
     todo = [wrong]
 
     def pump(source: socket.socket, target: socket.socket, damage: bool) -> None:
@@ -342,7 +342,7 @@ def test_a_url_without_a_bucket_is_refused(s3):
 
 
 def kept(contents: dict[str, bytes]) -> dict[str, bytes]:
-    """The files whose bytes are promised: of nodes, without times, hosts and speeds."""
+    """Files of nodes whose bytes are guaranteed: those without times, hosts and speeds."""
     return {
         path: content
         for path, content in contents.items()

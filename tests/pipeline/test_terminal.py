@@ -1,4 +1,4 @@
-"""The terminal: no character that it obeys, no encoding, no missing stream and no signal takes a run's word from it."""
+"""The terminal: control characters, encodings, missing streams and signals never cost a run's output."""
 
 import fcntl
 import os
@@ -42,7 +42,7 @@ def invoke(*args, code=0):
 
 
 def shell(line, cwd, **environment):
-    """A line of shell in which $notbugs is the command; exit code, stdout, stderr."""
+    """Run a line of shell in which $notbugs is the command; returns exit code, stdout, stderr."""
     command = {"notbugs": " ".join(COMMAND), **environment}
     done = subprocess.run(
         ["bash", "-c", line], cwd=cwd, env=os.environ | command, capture_output=True, timeout=120, check=False
@@ -308,7 +308,7 @@ def test_a_number_is_one_and_in_its_range(args, value):
 
 @pytest.fixture
 def ctrl_c():
-    """Signals as a terminal's foreground job has them: what was begun in the background, or by nohup, ignores some."""
+    """Signals as in a terminal's foreground job: background jobs and nohup ignore some of them."""
     before = [(signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))]
     before.append((signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_DFL)))
     yield
@@ -317,13 +317,13 @@ def ctrl_c():
 
 
 def in_the_foreground():
-    """The same in a process that is about to begin."""
+    """The same in a process that is about to start."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
 def told(number):
-    """What sends this process a signal, and then takes its time."""
+    """A function that sends this process a signal, and then takes some time."""
 
     def tell(*args, **options):
         os.kill(os.getpid(), number)
@@ -455,7 +455,7 @@ def test_what_was_begun_to_ignore_a_hang_up_goes_on(tmp_path, ctrl_c):
 
 
 def on_a_terminal(args, cwd, until, then):
-    """Run the command on a terminal of 60 columns; do something once it has shown a text; exit code, all it showed."""
+    """Run the command on a terminal of 60 columns, and act once a text appears; returns exit code and output."""
     pid, terminal_end = pty.fork()
     if pid == 0:
         os.chdir(cwd)

@@ -1,4 +1,4 @@
-"""A store is data: what is damaged in it is found and mended, and what somebody else wrote into it is not obeyed."""
+"""A store is data: damage is found and repaired, and foreign content is never obeyed."""
 
 import json
 import os
@@ -42,13 +42,13 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def finished(made_once: Path, write: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The file and the store of a finished run, the test's own to spoil."""
+    """File and store of a finished run, which a test may damage."""
     monkeypatch.chdir(tmp_path)
     return write(tiny), shutil.copytree(made_once, tmp_path / "store")
 
 
 def promised(store: Path) -> dict[str, bytes]:
-    """Every file whose bytes are promised, with them."""
+    """Every file whose bytes are guaranteed → its content."""
     kept = ("*.tar", "*.parquet", "recipe.json", "*.safetensors", "result.json")
     found = (path for pattern in kept for path in store.glob(f"*/*/*/**/{pattern}"))
     return {str(path.relative_to(store)): path.read_bytes() for path in found}
@@ -70,7 +70,7 @@ def deleted(path: Path) -> None:
 
 
 def swapped(path: Path) -> None:
-    """With another file of its kind: the same name of another node, or another shard."""
+    """With another file of its kind: the same file of another node, or of another shard."""
     store = path.parents[4] if path.parent.name == "commits" else path.parents[3]
     others = [p for p in sorted(store.glob(f"*/*/*/**/*{path.suffix}")) if p.read_bytes() != path.read_bytes()]
     same = [p for p in others if p.name == path.name] or [p for p in others if p.parent.name == path.parent.name]
@@ -134,7 +134,7 @@ def test_damage_to_one_file_alone_is_mended_by_the_next_run(damage, finished, ma
 
 
 def restored(store: Path, whole: Path) -> None:
-    """Every file of the store as it was."""
+    """Restore every file of the store."""
     for path in whole.rglob("*"):
         if path.is_file():
             mine = store / path.relative_to(whole)
@@ -147,7 +147,7 @@ def restored(store: Path, whole: Path) -> None:
 
 
 def named(store: Path, name: Path) -> list[artifacts.Damage]:
-    """What `verify` finds in the folder of a file."""
+    """The damage that `verify` reports in a file's folder."""
     group, *rest = name.parts
     if group == "runs":
         return runs.verify(Store(str(store)), rest[0])
@@ -236,7 +236,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def clear(result: Any) -> bool:
-    """One sentence, no exception's name."""
+    """Whether a message is one sentence without an exception's name."""
     assert result.exit_code in (0, 1, 2), (result.output, result.exception)
     assert not isinstance(result.exception, Exception), result.exception
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
@@ -416,7 +416,7 @@ def test_garbage_in_any_document_is_one_sentence(data, made_once, tmp_path_facto
     path = data.draw(st.sampled_from(sorted(store.rglob("*.json"))))
 
     def garbage(value: Any) -> Any:
-        """The document with one value, at any depth, in place of another."""
+        """The document with one value, at any depth, replaced by another."""
         keys = sorted(value) if isinstance(value, dict) else list(range(len(value)))
         key = data.draw(st.sampled_from(keys)) if keys else None
         if key is None:
@@ -441,7 +441,7 @@ def test_garbage_in_any_document_is_one_sentence(data, made_once, tmp_path_facto
 
 @contextmanager
 def as_nobody(folder: Path) -> Iterator[None]:
-    """As a user who owns nothing, but may look into the test's folder: root may read all."""
+    """Run as a user who owns nothing but may read the test's folder, since root can read everything."""
     if os.geteuid() != 0:
         yield
         return

@@ -1,4 +1,4 @@
-"""What the tests of the stages share: real digits, a network trained on them, a place for a user's modules."""
+"""Shared by the tests of the stages: real digits, a network trained on them, a place for a user's modules."""
 
 import sys
 import textwrap
@@ -23,7 +23,7 @@ from stages.tensors import channel_statistics
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """One CPU thread for what the tests themselves compute: the same bits on every machine, and light."""
+    """One CPU thread for the tests' own computations: the same bits on every machine, and little load."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -32,7 +32,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits() -> dict[str, Shard]:
-    """scikit-learn's digits, one shard for each split."""
+    """scikit-learn's digits, one shard per split."""
     recipe = Digits(source="sklearn-digits", shard_size=2000)
     listing = list_source(recipe, Path())
     shards = {name: read(recipe, name, items, 1, None) for name, items in assign_to_shards(listing, recipe).items()}
@@ -41,7 +41,7 @@ def digits() -> dict[str, Shard]:
 
 @pytest.fixture(scope="session")
 def design(digits: dict[str, Shard]) -> Design:
-    """A small_cnn for the digits, normalised by their own statistics."""
+    """A small_cnn for the digits, normalised with their own statistics."""
     values = digits["train"].images().astype(np.float64)
     mean, std = channel_statistics([float(values.sum())], [float((values**2).sum())], values.size)
     return Design("small_cnn", 10, (1, 8, 8), tuple(mean), tuple(std))
@@ -49,7 +49,7 @@ def design(digits: dict[str, Shard]) -> Design:
 
 @pytest.fixture(scope="session")
 def examples_of() -> Callable[..., train.Examples]:
-    """Shards held in a dict, as what a training reads from."""
+    """Training examples from a dict of shards."""
 
     def make(*shards: Shard, digest: str = "origin") -> train.Examples:
         by_name = {shard.name: shard for shard in shards}
@@ -79,7 +79,7 @@ def trained(trained_weights: bytes, design: Design) -> Classifier:
 
 @pytest.fixture
 def make_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Write a user's module into tmp_path; gives its name, which no other test has used."""
+    """Write a user's module into tmp_path; returns its name, which is unique over all tests."""
     # build() puts the folder on sys.path and leaves it there.
     monkeypatch.setattr(sys, "path", sys.path[:])
 
@@ -93,7 +93,7 @@ def make_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
 @pytest.fixture(scope="session")
 def part() -> Callable[..., Shard]:
-    """Some samples of a shard, as a shard of its own."""
+    """Some samples of a shard, as a new shard."""
 
     def cut(shard: Shard, chosen: slice | np.ndarray, name: str = "train-000000") -> Shard:
         assert shard.pixels is not None
@@ -109,7 +109,7 @@ Answer = bytes | tuple[int, dict[str, str], bytes]
 
 @pytest.fixture
 def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], Answer]], AbstractContextManager[str]]:
-    """A web server on loopback that gives each path to a function, which gives a body, or status, headers and body."""
+    """A loopback web server that maps each path to a function, which returns a body, or status, headers and body."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 

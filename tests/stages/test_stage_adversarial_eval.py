@@ -1,4 +1,4 @@
-"""What models answer under an attack: restarts, surrogates, targets, the average case, rotations and shifts."""
+"""Predictions under attack: restarts, surrogates, targets, the average case, rotations and shifts."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def shard(digits, part):
 
 @pytest.fixture
 def other(design):
-    """A network that nobody trained."""
+    """An untrained network."""
     torch.manual_seed(3)
     return Classifier(design, Path()).eval().requires_grad_(False)
 
@@ -74,7 +74,7 @@ def test_a_restart_finds_what_a_search_from_a_flat_place_cannot(trained, shard):
     images, plain = (to_unit(shard.images()) - trained.mean) / trained.std, trained.network
 
     class Masked(nn.Module):
-        """Constant near the images, so that no gradient leads away from them."""
+        """A model that is constant near the images, so that it has no gradient there."""
 
         def forward(self, x):
             near = (x - images).abs().amax((1, 2, 3)) < 1e-3
@@ -115,7 +115,7 @@ def test_a_random_start_comes_from_seed_index_and_restart_and_stays_in_the_box()
 
 
 def by_hand(model, scored, shard, loss):
-    """Answers of a model to the images that one plain search on another ends with."""
+    """A model's predictions on the final images of one plain attack on another model."""
     x = to_unit(shard.images())
     found = [pgd(loss(model, part), x[part], norm="l2", eps=0.9, step_size=0.18, steps=3) for part in slices()]
     with torch.no_grad():

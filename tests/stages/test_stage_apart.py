@@ -1,4 +1,4 @@
-"""A process of its own for code that may end, hang or crash: whatever it does, who asks can say so and go on."""
+"""A separate process for code that may exit, hang or crash: whatever happens, the caller can report it and continue."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from stages.errors import BadData, BadInput
 
 
 def call(arch, here, *args):
-    """What is called in the other process: what an arch names, with these arguments."""
+    """Called in the other process: the object that an arch names, with these arguments."""
     return own.find(arch, here)(*args)
 
 
@@ -53,7 +53,7 @@ def unpicklable():
 
 @pytest.fixture
 def tried(tmp_path, monkeypatch):
-    """Call something of the module above apart."""
+    """Call a function of the module above in a separate process."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(MINE)
     return lambda arch, *args: apart.apart(call, arch, tmp_path, *args, arch=arch)

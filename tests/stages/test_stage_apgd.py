@@ -1,4 +1,4 @@
-"""APGD against optima that are known, the paper's own definitions, and torchattacks."""
+"""APGD against known optima, the paper's own definitions, and torchattacks."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""A shard attacked: what is saved, and what is said of it."""
+"""Attacking a shard: the saved images and their measurements."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def shard(digits, part):
 
 @pytest.fixture
 def attacked(shard, trained):
-    """The shard under attack toward other classes, with what was asked."""
+    """Attack the shard toward other classes, with the given keys of the recipe."""
 
     def make(rule="other", model=trained, given=shard, **asked):
         return Attacker(recipe(**asked), Relabel(rule=rule), CLASSES, model)(given)
@@ -45,7 +45,7 @@ def levels(after, before):
 
 
 def grey(count=6, side=8):
-    """Images in the middle of the box, which clipping does not touch."""
+    """Images in the middle of the box, which clipping does not affect."""
     index = np.arange(100, 100 + count)
     return Shard("train-000000", index, index % 10, index % 10, np.full((count, side, side, 1), 128, np.uint8))
 

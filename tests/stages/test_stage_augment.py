@@ -1,4 +1,4 @@
-"""Random views of a training batch."""
+"""Data augmentation of a training batch."""
 
 import itertools
 import math

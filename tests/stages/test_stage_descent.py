@@ -1,4 +1,4 @@
-"""The steps of a search as one piece that is run again: the same bytes as step by step, and nobody waits inside."""
+"""A search's step captured and replayed: the same bytes as step by step, without synchronising with the host."""
 
 import contextlib
 from unittest import mock
@@ -23,9 +23,9 @@ BALL = {"eps": 0.9, "steps": 7, "batch_size": 16}
 
 @pytest.fixture
 def replayed(monkeypatch):
-    """In the place of CUDA graphs: what is captured is not run, and running it again runs the same on the same tensors.
+    """In place of CUDA graphs: capturing runs nothing, and a replay runs the same code on the same tensors.
 
-    Gives the number of times that something was captured and that it was repeated.
+    Yields the numbers of captures and of replays.
     """
     counts = {"captured": 0, "repeated": 0}
 
@@ -121,7 +121,7 @@ def test_another_shape_is_captured_anew(replayed):
 
 
 class Waits(TorchDispatchMode):
-    """Counts what has the host wait for the device."""
+    """Counts operations that make the host wait for the device."""
 
     def __init__(self):
         super().__init__()

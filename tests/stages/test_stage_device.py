@@ -1,4 +1,4 @@
-"""What a process computes on, and with which numbers and kernels: what was set is read back from PyTorch."""
+"""A process's device, precision and kernels: settings are read back from PyTorch."""
 
 import subprocess
 import sys

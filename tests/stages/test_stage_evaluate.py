@@ -1,4 +1,4 @@
-"""Scores: sums over shards, and what they say."""
+"""Scores: sums over shards, and the results from them."""
 
 import json
 import math
@@ -148,7 +148,7 @@ def test_an_attack_toward_the_true_class_makes_no_answer_right(trained, shard):
 
 def test_each_model_has_sums_of_its_own(trained, shard):
     class Constant:
-        """A model that always answers 3."""
+        """A model that always predicts class 3."""
 
         mean = torch.zeros(1)
 
@@ -210,7 +210,7 @@ Z = 1.959963984540054  # the normal quantile of 97.5 %
 
 
 def by_the_quadratic(right, n):
-    """Wilson's interval by its definition: the shares p at which |right/n − p| = z √(p (1 − p) / n)."""
+    """Wilson's interval by its definition: the proportions p with |right/n − p| = z √(p (1 − p) / n)."""
     share = right / n
     return sorted(np.roots([1 + Z**2 / n, -(2 * share + Z**2 / n), share**2]).real)
 

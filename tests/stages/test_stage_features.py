@@ -1,4 +1,4 @@
-"""The features of networks: which they are, what they equal, and the gradient of dead ones."""
+"""Features of networks: their layer, their values, and the gradient of dead ones."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def images(shape, count=3):
 
 
 def own(make_module, tmp_path, body):
-    """A network of a user's, with one linear layer `a` from 4 pixels to 6 and a head `b`."""
+    """A user's network with one linear layer `a` from 4 pixels to 6, and a head `b`."""
     source = f"""
         import torch
         import torch.nn.functional as F
@@ -75,7 +75,7 @@ def test_the_features_of_torchvisions_networks_are_what_their_last_layer_takes(a
 
 
 def narrow(monkeypatch):
-    """Linear layers of 4096 get 64 in place of it: VGG's have 120 million weights to draw."""
+    """Replace linear layers of width 4096 by 64: VGG's have 120 million weights to initialise."""
 
     class Narrow(nn.Linear):
         def __init__(self, width_in, width_out):

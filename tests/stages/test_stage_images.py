@@ -128,7 +128,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
 
 
 def png(width, height, *chunks, depth=8, colour=0):
-    """A PNG of zeros, written chunk by chunk: Pillow refuses to write some of what is read."""
+    """A PNG of zeros, written chunk by chunk, since Pillow does not write some files that it reads."""
     rows, bits = zlib.compressobj(9), depth * {0: 1, 2: 3}[colour]
     data = b"".join(rows.compress(bytes(1 + -(-width * bits // 8))) for _ in range(height)) + rows.flush()
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
@@ -301,7 +301,7 @@ def test_a_file_is_kept_if_it_is_what_the_format_promises(encoded, suffix, chann
 
 @st.composite
 def mangled(draw):
-    """A file of one of the formats, with bytes of it changed, cut out, put in; or bytes that are none."""
+    """A file of one of the formats with bytes changed, removed or inserted; or random bytes."""
     if draw(st.booleans()) and draw(st.booleans()):
         return draw(st.binary(max_size=200))
     kind = draw(st.sampled_from(sorted(FORMATS)))

@@ -1,4 +1,4 @@
-"""A network prepared for a search: the same function, in fewer operations."""
+"""A network optimised for a search computes the same function in fewer operations."""
 
 import copy
 
@@ -15,7 +15,7 @@ from stages.recipes import Compute
 
 
 def classifier(arch, here, side=32, channels=3):
-    """A network whose batch norms have statistics of their own, as a trained one's."""
+    """A network whose batch norms have statistics of their own, as after training."""
     draw = torch.Generator().manual_seed(0)
     model = on_device(Classifier(Design(arch, 10, (channels, side, side), (0.5,) * channels, (0.25,) * channels), here))
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Images found again from their features."""
+"""Inverting features into images."""
 
 import numpy as np
 import pytest
@@ -28,13 +28,13 @@ def model_of(*layers, tmp_path, side=SIDE):
 
 @pytest.fixture
 def linear(tmp_path):
-    """Features W x, three of them, of sixteen pixels."""
+    """Three features W x of sixteen pixels."""
     torch.manual_seed(0)
     return model_of(nn.Linear(16, 3, bias=False), nn.Linear(3, 2), tmp_path=tmp_path)
 
 
 def shard_of(count=11, seed=0, low=100, high=156):
-    """Images in the middle of the box, so that clipping does not touch what is found."""
+    """Images in the middle of the box, so that clipping does not affect the result."""
     pixels = np.random.default_rng(seed).integers(low, high, (count, SIDE, SIDE, 1), dtype=np.uint8)
     index = np.arange(40, 40 + count)
     return Shard("train-000003", index, index % 2, (index + 1) % 2, pixels)

@@ -1,7 +1,7 @@
-"""What a pass forward and backward is made of: operations that a GPU computes deterministically, and without the host.
+"""Forward and backward passes consist of operations that a GPU computes deterministically and without the host.
 
-Which do not is said by `torch.use_deterministic_algorithms` and by PyTorch's sources; here the operations are listed as
-they are called on a processor, with the pooling that a GPU gets.
+The forbidden operations come from `torch.use_deterministic_algorithms` and PyTorch's sources. The tests list the
+operations called on a CPU, with the pooling that a GPU uses.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ HOST = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"
 
 
 class Called(TorchDispatchMode):
-    """Collects the operations."""
+    """Records the operations."""
 
     def __init__(self) -> None:
         super().__init__()

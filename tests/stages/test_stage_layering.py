@@ -1,4 +1,4 @@
-"""stages/ knows nothing of what runs it."""
+"""stages/ does not depend on anything that runs it."""
 
 import ast
 from pathlib import Path
@@ -12,7 +12,7 @@ FOREIGN = {"ray", "click", "rich", "pipeline"}
 
 
 def imported(source: str) -> set[str]:
-    """Top-level packages that a module imports, anywhere in it."""
+    """Top-level packages that a module imports, at any place in it."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Where clean images come from."""
+"""Loading clean images from every source."""
 
 import hashlib
 import io
@@ -43,7 +43,7 @@ def as_bytes(image, kind="PNG"):
 
 
 def folder(root, names=("ant", "bee", "cow"), each=4, suffix="png", splits=("train", "val"), size=(10, 8)):
-    """An image folder in ImageNet's layout; every image is another one."""
+    """An image folder in ImageNet's layout; all images differ."""
     seed = 0
     for split in splits:
         for name in names:
@@ -282,7 +282,7 @@ def test_files_keep_their_bytes_where_nothing_is_resized(suffix, tmp_path):
 
 
 def assert_promised(shard, listing):
-    """Every member of a shard is what docs/data-format.md says, with the pixels that were decoded."""
+    """Every member of a shard is as docs/data-format.md describes, with the decoded pixels."""
     back = unpack(shard.name, pack(shard), listing.channels)
     assert np.array_equal(back.index, shard.index)
     for file in back.files:
@@ -789,7 +789,7 @@ def test_a_balanced_folder_has_equally_many_of_each_drawn_with_the_seed(tmp_path
 
 
 def foreign(path, count=6, first=0, suffix="png", key="sample{:04d}"):
-    """A shard as webdataset's own writer makes it."""
+    """A shard written by webdataset's own writer."""
     with webdataset.TarWriter(str(path), encoder=False) as writer:
         for number in range(first, first + count):
             writer.write(
@@ -910,7 +910,7 @@ def test_a_label_beyond_the_classes_is_refused(said, tmp_path):
 
 
 def mixed(path, grey, count=40):
-    """A shard of images without a colour, or with, as `grey` says of each number."""
+    """A shard of grey and colour images, as `grey` decides for each number."""
     with webdataset.TarWriter(str(path), encoder=False) as writer:
         for number in range(count):
             image = picture(number).convert("L") if grey(number) else picture(number)
@@ -1053,11 +1053,11 @@ def test_a_shard_may_come_from_more_tars_than_may_be_open(tmp_path):
 
 
 class Far:
-    """A folder as a filesystem that keeps what it is asked, and does not always answer.
+    """A folder as a filesystem that records its requests, some of which fail.
 
     Args:
         folder: the folder.
-        fails: whether a request fails, by its number and by how often the same was asked, both counted from 1.
+        fails: whether a request fails, given its number and how often the same one was made, both counted from 1.
     """
 
     def __init__(self, folder, fails=lambda number, times: False):
@@ -1073,7 +1073,7 @@ class Far:
         return FarFile(self, path, fs.LocalFileSystem().open_input_file(path))
 
     def sizes(self):
-        """Bytes asked for, of each request but those that open."""
+        """Bytes of each request, except those that open a file."""
         return sorted(what[-1] for what in self.asked if len(what) > 1)
 
 
@@ -1100,7 +1100,7 @@ def four(tmp_path):
 
 @pytest.fixture
 def far(four, monkeypatch):
-    """The same folder, at ``s3://far``."""
+    """The same folder at ``s3://far``."""
     found = Far(four)
     monkeypatch.setattr(stages.remote, "connect", lambda _: (found, str(four)))
     monkeypatch.setattr(stages.remote, "PAUSE", 0.01)

@@ -59,7 +59,7 @@ class Fussy(Net):
 
 
 def parameters(model):
-    """How many trainable numbers it has."""
+    """Number of trainable parameters."""
     return sum(p.numel() for p in model.parameters())
 
 

@@ -1,4 +1,4 @@
-"""The user's own code: found by name or by file, after what is installed; what fails in it is said with its place."""
+"""The user's own code, found by name or by file, after installed modules; its errors are reported with their place."""
 
 import random
 import sys
@@ -12,7 +12,7 @@ from stages.errors import BadInput
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The user's folder, which they stand in; nothing of it stays in this process."""
+    """The user's folder, as the working directory; afterwards, none of its modules stays loaded."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     before = set(sys.modules)
@@ -22,7 +22,7 @@ def here(tmp_path, monkeypatch):
 
 
 def write(here, files):
-    """Modules, by the path of their file without its ending."""
+    """Write modules, given as path without suffix → code."""
     for name, text in files.items():
         path = here / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)

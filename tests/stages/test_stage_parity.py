@@ -32,7 +32,7 @@ def images(digits):
 
 @pytest.fixture
 def unsaturated(digits):
-    """For every image a class that is not its own, so that the gradient is large for the first steps."""
+    """For each image a class other than its own, so that the first gradients are large."""
     label = torch.from_numpy(digits["test"].label[:COUNT])
     return (label + 1 + torch.arange(COUNT) % 9) % 10
 
@@ -62,7 +62,7 @@ def torchattackss(model, x, target, norm):
 
 
 def hold_parity(found, other, record):
-    """The median distance is at most 1e-5; single samples may jump where rounding tips a max-pool or a ReLU."""
+    """The median distance is at most 1e-5; single samples may differ more, if rounding changes a max-pool or a ReLU."""
     distance = (found - other).double().flatten(1).norm(dim=1).numpy()
     median, worst = float(np.median(distance)), float(distance.max())
     record("l2_median", median)

@@ -1,4 +1,4 @@
-"""The one loop of projected gradient descent, against optima that are known in closed form, and the 8-bit grid."""
+"""Projected gradient descent against optima known in closed form, and rounding to the 8-bit grid."""
 
 import math
 
@@ -30,7 +30,7 @@ def unit(w_NCHW, norm):
 
 
 def bowl(weight_CHW, goal_CHW):
-    """A loss with curvature, so that the path matters; samples do not depend on each other."""
+    """A curved loss, so that the path matters; samples are independent."""
     return lambda x: (weight_CHW * (x - goal_CHW) ** 2).flatten(1).sum(1)
 
 

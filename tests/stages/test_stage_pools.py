@@ -1,4 +1,4 @@
-"""Pooling with a deterministic backward pass: PyTorch's own function, and its gradient."""
+"""Pooling with a deterministic backward pass: the same function and gradient as PyTorch's."""
 
 import copy
 

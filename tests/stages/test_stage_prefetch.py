@@ -1,4 +1,4 @@
-"""What is done ahead: in order, no further than asked, and with its errors at their turn."""
+"""Prefetching: results in order, no further ahead than requested, and errors in their turn."""
 
 import multiprocessing
 import operator

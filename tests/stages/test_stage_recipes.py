@@ -1,4 +1,4 @@
-"""What can be asked of each stage, and what is refused."""
+"""Valid recipes of each stage, and refused ones."""
 
 import pytest
 from hypothesis import given

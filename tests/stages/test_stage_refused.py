@@ -1,4 +1,4 @@
-"""What a device refuses: a sentence that names the layer or the batch size, and what to do."""
+"""Errors of a device become a sentence that names the layer or the batch size, and the remedy."""
 
 import pytest
 import torch

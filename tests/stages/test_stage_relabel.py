@@ -1,4 +1,4 @@
-"""Which class each image is moved toward."""
+"""Label rules: the target of each image."""
 
 from collections import Counter
 

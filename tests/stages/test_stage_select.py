@@ -1,4 +1,4 @@
-"""Some of a shard's images, chosen by what an attack did to them."""
+"""Selecting images of a shard by the measurements of an attack."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from stages.shard import Failure, Shard, pack, unpack
 
 
 def shard_of(values, column="margin"):
-    """A shard of images of one pixel, that the attack left with these values."""
+    """A shard of one-pixel images with these measurements."""
     index = np.arange(len(values))[::-1] + 7
     pixels = index.astype(np.uint8).reshape(-1, 1, 1, 1)
     attack = {"target": index % 3, column: np.asarray(values, dtype=np.float32)}

@@ -1,4 +1,4 @@
-"""Shards to tars and back."""
+"""Packing shards to tars, and reading them back."""
 
 import io
 import json
@@ -194,7 +194,7 @@ def test_what_is_no_tar_is_bad_data(tar):
 
 
 def sample(image=PNG, cls=b"3", name="00000001", suffix="png", told=None, **facts):
-    """The members of a sample as `pack` writes them, but for what is said."""
+    """The members of a sample as `pack` writes them, with the given changes."""
     facts = {"index": 1, "split": "train", "source_label": 3} | facts
     return [(f"{name}.{suffix}", image), (f"{name}.cls", cls), (f"{name}.json", told or json.dumps(facts).encode())]
 

@@ -1,4 +1,4 @@
-"""Rotations and shifts that are known in whole pixels, and the search over them."""
+"""Rotations and shifts by whole pixels, and the search over them."""
 
 import numpy as np
 import pytest

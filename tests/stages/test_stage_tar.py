@@ -131,7 +131,7 @@ def test_an_empty_tar_has_no_member():
 
 def test_sizes_beyond_eight_gib_are_read_by_both_their_spellings():
     class Endless(io.BytesIO):
-        """A file with a member that is too large for this test: only its headers are there."""
+        """A file with a member too large for a test: only its headers exist."""
 
         def seek(self, offset, whence=0):
             self.far = offset if whence == 0 else 0
@@ -152,7 +152,7 @@ def test_sizes_beyond_eight_gib_are_read_by_both_their_spellings():
 
 
 def header(tar, at, **fields):
-    """A tar whose header at a place says something else, under a right checksum."""
+    """A tar with a changed header, under a valid checksum."""
     places = {"size": (124, 12), "kind": (156, 1), "magic": (257, 8)}
     block = bytearray(tar[at : at + 512])
     for key, value in fields.items():
@@ -164,7 +164,7 @@ def header(tar, at, **fields):
 
 
 def before(kind, content):
-    """What stands before a member and says more of it."""
+    """An extended header, which precedes a member."""
     member = tarfile.TarInfo("more")
     member.size, member.type = len(content), kind
     return member.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)

@@ -1,4 +1,4 @@
-"""The search over the images of a shard: who is in the batch, and for how long."""
+"""Targeted PGD over the images of a shard: which images are in the batch, and for how many steps."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_the_watched_model_knows_the_first_iterate_and_the_last_margin():
 
 @pytest.fixture
 def linear(make_module, tmp_path):
-    """Two classes, whose margin grows by 0.5 with every unit along one direction."""
+    """Two classes, with a margin that grows by 0.5 per unit along one direction."""
     model = Classifier(Design(f"{make_module(LINEAR)}:make", 2, (1, 8, 8), (0.0,), (1.0,)), tmp_path)
     head = model.network[1]
     away = torch.linspace(-1, 1, 64)

@@ -1,4 +1,4 @@
-"""Training: it learns, it can be interrupted after any epoch, and it sees every example at most once an epoch."""
+"""Training: it learns, can be interrupted after any epoch, and uses every example at most once per epoch."""
 
 import importlib
 import pickle
@@ -71,7 +71,7 @@ def some(digits, part, examples_of):
 
 
 def numbered(count, per_shard, examples_of):
-    """Images of one pixel whose level is their number, so that a network can tell which one it sees."""
+    """One-pixel images whose level is their number, so that a network can identify them."""
     assert count <= 256
     shards = []
     for number, first in enumerate(range(0, count, per_shard)):
@@ -667,7 +667,7 @@ def test_the_number_of_threads_is_left_as_it_was(some, design):
 
 @st.composite
 def split_up(draw):
-    """Shards of any size, and a batch that they fill at least once."""
+    """Shards of any size, and a batch size that they fill at least once."""
     counts = draw(st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda counts: sum(counts) >= 2))
     return counts, draw(st.integers(2, sum(counts)))
 
@@ -729,7 +729,7 @@ torch.distributed.destroy_process_group()
 
 @pytest.fixture
 def together(tmp_path):
-    """Train with several processes; of each what it said, its weights, the batches it saw and the shards it read."""
+    """Train with several processes; returns each one's metrics, weights, batches, and shards read."""
     meetings = iter(range(100))
 
     def go(asked, design, shards, world=2, size=0, checkpoint=None):

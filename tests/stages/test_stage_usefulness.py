@@ -41,7 +41,7 @@ def linear(make_module, tmp_path):
 
 
 def shard(name, count, seed):
-    """Grey images, far from black and white, that are brighter for one class and vary more for another."""
+    """Grey images, far from black and white; one class is brighter, another varies more."""
     draw = np.random.default_rng(seed)
     label = draw.integers(0, 3, count)
     pixels = 120 + 15 * (label == 1)[:, None] + draw.normal(0, 6 + 6 * (label == 2)[:, None], (count, 16))

@@ -1,4 +1,4 @@
-"""WebDatasets of others: which of a sample's files is the image, what its label is, and what is refused."""
+"""WebDatasets made elsewhere: finding a sample's image and label, and refused samples."""
 
 import io
 import os

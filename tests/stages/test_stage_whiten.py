@@ -1,4 +1,4 @@
-"""The whitened first convolution: what it answers is uncorrelated, and what cannot be whitened is refused."""
+"""The whitened first convolution has uncorrelated outputs, and a network that cannot be whitened is refused."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def model(arch, channels, here=Path()):
 
 
 def smooth(count, channels):
-    """Images whose neighbouring pixels are alike, as a photograph's are."""
+    """Images whose neighbouring pixels are similar, as in photographs."""
     draw = np.random.default_rng(0)
     noise = torch.from_numpy(draw.normal(size=(count, channels, 36, 36)))
     x = torch.nn.functional.avg_pool2d(noise, 5, 1) * 200 + 128

@@ -1,4 +1,4 @@
-"""A finished store that all tests of the public names read."""
+"""A finished store, read by all tests of the public API."""
 
 import copy
 
@@ -10,6 +10,6 @@ import notbugs
 
 @pytest.fixture(scope="session")
 def opened(tmp_path_factory):
-    """The folder of a store that the small experiment was run in, and what the run returned."""
+    """The folder of a store with the finished small experiment, and the results of its run."""
     store = tmp_path_factory.mktemp("api") / "store"
     return store, notbugs.run(copy.deepcopy(TINY), store=store, engine="inline")

@@ -1,4 +1,4 @@
-"""A dataset that is opened by name: what it holds is what its shards hold."""
+"""A dataset opened by name has the content of its shards."""
 
 import gc
 import io

@@ -16,7 +16,7 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small `configs/digits.yaml`, and a store that it was run into."""
+    """A small `configs/digits.yaml`, and the store of its run."""
     folder = tmp_path_factory.mktemp("documented")
     experiment = copy.deepcopy(TINY)
     experiment["datasets"]["rand"] = experiment["datasets"].pop("other")

@@ -1,4 +1,4 @@
-"""Datasets for PyTorch: by position and as a stream, over workers and ranks, stopped and continued."""
+"""PyTorch datasets, map-style and as a stream: over workers and ranks, stopped and resumed."""
 
 import random
 from collections import Counter
@@ -36,7 +36,7 @@ def test_a_transform_is_given_a_pil_image_as_by_torchvision(opened):
 
 
 class Key:
-    """In place of the image, what tells it from others."""
+    """An object that identifies an image in its place."""
 
     def __call__(self, image):
         return hash(image.tobytes()) % 2**60

@@ -1,4 +1,4 @@
-"""What a plan is said to take: the counts are exact, the sums are as stated, and nothing is written."""
+"""The estimate of a plan: counts are exact, sums are as documented, and nothing is written to the store."""
 
 import json
 import math
@@ -33,8 +33,10 @@ def plan(*args, code=0):
 
 @pytest.fixture(scope="module")
 def priced(tmp_path_factory):
-    """The small experiment, its source there already, priced for this machine and for two devices, and what was read
-    from the store before and after."""
+    """The estimates of the small experiment for this machine and for two devices, its source already loaded.
+
+    Returns the plan's JSON document, and its stderr.
+    """
     folder, patch = tmp_path_factory.mktemp("priced"), pytest.MonkeyPatch()
     file, store = folder / "experiment.yaml", folder / "store"
     top = {"select": {"images": "other", "keep": "top", "share": 0.3}}
@@ -102,14 +104,14 @@ def test_options_of_the_cost_are_refused_without_it(tiny, write, tmp_path):
 
 
 def looked_at(experiment, folder):
-    """What is known of every node before it is made."""
+    """The facts of every node that are known before it is made."""
     place = Context(Store(str(folder / "store")), folder, folder)
     statuses = preflight(build(spec.parse(experiment)), place, fetch=False)
     return {status.node.id: status for status in statuses}
 
 
 def costs(experiment, folder):
-    """Every node's cost, all parts being equally fast."""
+    """The costs of all nodes if all parts are equally fast."""
     known = looked_at(experiment, folder)
     stored, found = {}, {}
     for status in known.values():
@@ -130,11 +132,11 @@ def test_an_attack_takes_its_padded_batches_times_its_steps(tiny, tmp_path):
 
 
 class Proportional:
-    """A machine on which an image takes as long in a batch of any size, and a batch so much besides.
+    """A machine on which each image takes the same time at any batch size, and each batch a fixed time.
 
     Args:
-        memory: images of the largest batch that it holds.
-        fixed: seconds.
+        memory: images of the largest batch that fits.
+        fixed: seconds per batch.
     """
 
     def __init__(self, memory=10_000, fixed=0.0):
@@ -181,7 +183,7 @@ def test_the_batch_is_as_large_as_pays_and_as_the_memory_holds(tiny, tmp_path, b
 
 
 class Small(Trials):
-    """A GPU of a thousand bytes; a batch takes 100 and 20 for each image, and is refused if it does not fit."""
+    """A GPU with a thousand bytes; a batch takes 100 plus 20 per image, and is refused if it does not fit."""
 
     def __init__(self):
         self.device, self.processes, self.seen = Device("a small GPU", 1, 1000, gpu=True), 1, []

@@ -1,4 +1,4 @@
-"""`leakage: rand`: the nodes it stands for."""
+"""`leakage: rand` expands into these nodes."""
 
 import pytest
 

@@ -113,7 +113,7 @@ def test_a_generation_is_how_many_models_stand_behind(tiny):
 
 
 def chain(length):
-    """A model learns from images that the model before was attacked with, and so on."""
+    """A chain of models, each trained on images that were attacked with the one before."""
     asked = {"name": "chain", "datasets": {"d0": TINY["datasets"]["clean"]}, "models": {}}
     for n in range(length):
         asked["models"][f"m{n}"] = {"train": {**TINY["models"]["standard"]["train"], "on": f"d{n}"}}

@@ -1,4 +1,4 @@
-"""The experiment file: what is read, and that whatever is wrong gets one sentence."""
+"""The experiment file: valid content is read, and every fault is reported in one sentence."""
 
 import time
 

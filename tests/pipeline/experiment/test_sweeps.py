@@ -1,4 +1,4 @@
-"""Lists in place of a value: the nodes they stand for."""
+"""Lists in place of a value expand into one node per value."""
 
 import time
 from copy import deepcopy
@@ -159,7 +159,7 @@ def test_two_values_that_give_one_name_are_refused():
 
 
 def spoilt(place: str, value):
-    """An experiment with seeds and something that is not what it should be."""
+    """An experiment with seeds and one invalid part."""
     asked = experiment() | {"seeds": [0, 1]}
     *way, last = place.split(".")
     inner = asked

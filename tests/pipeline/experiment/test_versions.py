@@ -1,6 +1,6 @@
 """The versions of every experiment in `configs/`, and of one recipe of each kind, are frozen.
 
-They change only where a stage's number in `REVISIONS` is raised; then, or with a new config, write them again:
+They change only if a stage's number in `REVISIONS` is raised. After that, or for a new config, write them again:
 
     python tests/pipeline/experiment/test_versions.py --write
 """
@@ -77,13 +77,13 @@ def test_every_kind_of_recipe_is_frozen():
 
 
 class Hastier(Attack):
-    """An attack with one more key, as if it had been there from the start."""
+    """An attack with an additional key, as if it had always existed."""
 
     hasty: bool = False
 
 
 class LaterHastier(Attack):
-    """An attack with a key that came later."""
+    """An attack with a key that was added later."""
 
     hasty: Later[bool] = False
 

@@ -1,4 +1,4 @@
-"""What a YAML file is read as, and that whatever is no experiment is refused in one sentence, at once."""
+"""YAML 1.2 values of a file; anything that is no experiment is refused quickly, in one sentence."""
 
 import json
 import math

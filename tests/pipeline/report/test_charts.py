@@ -1,4 +1,4 @@
-"""Charts that are whole SVG in the page's own colours, and a graph laid out so that every box can be read."""
+"""Charts are valid SVG in the page's own colours, and a graph's layout keeps every box readable."""
 
 import re
 from xml.etree import ElementTree

@@ -1,4 +1,4 @@
-"""A run's page: what it says, that it stands alone, and that it can be read in a browser of any width."""
+"""A run's page: its content; it needs no other file; and browsers of any width can show it."""
 
 import base64
 import io
@@ -154,7 +154,7 @@ def rows(node: Node, accuracy: Mapping[str, float]) -> list[dict[str, Any]]:
 
 
 def shard_of(node: Node) -> bytes:
-    """Twenty images, of which an attack made every fifth pixel a little brighter."""
+    """Twenty images; the attack made every fifth pixel slightly brighter."""
     draw = np.random.default_rng(1)
     pixels = draw.integers(0, 200, (20, 32, 32, 3), dtype=np.uint8)
     truth = np.arange(20) % 10
@@ -203,7 +203,7 @@ def epochs() -> bytes:
 
 
 def leave(store: Store, node: Node, accuracy: Mapping[str, float] = ACCURACY) -> None:
-    """What a run would leave of a node."""
+    """Write the files that a run would write for a node."""
     files: dict[str, bytes] = {}
     if node.stage in ("load", "attack", "invert"):
         files["train-000000.tar"] = shard_of(node)
@@ -231,7 +231,7 @@ def record(nodes: list[Node], experiment: dict[str, Any] = EXPERIMENT) -> dict[s
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store in which every node of EXPERIMENT is there."""
+    """A store in which every node of EXPERIMENT is finished."""
     made = Store(str(tmp_path_factory.mktemp("store")))
     for node in build(parse(EXPERIMENT)):
         leave(made, node)
@@ -240,7 +240,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def run() -> dict[str, Any]:
-    """The record of a run that made all of it but one model, which was there."""
+    """The record of a run that made everything except one model, which was cached."""
     made = record(build(parse(EXPERIMENT)))
     made["nodes"]["models/standard"] |= {"state": "cached", "seconds": None, "images": 0}
     return made
@@ -248,7 +248,7 @@ def run() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(store: Store, run: dict[str, Any]) -> str:
-    """The page of a run with something for every section."""
+    """The page of a run with content for every section."""
     return store.read(page.write(store, run)).decode()
 
 
@@ -258,7 +258,7 @@ def small(*names: str) -> dict[str, Any]:
 
 
 def render(path: Path, experiment: dict[str, Any], accuracy: Mapping[str, float] = ACCURACY, **about: Any) -> str:
-    """The page of a run of an experiment, of which the evaluations are there."""
+    """The page of a run of an experiment whose evaluations are finished."""
     store, nodes = Store(str(path)), build(parse(experiment))
     for node in nodes:
         if node.group == "evaluations":
@@ -273,7 +273,7 @@ def lines_of(html: str) -> list[list[str]]:
 
 
 class Seen(HTMLParser):
-    """What a reader of the page comes across: tags, text, headings, captions."""
+    """The parts of the page that a reader sees: tags, text, headings, captions."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -553,7 +553,7 @@ FOOLED = {("standard", "standard"): 0.8, ("standard", "bigger"): 0.3, ("bigger",
 
 
 def carried_over(node: Node, model: Node) -> list[dict[str, Any]]:
-    """Attacks that fool by FOOLED, 10 points more with seed 1; on a model of another seed not at all."""
+    """Transfer attacks with success rate FOOLED, 10 points more with seed 1, and none on a model of another seed."""
     base = {**under_attack(0.5)[2], "target_rule": None}
     found = []
     for threat in node.recipe.attacks:
@@ -564,7 +564,7 @@ def carried_over(node: Node, model: Node) -> list[dict[str, Any]]:
 
 
 def carried(path: Path, experiment: dict[str, Any]) -> str:
-    """The page of a run whose attacks were carried over."""
+    """The page of a run with transfer attacks."""
     store, nodes = Store(str(path)), build(parse(experiment))
     for node in nodes:
         if node.group == "evaluations":
@@ -775,7 +775,7 @@ def browser() -> Iterator[Browser]:
 
 
 def brightness(colour: str) -> float:
-    """Of a colour such as rgb(21, 24, 28), from 0 to 255."""
+    """Brightness of a colour such as rgb(21, 24, 28), from 0 to 255."""
     return statistics.mean(float(part) for part in re.findall(r"[\d.]+", colour)[:3])
 
 

@@ -1,4 +1,4 @@
-"""The published figures, and what a model is in their words, judged by how it was made."""
+"""The published figures, and the model of a run that each compares with, recognised by how it was made."""
 
 import re
 from typing import Any
@@ -46,7 +46,7 @@ NEITHER: list[dict[str, Any]] = [
 
 
 def made(load, **models):
-    """Nodes by name, of an experiment whose datasets are called d0, d1 …"""
+    """Name → node of an experiment whose datasets are called d0, d1, …"""
     datasets = {"a": {"load": load}, **{f"d{i}": dataset for i, dataset in enumerate(DATASETS.values())}}
     datasets |= {f"brought{i}": dataset for i, (dataset, _) in enumerate(BROUGHT)}
     datasets |= {f"neither{i}": dataset for i, dataset in enumerate(NEITHER)}

@@ -1,4 +1,4 @@
-"""Seeds put together: means and deviations, what counts once, and attacks that meet the models of their own seed."""
+"""Averages over seeds: means and deviations, values that count once, transfer attacks on models of the same seed."""
 
 import statistics
 

@@ -1,4 +1,4 @@
-"""Tables that line up, and a table of results that hides nothing."""
+"""Tables are aligned, and the table of results is complete."""
 
 from pathlib import Path
 

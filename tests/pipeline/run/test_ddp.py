@@ -1,4 +1,4 @@
-"""A training on several workers: it learns, outlives a worker or a node, and dies with whoever asked for it."""
+"""A training on several workers: it learns, survives the loss of a worker or a node, and dies with its caller."""
 
 import json
 import subprocess
@@ -81,7 +81,7 @@ def history(job):
 
 
 def begin(job):
-    """Start it as the engine does; what it says, without what is only for the run's record."""
+    """Start a training as the engine does; yields its metrics, without those only for the run's record."""
     task = ray.remote(ddp.steps).options(num_returns="streaming", max_retries=0, num_cpus=0)
     for ref in task.remote(pack(job), False):
         said = ray.get(ref)
@@ -90,7 +90,7 @@ def begin(job):
 
 
 def processes(name):
-    """Ray's processes of this test that do something of this name."""
+    """Ray's processes of this test with a name in their title."""
     mine = psutil.Process().children(recursive=True)
     return [process for process in mine if any(part.startswith(f"ray::{name}") for part in arguments(process))]
 
@@ -104,7 +104,7 @@ def arguments(process):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two processors, whatever this machine has."""
+    """A cluster with two CPUs, whatever this machine has."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

@@ -1,4 +1,4 @@
-"""Engines give the same bytes, go on after a death, and end when told to."""
+"""Engines give the same bytes, continue after a death, and end when stopped."""
 
 import contextlib
 import json
@@ -24,9 +24,9 @@ LONG = {"steps": 60, "batch_size": 32}
 
 
 def start(file, store, *args, cwd, interrupt=signal.SIG_DFL):
-    """Begin a run; its stderr goes to a file that can be followed.
+    """Start a run; its stderr goes to a file that can be followed.
 
-    It finds SIGINT handled as said: a shell's background jobs, which tests may be among, ignore it.
+    SIGINT is set as given, because background jobs of a shell, which tests may be among, ignore it.
     """
     log = (cwd / f"log-{time.monotonic_ns()}").open("w+")
     process = subprocess.Popen(
@@ -40,7 +40,7 @@ def start(file, store, *args, cwd, interrupt=signal.SIG_DFL):
 
 
 def wait_for(log, text, process, seconds=120):
-    """Until a line with this text has been said."""
+    """Wait until a line with this text has been printed."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         log.seek(0)
@@ -53,14 +53,14 @@ def wait_for(log, text, process, seconds=120):
 
 
 def gone(processes, seconds=60):
-    """Until none of these processes is left."""
+    """Wait until none of these processes exists."""
     _, alive = psutil.wait_procs(processes, timeout=seconds)
     assert not alive, alive
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """Content digests of the small experiment, made inline without disturbance."""
+    """Content digests of the small experiment, made inline without a disturbance."""
     folder = tmp_path_factory.mktemp("reference")
     (folder / "tiny.yaml").write_text(json.dumps(TINY))
     subprocess.run(
@@ -263,9 +263,9 @@ def test_kills_of_driver_and_workers_at_random_moments_of_every_stage_leave_the_
 
 
 def kill_driver(process):
-    """kill -9 the run, wait until those of its workers that were at work have noticed, and end what is left by id.
+    """Kill (SIGKILL) the run, wait until its busy workers have noticed, and end the remaining processes by id.
 
-    Ray's agents and its idle workers outlive a killed driver by a minute and more; they do no work of ours.
+    Ray's agents and idle workers outlive a killed driver by a minute and more, without doing any of its work.
     """
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
@@ -278,7 +278,7 @@ def kill_driver(process):
 
 
 def kill_worker(process, draw):
-    """kill -9 one process that is doing the run's work, if there is one at this moment."""
+    """Kill (SIGKILL) one process that is doing the run's work, if there is one at this moment."""
     for _ in range(200):
         workers = [child for child in psutil.Process(process.pid).children(recursive=True) if is_worker(child)]
         if workers:

@@ -1,4 +1,4 @@
-"""How a dataset is loaded and finished: its units, its rows, and what travels."""
+"""Loading and finishing a dataset: its units, its rows, and the size of what is sent."""
 
 import io
 import json

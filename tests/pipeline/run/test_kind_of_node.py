@@ -1,4 +1,4 @@
-"""A kind of node is one place: its recipe, its job, and the lines that register them."""
+"""A kind of node is defined in one place: its recipe, its job, and the lines that register them."""
 
 import ast
 import json
@@ -30,7 +30,7 @@ FILES = [*(HOME / "run").rglob("*.py"), *(HOME / "cost").rglob("*.py"), HOME / "
 
 
 def asks_for_stage(node):
-    """Whether a piece of code compares, or matches, the stage of something."""
+    """Whether code compares or matches a node's stage."""
     parts = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
     parts += [node.subject] if isinstance(node, ast.Match) else []
     return any(isinstance(part, ast.Attribute) and part.attr == "stage" for part in parts)
@@ -48,7 +48,7 @@ def test_the_check_itself_sees_every_form_of_the_question():
 
 
 class Mirror(Recipe):
-    """The stage that is added: images, left and right exchanged."""
+    """The added stage: it flips images left–right."""
 
     images: str
     splits: list[str] = Field(["train"])
@@ -57,7 +57,7 @@ class Mirror(Recipe):
 
 
 class MirrorJob(ImagesJob):
-    """How it is made."""
+    """The job of the added stage."""
 
     key = "mirror"
 
@@ -69,7 +69,7 @@ class MirrorJob(ImagesJob):
 
 
 class Dataset(spec.Dataset):
-    """Its place in the experiment file."""
+    """Its key in the experiment file."""
 
     mirror: Mirror | None = None
 
@@ -79,14 +79,14 @@ class Dataset(spec.Dataset):
 
 
 class Experiment(spec.Experiment):
-    """The experiment file with it."""
+    """The experiment file with that key."""
 
     datasets: dict[spec.Name, Dataset]
 
 
 @pytest.fixture
 def mirrored(monkeypatch):
-    """An experiment with the stage that was added."""
+    """An experiment with the added stage."""
     monkeypatch.setattr(spec, "Experiment", Experiment)
     monkeypatch.setitem(recipes.STAGES["datasets"], "mirror", Mirror)
     monkeypatch.setitem(graph.REVISIONS, "mirror", 1)

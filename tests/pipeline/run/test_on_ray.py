@@ -1,4 +1,4 @@
-"""Workers that die or hang, nodes that come and go: what the engine on Ray does. A network makes the trouble."""
+"""The engine on Ray when workers die or hang and nodes come and go. A network causes the trouble."""
 
 import json
 import os
@@ -68,7 +68,7 @@ net = Net
 
 
 def experiment(shard_size=64, limit=192):
-    """A dataset attacked through the network above, which sees pixels as they are: from 0 to 1."""
+    """A dataset attacked through the network above, without normalisation: it sees pixels in [0, 1]."""
     train = {"on": "clean", "arch": "trouble:net", "epochs": 1, "batch_size": 32, "threads": 1}
     attack = {"images": "clean", "model": "mine", "eps": 1.5, "steps": 3, "batch_size": min(32, shard_size)}
     return {
@@ -82,7 +82,7 @@ def experiment(shard_size=64, limit=192):
 
 
 def until(holds, process=None, seconds=240):
-    """Wait for something; what it gave."""
+    """Wait for a condition; returns its value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := holds():
@@ -94,7 +94,7 @@ def until(holds, process=None, seconds=240):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The user's folder, with the network; workers find the troubles it makes there."""
+    """The user's folder with the network, and with the files by which tests cause trouble in workers."""
     (tmp_path / "trouble.py").write_text(NETWORK)
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(experiment(), sort_keys=False))
     monkeypatch.setenv("TROUBLE", str(tmp_path))
@@ -103,7 +103,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def undisturbed(folder, notbugs):
-    """Content digests of what is made inline."""
+    """Content digests of the same experiment, made inline."""
 
     def undisturbed():
         done = notbugs("run", "experiment.yaml", "--store", "undisturbed", "--engine", "inline")
@@ -121,13 +121,13 @@ def image_of(store, shard):
 
 
 def events(store, event):
-    """Events of a kind, of all runs of a store."""
+    """Events of one kind, from all runs of a store."""
     lines = [line for path in sorted(store.glob("runs/*/events.jsonl")) for line in path.read_text().splitlines()]
     return [found for found in map(json.loads, lines) if found["event"] == event]
 
 
 def other(store):
-    """Shards of the attacked dataset that are committed."""
+    """Committed shards of the attacked dataset."""
     return {path.stem for path in store.glob("datasets/other/*/commits/*.json")}
 
 

@@ -1,4 +1,4 @@
-"""A job on its way to a worker: opened by the same code, in the user's folder as it is on that machine."""
+"""Sending a job to a worker: only the same code opens it, in the user's folder on that machine."""
 
 import os
 import pickle
@@ -20,7 +20,7 @@ from stages.errors import BadInput
 
 @pytest.fixture
 def job(tmp_path):
-    """The load of some made images."""
+    """A job that loads synthetic images."""
     source = {"source": "synthetic", "images": {"train": 6}, "classes": 3, "size": 8, "shard_size": 6}
     (node,) = build(parse({"name": "made", "datasets": {"clean": {"load": source}}}))
     return LoadJob(node, Context(Store(str(tmp_path / "s")), tmp_path, tmp_path / "here"), {})

@@ -1,4 +1,4 @@
-"""What is found out before a run is handed on to it."""
+"""Checks before a run starts."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def net(classes, channels):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch) -> Iterator[tuple[str, Counter[str]]]:
-    """A web server's address, and how often each path was asked of it; ``/w.pt`` holds weights."""
+    """The address of a web server, and the number of requests per path; ``/w.pt`` holds weights."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     folder, asked = tmp_path / "served", Counter[str]()

@@ -1,4 +1,4 @@
-"""What a person sees of a run: rates, time left, lines that are news."""
+"""The progress display of a run: rates, time left, and only lines with news."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Models that were made elsewhere."""
+"""Models trained elsewhere."""
 
 import argparse
 import datetime
@@ -65,7 +65,7 @@ def starting(start, state):
 
 
 def training(state):
-    """What is left beside the weights: epoch, numbers of numpy, arguments, an optimizer with tensors of its own."""
+    """The rest of a training's checkpoint: epoch, numpy scalars, arguments, an optimizer with tensors of its own."""
     weights = [nn.Parameter(value.clone()) for value in state.values() if value.is_floating_point()]
     optimizer = torch.optim.Adam(weights)
     for weight in weights:
@@ -322,7 +322,7 @@ MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
 
 
 def robust(state, mean=MEAN, std=STD):
-    """As MadryLab/robustness writes it: the network twice, an attacker, and the normalisation of both."""
+    """A checkpoint in the format of MadryLab/robustness: the network twice, an attacker, both normalisations."""
     column = {name: torch.tensor(value).view(3, 1, 1) for name, value in (("new_mean", mean), ("new_std", std))}
     model = {
         **starting("module.model.", state),
@@ -449,7 +449,7 @@ def test_torchvisions_weights_expect_the_normalisation_they_were_trained_with(ar
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """GoogLeNet's weights as torchvision publishes them, for five classes, where torch keeps what it has fetched."""
+    """torchvision's published GoogLeNet weights, for five classes, in torch's download cache."""
     torch.manual_seed(0)
     own = models.get_model("googlenet", weights=None, num_classes=5, transform_input=True, init_weights=False).eval()
     saved = io.BytesIO()

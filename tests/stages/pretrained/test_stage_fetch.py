@@ -25,7 +25,7 @@ def read(place, data="/nowhere"):
 
 
 def refused(place, data="/nowhere"):
-    """What is said of a place."""
+    """The message about a refused place."""
     with pytest.raises(BadData) as caught, fetched(str(place), Path(data)):
         pass
     sentence = str(caught.value)
@@ -76,7 +76,7 @@ def test_what_is_no_file_is_told_at_once(tmp_path):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """An installed package that holds files, and must not be imported for them."""
+    """An installed package that contains files and must not be imported for them."""
     folder = tmp_path / "site" / "some_weights" / "files"
     folder.mkdir(parents=True)
     (folder.parent / "__init__.py").write_text("raise SystemExit")
@@ -112,7 +112,7 @@ def test_a_package_without_the_file_is_refused(name, reason, package):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    """Waits for nobody."""
+    """Short timeouts and pauses between retries."""
     monkeypatch.setattr(remote, "FIRST_PATIENCE", 0.2)
     monkeypatch.setattr(remote, "PAUSE", 0.01)
     monkeypatch.setattr(remote, "SILENCE", 0.5)
@@ -239,7 +239,7 @@ def test_what_is_no_web_server_is_told(hasty):
 
 @pytest.fixture
 def unknown():
-    """Nothing that was connected before is remembered, neither before the test nor after it."""
+    """Forgets all connections, before the test and after it."""
     remote.connect.cache_clear()
     yield
     remote.connect.cache_clear()

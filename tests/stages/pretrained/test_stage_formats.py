@@ -1,4 +1,4 @@
-"""Files that are no weights, damaged ones and hostile ones: each is told for what it is, and does nothing."""
+"""Files that hold no weights, damaged files and hostile files: each is identified, and none runs anything."""
 
 import io
 import os
@@ -39,7 +39,7 @@ FORMS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}, "protoc
 
 
 def refused(content, folder):
-    """What is said of a file with that content, in a run's words."""
+    """The message about a file with this content, as a run prints it."""
     (folder / "w.pt").write_bytes(content)
     with pytest.raises(BadInput) as caught:
         import_pretrained(Pretrained(arch="small_cnn", weights="w.pt", shape=[1, 8, 8]), folder, folder)
@@ -145,7 +145,7 @@ CANARY = "NOTBUGS_CANARY"
 
 
 class Calls:
-    """What a pickle can do to who opens it."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -212,7 +212,7 @@ def test_classes_that_a_pickle_names_are_not_imported(make_module, tmp_path, mon
 
 
 def pickled(program):
-    """A torch file with that pickle in it."""
+    """A torch file with this pickle."""
     return archive(**{"a/data.pkl": b"\x80\x02" + program + b".", "a/version": "3", "a/byteorder": "little"})
 
 
@@ -232,7 +232,7 @@ def bomb():
 
 
 def crowd():
-    """A zip whose end says that its table of contents has 40 MB."""
+    """A zip file whose end claims a table of contents of 40 MB."""
     whole = archive(a="") + bytes(40_000_000)
     at = whole.rindex(b"PK\5\6")
     return whole + whole[at : at + 12] + struct.pack("<LLH", 40_000_000, at + 22, 0)
