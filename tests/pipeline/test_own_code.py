@@ -103,7 +103,7 @@ def test_a_checkpoint_whose_arch_ends_the_program_is_one_sentence(folder):
     (folder / "data/w.pt").write_bytes(b"")
     brought = {"pretrained": {"arch": "os:_exit", "weights": "w.pt", "classes": 10, "shape": [1, 8, 8]}}
     said = ask("plan", {"name": "mine", "models": {"theirs": brought}})
-    assert said.exit_code == 2 and said.stderr.startswith("Error: models.theirs.load: ")
+    assert said.exit_code == 2 and said.stderr.startswith("Error: models.theirs.pretrained: ")
 
 
 def test_the_answer_of_a_command_is_not_mixed_with_what_the_users_network_prints(folder):

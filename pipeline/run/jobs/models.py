@@ -274,7 +274,7 @@ def _import(recipe: Pretrained, data: Path, here: Path) -> Imported:
 class PretrainedJob(ModelJob):
     """A model that was trained elsewhere: its file is read once, before the run begins, and published by it."""
 
-    key = "load"
+    key = "pretrained"
     epochs = threads = workers = 1
     trained_on = None
 
