@@ -231,6 +231,7 @@ def litter(folder):
         (folder / name / "file").write_text("x")
 
 
+@pytest.mark.slow
 def test_ones_own_modules_go_along_behind_what_is_installed_and_what_is_large_or_no_code_stays(cluster, tmp_path):
     litter(tmp_path)
     done = cluster.notbugs(
@@ -518,6 +519,7 @@ def test_a_job_is_followed_across_a_connection_that_breaks_and_nothing_is_said_t
 # ----------------------------------------------------------------------------- what fails, and how it ends
 
 
+@pytest.mark.slow
 def test_a_job_ends_as_its_run_ends_1_where_something_failed_2_where_the_request_is_wrong(cluster, tmp_path):
     failing = {
         "name": "failing",

@@ -153,6 +153,7 @@ def net(classes):
 """
 
 
+@pytest.mark.slow
 def test_nothing_in_the_users_folder_is_taken_for_what_is_installed_here_or_in_a_worker(tmp_path, notbugs):
     """On Ray: a training and an attack through a network of the user's, which imports its sibling."""
     hide(tmp_path)

@@ -829,6 +829,7 @@ def test_two_processes_train_adversarially_as_one_does(together, shards, design,
     assert not torch.allclose(alone["1.weight"], standard["1.weight"], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_gone_on_from_by_any_number_of_processes(together, shards, design, examples_of):
     some = examples_of(*shards.values())
     asked = recipe(epochs=3, workers=2)

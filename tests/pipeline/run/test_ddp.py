@@ -126,6 +126,7 @@ def test_two_workers_make_a_model_that_classifies(cluster, tmp_path):
     assert set(Path.home().glob("ray_results/*")) == home
 
 
+@pytest.mark.slow
 def test_a_training_that_cannot_succeed_ends_at_once_with_its_own_sentence(cluster, tmp_path):
     job, _ = plan(tmp_path, lr=1e30, schedule="constant")
     with pytest.raises(ray.exceptions.RayTaskError) as caught:

@@ -94,7 +94,7 @@ def test_two_runs_at_once_on_one_store_do_no_harm(reference, tiny, write, tmp_pa
     assert verified.returncode == 0, verified.stdout
 
 
-@pytest.mark.parametrize("engine", ["inline", "ray"])
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_ctrl_c_ends_soon_says_how_to_go_on_and_leaves_nothing_half_made(engine, tiny, write, tmp_path, notbugs):
     tiny["datasets"]["other"]["attack"] |= LONG | {"steps": 2000}
     process, log = start(write(tiny), "s", "--engine", engine, cwd=tmp_path)
