@@ -1,1 +1,1 @@
-"""Measurements, one command each, from the root of the repository: ``python -m benchmarks.NAME --help``."""
+"""Benchmarks, one command each, run from the root of the repository: ``python -m benchmarks.NAME --help``."""

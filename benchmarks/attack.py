@@ -1,19 +1,19 @@
-"""Image·steps per second of our attack loop, beside torchattacks, foolbox, robustness and the loop one would write.
+"""Image·steps per second of our attack loop, beside torchattacks, foolbox, robustness and a naive loop.
 
-One image·step is a forward and a backward pass of one image through the attacked network, and a step. All attack the
-same images toward the same targets with as many steps, in turns, each round other images. What they reached is measured
-with the plain network in float32, so that a choice that is fast and wrong is seen. Each of our choices is held against
-its ceiling as well: forward and backward of the network as it was prepared, and nothing else. Ours includes rounding to
-8 bits inside the ball, which the others do not do. Theirs have a process of their own, where memory is handled as it
-comes; ours keeps what is freed, which would help them too.
+An image·step is a forward and a backward pass of one image through the attacked network, and a PGD step. All loops
+attack the same images toward the same targets with the same number of steps, in turns; each round has other images. The
+plain network in float32 measures every result, so that a fast but wrong configuration shows. Each of our configurations
+is also compared with its ceiling: bare forward and backward passes of the same optimised network. Our loop includes
+rounding to 8 bits inside the ball; the others do not round. They run in a process of their own with the default
+allocator; our process keeps freed memory, which would help them too.
 
     python -m benchmarks.attack --arch cifar_resnet18 --side 32 --data FOLDER     # FOLDER/cifar-10-batches-py
     python -m benchmarks.attack --arch resnet50 --side 224 --data FOLDER          # photographs, at any depth of FOLDER
     python -m benchmarks.attack --brought configs/imagenette.yaml:lite0 --side 224 --data FOLDER
     python -m benchmarks.attack --arch resnet50 --side 224 --choice bfloat16 --rounds 1 --no-peers       # only a rate
 
-With CIFAR-10 the network is first trained a little; one that an experiment file brings has weights of its own; else
-they are random: speed does not depend on them, what is reached does.
+With CIFAR-10 the network is first trained briefly; a network from an experiment file has its own weights; otherwise
+weights are random. They affect the attack success rate, not the speed.
 """
 
 import copy
@@ -49,7 +49,7 @@ from stages.targeted_pgd import TargetedPGD, margins, targeted
 from stages.tensors import to_pixels, to_unit
 
 Loop = Callable[[np.ndarray, Tensor, Perturbation], Tensor]
-"""Pixels, uint8, N × H × W × C; a target for each; ball and steps → images in [0, 1], N × C × H × W."""
+"""(pixels, uint8, N × H × W × C; targets, N; ball and steps) → images in [0, 1], N × C × H × W."""
 
 IMAGENET, IMAGENET_STEPS, IMAGENET_WORKERS = 1_281_167, 100, 8
 
@@ -63,7 +63,7 @@ INSTALL = {
 
 
 def ours(model: Classifier, ball: Perturbation) -> Loop:
-    """The loop that makes datasets, with a network that is prepared."""
+    """The loop that makes datasets, with an optimised network."""
     search = TargetedPGD(Attack(images="", model="", **ball.model_dump()), model)
 
     def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
@@ -75,7 +75,7 @@ def ours(model: Classifier, ball: Perturbation) -> Loop:
 
 
 def bare(model: Classifier) -> Loop:
-    """The ceiling: forward and backward at one place, again and again."""
+    """The ceiling: repeated forward and backward passes of the same images."""
 
     def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
         x = to_unit(pixels, target.device).requires_grad_(True)
@@ -87,11 +87,11 @@ def bare(model: Classifier) -> Loop:
 
 
 SWITCHES = ("fold", "compile")
-"""What a recipe can turn on besides a precision."""
+"""Switches of a recipe besides the precision."""
 
 
 def recipe_of(choice: str, ball: Perturbation) -> Perturbation:
-    """The ball, computed with as a choice says: a precision, and what is turned on, joined by ``+``."""
+    """The recipe for a choice: a precision and switches, joined by ``+``."""
     precision, *on = choice.split("+")
     if unknown := set(on) - set(SWITCHES):
         raise click.BadParameter(
@@ -104,12 +104,12 @@ def recipe_of(choice: str, ball: Perturbation) -> Perturbation:
 
 
 def nchw(pixels_NHWC: np.ndarray, target_N: Tensor) -> Tensor:
-    """Images in [0, 1] where the targets are, laid out as most people have them."""
+    """Images in [0, 1] on the targets' device, in PyTorch's default layout."""
     return to_unit(pixels_NHWC, target_N.device).contiguous()
 
 
 class Plain(nn.Module):
-    """The network as most people have it: normalisation, then the layers, N × C × H × W throughout."""
+    """The unoptimised network: normalisation, then the layers, in N × C × H × W layout."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Plain(nn.Module):
 
 
 def naive(model: nn.Module) -> Loop:
-    """Madry et al. 2018 as one writes it down."""
+    """A naive implementation of Madry et al. 2018."""
 
     def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
         clean = nchw(pixels, target)
@@ -140,7 +140,7 @@ def naive(model: nn.Module) -> Loop:
 
 
 def flat(model: Classifier) -> nn.Module:
-    """The same network for who takes `view`s of its gradient: one that went through flat is not channels last."""
+    """The same network for libraries that call `view` on its gradient: flattening undoes the channels-last layout."""
     return nn.Sequential(nn.Flatten(), nn.Unflatten(1, model.design.shape), model).eval()
 
 
@@ -180,12 +180,12 @@ def robustnesss(model: Classifier) -> Loop:
     from robustness.attacker import Attacker
 
     class Whole:
-        """What robustness wants to know of a dataset; the network normalises for itself."""
+        """The attributes of a dataset that robustness reads; the network normalises by itself."""
 
         mean, std = torch.zeros(3), torch.ones(3)
 
     attacker = Attacker(flat(model), Whole)
-    # It sends the images to a GPU whether there is one or not.
+    # robustness sends images to a GPU even if there is none.
     elsewhere = {} if torch.cuda.is_available() else {"cuda": lambda tensor: tensor}
 
     def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
@@ -203,7 +203,7 @@ PEERS = {"torchattacks": torchattackss, "foolbox": foolboxs, "robustness": robus
 
 
 def others(model: Classifier) -> Iterator[tuple[str, Loop]]:
-    """Everyone else's loops, in float32; who is not installed is named and left out."""
+    """The other libraries' loops, in float32; missing libraries are reported and left out."""
     yield "naive loop, same network", naive(model)
     yield "naive loop, plain network", naive(Plain(model))
     for name, peer in PEERS.items():
@@ -214,7 +214,7 @@ def others(model: Classifier) -> Iterator[tuple[str, Loop]]:
 
 
 class Apart:
-    """The others' loops, in a process of their own."""
+    """The other libraries' loops, in a separate process."""
 
     def __init__(self, model: Classifier, cores: int) -> None:
         weights, here = models.save(model.network), Path.cwd()
@@ -224,7 +224,7 @@ class Apart:
         self.names: list[str] = self.pool.submit(_names).result()
 
     def loop(self, name: str, *given: object) -> tuple[float, Tensor]:
-        """Seconds, and the images."""
+        """Seconds, and the resulting images."""
         seconds, moved = self.pool.submit(_run, name, *given).result()
         return seconds, torch.from_numpy(moved).to(device())
 
@@ -255,7 +255,7 @@ def _timed(loop: Loop, pixels: np.ndarray, target: Tensor, ball: Perturbation) -
 
 
 def network(arch: str, brought: str | None, side: int, classes: int, data: Path | None, taught: Train) -> Classifier:
-    """The network that is attacked: brought, or trained a little on CIFAR-10, or with random weights."""
+    """The attacked network: from an experiment file, trained briefly on CIFAR-10, or with random weights."""
     here = Path.cwd()
     if brought is not None:
         file, _, name = brought.rpartition(":")
@@ -278,7 +278,7 @@ def network(arch: str, brought: str | None, side: int, classes: int, data: Path 
 
 @torch.no_grad()
 def judged(model: Classifier, clean: Tensor, moved: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """What the plain network says of some images: N each; distances in [0, 1] units."""
+    """Measurements of attacked images by the plain network, N each; distances in pixels in [0, 1]."""
     return {"margin": margins(model(moved), target), "l2": (moved - clean).flatten(1).norm(dim=1)}
 
 
@@ -290,7 +290,7 @@ def operations(model: Classifier, pixels: np.ndarray, target: Tensor) -> float:
 
 
 def peak(precision: str) -> float:
-    """Operations per second of a large matrix product, the best of five."""
+    """Floating-point operations per second of a large matrix product, the best of five."""
     size = 8192 if torch.cuda.is_available() else 2048
     a = torch.ones(size, size, dtype=getattr(torch, precision), device=device())
     return 2 * size**3 / min(seconds_of(lambda: a @ a) for _ in range(6))
@@ -403,7 +403,7 @@ def compared(
     mine: list[str],
     rest: list[str],
 ) -> tuple[list[str], list[list[str]]]:
-    """Rate and success of every loop; over the fastest of the others, and beside our plain one."""
+    """Rate and success of every loop, and ratios to the fastest other library and to our plain loop."""
     fastest = max(rest, key=lambda name: median(rate[name]), default=None)
     reached = {name: float((each["margin"] > 0).double().mean()) * 100 for name, each in said.items()}
     lines = [
@@ -426,7 +426,7 @@ def compared(
 def under_ceiling(
     rate: Mapping[str, list[float]], recipes: Mapping[str, Perturbation], work: float, rates: Mapping[str, float]
 ) -> tuple[list[str], list[list[str]]]:
-    """Our loops over forward and backward of the same network and nothing else, and over a matrix product."""
+    """Our loops beside bare forward and backward passes of the same network, and beside a matrix product."""
     lines = []
     for choice, recipe in recipes.items():
         ceiling, done = rate[f"{choice}: bare"], median(rate[choice]) * work

@@ -1,15 +1,14 @@
-"""Planning, listing, finishing and resuming at ImageNet's size: 1,300 shards of 1,000 images that are made, not stored.
+"""Plan, list, finish and resume at ImageNet's size: 1,300 shards of 1,000 synthetic images.
 
-Really run, for a dataset loaded and one attacked (one step of PGD on an untrained small_cnn): the source, its listing,
-the units, and the first `--share` shards of each, which are read, attacked, packed, verified and committed.
+The datasets are one loaded and one attacked (one step of PGD on an untrained small_cnn). The source, its listing, the
+units, and the first `--share` shards of each are real: these shards are read, attacked, packed, verified and committed.
 
-The other shards are stood in for. Their rows and commit marks have the names, inputs, indices and labels that the
-pipeline gives them, and for the rest what a really run shard's say, measured values varied a little. In place of the
-tar lies 1 KiB, which no step here but `verify` opens; the mark states its size and digest. So `finish` and whatever
-comes after see all the marks and all the rows.
+The other shards are stand-ins. Their rows and commit marks have the names, inputs, indices and labels that the pipeline
+gives them; other values are those of a real shard, measurements varied slightly. Each tar is replaced by 1 KiB, which
+only `verify` would open; its mark states its size and digest. So `finish` and later steps see all marks and rows.
 
-Each step runs in a process of its own. Memory is the peak of that process: `+` above what it had when the step began,
-without it (commands, start of Python included) all of it.
+Each step runs in a process of its own. Memory is the peak of that process: with `+`, above its memory before the step;
+without (for commands), in total, including the start of Python.
 
     python -m benchmarks.imagenet_scale                                        # 1,300 shards, 4 of them run, at 224 px
     python -m benchmarks.imagenet_scale --s3                                   # plan and resume on an S3 server as well
@@ -54,14 +53,14 @@ from stages.shard import key
 
 DATASETS = ("clean", "moved")
 STAND_IN = bytes(1024)
-"""What lies in place of the tar of a shard that is not really run."""
+"""Content of a stand-in's tar."""
 
 LOOK = 0.02
-"""Seconds between two looks at the memory of a command."""
+"""Seconds between two samples of a command's memory."""
 
 
 def experiment(shards: int, shard_size: int, size: int, classes: int, steps: int, weights: Path) -> dict[str, Any]:
-    """A dataset that is loaded and one that is made from it by attacking an untrained network."""
+    """A loaded dataset, and one made from it by attacking an untrained network."""
     load = {"source": "synthetic", "images": {"train": shards * shard_size}, "classes": classes, "size": size}
     attack = {"images": "clean", "model": "net", "eps": 0.5, "steps": steps, "batch_size": 100}
     bring = {"arch": "small_cnn", "weights": str(weights), "shape": [3, size, size]}
@@ -80,7 +79,7 @@ def experiment(shards: int, shard_size: int, size: int, classes: int, steps: int
 
 @dataclass(frozen=True)
 class Took:
-    """What a step took: seconds, the peak of its memory in MiB, and what it has to say."""
+    """A step's duration in seconds, peak memory in MiB, and result."""
 
     seconds: float
     peak: float
@@ -89,19 +88,19 @@ class Took:
 
 @dataclass
 class Table:
-    """Lines of what was measured, each several times over."""
+    """A table of measurements, each repeated several times."""
 
     rounds: int
     lines: list[list[str]] = field(default_factory=list)
 
     def add(self, what: str, measure: Callable[[], Took], sign: str = "+", size: Callable[[Any], Any] = str) -> None:
-        """Measure something; ``size`` makes of what it said the last time what the table shows."""
+        """Measure something; ``size`` formats the last result for the table."""
         each = [measure() for _ in range(self.rounds)]
         peak = f"{sign}{max(took.peak for took in each):.0f}"
         self.note([what, _median([took.seconds for took in each]), peak, size(each[-1].said)])
 
     def note(self, line: list[str]) -> None:
-        """A line of the table; on the terminal as soon as it is there."""
+        """Add a line to the table and print it at once."""
         self.lines.append(line)
         click.echo("  ".join(line), err=True)
 
@@ -112,7 +111,7 @@ def _median(seconds: Sequence[float]) -> str:
 
 
 def alone(step: Callable[..., Any], *args: Any) -> Took:
-    """Take a step in a process of its own, which has loaded all that it needs before."""
+    """Run a step in a separate process, after its imports."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_measured, step, *args).result()
 
@@ -124,7 +123,7 @@ def _measured(step: Callable[..., Any], *args: Any) -> Took:
 
 
 def command(*args: Any) -> Took:
-    """A command as a user gives it, start of Python included."""
+    """Run a command as a user does, including the start of Python."""
     started, peak = time.perf_counter(), 0.0
     notbugs = str(Path(sys.executable).with_name("notbugs"))
     with subprocess.Popen([notbugs, *map(str, args)], stdout=subprocess.PIPE) as process:
@@ -141,7 +140,7 @@ def command(*args: Any) -> Took:
 
 
 def job_of(place: Context, wanted: Any, name: str) -> DatasetJob:
-    """A dataset's job, its inputs found in the store."""
+    """A dataset's job, with its inputs from the store."""
     node = next(node for node in build(parse(wanted)) if node.id == f"datasets/{name}")
     inputs = {role: artifacts.find(place.store, parent) for role, parent in node.inputs.items()}
     job = JOBS[node.stage](node, place, {role: made for role, made in inputs.items() if made is not None})
@@ -156,7 +155,7 @@ def listing(place: Context, wanted: Any) -> str:
 
 
 def units(place: Context, wanted: Any, name: str) -> str:
-    """Every shard of a dataset with the digests of what it is made from; and what travels to workers."""
+    """The units of a dataset, with the digests of their inputs, and the size of what is sent to workers."""
     job = job_of(place, wanted, name)
     found = job.units()
     each = len(cloudpickle.dumps(found[0]))
@@ -164,13 +163,13 @@ def units(place: Context, wanted: Any, name: str) -> str:
 
 
 def committed(place: Context, wanted: Any, name: str) -> str:
-    """List the node's files, and read the marks of its shards."""
+    """List the node's files and read its shards' marks."""
     job = job_of(place, wanted, name)
     return f"{len(job.committed(job.units(), job.stored())):,} hold"
 
 
 class Noting(Store):
-    """A store that notes when each file was there, and its size."""
+    """A store that records when each file was written, and its size."""
 
     def put(self, path: str, content: bytes) -> None:
         super().put(path, content)
@@ -178,7 +177,7 @@ class Noting(Store):
 
 
 def finish(place: Context, wanted: Any, name: str) -> tuple[float, str]:
-    """Publish a dataset from the marks and rows of its shards; seconds without those for reading the marks."""
+    """Publish a dataset from its shards' marks and rows; seconds, without reading the marks."""
     store = Noting(place.store.url)
     job = job_of(Context(store, place.data, place.here), wanted, name)
     marks = job.committed(job.units(), job.stored())
@@ -203,17 +202,17 @@ def read(place: Context, path: str, reader: str) -> str:
     return f"{len(READERS[reader](place.store.read(path))):,} rows"
 
 
-# -------------------------------------------------------------------- some shards run, the others stood in for
+# ------------------------------------------------------------------------------ real shards and stand-ins
 
 
 class Share(Inline):
-    """Makes the first shards of one dataset, and whatever else is asked for."""
+    """Makes only the first shards of one dataset, and all of other nodes."""
 
     def __init__(self, name: str, count: int) -> None:
         self.name, self.count = name, count
 
     def shards(self, job: Any, units: Any, report: Any) -> Any:
-        """Stops the run at the one dataset: it is not whole."""
+        """Stop the run at that dataset, since it stays incomplete."""
         if job.node.name != self.name:
             return super().shards(job, units, report)
         lost = super().shards(job, units[: self.count], report)
@@ -222,7 +221,7 @@ class Share(Inline):
 
 
 def run_share(place: Context, wanted: Any, name: str, share: int) -> list[str]:
-    """Really make some shards of a dataset; a line about them."""
+    """Make the real shards of a dataset; returns a line of the table."""
     Run(parse(wanted), place, only=(name,)).go(Share(name, share))
     job = job_of(place, wanted, name)
     marks = list(job.committed(job.units()[:share], job.stored()).values())
@@ -234,7 +233,7 @@ def run_share(place: Context, wanted: Any, name: str, share: int) -> list[str]:
 
 
 def stand_in(place: Context, wanted: Any, name: str, share: int) -> list[str]:
-    """Write tar, rows and mark of every other shard as if it had been made; a line about it."""
+    """Write stand-in tar, rows and mark of every other shard; returns a line of the table."""
     started, job = time.perf_counter(), job_of(place, wanted, name)
     store, folder, all_units = place.store, job.node.folder, job.units()
     real = job.committed(all_units[:share], job.stored())
@@ -259,7 +258,7 @@ def stand_in(place: Context, wanted: Any, name: str, share: int) -> list[str]:
 
 
 def _rows(job: DatasetJob, unit: Unit, like: pa.Table) -> pa.Table:
-    """The rows of a shard: its own names, indices and labels, and what another shard says of the attack."""
+    """The rows of a stand-in: its own names, indices and labels, and the measurements of a real shard."""
     if unit.items:
         own = {"index": [item.index for item in unit.items], "source_label": [item.label for item in unit.items]}
         own["label"] = own["source_label"]
@@ -275,7 +274,7 @@ def _rows(job: DatasetJob, unit: Unit, like: pa.Table) -> pa.Table:
 
 
 def _varied(column: pa.ChunkedArray, seed: int) -> pa.ChunkedArray:
-    """Measured values a little otherwise: the same in every shard, they would take next to no room in the file."""
+    """Measurements varied slightly: if they were equal in all shards, the file would compress to almost nothing."""
     if not pa.types.is_floating(column.type) or column.null_count:
         return column
     factors = np.random.default_rng(seed).uniform(0.9, 1.1, len(column))
@@ -286,7 +285,7 @@ def _varied(column: pa.ChunkedArray, seed: int) -> pa.ChunkedArray:
 
 
 def measure(table: Table, place: Context, file: Path, wanted: Any, share: int) -> None:
-    """All on a local folder, from an empty store to a whole one."""
+    """Measure every step on a local folder, from an empty store to a finished one."""
     store = ["--store", place.store.url]
     table.add("notbugs plan, the store empty", lambda: command("plan", file, *store), "", lambda _: "")
     table.add("clean: list the source", lambda: alone(listing, place, wanted))
@@ -315,7 +314,7 @@ def _finish(place: Context, wanted: Any, name: str) -> Took:
 
 
 def resume(table: Table, place: Context, file: Path, where: str, wanted: Any) -> None:
-    """One shard of each dataset is taken away: what a run does before it makes it, and what `plan` says."""
+    """Remove one shard of each dataset; measure a run up to the point where it remakes it, and `plan`."""
     for name in DATASETS:
         with restored(place.store, job_of(place, wanted, name).node.folder):
             count = take_away(place, parse(wanted), f"datasets/{name}", 1)
@@ -334,7 +333,7 @@ def _resumed(place: Context, wanted: Any) -> Took:
 
 @contextlib.contextmanager
 def restored(store: Store, folder: str) -> Iterator[None]:
-    """Puts back what is taken away of a node meanwhile."""
+    """Restore files of a node that are removed inside."""
     kept = store.find_all(f"{folder}/{name}" for name in store.files(folder, recursive=True) if name.endswith(".json"))
     yield
     for name in store.files(folder, recursive=True):

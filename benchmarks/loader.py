@@ -1,9 +1,9 @@
-"""Whether shards hold up a training or an evaluation: images per second beside loops that need no shards.
+"""Do shards slow down a training or an evaluation? Images per second, beside loops without shards.
 
-Training: ours with the split in memory and streamed from its shards; a loop over tensors that are in memory already,
-with the same network and as large batches; and what one would write with `webdataset` and a `DataLoader` over the same
-shards. Evaluation: ours, shard by shard, and the forward passes alone. What is held in memory is read once, in the
-first epoch, and so weighs less the more there are. Decoding: how much of it threads can share.
+Training: ours, with the split in memory and streamed from shards; a loop over tensors already in memory, with the same
+network and batch size; and a loop with `webdataset` and a `DataLoader` over the same shards. Evaluation: ours, shard by
+shard, and the forward passes alone. A split in memory is read once, in the first epoch, so its cost is spread over the
+epochs. Decoding: the fraction that threads can run in parallel.
 
     python -m benchmarks.loader                                        # noise, 32 pixels
     python -m benchmarks.loader --data FOLDER                          # FOLDER/cifar-10-batches-py
@@ -38,7 +38,7 @@ COLUMNS = ["", "images/s", "over tensors in memory"]
 
 
 def examples_of(files: dict[str, Path], counts: dict[str, int], pixels: int) -> train.Examples:
-    """The shards as a training reads them."""
+    """The shards as training examples."""
     return train.Examples(list(files), counts, partial(_read, files), pixels, "")
 
 
@@ -53,7 +53,7 @@ def ours(recipe: Train, design: Design, examples: train.Examples) -> None:
 
 
 def loop(recipe: Train, design: Design, epoch: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> None:
-    """SGD as one writes it, over an epoch's batches of images in [0, 1] and labels that are on the device."""
+    """Plain SGD over an epoch's batches of images in [0, 1] and labels, both on the device."""
     with threads(recipe.threads):
         model = on_device(Classifier(design, Path.cwd(), recipe.precision)).train()
         optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
@@ -65,7 +65,7 @@ def loop(recipe: Train, design: Design, epoch: Callable[[], Iterator[tuple[Tenso
 
 
 def in_memory(x_NCHW: Tensor, label_N: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of what is on the device already, in random order."""
+    """Batches of tensors already on the device, in random order."""
     order = torch.randperm(len(x_NCHW), device=x_NCHW.device)
     for first in range(0, len(order) - size + 1, size):
         chosen = order[first : first + size]
@@ -81,14 +81,14 @@ def webdatasets(files: list[Path], size: int, workers: int) -> Iterator[tuple[Te
 
 
 def score_ours(recipe: Evaluate, model: Classifier, examples: train.Examples) -> None:
-    """Every shard scored, the next one read meanwhile, as workers do."""
+    """Score every shard while prefetching the next, as workers do."""
     for shard in prefetch(examples.read, examples.names, 1):
         evaluate.score(recipe, [str(k) for k in range(CLASSES)], {"model": model}, {}, shard)
 
 
 @torch.no_grad()
 def forward(model: Classifier, x_NCHW: Tensor, size: int) -> None:
-    """The answers alone."""
+    """The forward passes alone."""
     with threads(1):
         for some in x_NCHW.split(size):
             model(some).argmax(1)
@@ -167,9 +167,9 @@ def main(
 
 
 def decoding(shard: Shard) -> list[list[str]]:
-    """What decoding a shard takes of a core, and what of it Pillow's decoders do, beside which other threads run.
+    """CPU time of decoding a shard, and the part in Pillow's decoders, during which other threads run.
 
-    The rest is Python's, of which one process does one thing at a time: so many images a second, however many threads.
+    The rest holds Python's lock, which bounds a process's images per second whatever its number of threads.
     """
     tar = pack(shard)
     whole = spent(lambda: unpack(shard.name, tar, 3))
@@ -180,14 +180,14 @@ def decoding(shard: Shard) -> list[list[str]]:
 
 
 def spent(work: Callable[[], object]) -> float:
-    """Seconds of a core."""
+    """CPU seconds."""
     started = time.thread_time()
     work()
     return time.thread_time() - started
 
 
 def rates(taken: dict[str, list[float]], count: int) -> list[list[str]]:
-    """Images per second, and over the first."""
+    """Images per second, and the ratio to the first."""
     first = next(iter(taken.values()))
     return [
         [name, spread([count / each for each in seconds]), f"{over(first, seconds):.3f}"]

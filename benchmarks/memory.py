@@ -1,9 +1,9 @@
-"""Peak memory of the process that makes a node, by kind of node, with few shards and with many (Linux only).
+"""Peak memory of making a node, by kind of node, with few shards and with many (Linux only).
 
-Each node is made in a process of its own, by the engine that works in one process, with two steps of each search:
-memory does not grow with steps. Beside it the peak of that process before the work, when all is imported. Then the
-same nodes on Ray, and the peak of each kind of its processes: shared memory, where shards pass through, counts for
-all who map it.
+Each node is made in a process of its own by the inline engine, with two steps per search, since memory does not grow
+with steps. The table also has that process's peak after imports, before the work. Then the same nodes are made on Ray,
+with the peak of each kind of Ray's processes; shared memory, which shards pass through, counts in every process that
+maps it.
 
     python -m benchmarks.memory                                              # 32 pixels
     python -m benchmarks.memory --side 224 --shard-size 100 --arch resnet50 --batch 32
@@ -34,11 +34,11 @@ from pipeline.store import Store
 from stages.shard import pack
 
 EVERY = 0.1
-"""Seconds between two looks at the processes of Ray."""
+"""Seconds between two samples of Ray's processes."""
 
 
 def experiment(source: Path, arch: str, shard_size: int, batch: int) -> dict[str, Any]:
-    """A node of every kind."""
+    """An experiment with a node of every kind."""
     search = {"images": "clean", "model": "standard", "steps": 2, "batch_size": batch}
     on = {"models": ["standard"], "on": "clean", "split": "train", "batch_size": batch}
     files = f"{source}/train-{{000000..{len(list(source.iterdir())) - 1:06d}}}.tar"
@@ -62,7 +62,7 @@ def experiment(source: Path, arch: str, shard_size: int, batch: int) -> dict[str
 
 
 def alone(wanted: dict[str, Any], place: Context, node: str, say: Any) -> None:
-    """Make a node here, from what is there already."""
+    """Make a node in this process from inputs that already exist."""
     from stages import apgd, attack, evaluate, invert, train, usefulness  # noqa: F401 - so that they count before
 
     before, run = highest(), Run(parse(wanted), place, only=(node,))
@@ -71,7 +71,7 @@ def alone(wanted: dict[str, Any], place: Context, node: str, say: Any) -> None:
 
 
 def inline(wanted: dict[str, Any], place: Context) -> dict[str, tuple[float, float]]:
-    """MiB of a process before and after it made a node, by node."""
+    """Node → memory in MiB of its process, before and after it was made."""
     context, found = multiprocessing.get_context("spawn"), {}
     for node in build(parse(wanted)):
         say = context.Queue()
@@ -86,7 +86,7 @@ def inline(wanted: dict[str, Any], place: Context) -> dict[str, tuple[float, flo
 
 
 def on_ray(wanted: dict[str, Any], place: Context) -> dict[str, float]:
-    """The most that a process of each kind had at a time, MiB, seen from outside."""
+    """Kind of process → peak memory in MiB, sampled from outside."""
     most: dict[str, float] = defaultdict(float)
     over = Event()
 

@@ -1,10 +1,10 @@
-"""What the pipeline adds to the bare attack loop: images/s of a whole dataset node over the loop alone.
+"""The pipeline's overhead over the bare attack loop: images/s of a whole dataset node beside the loop alone.
 
-Both attack the same images with the same model and steps, in turns. The bare loop is measured as one process with one
-thread, one with a thread per core, and one process per core; the node is held against the fastest. Made by one worker
-and by one per core, it says what several bring, beside what several bare loops do. A further table says where the
-node's seconds go, wall seconds of every step added up: where two share a core both count, and the rest can come out
-negative. The last takes one shard apart in a process that has the machine to itself.
+Both attack the same images with the same model and steps, in turns. The bare loop runs as one process with one thread,
+one process with a thread per core, and one process per core; the node is compared with the fastest. The node is made by
+one worker and by one per core, to compare its scaling with that of bare loops. A second table breaks down the node's
+time into wall seconds of each step; two steps that share a core both count, so the remainder can be negative. The last
+table breaks down one shard, in a process that has the machine to itself.
 
     python -m benchmarks.overhead --data FOLDER     # the folder that holds cifar-10-batches-py
     python -m benchmarks.overhead --data FOLDER --images 400 --shard-size 100 --steps 10 --rounds 1     # a look
@@ -42,7 +42,7 @@ NODE = "datasets/other"
 
 
 def experiment(images: int, shard_size: int, attack: dict[str, Any], arch: str, seed: int) -> Any:
-    """A dataset node on part of CIFAR-10, whose targets are drawn; a source trained just enough."""
+    """An attacked dataset on part of CIFAR-10 with random targets, and a source model trained briefly."""
     train = {
         "on": "clean",
         "arch": arch,
@@ -73,7 +73,7 @@ def job_of(run: Run) -> AttackJob:
 
 
 def batches(job: AttackJob, names: list[str]) -> tuple[Attack, Any, list[tuple[np.ndarray, torch.Tensor]]]:
-    """The recipe, the network as it computes with it, and the images of some shards in batches with their targets."""
+    """The recipe, the optimised network, and the images of some shards in batches with their targets."""
     recipe, attacker = job.node.recipe, job.open()
     model = optimized(attacker.model, recipe)
     shards = [job.read(unit) for unit in job.units() if unit.name in names]
@@ -84,7 +84,7 @@ def batches(job: AttackJob, names: list[str]) -> tuple[Attack, Any, list[tuple[n
 
 
 def bare(job: AttackJob, names: list[str], count: int, ready: Barrier, say: Any) -> None:
-    """Only the loop, on images that are in memory; everything else happens before the barrier."""
+    """Run only the loop, on images in memory; everything else precedes the barrier."""
     recipe, model, todo = batches(job, names)
     loop = ours(model)
     with threads(count):
@@ -112,14 +112,14 @@ def time_bare(job: AttackJob, processes: int, count: int) -> float:
 
 
 def steps_of(store: Store, folder: str) -> dict[str, float]:
-    """Seconds of every step, from the marks of all shards."""
+    """Seconds of each step, summed over the marks of all shards."""
     marks = [store.find_json(f"{folder}/commits/{name}") for name in store.files(f"{folder}/commits")]
     found = [mark["seconds"] for mark in marks if mark is not None]
     return {step: sum(each[step] for each in found) for step in ("read", "work", "commit")}
 
 
 def parts(job: AttackJob) -> dict[str, float]:
-    """Seconds of everything that happens to one shard, with nothing beside it."""
+    """Seconds of each part of one shard's work, with nothing else running."""
     unit, recipe, attacker = job.units()[0], job.node.recipe, job.open()
     shard: Shard = job.read(unit)
     done: Shard = attacker(shard)
@@ -175,7 +175,7 @@ def main(data: Path, images: int, shard_size: int, steps: int, arch: str, precis
         job = job_of(start)
 
         def node(turn: int, count: int) -> float:
-            engine.workers, run = count, run_of(turn * workers + count)  # other targets: else it would be there already
+            engine.workers, run = count, run_of(turn * workers + count)  # other targets, else it would be cached
             assert run.go(engine), run.record.nodes
             seconds = run.record.nodes[NODE].seconds or 0.0
             if count == workers:
@@ -218,7 +218,7 @@ def main(data: Path, images: int, shard_size: int, steps: int, arch: str, precis
 
 
 def shares(told: list[dict[str, float]], workers: int) -> list[list[str]]:
-    """What each step took of workers × seconds of the node, in the median round; the second line is the busy share."""
+    """Each step's share of workers × the node's seconds, in the median round; the second line is the busy share."""
     whole = [each["node"] * workers for each in told]
     steps = {
         "read and decode": [each["read"] for each in told],

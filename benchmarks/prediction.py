@@ -1,7 +1,7 @@
-"""How well `notbugs plan --cost` foretells a run: predicted and true seconds of each node, on CIFAR-10.
+"""Accuracy of `notbugs plan --cost`: estimated and measured seconds of each node, on CIFAR-10.
 
-The plan is priced first; then its nodes are made one after the other, on the same machine with the same workers, for
-what is foretold of a node is the time that it takes alone.
+The estimate comes first. Then the nodes are made one after the other, on the same machine with the same workers, since
+a node's estimate is its time alone.
 
     python -m benchmarks.prediction --data FOLDER                              # the folder with cifar-10-batches-py
     python -m benchmarks.prediction --data FOLDER --images 1000 --steps 5      # a smoke test
@@ -26,7 +26,7 @@ from pipeline.store import Store
 
 
 def experiment(images: int, steps: int, epochs: int, arch: str, precision: str, shard_size: int) -> Any:
-    """A node of every kind that takes long, each once."""
+    """An experiment with one node of every expensive kind."""
     attack = {"images": "clean", "model": "standard", "eps": 0.5, "step_size": 0.1, "steps": steps}
     train = {"arch": arch, "epochs": epochs, "lr": 0.05, "precision": precision, "threads": 1}
     scored = {"norm": "l2", "eps": 0.25, "steps": steps, "precision": precision}
@@ -56,13 +56,13 @@ def experiment(images: int, steps: int, epochs: int, arch: str, precision: str, 
 
 
 def predicted(wanted: Any, place: Context, workers: int | None) -> estimate.Estimate:
-    """What the plan says."""
+    """The plan's estimate."""
     statuses = preflight(build(wanted), place, fetch=False)
     return estimate.estimate(statuses, place, workers, lambda what: click.echo(f"trying: {what}", err=True))
 
 
 def true(wanted: Any, place: Context, workers: int | None) -> dict[str, float]:
-    """Seconds that each node took, made alone."""
+    """Seconds to make each node alone."""
     engine, seconds = OnRay(workers=workers), dict[str, float]()
     for node in build(wanted):
         click.echo(f"making: {node.id}", err=True)

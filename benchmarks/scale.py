@@ -1,7 +1,7 @@
-"""How the pipeline itself scales: many workers and many shards, with the attack replaced by a wait of a known length.
+"""Scaling of the pipeline itself: many workers and many shards, with the attack replaced by a wait of known length.
 
-Says what share of their time the workers were busy, how the driver's memory grows with the shards, and how long it
-takes to see what is left to do when nearly all is done.
+Measures the share of time in which workers are busy, the growth of the driver's memory with the number of shards, and
+the time to find the remaining work when nearly all is done.
 
     python -m benchmarks.scale                                    # 64 workers, 5,000 shards
     python -m benchmarks.scale --s3                               # the same plans, on a real S3 server on loopback
@@ -40,11 +40,11 @@ from stages.shard import Shard
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS_AT_ONCE = 16
-"""Reads and commits that may run beside the waiting workers."""
+"""Reads and commits that may run concurrently with the waiting workers."""
 
 
 def waiting(seconds: float) -> type[AttackJob]:
-    """An attack that takes its time and does nothing else; read, pack, verify and commit are the real ones."""
+    """An attack that only waits; reading, packing, verifying and committing are real."""
 
     class Waiting(AttackJob):
         heavy = True  # type: ignore[assignment]
@@ -87,14 +87,14 @@ def write_source(file: Path, count: int) -> None:
 
 
 class Memory:
-    """Watches a run: when shards are done, and how much memory this process has by then."""
+    """Records when shards are finished, and this process's memory at that time."""
 
     def __init__(self) -> None:
         self.driver: dict[int, float] = {}
         self.times: list[float] = []
 
     def __call__(self, node: str, progress: Any, event: str) -> None:
-        """At each shard the time, now and then MiB of the driver."""
+        """Record the time of each shard, and now and then the driver's memory in MiB."""
         if event != "committed" or node != "datasets/waited":
             return
         self.times.append(time.monotonic())
@@ -104,7 +104,7 @@ class Memory:
 
 @contextlib.contextmanager
 def cluster(cpus: int) -> Iterator[str]:
-    """One node that counts as many processors as the workers ask for; its address."""
+    """A one-node cluster that claims as many CPUs as the workers request; yields its address."""
     node = {"num_cpus": cpus, "object_store_memory": 2**30, "include_dashboard": False}
     started = Cluster(initialize_head=True, connect=False, head_node_args=node)
     try:
@@ -114,7 +114,7 @@ def cluster(cpus: int) -> Iterator[str]:
 
 
 def busy(place: Context, wanted: Any, workers: int, wait: float) -> list[list[str]]:
-    """Run the waiting node, and say how busy its workers were."""
+    """Run the waiting node; returns how busy its workers were."""
     with cluster(STEPS_AT_ONCE // 4 + 4) as address:
         engine = OnRay(workers=4, address=address)
         load = Run(wanted, place, only=("clean",))
@@ -152,11 +152,11 @@ def _marks(store: Store, run: Run) -> list[Any]:
 
 
 class Looked(Exception):
-    """The engine was asked to make something: all that comes before is over."""
+    """The engine was called: all preceding work is done."""
 
 
 class Look:
-    """An engine that only takes the time at which it is asked for shards."""
+    """An engine that only records the time at which shards are requested."""
 
     def start(self, work: Callable[[], Any]) -> Any:
         from pipeline.run.engines import Inline
@@ -169,7 +169,7 @@ class Look:
 
 
 def take_away(place: Context, wanted: Any, made: str, gone: int) -> int:
-    """Take some shards of a node away, as if they had not been made; how many it has."""
+    """Remove some shards of a node, as if they had not been made; returns its number of shards."""
     folder = next(node.folder for node in Run(wanted, place).nodes if node.id == made)
     there = place.store.files(folder, recursive=True)
     shards = sorted(name for name in there if name.startswith("commits/") and name.endswith(".json"))
@@ -180,7 +180,7 @@ def take_away(place: Context, wanted: Any, made: str, gone: int) -> int:
 
 
 def until_asked(place: Context, wanted: Any) -> tuple[float, int]:
-    """Seconds until a run begins with the shards that are missing, and how many they are."""
+    """Seconds until a run starts on the missing shards, and their number."""
     look: Any = Look()
     started = time.perf_counter()
     Run(wanted, place).go(look)
@@ -188,7 +188,7 @@ def until_asked(place: Context, wanted: Any) -> tuple[float, int]:
 
 
 def plan(place: Context, file: Path, name: str, wanted: Any, gone: int = 10) -> list[list[str]]:
-    """Take some shards away, and see how long it takes to see that."""
+    """Remove some shards, and measure how long it takes to detect that."""
     shards = take_away(place, wanted, "datasets/waited", gone)
     seconds, missing = until_asked(place, wanted)
     command = [str(Path(sys.executable).with_name("notbugs")), "plan", str(file), "--store", place.store.url]
@@ -226,7 +226,7 @@ def main(workers: int, shards: int, wait: float, s3: bool) -> None:
 
 @contextlib.contextmanager
 def on_s3(place: Context, folder: Path) -> Iterator[Context]:
-    """What is made in a store, copied to a server that is started and stopped here."""
+    """Copy a store to an S3 server that runs meanwhile."""
     sys.path.insert(0, str(ROOT / "tests"))
     from s3 import S3Server
 

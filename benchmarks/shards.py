@@ -1,15 +1,15 @@
-"""Images per second into shards and out of them: ours, `webdataset` and Ray Data, on the same images, one process each.
+"""Images per second when writing and reading shards: ours, `webdataset` and Ray Data, one process each, same images.
 
-Ours is all that committing a shard of a dataset does: encode, pack, read back and compare every pixel, digest, write,
-rows and mark. `webdataset.ShardWriter` and Ray Data's `write_webdataset` (on one CPU) encode and write; nothing of what
-they wrote is read. Reading is from a file to decoded pixels; ours checks the digest first.
+Our writing is the whole commit of a shard: encode, pack, read back and compare every pixel, hash, write, rows and mark.
+`webdataset.ShardWriter` and Ray Data's `write_webdataset` (on one CPU) encode and write, without reading back. Reading
+goes from a file to decoded pixels; ours checks the digest first.
 
     python -m benchmarks.shards                          # noise, 32 pixels
     python -m benchmarks.shards --data FOLDER            # FOLDER/cifar-10-batches-py
     python -m benchmarks.shards --side 224 --images 200 --shard-size 100 --data FOLDER    # photographs below FOLDER
 
-The images are clean ones plus noise of the radius of an attack. The last table is by what the level of our PNGs was
-chosen (`stages.images.PNG_LEVEL`).
+The images are clean ones plus noise with the radius of an attack. The last table is the basis for our PNG level
+(`stages.images.PNG_LEVEL`).
 """
 
 import io
@@ -39,11 +39,11 @@ from stages.shard import Shard, key, unpack
 CLASSES = 10
 
 STRATEGIES = {"default": -1, "Huffman only": 2, "runs": 3}
-"""zlib's, as Pillow takes them for ``compress_type``."""
+"""zlib's strategies, as values of Pillow's ``compress_type``."""
 
 
 def shards_of(pixels_NHWC: np.ndarray, size: int) -> list[Shard]:
-    """The images in shards, with as many columns as an attack adds."""
+    """The images as shards, with the columns of an attack."""
     draw = np.random.default_rng(0)
 
     def shard(number: int, first: int) -> Shard:
@@ -66,7 +66,7 @@ def shards_of(pixels_NHWC: np.ndarray, size: int) -> list[Shard]:
 
 
 def write_ours(shards: list[Shard], folder: Path) -> None:
-    """As a dataset node commits its shards."""
+    """Write as a dataset node commits its shards."""
     wanted = {
         "clean": {"load": {"source": "webdataset", "shards": {"train": "clean.tar"}}},
         "other": {"attack": {"images": "clean", "method": "none"}, "relabel": "other"},
@@ -80,7 +80,7 @@ def write_ours(shards: list[Shard], folder: Path) -> None:
 
 
 def samples(shard: Shard, png: Callable[[np.ndarray], Any]) -> Iterable[dict[str, Any]]:
-    """What ours hold of each image, as webdataset wants to be given it."""
+    """The content of our samples, in webdataset's form."""
     facts = {name: column.tolist() for name, column in shard.attack.items()}
     for i, index in enumerate(shard.index.tolist()):
         rest = {"index": index, "split": shard.split, "source_label": int(shard.source_label[i])}
@@ -89,7 +89,7 @@ def samples(shard: Shard, png: Callable[[np.ndarray], Any]) -> Iterable[dict[str
 
 
 def write_webdataset(shards: list[Shard], folder: Path, png: Callable[[np.ndarray], Any] = lambda image: image) -> None:
-    """With webdataset's writer: its own PNGs, unless told how to make them."""
+    """Write with webdataset's writer, with its own PNGs unless `png` encodes them."""
     pattern, size = str(folder / "train-%06d.tar"), len(shards[0])
     with webdataset.ShardWriter(pattern, maxcount=size, verbose=0) as writer:
         for shard in shards:
@@ -98,7 +98,7 @@ def write_webdataset(shards: list[Shard], folder: Path, png: Callable[[np.ndarra
 
 
 def write_ray(rows: Any, folder: Path) -> None:
-    """With Ray Data: what is in its memory already."""
+    """Write with Ray Data, from blocks already in memory."""
     rows.write_webdataset(str(folder))
 
 
@@ -106,7 +106,7 @@ def write_ray(rows: Any, folder: Path) -> None:
 
 
 def read_ours(files: list[Path], digests: dict[str, str]) -> int:
-    """As a node reads its input."""
+    """Read as a node reads its input."""
     count = 0
     for file in files:
         tar = file.read_bytes()
@@ -145,7 +145,7 @@ def decode_all(files: list[bytes]) -> None:
 
 
 def levels(clean: np.ndarray, moved: np.ndarray, rounds: int) -> list[list[str]]:
-    """Every level of zlib, and its other strategies at the first: milliseconds and bytes of an image."""
+    """Milliseconds and bytes per image, for every level of zlib, and for its other strategies at level 1."""
     ways = [(level, "default") for level in range(10)] + [(1, name) for name in STRATEGIES if name != "default"]
     lines = []
     for level, strategy in ways:
@@ -160,7 +160,7 @@ def levels(clean: np.ndarray, moved: np.ndarray, rounds: int) -> list[list[str]]
 
 
 def against(seconds: dict[str, list[float]], count: int, sizes: dict[str, int]) -> list[list[str]]:
-    """Rates of all, and of the first over each."""
+    """Rates, and the ratio of the first to each."""
     ours = next(iter(seconds.values()))
     return [
         [

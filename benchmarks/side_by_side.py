@@ -1,4 +1,4 @@
-"""What the benchmarks share: things timed in turns, and what their times say; images; the machine."""
+"""Shared by the benchmarks: timing in turns, statistics of times, images, the machine."""
 
 import gc
 import importlib.metadata
@@ -23,24 +23,24 @@ from stages.shard import Shard
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 CIFAR10 = "cifar-10-batches-py"
-"""The folder that CIFAR-10 comes in."""
+"""Folder in CIFAR-10's archive."""
 
 
 def machine(*packages: str) -> str:
-    """Versions of Python and of these packages, and what computes here, in one line."""
+    """Versions of Python and of these packages, and the device, as one line."""
     versions, found = [f"{name} {importlib.metadata.version(name)}" for name in packages], device()
     computes = f"{found.count} × {found.name}" if found.gpu else f"{found.name}, {found.count} cores"
     return ", ".join([*versions, f"Python {platform.python_version()}", computes])
 
 
 def highest(process: int | str = "self") -> float:
-    """The most memory that a process has had so far, MiB (Linux). `getrusage` would count what it was forked from."""
+    """Peak memory of a process so far, in MiB (Linux). `getrusage` would include its parent before the fork."""
     status = Path(f"/proc/{process}/status").read_text()
     return float(status.partition("VmHWM:")[2].split()[0]) / 2**10 if "VmHWM:" in status else 0.0
 
 
 def on_shards(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a benchmark on shards of images: which, how many, how large, how often."""
+    """Options of a benchmark on shards of images: source, number, size, rounds."""
     for option in reversed((
         click.option("--side", default=32, show_default=True, help="Height and width of an image, in pixels."),
         click.option(
@@ -57,7 +57,7 @@ def on_shards(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def stopwatch() -> Iterator[list[float]]:
-    """Seconds of what happens inside, appended to what is given; a GPU has then done what it was told."""
+    """Append the seconds of the block to the yielded list, after the GPU has finished its work."""
     seconds: list[float] = []
     gc.collect()
     started = time.perf_counter()
@@ -75,14 +75,14 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def in_turns(contestants: Mapping[str, Callable[[int], float]], rounds: int) -> dict[str, list[float]]:
-    """Every contestant once in every round, every other round in reverse order: a machine that slows, slows all.
+    """Run every contestant once per round, in reverse order in every other round, so that drift affects all alike.
 
     Args:
-        contestants: name → the number of the round → what was measured.
-        rounds: how many; what has to be warmed up was warmed up before.
+        contestants: name → function of the round's number that returns a measurement.
+        rounds: number of rounds; warm up before.
 
     Returns:
-        Name → what was measured in each round.
+        Name → measurement of each round.
     """
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
@@ -93,12 +93,12 @@ def in_turns(contestants: Mapping[str, Callable[[int], float]], rounds: int) -> 
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Median, and from the least to the most."""
+    """Median and range."""
     return f"{median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
 
 
 def over(values: Sequence[float], others: Sequence[float]) -> float:
-    """How many times the others, by the median over rounds of the ratio within a round."""
+    """Median over rounds of the ratio to the others."""
     return median(a / b for a, b in zip(values, others, strict=True))
 
 
@@ -131,7 +131,7 @@ def photographs(folder: Path, count: int, side: int) -> np.ndarray:
 
 
 def images(data: Path | None, count: int, side: int) -> np.ndarray:
-    """CIFAR-10's test split where 32 pixels are asked for, photographs where it is more, noise without a folder.
+    """CIFAR-10's test split for 32 pixels, photographs for more, noise without a folder.
 
     Returns:
         uint8, N × side × side × 3.
@@ -142,7 +142,7 @@ def images(data: Path | None, count: int, side: int) -> np.ndarray:
 
 
 def attacked(pixels_NHWC: np.ndarray, eps: float) -> np.ndarray:
-    """The images as an attack leaves them, as far as their files go: noise of L2 norm eps added, in 8 bits."""
+    """Images that compress as attacked ones do: with noise of L2 norm eps, in 8 bits."""
     noise = np.random.default_rng(0).normal(size=pixels_NHWC.shape)
     noise *= 255 * eps / np.sqrt((noise**2).sum((1, 2, 3), keepdims=True))
     moved: np.ndarray = (pixels_NHWC + noise).round().clip(0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What early stopping per image (`stop_at_margin`) saves in an attack, and what it costs in effect.
+"""Early stopping per image (`stop_at_margin`): the time that it saves in an attack, and its effect on the result.
 
 A network is trained briefly on CIFAR-10. One shard of other images is attacked toward other classes without
 `stop_at_margin` and with several margins, in turns. The results are measured on the saved images, by the unfolded

@@ -1,7 +1,7 @@
-"""Whether one worker and several give the same learning curve: mean ± spread over seeds, epoch by epoch.
+"""Do one worker and several give the same learning curve? Mean ± standard deviation over seeds, epoch by epoch.
 
-The same recipe is trained with 1 worker and with more, side by side on one machine, and each model is
-scored on the untouched test split.
+The same recipe is trained with 1 worker and with more, on one machine, and each model is scored on the untouched test
+split.
 
     python -m benchmarks.workers                            # the standard model of configs/digits.yaml
     python -m benchmarks.workers --data FOLDER --seeds 1    # that of configs/cifar10.yaml, on part of CIFAR-10
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def experiment(images: int | None, epochs: int | None, seeds: int, workers: tuple[int, ...]) -> Any:
-    """One model for each number of workers and each seed; on CIFAR-10 where a number of images is given."""
+    """One model per number of workers and seed; on CIFAR-10 if `images` is given."""
     file = "digits.yaml" if images is None else "cifar10.yaml"
     found = spec.read(ROOT / "configs" / file)
     # In a file with seeds, `standard@seed=0`.
@@ -73,7 +73,7 @@ def run(planned: Any, place: Context, gpu: bool) -> tuple[dict[str, list[dict[st
 
 
 def trained(job: ModelJob, gpu: bool) -> Iterator[dict[str, Any]]:
-    """What a training says: in this process, or from a group of workers."""
+    """The metrics of a training, in this process or from a group of workers."""
     if job.workers == 1:
         yield from job.steps()
         return

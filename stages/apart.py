@@ -122,7 +122,7 @@ def _answer() -> None:
         function, args = pickle.load(sys.stdin.buffer)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         made = pickle.dumps((function(*args), None))
-    except Exception as error:  # noqa: BLE001 - raised again by whoever asked
+    except Exception as error:  # noqa: BLE001 - the caller raises it again
         made = _pickled(error)
     with os.fdopen(out, "wb") as answer:
         answer.write(made)
@@ -133,5 +133,5 @@ def _pickled(error: Exception) -> bytes:
     try:
         pickle.loads(made := pickle.dumps((None, error)))
         return made
-    except Exception:  # noqa: BLE001 - whatever an exception of another's class stumbles on
+    except Exception:  # noqa: BLE001 - the user's exception class may fail to pickle or unpickle
         return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))

@@ -1,4 +1,4 @@
-"""Random views of a training batch, drawn on the batch's own generator, and computed where the batch is."""
+"""Data augmentation of a training batch, drawn from the batch's own generator and computed on the batch's device."""
 
 import math
 
@@ -14,22 +14,24 @@ from stages.spatial import transform
 
 
 def augment(x_NCHW: Tensor, how: Augmentation, draw: torch.Generator, flips_N: np.ndarray | None = None) -> Tensor:
-    """Flip left–right with probability one half; for `crop-flip` also shift by up to an eighth of the width.
+    """Flip each image left–right with probability one half, and augment it as `how` specifies.
 
-    The shift is a crop at a random place from the image padded with zeros (4 pixels for 32, as He et al. 2016 do for
-    CIFAR-10). `shift-flip` shifts half as far, from the image mirrored at its edges (2 pixels for 32, as Jordan 2024
-    does). `spatial` instead rotates and shifts, anywhere in the space that the spatial attack searches by default
-    (Engstrom et al. 2019). `resized-crop` is a crop of any size, enlarged to that of the image, and a flip;
-    `imagenet` adds colours and lighting: see `resized_crop`, `jittered`, `lit`.
+    - `crop-flip`: a random crop of the image padded with zeros by an eighth of its width (4 pixels for 32, as He et al.
+      2016 for CIFAR-10).
+    - `shift-flip`: the same with half the padding, by reflection (2 pixels for 32, as Jordan 2024).
+    - `spatial`: instead of a flip, a random rotation and shift from the default search space of the spatial attack
+      (Engstrom et al. 2019).
+    - `resized-crop`: a random crop of random size, resized to the image's; `imagenet` adds colour jitter and lighting
+      noise. See `resized_crop`, `jittered`, `lit`.
 
     Args:
         x_NCHW: float.
-        how: which of them.
-        draw: what is drawn from.
-        flips_N: the images to flip, where that is not to be drawn.
+        how: the kind of augmentation.
+        draw: random generator.
+        flips_N: whether to flip each image; drawn if None.
 
     Raises:
-        BadInput: colours are asked for of images that have none.
+        BadInput: colour jitter of grey images.
     """
     if how == "none":
         return x_NCHW
@@ -50,7 +52,7 @@ def augment(x_NCHW: Tensor, how: Augmentation, draw: torch.Generator, flips_N: n
 
 
 def _shifted(x_NCHW: Tensor, pad: int, edges: str, draw: torch.Generator) -> Tensor:
-    """Each image shifted by up to so many pixels each way, and what comes in from outside as `F.pad` has it."""
+    """Shift each image by up to `pad` pixels each way; `F.pad` fills in the border, in mode `edges`."""
     x, (count, _, height, width) = x_NCHW, x_NCHW.shape
     padded = F.pad(x, (pad, pad, pad, pad), mode=edges)
     down, right = on(torch.randint(0, 2 * pad + 1, (2, count), generator=draw), x.device)
@@ -62,12 +64,12 @@ def _shifted(x_NCHW: Tensor, pad: int, edges: str, draw: torch.Generator) -> Ten
 
 
 SCALE, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
-"""Of torchvision's `RandomResizedCrop`: a crop's share of the area, its width over its height, and how often one is
-drawn until one fits."""
+"""Defaults of torchvision's `RandomResizedCrop`: a crop's fraction of the area, its width over its height, and the
+number of draws before it falls back to a central crop."""
 
 
 def boxes(x_NCHW: Tensor, draw: torch.Generator) -> Tensor:
-    """A crop of each image, drawn as `RandomResizedCrop` does: top, left, height and width in pixels, 4 × N."""
+    """Draw a crop of each image as `RandomResizedCrop` does: top, left, height and width in pixels, 4 × N."""
     count, _, height, width = x_NCHW.shape
     share, log_ratio, at, along = torch.rand(4, TRIES, count, generator=draw, dtype=torch.float64)
     area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * share)
@@ -75,17 +77,17 @@ def boxes(x_NCHW: Tensor, draw: torch.Generator) -> Tensor:
     ratio = (low + (high - low) * log_ratio).exp()
     w, h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first = fits.to(torch.int8).argmax(0, keepdim=True)  # the first try that fits
+    first = fits.to(torch.int8).argmax(0, keepdim=True)  # the first draw that fits
     top, left = ((at * (height - h + 1)).floor(), (along * (width - w + 1)).floor())
     found = torch.stack([each.gather(0, first)[0] for each in (top, left, h, w)])
-    # Where none does: all of the image, or of its middle as much as has a ratio that may be.
+    # Without a fit: the largest central crop whose ratio is allowed.
     whole_w, whole_h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
     middle = torch.tensor([(height - whole_h) // 2, (width - whole_w) // 2, whole_h, whole_w], dtype=torch.float64)
     return torch.where(fits.any(0), found, middle[:, None])
 
 
 def resized_crop(x_NCHW: Tensor, boxes_4N: Tensor) -> Tensor:
-    """Crops enlarged to the size of the images, bilinearly, as torchvision's `resized_crop` does.
+    """Resize crops bilinearly to the size of the images, as torchvision's `resized_crop` does.
 
     Args:
         x_NCHW: float.
@@ -95,7 +97,7 @@ def resized_crop(x_NCHW: Tensor, boxes_4N: Tensor) -> Tensor:
     top, left, h, w = on(boxes_4N.to(x_NCHW.dtype), x_NCHW.device).unsqueeze(2)
 
     def places(begin: Tensor, size: Tensor, count: int) -> Tensor:
-        """Where in the image the pixels of a row or column come from: never outside of the crop."""
+        """Source coordinates of a row's or column's pixels, clamped to the crop."""
         inside = (torch.arange(count, device=x_NCHW.device) + 0.5) * (size / count) - 0.5
         return begin + torch.minimum(inside.clamp_min(0), size - 1)
 
@@ -106,26 +108,26 @@ def resized_crop(x_NCHW: Tensor, boxes_4N: Tensor) -> Tensor:
 
 
 JITTER = 0.1
-"""The most by which brightness, contrast and saturation change: that of the paper's networks (`robustness`)."""
+"""Maximum change of brightness, contrast and saturation: that of the paper's networks (`robustness`)."""
 
 GREY = (0.2989, 0.587, 0.114)
-"""Shares of red, green and blue in a grey, as torchvision has them."""
+"""Weights of red, green and blue in grey, as in torchvision."""
 
 
 def jittered(x_NCHW: Tensor, draw: torch.Generator, most: float = JITTER) -> Tensor:
-    """Brightness, contrast and saturation of each image changed at random: torchvision's `ColorJitter` without hue.
+    """Change brightness, contrast and saturation at random: torchvision's `ColorJitter` without hue.
 
-    Their order is drawn for the batch, their factors for each image.
+    The order is drawn once per batch, the factors per image.
     """
     order = torch.randperm(3, generator=draw).tolist()
     return recoloured(x_NCHW, 1 + most * (2 * torch.rand(3, len(x_NCHW), generator=draw) - 1), order)
 
 
 def recoloured(x_NCHW: Tensor, factors_3N: Tensor, order: list[int]) -> Tensor:
-    """Brightness (0), contrast (1) and saturation (2) times a factor each, in an order, each clipped to [0, 1].
+    """Scale brightness (0), contrast (1) and saturation (2) in the given order, clipping to [0, 1] after each.
 
     Raises:
-        BadInput: the images have no colours.
+        BadInput: the images are grey.
     """
     if x_NCHW.shape[1] != 3:
         raise BadInput(f"augment imagenet changes colours, and the images have {x_NCHW.shape[1]} channel: take another")
@@ -141,15 +143,15 @@ def recoloured(x_NCHW: Tensor, factors_3N: Tensor, order: list[int]) -> Tensor:
 
 
 LIGHT = 0.05
-"""The deviation of lighting noise, in standard deviations of ImageNet's colours: half of AlexNet's, `robustness`'s."""
+"""Standard deviation of lighting noise, in units of ImageNet's own: that of `robustness`, half of AlexNet's."""
 
 VALUES = (0.2175, 0.0188, 0.0045)
 VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
-"""Principal components of the colours of ImageNet's pixels (Krizhevsky et al. 2012): the columns are directions."""
+"""Principal components of ImageNet's pixel colours (Krizhevsky et al. 2012), one per column."""
 
 
 def lit(x_NCHW: Tensor, draw: torch.Generator) -> Tensor:
-    """The light of each image changed along the principal components of ImageNet's colours, clipped to [0, 1]."""
+    """Add lighting noise to each image along the principal components of ImageNet's colours; clip to [0, 1]."""
     amounts = LIGHT * torch.randn(len(x_NCHW), 3, generator=draw) * torch.tensor(VALUES)
     light = on(amounts @ torch.tensor(VECTORS).T, x_NCHW.device).to(x_NCHW.dtype)
     return (x_NCHW + light[:, :, None, None]).clamp(0, 1)

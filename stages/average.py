@@ -1,4 +1,4 @@
-"""The running mean of a network's weights over the steps of a training, which is the model in their place."""
+"""A moving average of a network's weights over training steps, saved as the model in their place."""
 
 import copy
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from stages.model import Classifier
 class Average:
     """An exponential moving average of weights and of batch norm's statistics (Polyak averaging).
 
-    Early on it forgets faster, else it would be made of the random weights that a short training began with: of `t`
-    steps it keeps (1 + t) / (10 + t), up to `decay` (as TensorFlow's).
+    The decay after t steps is min(`decay`, (1 + t) / (10 + t)), as in TensorFlow: a constant decay would retain the
+    random initial weights through a short training.
     """
 
     def __init__(self, model: Classifier, decay: float) -> None:
@@ -21,12 +21,12 @@ class Average:
 
     @torch.no_grad()
     def take(self, model: Classifier, steps: int) -> None:
-        """Move toward a model that has made so many steps."""
+        """Update the average with a model after `steps` steps."""
         decay = min(self.decay, (1 + steps) / (10 + steps))
         for mine, new in self._pairs(model):
             if mine.is_floating_point():
                 mine.lerp_(new, 1 - decay)
-            else:  # how many batches batch norm has seen
+            else:  # batch norm's counter
                 mine.copy_(new)
 
     def _pairs(self, model: Classifier) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,6 +1,6 @@
-"""What a process computes on, with which numbers and which kernels: set here and nowhere else.
+"""A process's device, float32 precision and kernels, set here and nowhere else.
 
-PyTorch's own defaults on a GPU are others: convolutions in TF32, and kernels that add up in whatever order they finish.
+PyTorch's defaults on a GPU differ: convolutions in TF32, and kernels that add in the order in which threads finish.
 """
 
 import ctypes
@@ -17,19 +17,19 @@ import torch
 
 from stages.recipes import Compute, Evaluate, Precision, Train
 
-# cuBLAS reads it once, with its first product, and is deterministic only with a workspace of its own.
+# cuBLAS reads this once, at its first product, and is deterministic only with a workspace of fixed size.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def device() -> torch.device:
-    """The GPU that this process was given, if any, else the processor."""
+    """The GPU assigned to this process, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def kind() -> str:
-    """What kind of device this process computes on: one kind gives one recipe the same bytes, two may not.
+    """This process's kind of device: devices of one kind give the same bytes, others may not.
 
-    Of a GPU its name and compute capability, of a processor the instructions that its kernels are chosen by.
+    For a GPU, its name and compute capability; for a CPU, the instruction sets that select its kernels.
     """
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
@@ -41,9 +41,9 @@ def kind() -> str:
 
 @contextmanager
 def computing(recipe: Compute | Train | Evaluate) -> Iterator[None]:
-    """Compute as a recipe says: its CPU threads (one where it names none), its precision, deterministic kernels.
+    """Apply a recipe's CPU threads (default one), precision and deterministic kernels; restore the old ones at the end.
 
-    The precision is that of backward passes; a forward pass is in that of the model, whatever is said here.
+    The precision applies to backward passes; a forward pass runs in the model's own.
     """
     with ExitStack() as stack:
         stack.enter_context(threads(getattr(recipe, "threads", 1)))
@@ -59,7 +59,7 @@ _witnesses: ContextVar[tuple[set[str], ...]] = ContextVar("witnesses", default=(
 
 @contextmanager
 def witnessed() -> Iterator[set[str]]:
-    """Collects the settings of each `computing` entered meanwhile, read back from PyTorch: see `settings_text`."""
+    """Collect the settings of each `computing` inside, as read back from PyTorch: see `settings_text`."""
     seen: set[str] = set()
     token = _witnesses.set((*_witnesses.get(), seen))
     try:
@@ -70,7 +70,7 @@ def witnessed() -> Iterator[set[str]]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Compute with this many CPU threads: another number rounds differently, so it is never left to chance."""
+    """Compute with this many CPU threads. The number is always set, since it changes the rounding."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -81,7 +81,7 @@ def threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def numbers(precision: Precision) -> Iterator[None]:
-    """Round what goes into products of float32 to TF32, on a GPU and for that precision; for no other."""
+    """Round the inputs of float32 products to TF32 for precision `tf32`, which affects GPUs only; else keep float32."""
     before, wanted = _tf32(), (precision == "tf32",) * 2
     if before != wanted:
         _set_tf32(*wanted)
@@ -99,8 +99,8 @@ def _tf32() -> tuple[bool, bool]:
 
 
 def _set_tf32(convolutions: bool, products: bool) -> None:
-    # By the older of PyTorch's two interfaces: after the newer one the older raises where a library asks it.
-    torch.backends.fp32_precision = "none"  # type: ignore[attr-defined]  # a user's module may have asked for another
+    # PyTorch's older interface: after use of the newer one, the older raises when a library reads it.
+    torch.backends.fp32_precision = "none"  # type: ignore[attr-defined]  # a user's module may have changed it
     torch.backends.cudnn.allow_tf32 = convolutions
     torch.set_float32_matmul_precision("high" if products else "highest")
     if _tf32() != (convolutions, products):
@@ -109,12 +109,12 @@ def _set_tf32(convolutions: bool, products: bool) -> None:
 
 @contextmanager
 def _kernels(deterministic: bool) -> Iterator[None]:
-    """Kernels that give the same bits every time, or the fastest of them."""
+    """Use deterministic kernels, or the fastest ones."""
     cudnn, filled = torch.backends.cudnn, cast(Any, torch.utils.deterministic)
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     flags = cudnn.deterministic, cudnn.benchmark, filled.fill_uninitialized_memory
     torch.use_deterministic_algorithms(deterministic)
-    # Trying kernels out takes the one that happened to be fastest; filling memory finds bugs that are not ours.
+    # `benchmark` picks whichever kernel ran fastest; filling memory only helps to find uninitialised reads.
     cudnn.deterministic, cudnn.benchmark, filled.fill_uninitialized_memory = deterministic, not deterministic, False
     try:
         yield
@@ -124,12 +124,12 @@ def _kernels(deterministic: bool) -> Iterator[None]:
 
 
 def sent(values: np.ndarray, where: torch.device | None = None) -> torch.Tensor:
-    """An array on a device; to a GPU it is copied by the way, out of memory that the copy may take its time with."""
+    """An array as a tensor on a device; a copy to a GPU is asynchronous, from pinned memory."""
     return on(torch.from_numpy(np.require(values, requirements=["C", "W"])), where)
 
 
 def on(values: torch.Tensor, where: torch.device | None) -> torch.Tensor:
-    """The same of a tensor."""
+    """The same for a tensor."""
     if where is None or where.type != "cuda" or values.is_cuda:
         return values.to(where)
     return values.pin_memory().to(where, non_blocking=True)
@@ -142,7 +142,7 @@ def settings_text() -> str:
 
 
 def settings() -> dict[str, bool]:
-    """What is set now: whether float32 is TF32 anywhere, and whether all kernels are deterministic."""
+    """The current settings: whether TF32 is used anywhere, and whether kernels are deterministic."""
     cudnn = torch.backends.cudnn
     exact = torch.are_deterministic_algorithms_enabled() and cudnn.deterministic and not cudnn.benchmark
     return {"tf32": any(_tf32()), "deterministic": exact}
@@ -152,7 +152,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def tune_malloc() -> None:
-    """Make glibc keep freed memory: each step asks for the same blocks again, and the kernel zeroes fresh pages."""
+    """Make glibc keep freed memory: each step allocates the same blocks again, and the kernel must zero fresh pages."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)

@@ -18,29 +18,29 @@ from stages.model import Classifier
 FLAT = frozenset(
     [F.relu, F.relu6, F.hardtanh, F.hardtanh_, F.hardswish, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]
 )
-"""Activations that are flat somewhere: there they pass no gradient on, and a search that starts there stays there."""
+"""Activations with flat regions: no gradient passes there, so a search that starts there cannot leave."""
 
 FLOORS = frozenset(
     getattr(place, name)
     for place in (torch, Tensor)
     for name in ("clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_")
 ) | {F.threshold}
-"""Functions that are flat below their floor. Only those with floor 0 are an activation: others may guard a division."""
+"""Functions that are flat below a floor. They count as activations only at floor 0: others may guard a division."""
 
 
 class Penultimate:
-    """Images in [0, 1], N × C × H × W, to features, N × D, in float32.
+    """Maps images in [0, 1], N × C × H × W, to features, N × D, float32.
 
-    The last flat activation (ReLU and the like) before the features hands its gradient straight through: what it
-    gives is unchanged, but a feature that is zero can be made to grow (a ReLU-dead feature could not).
+    The last flat activation (ReLU and the like) before the features has a straight-through gradient: its output is
+    unchanged, but a search can increase a feature that is zero, which is impossible with ReLU's own gradient.
 
     Args:
         model: the classifier; it computes at its own precision.
-        layer: name of a module of its network, whose output is the features (the last, where it runs more than
-            once); by default the features are the input of the last linear layer.
+        layer: name of the module whose output is the features (its last output, if it runs more than once); by default
+            the features are the input of the last linear layer.
 
     Raises:
-        BadInput: there is no such layer, or it gives no tensor with a row for each image.
+        BadInput: there is no such layer, or its output is no tensor with one row per image.
     """
 
     def __init__(self, model: Classifier, layer: str | None = None) -> None:
@@ -60,9 +60,9 @@ class Penultimate:
         return features.flatten(1).float()
 
     def _run(self, x_NCHW: Tensor, passed: int | None) -> tuple[Tensor | None, int]:
-        """The features, as they are before anything changes them in place, and how many flat activations came before.
+        """The features, copied before any in-place change, and the number of flat activations before them.
 
-        They are None where the module does not run, or gives no tensor.
+        The features are None if the module does not run or its output is no tensor.
         """
         found: tuple[Tensor | None, int] = (None, 0)
 
@@ -96,19 +96,19 @@ def head(model: Classifier) -> tuple[str, nn.Linear]:
 
 @cache
 def refuse_without(design: Design, layer: str | None, here: Path) -> None:
-    """Build a network and find its features, before any work is done; one design is tried once.
+    """Build a network and look for its features before any work is done; the result is cached per design.
 
     Raises:
-        BadInput: it has none.
+        BadInput: it has no such features.
     """
     Penultimate(Classifier(design, here).eval(), layer)
 
 
-PROBES = 2  # empty images sent through to see what runs
+PROBES = 2  # empty images in a trial pass
 
 
 def _probe(model: Classifier, run: Callable[[Tensor], Any]) -> Any:
-    """Send empty images through, in evaluation mode, so that nothing is learned from them."""
+    """Pass empty images through in evaluation mode, so that batch norm's statistics do not change."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -138,9 +138,9 @@ def _hooked(modules: Any, hook: Callable[..., None]) -> Iterator[None]:
 
 
 class _StraightThrough(TorchFunctionMode):
-    """Counts the flat activations that are called, and lets the gradient pass straight through the `passed`th.
+    """Counts calls of flat activations, and passes the gradient straight through the `passed`th.
 
-    It sees functions, not modules: networks call one `nn.ReLU` in many places, in place, or `F.relu` without a module.
+    It intercepts functions, not modules: networks call one `nn.ReLU` in many places, or `F.relu` without a module.
     """
 
     def __init__(self, passed: int | None) -> None:
@@ -159,7 +159,7 @@ class _StraightThrough(TorchFunctionMode):
 
 
 def _floor(floor: Any = None, **named: Any) -> float | None:
-    """The floor of a call to one of FLOORS, where it is a number."""
+    """The floor in a call of one of FLOORS, if it is a number."""
     said = named.get("min", named.get("threshold", floor))
     return said if isinstance(said, int | float) else None
 
@@ -167,5 +167,5 @@ def _floor(floor: Any = None, **named: Any) -> float | None:
 def _straight(function: Callable[..., Tensor], x: Tensor, *rest: Any, **named: Any) -> Tensor:
     apart = x.detach().clone()
     y = function(apart, *rest, **named)
-    straight = y + (x - x.detach())  # the bracket is zero, with the gradient of x
+    straight = y + (x - x.detach())  # the bracket is zero and has the gradient of x
     return x.copy_(straight) if y is apart else straight

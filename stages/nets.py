@@ -1,4 +1,4 @@
-"""Networks: small ones that are good for their size, torchvision's, also cut to suit 32 pixels, and the user's own."""
+"""Networks: small ones of this project, torchvision's (also adapted to 32 pixels), and the user's own."""
 
 import inspect
 from collections.abc import Callable, Container
@@ -52,10 +52,9 @@ def small_cnn(classes: int, channels: int) -> nn.Module:
 
 
 def fast_resnet(classes: int, channels: int) -> nn.Module:
-    """Two residual stages, 64-128, for 32 pixels on a processor; half a million parameters.
+    """Two residual stages, 64-128, for 32 pixels on a CPU; half a million parameters.
 
-    The first convolution has stride 2: no work is done at full resolution, where most of a ResNet's
-    time goes.
+    The first convolution has stride 2, since a ResNet spends most of its time at full resolution.
     """
     return nn.Sequential(
         ConvBlock(channels, 64, kernel=4, stride=2),
@@ -84,7 +83,7 @@ def resnet9(classes: int, channels: int) -> nn.Module:
 
 
 class Scaled(nn.Module):
-    """Times a constant."""
+    """Multiplication by a constant."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -100,7 +99,7 @@ class Scaled(nn.Module):
 class AirGroup(nn.Sequential):
     """Two 3 × 3 convolutions, the first with max pooling, each with batch norm and GELU.
 
-    The convolutions begin as the identity as far as they have channels for it, and batch norm's scale stays 1.
+    The convolutions are initialised to the identity on as many channels as possible, and batch norm's scale stays 1.
     """
 
     def __init__(self, width_in: int, width_out: int) -> None:
@@ -113,10 +112,10 @@ class AirGroup(nn.Sequential):
 
 
 def airnet(classes: int, channels: int) -> nn.Module:
-    """In the manner of airbench94 (Jordan 2024): groups of 64-256-256, for 16 pixels or more; 2.0 million parameters.
+    """After airbench94 (Jordan 2024): groups of 64-256-256, for 16 pixels or more; 2.0 million parameters.
 
-    Each colour has eight 2 × 2 filters, so that `whiten` has both signs of all principal directions. The logits are
-    divided by 9.
+    The first layer has eight 2 × 2 filters per colour, so that `whiten` can use both signs of every principal
+    direction. The logits are divided by 9.
     """
     filters = 8 * channels
     return nn.Sequential(
@@ -133,7 +132,7 @@ def airnet(classes: int, channels: int) -> nn.Module:
 
 
 def _cifar(name: str) -> Callable[[int, int], nn.Module]:
-    """A torchvision network for 32 pixels: a 3 × 3 stem of stride 1 in place of ImageNet's, as He et al. 2016."""
+    """A torchvision network for 32 pixels: a 3 × 3 stem with stride 1 in place of ImageNet's (He et al. 2016)."""
 
     def build_for_cifar(classes: int, channels: int) -> nn.Module:
         from torchvision import models
@@ -165,21 +164,21 @@ OURS = {"small_cnn": small_cnn, "fast_resnet": fast_resnet, "resnet9": resnet9, 
 
 
 WITHOUT_HEADS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
-"""Networks that in training give more than logits, unless told not to."""
+"""Networks that return more than logits in training, and the arguments that prevent it."""
 
 
 def build(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
     """A new network that maps N × channels × H × W to N × classes logits.
 
     Args:
-        arch: one of OURS, a torchvision classifier, or the user's own, as `own.find` takes it: a callable that
-            takes the number of classes, and the number of channels where it has such a parameter.
+        arch: one of OURS, a torchvision classifier, or the user's own (see `own.find`): a callable of the number of
+            classes and, if it has such a parameter, the number of channels.
         classes: number of classes.
         channels: 1 or 3. torchvision's networks take 3; `Classifier` repeats a grey channel for them.
         here: folder from which the user's modules are imported.
 
     Raises:
-        BadInput: no such network, or it cannot be imported or built.
+        BadInput: there is no such network, or it cannot be imported or built.
     """
     if arch in OURS:
         return OURS[arch](classes, channels)
@@ -214,17 +213,17 @@ def _own(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
 def _parameters(make: Callable[..., Any]) -> Container[str]:
     try:
         return inspect.signature(make).parameters
-    except (TypeError, ValueError):  # some that are written in C do not say
+    except (TypeError, ValueError):  # some callables written in C have no signature
         return ()
 
 
 def probe(model: nn.Module, shape: tuple[int, int, int], classes: int, arch: str) -> None:
-    """Send one batch through, so that a network that does not fit its data is refused before work starts.
+    """Pass one batch through, so that a network that does not fit its data is refused before work starts.
 
     Raises:
-        BadInput: the network refuses the input, or gives other than `classes` logits.
+        BadInput: the network raises an error, or its output is not N × `classes` logits.
     """
-    network = getattr(model, "network", model)  # that of a Classifier, which takes it that it answers with a tensor
+    network = getattr(model, "network", model)  # a Classifier assumes that its network returns a tensor
     asked = network.register_forward_hook(lambda _, given, logits: _refuse_no_tensor(logits, arch))
     with own.guarded(arch, f"refuses images of {'×'.join(map(str, shape))}"), torch.no_grad():
         logits = model.eval()(torch.zeros(2, *shape))

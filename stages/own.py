@@ -70,7 +70,7 @@ def guarded(arch: str, failing: str, here: Path | None = None) -> Iterator[None]
             yield
     except (BadInput, BadData, KeyboardInterrupt):
         raise
-    except BaseException as error:  # whatever it is: SystemExit too
+    except BaseException as error:  # SystemExit too
         raise BadInput(f"arch {arch} {failing}: {_said(error, arch, here)}") from error
 
 
@@ -91,7 +91,7 @@ def _by_name(where: str, here: Path) -> ModuleType:
         module = importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):
-            raise  # it is there; what it imports is not
+            raise  # the module exists; one of its own imports does not
         if meant is None:
             raise _Refused(f"there is no module {where}, neither installed nor in the current folder") from error
         module = sys.modules.get(where.partition(".")[0])
@@ -103,13 +103,13 @@ def _by_name(where: str, here: Path) -> ModuleType:
 
 
 def _file_of(where: str, folder: Path) -> Path | None:
-    """The file of a folder that bears the name of a module."""
+    """The file of a module in a folder."""
     path = folder.joinpath(*where.split("."))
     return next((file for file in (path.with_name(f"{path.name}.py"), path / "__init__.py") if file.is_file()), None)
 
 
 def _is_read_from(file: Path, module: ModuleType | None) -> bool:
-    """Whether a module is this file's, or that of another of the same content, such as an installed copy."""
+    """Whether a module was loaded from this file, or from another with the same content, such as an installed copy."""
     found = Path(getattr(module, "__file__", None) or "")
     return found.is_file() and (found.samefile(file) or found.read_bytes() == file.read_bytes())
 
@@ -188,7 +188,7 @@ def _said(error: BaseException, arch: str, here: Path | None) -> str:
 def _text(error: BaseException) -> str:
     try:
         lines = str(error).strip().splitlines()
-    except Exception:  # noqa: BLE001 - the user's class of errors may have errors
+    except Exception:  # noqa: BLE001 - the user's exception class may fail itself
         lines = []
     return lines[0][:LONGEST] if lines else ""
 

@@ -1,11 +1,11 @@
-"""Adaptive pooling whose backward pass is deterministic on a GPU, where PyTorch's own is not."""
+"""Adaptive pooling with a deterministic backward pass on GPUs, which PyTorch's own lacks."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Averages(nn.AdaptiveAvgPool2d):
-    """`nn.AdaptiveAvgPool2d` as means over blocks; where these overlap, as a matrix product."""
+    """`nn.AdaptiveAvgPool2d` as means over blocks, or as a matrix product if the blocks overlap."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         sizes = _sizes(self.output_size, x_NCHW)
@@ -16,19 +16,19 @@ class Averages(nn.AdaptiveAvgPool2d):
 
 
 class Maxima(nn.AdaptiveMaxPool2d):
-    """`nn.AdaptiveMaxPool2d` where blocks do not overlap; the gradient goes to the first of equal maxima."""
+    """`nn.AdaptiveMaxPool2d` over blocks that do not overlap; the first of equal maxima gets the gradient."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         blocks = _blocks(x_NCHW, _sizes(self.output_size, x_NCHW))
         if blocks is None:
             return super().forward(x_NCHW)  # type: ignore[no-any-return]
-        # Not the maximum itself: its backward pass scatters, which sorts where it has to be deterministic.
+        # Not `max`: its backward pass is a scatter, which sorts in its deterministic kernel.
         first = torch.arange(blocks.shape[-1], device=blocks.device) == blocks.detach().argmax(-1, keepdim=True)
         return torch.where(first, blocks, 0).sum(-1)
 
 
 def steady(network: nn.Module) -> nn.Module:
-    """The network, with these in the place of PyTorch's, where they can take it."""
+    """Replace PyTorch's adaptive pooling in a network by these classes where they apply."""
     for name, layer in list(network.named_modules()):
         if type(layer) is nn.AdaptiveAvgPool2d:
             network.set_submodule(name, Averages(layer.output_size))
@@ -38,13 +38,13 @@ def steady(network: nn.Module) -> nn.Module:
 
 
 def _sizes(asked: int | tuple[int | None, ...] | None, x_NCHW: Tensor) -> tuple[int, int]:
-    """Height and width of what is asked for; None is that of the image."""
+    """Output height and width; None stands for the image's own."""
     height, width = asked if isinstance(asked, tuple) else (asked, asked)
     return height or x_NCHW.shape[2], width or x_NCHW.shape[3]
 
 
 def _blocks(x_NCHW: Tensor, sizes: tuple[int, int]) -> Tensor | None:
-    """N × C × height × width × the pixels of a block, row by row; None where the image is no multiple of that."""
+    """Non-overlapping blocks, N × C × height × width × pixels of a block; None if the sizes do not divide."""
     (height, width), (down, right) = x_NCHW.shape[2:], sizes
     if height % down or width % right:
         return None
@@ -53,7 +53,7 @@ def _blocks(x_NCHW: Tensor, sizes: tuple[int, int]) -> Tensor | None:
 
 
 def _means(count: int, size: int, like: Tensor) -> Tensor:
-    """The matrix that takes means of `size` values, each over its part from ⌊i · size / count⌋ on: count × size."""
+    """The matrix, count × size, whose row i averages values ⌊i · size / count⌋ to ⌈(i + 1) · size / count⌉ − 1."""
     i = torch.arange(count, device=like.device)[:, None]
     at = torch.arange(size, device=like.device)
     inside = (at >= i * size // count) & (at < -(-(i + 1) * size // count))

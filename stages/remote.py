@@ -136,7 +136,7 @@ REFUSALS = {
 }
 
 AGAIN = {"baddigest", "incompletebody", "invaliddigest", "invalidpart", "nosuchupload", "requesttimeout"}
-"""Client errors by name that transmission errors or a restarting server cause too: retried."""
+"""Client errors, by name, that transmission errors or a restarting server can also cause; retried."""
 
 AGAIN_STATUS = {"408", "409", "425", "429"}
 

@@ -1,8 +1,8 @@
-"""Tars, ours and others': where each member lies, with nothing taken on trust.
+"""Walk a tar member by member without trusting its headers.
 
-Python's `tarfile` takes a damaged header for the end of the tar, reads as much into memory as a header says that it is
-long, and goes back where a size is negative. Here a header is checked before it is used, no size reaches beyond the end
-of the file, and a tar without its end is cut.
+Python's `tarfile` takes a damaged header for the end of the tar, allocates whatever length a header states, and seeks
+backwards if a size is negative. Here each header is checked before use, no size may exceed the file, and a tar without
+its closing zeros counts as cut.
 
 The formats are POSIX's (ustar, pax) and GNU's: https://www.gnu.org/software/tar/manual/html_node/Standard.html.
 """
@@ -26,24 +26,24 @@ KINDS = {
     **dict.fromkeys((b"3", b"4", b"6"), DEVICE),
     b"5": FOLDER,
 }
-"""Type of a member → what it is; each of the other types belongs to some program."""
+"""Type of a member → its name; other types are vendor extensions."""
 
 LONG_NAME, PAX, GLOBAL = b"L", (b"x", b"X"), b"g"
 BEFORE = (LONG_NAME, b"K", *PAX, GLOBAL)
-"""Types of what stands before a member and says more of it."""
+"""Types of extended headers, which precede a member and describe it."""
 
 SPARSE = b"GNU.sparse"
-"""How keys of pax begin that tell of holes in a file."""
+"""Prefix of pax keys that describe sparse files."""
 
 LARGEST_BEFORE = 2**20
-"""Bytes of that: a name has at most 4,096, an attribute of a file 65,536."""
+"""Most bytes of an extended header: a name has at most 4,096, a file attribute 65,536."""
 
 MOST_ZEROS = 64 * 2**20
-"""Bytes of zeros outside of members: a tar ends with 1,024, and writers fill a record with them, of 1 MiB at most."""
+"""Most bytes of zeros outside members: a tar ends with 1,024, and writers pad to a record of at most 1 MiB."""
 
 
 LONGEST = 100
-"""Characters of a name that a sentence repeats."""
+"""Most characters of a name in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ class Member:
     """A member of a tar.
 
     Attributes:
-        name: what is not UTF-8 in it as ``\\xff``.
-        kind: `FILE`, or what it is instead, in the plural.
-        offset, size: where its content lies, in bytes.
+        name: its name; bytes that are not UTF-8 are escaped as ``\\xff``.
+        kind: `FILE`, or another kind as a plural noun.
+        offset, size: position and length of its content in bytes.
     """
 
     name: str
@@ -63,17 +63,17 @@ class Member:
 
 
 def shortened(name: str) -> str:
-    """The end of a name, if it is too long for a sentence."""
+    """A name for a message; of a long one, only its end."""
     return name if len(name) <= LONGEST else f"…{name[-LONGEST:]}"
 
 
 def walk(file: BinaryIO) -> Iterator[Member]:
-    """The members of a tar in order, also of further tars behind it (``cat``).
+    """The members of a tar in order, and of tars concatenated to it (``cat``).
 
-    The file is read forward, header by header; a member's content may be read before the next is taken.
+    The file is read forwards, header by header. The caller may read a member's content before taking the next.
 
     Raises:
-        BadData: it is no tar, or it is cut or damaged; the message goes on after the tar's name: "is cut: …".
+        BadData: it is no tar, or is cut or damaged; the message continues the tar's name: "is cut: …".
     """
     end, at, zeros = file.seek(0, SEEK_END), 0, 0
     said = dict[bytes, bytes]()
@@ -105,7 +105,7 @@ def walk(file: BinaryIO) -> Iterator[Member]:
 
 
 def _header(block: bytes, at: int) -> tuple[bytes, int, bytes]:
-    """Type, size and name that a header states, its checksum being right."""
+    """Type, size and name from a header whose checksum is right."""
     size = _number(block[124:136])
     if len(block) < BLOCK or size is None or _number(block[148:156]) not in _checksums(block):
         if at == 0:
@@ -120,7 +120,7 @@ def _header(block: bytes, at: int) -> tuple[bytes, int, bytes]:
 
 
 def _checksums(block: bytes) -> tuple[int, int]:
-    """The sum of a header's bytes, its checksum counted as spaces; and with signs, as some have added them up."""
+    """The sum of a header's bytes, the checksum field counted as spaces: unsigned, and signed as in some old tars."""
     counted = block[:148] + b" " * 8 + block[156:]
     total = sum(counted)
     return total, total - 256 * sum(byte > 127 for byte in counted) if not counted.isascii() else total
@@ -131,7 +131,7 @@ def _text(field: bytes) -> bytes:
 
 
 def _number(field: bytes) -> int | None:
-    """Octal digits or, of a size that takes more than eleven, GNU's base 256; None for what is neither."""
+    """A number in octal digits, or in GNU's base 256 if it takes more than eleven; None if it is neither."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
     digits = _text(field).strip(b" ")
@@ -139,7 +139,7 @@ def _number(field: bytes) -> int | None:
 
 
 def _said(kind: bytes, content: bytes, at: int) -> dict[bytes, bytes]:
-    """What is said of the next member, as far as it matters: its path, its size, and that it is sparse."""
+    """The facts used from an extended header: the next member's path, its size, and whether it is sparse."""
     if kind == LONG_NAME:
         return {b"path": _text(content)}
     records = _records(content, at) if kind in (*PAX, GLOBAL) else {}
@@ -150,7 +150,7 @@ def _said(kind: bytes, content: bytes, at: int) -> dict[bytes, bytes]:
 
 
 def _records(content: bytes, at: int) -> dict[bytes, bytes]:
-    """Records of pax, "LENGTH KEY=VALUE" and a line's end, of so many bytes with their length."""
+    """Records of a pax header: "LENGTH KEY=VALUE" and a line feed, LENGTH being the bytes of the whole record."""
     records, first = dict[bytes, bytes](), 0
     while content[first : first + 1] not in (b"", b"\0"):
         digits, space, _ = content[first : first + 8].partition(b" ")
@@ -174,7 +174,7 @@ def _member(kind: bytes, size: int, name: bytes, said: dict[bytes, bytes], at: i
         if not (said[b"size"].isdigit() and len(said[b"size"]) < 20):
             raise BadData(f"is damaged: {shown} has no size that is a number")
         size = int(said[b"size"])
-    if kind == b"\0" and path.endswith(b"/"):  # before POSIX, folders had no type
+    if kind == b"\0" and path.endswith(b"/"):  # pre-POSIX tars have no type for folders
         kind = b"5"
     what = KINDS.get(kind, OTHER)
     return Member(decoded, what, at, size if what in (FILE, OTHER) else 0)

@@ -1,4 +1,4 @@
-"""Train a classifier: SGD over one split, epoch by epoch, resumable bit for bit after any of them."""
+"""Train a classifier by SGD on one split, epoch by epoch; resuming after any epoch gives the same bytes."""
 
 import hashlib
 import json
@@ -42,13 +42,13 @@ from stages.tensors import in_batches, to_unit, unit
 from stages.whiten import first_convolution, whiten
 
 SHUFFLE_SHARDS = 4
-"""Shards mixed at a time when a split streams; as many are prefetched, or one for each process of the pool."""
+"""Shards shuffled together when a split streams; as many are prefetched, or one per process of the pool if more."""
 
 DECODERS = 16
-"""Most processes that decode for one GPU; each decodes about 300 photographs of 224 pixels per second."""
+"""Most decoding processes per GPU; each decodes about 300 photographs of 224 pixels per second."""
 
 Batches = Iterator[tuple[Tensor, Tensor, np.ndarray]]
-"""Pixels, uint8, N × H × W × C, and labels, where the model is; and the images' places in the source."""
+"""Pixels, uint8, N × H × W × C, and labels, both on the model's device; and the images' indices in the source."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Examples:
     """A split to train on, shard by shard.
 
     Attributes:
-        names: its shards.
-        counts: samples in each.
-        read: shard name → the shard; with a GPU it is pickled, so that other processes can call it.
-        bytes: of all its pixels, decoded.
-        digest: of its contents; a checkpoint made from others is not gone on from.
+        names: names of its shards.
+        counts: shard name → number of samples.
+        read: shard name → the shard; with a GPU it must be picklable, since other processes call it.
+        bytes: size of all decoded pixels.
+        digest: digest of the contents; a checkpoint with another digest is ignored.
     """
 
     names: list[str]
@@ -75,45 +75,45 @@ class Examples:
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that train side by side, and which of them this is.
+    """The processes of a data-parallel training, and this process's rank.
 
-    Where there is more than one, ``torch.distributed`` must be initialised in each.
+    With more than one process, ``torch.distributed`` must be initialised in each.
 
     Attributes:
         rank: this process's number, from 0.
-        world: how many there are.
+        world: number of processes.
     """
 
     rank: int = 0
     world: int = 1
 
     def part(self, count: int, rank: int) -> int:
-        """Where a rank's part of so many things begins."""
+        """First position of a rank's part of `count` items."""
         return rank * count // self.world
 
     def of_batch(self, batch_size: int) -> int:
-        """Images of a batch that are this process's; where they do not divide, some have one more."""
+        """This process's number of images per batch; if the batch does not divide, some processes have one more."""
         return self.part(batch_size, self.rank + 1) - self.part(batch_size, self.rank)
 
     def position(self, epoch: int) -> int:
-        """Where this process draws in an epoch; alone, at the epoch itself."""
+        """Position of this process's random numbers in an epoch; the epoch itself if there is one process."""
         return epoch * self.world + self.rank
 
     def total(self, value: Tensor) -> float:
-        """The sum of a number over all processes."""
+        """Sum of a number over all processes."""
         if self.world > 1:
             dist.all_reduce(value)
         return value.item()
 
     def told(self, value: bytes | None) -> bytes | None:
-        """What the first process has, on every process."""
+        """Broadcast the first process's value to all."""
         said = [value]
         if self.world > 1:
             dist.broadcast_object_list(said)
         return said[0]
 
     def joined(self, model: Classifier) -> nn.Module:
-        """The model, its gradients averaged over all processes in every step."""
+        """The model, with gradients averaged over all processes in each step."""
         return DistributedDataParallel(model) if self.world > 1 else model
 
 
@@ -121,18 +121,18 @@ ALONE = Group()
 
 
 def share(counts: Sequence[int], batch_size: int, group: Group) -> list[tuple[int, slice]]:
-    """The samples of a process: one run of consecutive ones, so that it reads few shards that others read too.
+    """A process's samples: a consecutive range, so that it shares few shards with other processes.
 
-    Every sample belongs to one process, and each process has enough for its part of every whole batch.
-    What is left of the last batch is spread over all, so that none drops always the same.
+    Each sample belongs to one process, and each process has enough samples for its part of every full batch. The
+    samples of the incomplete last batch are spread over all processes, so that no process always drops the same ones.
 
     Args:
         counts: samples of each shard, in the order of the epoch.
-        batch_size: samples of a step, of all processes together.
-        group: which process.
+        batch_size: samples per step, over all processes.
+        group: this process and the number of processes.
 
     Returns:
-        Positions in ``counts``, and which samples of that shard.
+        Positions in ``counts``, each with a slice of that shard's samples.
     """
     steps, rest = divmod(sum(counts), batch_size)
     first, last = (
@@ -149,12 +149,12 @@ def share(counts: Sequence[int], batch_size: int, group: Group) -> list[tuple[in
 
 @dataclass(frozen=True)
 class Learner:
-    """What changes in a training, and what its checkpoints keep.
+    """The state of a training, which its checkpoints keep.
 
     Attributes:
-        model: whose weights take the steps.
-        optimizer: with the momentum of each.
-        average: of its weights, where that is to be the model.
+        model: the model that the optimizer updates.
+        optimizer: SGD, with its momentum buffers.
+        average: moving average of the weights, which becomes the model; None without `ema`.
     """
 
     model: Classifier
@@ -172,46 +172,44 @@ def fit(
     start: bytes | None = None,
     watch: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Iterator[tuple[bytes, list[dict[str, Any]]]]:
-    """Train; after each epoch give a checkpoint and the metrics of all epochs so far.
+    """Train; after each epoch, yield a checkpoint and the metrics of all epochs so far.
 
-    All randomness comes from (seed, epoch), so a training that goes on from a checkpoint ends with the
-    bytes of one that was never interrupted, on the same kind of device with the same libraries and as
-    many processes. A checkpoint says nothing of how many there were: any number can go on from it.
+    All random numbers come from (seed, epoch). So a training resumed from a checkpoint ends with the same bytes as an
+    uninterrupted one, given the same kind of device, libraries and number of processes. Any number of processes can
+    resume from a checkpoint.
 
-    Several processes see what one would see in a step, a batch of ``batch_size``, each its part, and take
-    the step with the mean gradient of the whole batch. Batch norm is plain: each process normalises by its
-    own part, and the first one's running statistics are the model's.
+    Several processes share each batch of ``batch_size`` images and step with the mean gradient of the whole batch.
+    Batch norm is not synchronised: each process normalises by its own part, and the model keeps the first process's
+    running statistics.
 
     Args:
-        recipe: how to train.
-        design: what to train.
-        examples: what to train on.
+        recipe: the recipe.
+        design: the network to train.
+        examples: the training split.
         here: folder of the user's own modules.
-        checkpoint: where to go on, as given by an earlier call; one that is damaged or comes from other
-            examples is not used. What the first process has counts, for all.
+        checkpoint: checkpoint of an earlier call; ignored if it is damaged or made from other examples. The first
+            process's counts for all.
         group: the processes that train together.
-        start: for a linear probe, the weights of the model that is probed, as safetensors.
-        watch: images that are scored after every epoch, for the learning curve: pixels, uint8, N × H × W × C,
-            and labels. They change nothing of the training.
+        start: for a linear probe, the weights of the probed model, as safetensors.
+        watch: images scored after every epoch for the learning curve: pixels, uint8, N × H × W × C, and labels. They
+            do not affect the training.
 
     Yields:
-        The checkpoint (see `weights_of`) and the metrics: per epoch its number, learning rate, mean
-        loss, accuracy on the labels trained on (of the images as they were trained on: under attack, in
-        adversarial training), images per second, all of all processes together; where there is something to
-        watch, the ``test_accuracy``; the kind of ``device`` and its ``settings``; and, where the recipe asks for
-        several, the number of ``workers``.
-        Only the first process yields.
+        The checkpoint (see `weights_of`) and, per epoch, the metrics over all processes: number, learning rate, mean
+        loss, accuracy on the training labels (in adversarial training, of the attacked images), images per second; the
+        ``test_accuracy`` if there are images to watch; the kind of ``device`` and its ``settings``; the number of
+        ``workers`` if the recipe sets several. Only the first process yields.
 
     Raises:
         BadInput: fewer examples than one batch, or a linear probe of a network without a linear layer.
-        BadData: the loss is no longer a number.
+        BadData: the loss is no longer finite.
     """
     if len(examples) < recipe.batch_size:
         raise BadInput(f"batch_size {recipe.batch_size} is more than the {len(examples)} examples to train on")
     tune_malloc()
     fits = examples.bytes <= recipe.memory_budget * 2**20 * group.world
     with computing(recipe), processes(0 if fits else spare(device())) as pool:
-        # From another stream for a probe: of the same seed, its new layer would be the one that the model began with.
+        # A probe has a random stream of its own: else its new layer would equal the probed model's initial one.
         torch.manual_seed(torch_seed(recipe.seed, "weights" if start is None else "probe"))
         model = on_device(Classifier(design, here, recipe.precision))
         if start is not None:
@@ -238,10 +236,10 @@ def fit(
 
 
 def refuse_unfit(recipe: Train, design: Design, here: Path) -> None:
-    """Build the network and see whether it has what the recipe is about, before any work is done.
+    """Build the network and check the layers that the recipe needs, before any work is done.
 
     Raises:
-        BadInput: there is nothing to whiten with, or no bias of batch norm to learn at a rate of its own.
+        BadInput: no convolution can whiten, or no batch norm has a bias for `norm_bias_lr`.
     """
     _learner(recipe, Classifier(design, here))
 
@@ -260,10 +258,10 @@ def _learner(recipe: Train, model: Classifier) -> Learner:
 
 
 def _groups(recipe: Train, model: Classifier) -> list[dict[str, Any]]:
-    """What is learned, as the optimizer takes it; `share`: how often the learning rate.
+    """Parameter groups of the optimizer; `share` is the multiple of the learning rate.
 
     Raises:
-        BadInput: the biases of batch norm have a rate of their own, and there are none.
+        BadInput: `norm_bias_lr` is set, but no batch norm has a bias to learn.
     """
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.norm_bias_lr == 1:
@@ -280,7 +278,7 @@ def _groups(recipe: Train, model: Classifier) -> list[dict[str, Any]]:
 
 
 def _probe(fresh: Classifier, weights: bytes, here: Path) -> Classifier:
-    """A trained model, frozen, but for its last linear layer, which is the fresh model's."""
+    """A trained model, frozen except for its last linear layer, which is taken from the fresh model."""
     model = load(fresh.design, weights, here, fresh.precision)
     name, last = head(model)
     last.load_state_dict(fresh.network.get_submodule(name).state_dict())
@@ -289,7 +287,7 @@ def _probe(fresh: Classifier, weights: bytes, here: Path) -> Classifier:
 
 
 def _score(model: Classifier, pixels_NHWC: np.ndarray, label_N: np.ndarray, batch_size: int) -> float:
-    """Accuracy; an answer that is no number is a wrong one, and no reason to end a training."""
+    """Accuracy. Logits that are not finite count as wrong and do not end the training."""
     plain = model.eval().using("float32")
 
     @torch.no_grad()
@@ -301,21 +299,20 @@ def _score(model: Classifier, pixels_NHWC: np.ndarray, label_N: np.ndarray, batc
 
 
 def _epoch(
-    recipe: Train,
-    learner: Learner,
-    joined: nn.Module,
-    batches: Batches,
-    epoch: int,
-    count: int,
-    group: Group,
+    recipe: Train, learner: Learner, joined: nn.Module, batches: Batches, epoch: int, count: int, group: Group
 ) -> dict[str, Any]:
+    """Train for one epoch; returns its metrics.
+
+    Raises:
+        BadData: the mean loss is not finite.
+    """
     model, optimizer = learner.model, learner.optimizer
     started, where = time.perf_counter(), next(model.parameters()).device
     steps = count // recipe.batch_size
     torch.manual_seed(torch_seed(recipe.seed, "dropout", group.position(epoch)))
     draw = torch.Generator().manual_seed(torch_seed(recipe.seed, "augment", group.position(epoch)))
     loss_sum, right = torch.zeros((), device=where), torch.zeros((), device=where)
-    # As many steps on every process: one that took another step would wait for the others for ever.
+    # The same number of steps on every process: one with an extra step would wait for the others forever.
     for step, (pixels, labels, places) in zip(range(steps), batches, strict=False):
         flips = coins(recipe.seed, "flips", places) ^ bool(epoch % 2) if recipe.alternating_flip else None
         x, y = augment(unit(pixels), recipe.augment, draw, flips), labels
@@ -323,10 +320,10 @@ def _epoch(
             parameters["lr"] = parameters["share"] * learning_rate(recipe, epoch + step / steps, recipe.epochs)
         if recipe.adversarial is not None:
             x = _worst(model.eval(), x, y, recipe.adversarial)
-        joined.train(recipe.probe is None)  # what is probed stays as it is, batch norm's statistics too
+        joined.train(recipe.probe is None)  # a probed model is frozen, batch norm's statistics included
         logits = joined(x)
         loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-        # The mean over processes of this is the mean over the batch, also where their parts differ.
+        # Weighted so that the mean over processes is the mean over the batch, also if their parts differ in size.
         loss = loss * (len(y) * group.world / recipe.batch_size)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -338,15 +335,19 @@ def _epoch(
     loss_mean = group.total(loss_sum) / group.world / steps
     if not math.isfinite(loss_mean):
         raise BadData(f"the loss is {loss_mean} in epoch {epoch + 1}: lower lr (it is {recipe.lr:g})")
-    accuracy = group.total(right) / (steps * recipe.batch_size)
-    seconds = time.perf_counter() - started
+    images = steps * recipe.batch_size
+    accuracy = group.total(right) / images
+    return _metrics(recipe, epoch, loss_mean, accuracy, images / (time.perf_counter() - started), group)
+
+
+def _metrics(recipe: Train, epoch: int, loss: float, accuracy: float, rate: float, group: Group) -> dict[str, Any]:
     workers = {"workers": group.world} if recipe.workers > 1 else {}
     return {
         "epoch": epoch + 1,
         "lr": learning_rate(recipe, epoch + 1, recipe.epochs),
-        "loss": loss_mean,
+        "loss": loss,
         "accuracy": accuracy,
-        "images_per_second": round(steps * recipe.batch_size / seconds, 1),
+        "images_per_second": round(rate, 1),
         "device": kind(),
         "settings": [settings_text()],
         **workers,
@@ -354,20 +355,20 @@ def _epoch(
 
 
 def _worst(model: Classifier, x_NCHW: Tensor, label_N: Tensor, ball: Adversary) -> Tensor:
-    """A batch moved away from its labels (Madry et al. 2018): PGD from the images themselves, its last iterate.
+    """Adversarial examples of a batch (Madry et al. 2018): untargeted PGD from the images themselves, last iterate.
 
-    As in the `robustness` library the model is in evaluation mode for that. It is the model itself, not what
-    averages its gradients over processes: only those of the images are taken.
+    The caller puts the model into evaluation mode, as the `robustness` library does. The model is not wrapped in
+    `DistributedDataParallel`, since only gradients of the images are needed.
     """
     away = untargeted(folded(model) if ball.fold else model, label_N)
     return pgd(away, x_NCHW, norm=ball.norm, eps=ball.eps, step_size=ball.step, steps=ball.steps)
 
 
 def learning_rate(recipe: Train, epoch: float, epochs: int) -> float:
-    """The learning rate at a moment, counted in epochs.
+    """Learning rate at a time in epochs, which may be fractional.
 
-    `one-cycle` is Smith and Topin's (2018) with cosines, as torch's ``OneCycleLR``: from lr / 25 to lr,
-    then to lr / 25e4.
+    `one-cycle` follows Smith and Topin (2018) with cosines, as torch's ``OneCycleLR``: from lr / 25 to lr, then to
+    lr / 25e4.
     """
     progress = min(1.0, epoch / epochs)
     match recipe.schedule:
@@ -391,7 +392,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def _in_memory(recipe: Train, examples: Examples, group: Group, where: torch.device) -> Callable[[int], Batches]:
-    """All of a process's share, held on the device, as eight bits, where that has room for it: see `room`."""
+    """Batches from a process's whole share in memory, as 8-bit pixels; on the device if it has room (see `room`)."""
     mine = share([examples.counts[name] for name in examples.names], recipe.batch_size, group)
     parts = list(_read(examples, examples.names, mine))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -411,15 +412,14 @@ def _in_memory(recipe: Train, examples: Examples, group: Group, where: torch.dev
 
 
 def room(where: torch.device) -> float:
-    """Bytes of a split that a device may hold: of a GPU a quarter of what is free, so that there is room to train."""
+    """Most bytes of a split to hold on a device: a quarter of a GPU's free memory, so that there is room to train."""
     return torch.cuda.mem_get_info(where)[0] / 4 if where.type == "cuda" else math.inf
 
 
 def spare(where: torch.device) -> int:
-    """Number of processes that decode what streams to a device; with 0, threads of this process decode.
+    """Number of decoding processes for a device; 0 if threads of this process decode.
 
-    A processor trains slower than threads decode. For a GPU, it is the GPU's share of the cores less one, which the
-    training loop keeps.
+    A CPU trains more slowly than threads decode. A GPU gets its share of the cores, less one for the training loop.
     """
     if where.type != "cuda":
         return 0
@@ -431,14 +431,14 @@ def spare(where: torch.device) -> int:
 def _streamed(
     recipe: Train, examples: Examples, group: Group, where: torch.device, pool: Executor | None
 ) -> Callable[[int], Batches]:
-    """Shards in random order, a few of them mixed at a time, the next few read meanwhile: by the pool, or by threads.
+    """Batches from shards in random order, a few shuffled together while the pool or threads prefetch the next few.
 
-    What does not fill a batch waits for the next few.
+    Samples that do not fill a batch join the next few shards.
     """
     size = group.of_batch(recipe.batch_size)
 
     def batches(epoch: int) -> Batches:
-        # All processes draw the same order of shards; which of them are a process's changes with it.
+        # All processes draw the same order of shards, and each gets other shards in each epoch.
         draw = generator(recipe.seed, "order", epoch)
         names = [examples.names[i] for i in draw.permutation(len(examples.names))]
         mine = share([examples.counts[name] for name in names], recipe.batch_size, group)
@@ -456,13 +456,13 @@ def _streamed(
 
 
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Pixels, labels and places in the source, of some images."""
+"""Pixels, labels and indices in the source, of some images."""
 
 
 def _read(
     examples: Examples, names: Sequence[str], mine: Sequence[tuple[int, slice]], pool: Executor | None = None
 ) -> Iterator[Columns]:
-    """A process's share of some shards, in order, read by the pool or by threads."""
+    """A process's share of some shards, in order, prefetched by the pool or by threads."""
     parts = ((names[position], part) for position, part in mine)
     count = SHUFFLE_SHARDS if pool is None else max(SHUFFLE_SHARDS, spare(device()))
     return prefetch(partial(_columns, examples.read), parts, count, pool)
@@ -487,7 +487,7 @@ def _checkpoint(learner: Learner, history: list[dict[str, Any]], origin: str) ->
 
 
 def _digest(content: bytes, about: dict[str, Any]) -> str:
-    """Of a checkpoint: its tensors, their names, types and places, and what is said of them."""
+    """Digest of a checkpoint: its tensors, their names, types and offsets, and its metadata."""
     size = int.from_bytes(content[:8], "little")
     header = {name: place for name, place in json.loads(content[8 : 8 + size]).items() if name != "__metadata__"}
     named = json.dumps([header, about], sort_keys=True).encode()
@@ -501,7 +501,7 @@ def _about(checkpoint: bytes) -> dict[str, Any]:
 
 
 def came_from(checkpoint: bytes | None, origin: str) -> TypeGuard[bytes]:
-    """Whether this is a whole checkpoint of a training on these examples."""
+    """Whether this is an intact checkpoint of a training on the examples with this digest."""
     try:
         if checkpoint is None or (about := _about(checkpoint))["on"] != origin:
             return False
@@ -514,7 +514,7 @@ def came_from(checkpoint: bytes | None, origin: str) -> TypeGuard[bytes]:
 
 
 def history_of(checkpoint: bytes) -> list[dict[str, Any]]:
-    """The metrics of the epochs so far."""
+    """The metrics of a checkpoint's epochs."""
     history: list[dict[str, Any]] = _about(checkpoint)["history"]
     return history
 
@@ -536,14 +536,14 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def weights_of(checkpoint: bytes) -> bytes:
-    """The model's weights out of a checkpoint, as safetensors: the average of the network's, where there is one."""
+    """The model's weights in a checkpoint, as safetensors: the average if there is one."""
     tensors = safetensors.torch.load(checkpoint)
     return safetensors.torch.save(_part(tensors, "average.") or _part(tensors, "network."))
 
 
 @cache
 def refuse_misfit(design: Design, here: Path) -> None:
-    """Build the network and try it once, before any work is done; one design is tried once.
+    """Build and try the network before any work is done; the result is cached per design.
 
     Raises:
         BadInput: the arch cannot be built, or does not fit the images or the classes.

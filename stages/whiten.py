@@ -1,4 +1,4 @@
-"""A first convolution that whitens: its filters are the principal directions of the patches of the training images."""
+"""Initialise the first convolution to whiten: its filters are the principal directions of training image patches."""
 
 from collections.abc import Iterable
 
@@ -11,20 +11,20 @@ from stages.model import Classifier
 from stages.tensors import to_unit
 
 MEASURED = 2000
-"""Images that the directions are measured on: two million patches of 32-pixel images, for 12 numbers a patch."""
+"""Images for the estimate: at 32 pixels, two million patches of 12 numbers each."""
 
 CHUNK = 50
-"""Images whose patches are held at a time."""
+"""Images whose patches are in memory at a time."""
 
 FLOOR = 5e-4
-"""Added to every variance: directions in which patches hardly vary are not blown up (Page 2019, Jordan 2024)."""
+"""Added to every variance, so that directions of tiny variance are not amplified (Page 2019, Jordan 2024)."""
 
 
 def first_convolution(model: Classifier) -> nn.Conv2d:
-    """The convolution that takes the images.
+    """The network's first convolution.
 
     Raises:
-        BadInput: the network has none, or one whose filters cannot be pairs of principal directions.
+        BadInput: there is none, or its filters cannot be pairs of principal directions.
     """
     found = next((module for module in model.network.modules() if isinstance(module, nn.Conv2d)), None)
     if found is None:
@@ -40,11 +40,11 @@ def first_convolution(model: Classifier) -> nn.Conv2d:
 
 
 def whiten(model: Classifier, images: Iterable[np.ndarray]) -> None:
-    """Give the first convolution the filters of `filters`, and a bias of zero where it has one.
+    """Set the first convolution's weights to `filters`, and its bias, if any, to zero.
 
     Args:
-        model: on the device where its images shall be.
-        images: pixels of training images, uint8, N × H × W × C; of these about the first `MEASURED` count.
+        model: the model; patches are computed on its device.
+        images: pixels of training images, uint8, N × H × W × C; about the first `MEASURED` images are used.
     """
     conv = first_convolution(model)
     total, count, seen = torch.zeros((), dtype=torch.float64, device=model.mean.device), 0, 0
@@ -60,17 +60,21 @@ def whiten(model: Classifier, images: Iterable[np.ndarray]) -> None:
 
 
 def patches_of(x_NCHW: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The patches of some images that a convolution sees whole, as rows, float64."""
+    """Patches of images under a convolution's kernel, without padding: one per row, float64."""
     (height, width), (down, right) = conv.kernel_size, conv.stride
     patches = x_NCHW.unfold(2, height, down).unfold(3, width, right).movedim(1, 3)
     return patches.reshape(-1, conv.weight[0].numel()).double()
 
 
 def filters(moment_DD: Tensor, count: int) -> Tensor:
-    """Half of them eigenvectors vᵢ / √(λᵢ + `FLOOR`), the largest λᵢ first, the others their negatives.
+    """Whitening filters: eigenvectors vᵢ / √(λᵢ + `FLOOR`) in the order of decreasing λᵢ, then their negatives.
 
-    Their answers to the patches that the moment was measured on are uncorrelated, of variance λᵢ / (λᵢ + `FLOOR`) (Page
-    2019; with both signs, so that no rectifier loses what another would see, as in Jordan 2024).
+    On the patches of the moment matrix, the outputs of the first half are uncorrelated and have variance
+    λᵢ / (λᵢ + `FLOOR`) (Page 2019). With both signs, a ReLU loses no information (Jordan 2024).
+
+    Args:
+        moment_DD: second moments of the patches.
+        count: number of filters, even.
     """
     values, vectors = torch.linalg.eigh(moment_DD)
     half = (vectors / (values + FLOOR).sqrt()).T.flip(0)[: count // 2]

@@ -1,1 +1,1 @@
-"""All that there is to prove and to measure on a GPU, in as many minutes as there are: see `__main__`."""
+"""Checks and benchmarks for a GPU, within a time limit: see `__main__`."""

@@ -1,12 +1,12 @@
-"""Prove and measure everything on a GPU, in as many minutes as there are, the most worth first.
+"""Check and measure everything on a GPU within a time limit, most important first.
 
     python -m benchmarks.gpu --data FOLDER --minutes 8 --out FOLDER      # --data holds cifar-10-batches-py
     python -m benchmarks.gpu --tiny --out FOLDER                         # a rehearsal, on a processor: two minutes
     python -m benchmarks.gpu --step loops --minutes 4 --out FOLDER       # one step with all the time
 
-Each step runs in a process of its own, which is ended when its time is over: what one does to the GPU cannot harm the
-next. It writes what it has measured so far to OUT/STEP.json; its tables are printed as it ends, and all are together in
-OUT/gpu.json. What a step does not need of its time the later ones get. Neither Ray nor a network is used.
+Each step runs in a process of its own, which is ended when its time is over, so that a broken GPU state cannot harm the
+next step. It keeps its measurements so far in OUT/STEP.json and prints its tables at its end; OUT/gpu.json has all of
+them. Later steps get the time that a step leaves over. Neither Ray nor the network is used.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ import click
 from benchmarks.gpu.sheet import Sheet, printed
 
 SHARES = {"device": 15, "correctness": 65, "loops": 125, "determinism": 35, "experiment": 155, "node": 65}
-"""Steps, in order, and their shares of the time."""
+"""Steps in order → their shares of the time."""
 
 MARGIN, GRACE = 5.0, 8.0
-"""Seconds kept for the end of all, and given to a step for its own."""
+"""Seconds reserved for the end of the whole run, and for the end of a step."""
 
 
 def run(step: str, seconds: float, data: Path | None, out: Path, tiny: bool) -> dict[str, object]:
-    """One step in a process of its own; what it wrote, whatever became of it."""
+    """Run one step in a process of its own; returns what it wrote, even if it failed."""
     file = out / f"{step}.json"
     file.unlink(missing_ok=True)
     given = ["--data", str(data)] if data else []
@@ -48,8 +48,8 @@ def run(step: str, seconds: float, data: Path | None, out: Path, tiny: bool) -> 
 
 
 def inside(step: str, sheet: Sheet) -> None:
-    """The step itself, in its process."""
-    with contextlib.redirect_stdout(sys.stderr):  # what the commands say that a step gives
+    """Run the step in its own process."""
+    with contextlib.redirect_stdout(sys.stderr):  # output of the commands that a step runs
         importlib.import_module(f"benchmarks.gpu.{step}").measure(sheet)
     sheet.write()
 

@@ -1,4 +1,4 @@
-"""Whether the GPU computes what the processor does, in float32, and the same bytes each time."""
+"""Does the GPU compute the same as the CPU in float32, and the same bytes each time?"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,9 +35,9 @@ def measure(sheet: Sheet) -> None:
 
 
 class Bench:
-    """A network trained a little, on the device and on the processor, and a shard to attack.
+    """A briefly trained network, on the device and on the CPU, and a shard to attack.
 
-    It is a small one, for the processor takes one thread, as in a run.
+    The network is small, since the CPU uses one thread, as in a run.
     """
 
     def __init__(self, sheet: Sheet) -> None:
@@ -58,7 +58,7 @@ class Bench:
         return train.Examples([shard.name], {shard.name: len(shard)}, lambda _: shard, shard.images().nbytes, "bench")
 
     def fit(self, lesson: Train, shard: Shard, checkpoint: bytes | None = None) -> list[bytes]:
-        """Checkpoints after each epoch."""
+        """Train; returns the checkpoint after each epoch."""
         return [c for c, _ in train.fit(lesson, self.design, self.examples(shard), Path.cwd(), checkpoint)]
 
     def teach(self) -> None:
@@ -68,16 +68,16 @@ class Bench:
             self.there = models.load(self.design, self.weights, Path.cwd())
 
     def both(self, what: str, work: Callable[[Classifier], tuple[Tensor, str]]) -> None:
-        """A line for some work in float32."""
+        """Add a line that compares some work in float32 on both devices."""
         self.line(what, "float32", work(self.model), work(self.there))
 
     def line(self, what: str, numbers: str, here: tuple[Tensor, str], there: tuple[Tensor, str]) -> None:
-        """How far apart both are, per image."""
+        """Add a line with the distance between both results, per image."""
         apart = (here[0].cpu().double() - there[0].double()).flatten(1).norm(dim=1)
         self.alike(what, numbers, f"{apart.median():.2e}", f"{apart.max():.2e}", f"{here[1]} | {there[1]}")
 
     def moved(self, model: Classifier, **keys: object) -> tuple[Tensor, str]:
-        """The attacked shard, and what share of its images reached the target."""
+        """The attacked shard, and its attack success rate."""
         recipe = Attack(images="", model="", steps=self.steps, step_size=0.1, batch_size=self.count, **keys)  # type: ignore[arg-type]
         made = Attacker(recipe, OTHER, CLASSES, model)(self.test)
         return _unit(made.images()), f"{percent(made.attack['success'])} % success"
@@ -86,7 +86,7 @@ class Bench:
         self.both("logits", lambda model: (torch.from_numpy(logits_of(model, self.test.images(), self.count)), ""))
         there = self.moved(self.there)
         for precision in ("float32", "tf32", "bfloat16", "float16"):
-            # Beside what the processor does in float32, whatever the GPU's numbers are.
+            # Compared with float32 on the CPU, whatever the GPU's precision.
             here = self.moved(self.model, precision=precision)
             self.line(f"attack, {self.steps} steps, saved images, L2", precision, here, there)
 
@@ -100,7 +100,7 @@ class Bench:
             self.same(f"rounding to 8 bits, {norm}, on the GPU and on the processor", *_equal(*found))
 
     def step(self) -> None:
-        """One epoch of few batches in float32 without chance: the weights, relative to their own size."""
+        """Compare the weights, relative to their norm, after an epoch of few batches in float32 without randomness."""
         lesson = self.lesson.model_copy(update={"epochs": 1, "precision": "float32", "lr": 0.01, "threads": 8})
         few = _part(self.shard, 4 * lesson.batch_size)
         here = self.fit(lesson, few)[-1]
@@ -134,7 +134,7 @@ class Bench:
         self.same("inversion, twice", *_equal(*(invert(self.model)[0] for _ in range(2))))
 
     def twice(self) -> None:
-        """Bytes against themselves: a shard by precision, with graphs and without; a training, and one that went on."""
+        """Compare bytes: a shard per precision, with and without CUDA graphs; a training, repeated and resumed."""
         for precision in ("bfloat16", "float32", "tf32", "float16"):
             self.same(f"shard, {precision}, twice", *_digests(*(self.shard_of(precision) for _ in range(2))))
             self.same(f"shard, {precision}, graph and kernel by kernel",
@@ -175,7 +175,7 @@ def _digests(*parts: bytes) -> tuple[str, str]:
 
 
 def _distances(*checkpoints: bytes) -> list[float]:
-    """How far each tensor is from the other's, over its own size."""
+    """Relative distance of each tensor between two checkpoints."""
     import safetensors.torch
 
     one, other = (safetensors.torch.load(train.weights_of(each)) for each in checkpoints)

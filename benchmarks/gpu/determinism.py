@@ -1,4 +1,4 @@
-"""What deterministic kernels cost: the attack loop and a training, with them and without."""
+"""The cost of deterministic kernels: the attack loop and a training, with and without them."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def measure(sheet: Sheet) -> None:
 
 
 def training(sheet: Sheet) -> None:
-    """Images a second of a training in memory, of the second epoch."""
+    """Images per second of an in-memory training, in its second epoch."""
     arch, count, batch = ("small_cnn", 96, 32) if sheet.tiny else ("cifar_resnet18", 20_000, 500)
     shard, add = images(sheet, count), sheet.table("Training, 32 px, bfloat16", "network", "kernels", "images/s")
     design = Design(arch, 10, (3, 32, 32), (0.5,) * 3, (0.25,) * 3)

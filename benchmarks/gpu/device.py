@@ -1,4 +1,4 @@
-"""What the device is: its name, memory, the rate of matrix products, the bandwidth of copies."""
+"""The device: its name, memory, rate of matrix products, and bandwidth of copies."""
 
 import platform
 import shutil

@@ -1,4 +1,4 @@
-"""The real experiment on CIFAR-10, by the command that a user gives: what learners of relabelled images know."""
+"""The real experiment on CIFAR-10, with the user's command: clean accuracy of learners of relabelled images."""
 
 import json
 from pathlib import Path
@@ -14,10 +14,10 @@ STEPS, EPS = 100, 0.5
 RULES = {"rand": "random", "other": "other", "det": "next"}
 
 LEARNED = 600_000
-"""Images that a learner goes through at least: it is at chance for long before it learns anything."""
+"""Minimum images of a learner's training: it stays at chance for long before it learns anything."""
 
 ATTACK_SHARE = 0.45
-"""Of this step's time, for the three attacks: as many images are attacked as that is enough for."""
+"""Share of this step's time for the three attacks; it determines the number of attacked images."""
 
 
 def measure(sheet: Sheet) -> None:
@@ -28,7 +28,7 @@ def measure(sheet: Sheet) -> None:
     batch = int(sheet.noted("loops", "cifar_resnet18 batch") or 500)
     count = min(50_000, max(5_000, int(ATTACK_SHARE * sheet.left * rate / (len(RULES) * STEPS) / 5_000) * 5_000))
     file, store = sheet.out / "experiment.yaml", sheet.out / "store"
-    if sheet.tiny or not file.exists():  # what an earlier call has begun is gone on with
+    if sheet.tiny or not file.exists():  # else continue an earlier call
         file.write_text(yaml.safe_dump(described(sheet.tiny, count, min(batch, 2_500)), sort_keys=False))
     sheet.say("digits, a rehearsal" if sheet.tiny else f"{STEPS} steps, L2 ε {EPS}; what was asked for is in {file}")
     add = sheet.table(
@@ -61,7 +61,7 @@ def found(store: Path, evaluation: str) -> list[dict[str, Any]]:
 
 
 def facts(store: Path, dataset: str | None) -> str:
-    """How a dataset came to be, from its manifest."""
+    """Facts of a dataset from its manifest."""
     (file,) = list(store.glob(f"datasets/{dataset}/*/manifest.json")) or [None]
     if file is None:
         return ""

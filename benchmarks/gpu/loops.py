@@ -1,4 +1,4 @@
-"""The attack loop: how many images·steps a second, by precision, with and without graph and compiler, over batches."""
+"""The attack loop: image·steps per second by precision and batch size, with and without CUDA graphs and compiler."""
 
 import time
 from collections.abc import Callable
@@ -21,15 +21,15 @@ from stages.targeted_pgd import TargetedPGD, targeted
 from stages.tensors import to_unit
 
 STEPS = 100
-"""Of a dataset's attack."""
+"""Steps of a dataset's attack."""
 
 COMPILER = 45
-"""Seconds that a compiler may take: with less time left it is not begun."""
+"""Seconds reserved for the compiler: with less time left it is skipped."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the side of its images, a radius, batches from the likeliest on, and what stands in for it if tiny."""
+    """A network, its image size, a radius, batch sizes (likeliest first), and its replacement in a rehearsal."""
 
     arch: str
     side: int
@@ -50,7 +50,7 @@ def recipe_of(eps: float, batch: int, **keys: object) -> Attack:
 
 
 def measure(sheet: Sheet) -> None:
-    """The case with most at stake first; each gets half of the time that is left, the last all of it."""
+    """Measure the most important case first; each gets half of the remaining time, the last all of it."""
     peak = sheet.noted("device", "bfloat16")
     for at, case in enumerate(CASES):
         Loops(sheet, case, sheet.left / (len(CASES) - at), peak).measure()
@@ -78,7 +78,7 @@ class Loops:
         self.mine: dict[tuple[str, int], float] = {}
 
     def measure(self) -> None:
-        """Batches for the likeliest choice, then the other choices with the best of them."""
+        """Try batch sizes for the likeliest choice, then the other choices at the best size."""
         for batch in self.batches:
             self.ours("bfloat16, graph", batch, precision="bfloat16")
         best = max(self.batches, key=lambda batch: self.rates.get(("bfloat16, graph", batch), 0.0))
@@ -104,7 +104,7 @@ class Loops:
             self.sheet.say(f"CIFAR-10 × {STEPS} steps, {name}, batch {batch}: {50_000 * STEPS / rate:,.0f} s")
 
     def ours(self, name: str, batch: int, *, graph: bool = True, **keys: object) -> None:
-        """The loop that makes datasets: `TargetedPGD`, rounding to 8 bits included, as it is with all `STEPS`."""
+        """The loop that makes datasets: `TargetedPGD` with all `STEPS`, including rounding to 8 bits."""
         recipe = recipe_of(self.case.eps, batch, **keys)
 
         def loop() -> Callable[[int], object]:
@@ -126,7 +126,7 @@ class Loops:
             self.sheet.note(f"{self.case.arch} batch", float(at))
 
     def bare(self, name: str, batch: int, **keys: object) -> None:
-        """The ceiling: forward and backward of the same network at one place, captured as ours is, and nothing else."""
+        """The ceiling: bare forward and backward passes of the same network, captured as a CUDA graph like ours."""
         recipe = recipe_of(self.case.eps, batch, **keys)
 
         def loop() -> Callable[[int], object]:
@@ -152,7 +152,7 @@ class Loops:
         self.timed(f"{name}: bare", batch, recipe, loop)
 
     def others(self, batch: int) -> None:
-        """What one would write, and what torchattacks does, in float32 and with PyTorch's own defaults (TF32)."""
+        """The naive loop and torchattacks' loop, in float32 and with PyTorch's defaults (TF32)."""
         recipe = recipe_of(self.case.eps, batch, precision="tf32", deterministic=False)
         for name, step in (("naive loop", naive), ("torchattacks' loop", torchattackss)):
 
@@ -164,7 +164,7 @@ class Loops:
             self.timed(name, batch, recipe, loop)
 
     def timed(self, name: str, batch: int, recipe: Attack, loop: Callable[[], Callable[[int], object]]) -> None:
-        """A line of the table: by the time of some steps and of twice as many, what a step takes and what the rest."""
+        """Add a line: seconds per step and fixed seconds, from the times of some steps and of twice as many."""
         if time.monotonic() > self.end:
             return
         k = self.steps
@@ -198,7 +198,7 @@ class Loops:
 
 
 def naive(model: nn.Module, clean: Tensor, target: Tensor, ball: Attack, steps: int) -> Tensor:
-    """Madry et al. 2018 as one writes it down."""
+    """A naive implementation of Madry et al. 2018."""
     x = clean.clone()
     for _ in range(steps):
         x.requires_grad_(True)

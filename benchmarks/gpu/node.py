@@ -1,4 +1,4 @@
-"""A whole dataset node over the bare loop, at 224 pixels; a training from shards over one from tensors."""
+"""A whole dataset node beside the bare loop, at 224 pixels; a training from shards beside one from tensors."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def measure(sheet: Sheet) -> None:
 
 
 def dataset(sheet: Sheet) -> None:
-    """Photographs' stand-ins through load, attack and commit, by the command that a user gives."""
+    """Load, attack and commit stand-ins for photographs, with the user's command."""
     case = CASES[0]
     loops = Loops(sheet, case, sheet.left, None)
     noted = int(sheet.noted("loops", f"{case.arch} batch") or loops.batches[0])
@@ -47,7 +47,7 @@ def dataset(sheet: Sheet) -> None:
         "models": {"net": {"pretrained": brought}},
     }
     file.write_text(yaml.safe_dump(what))
-    shutil.rmtree(store, ignore_errors=True)  # of an earlier call: what is there already takes no time
+    shutil.rmtree(store, ignore_errors=True)  # of an earlier call, else the nodes would be cached
     try:
         notbugs.main(["run", str(file), "--engine", "inline", "--store", str(store)])
     except SystemExit as ended:
@@ -70,7 +70,7 @@ def dataset(sheet: Sheet) -> None:
 
 
 def training(sheet: Sheet) -> None:
-    """Images a second, of the second epoch: a split that is held, and one that streams from packed shards."""
+    """Images per second in the second epoch, from a split in memory and from packed shards."""
     arch, count, batch = ("small_cnn", 96, 32) if sheet.tiny else ("cifar_resnet18", 20_000, 500)
     whole, parts = images(sheet, count), 8
     names = [f"train-{k:06d}" for k in range(parts)]

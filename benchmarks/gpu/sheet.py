@@ -1,4 +1,4 @@
-"""What a step writes down as it goes, and what the steps share: the time that is left, timing, networks, images."""
+"""The measurements of a step, written as it runs; and helpers of the steps: time left, timing, networks, images."""
 
 import json
 import time
@@ -24,14 +24,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass
 class Sheet:
-    """A step's tables, written to its file whenever something is added: what is cut off later is there.
+    """A step's tables, written to its file at each addition, so that nothing is lost if the step is ended.
 
     Attributes:
         step: its name.
         out: folder of the files.
         data: folder of CIFAR-10, if any.
         tiny: whether it is only a rehearsal.
-        end: until when (monotonic seconds).
+        end: when the step must end (monotonic seconds).
     """
 
     step: str
@@ -44,11 +44,11 @@ class Sheet:
 
     @property
     def left(self) -> float:
-        """Seconds that this step still has."""
+        """Seconds left for this step."""
         return self.end - time.monotonic()
 
     def table(self, title: str, *head: str) -> Callable[..., None]:
-        """Begin a table; what is given adds a line to it."""
+        """Begin a table; returns a function that adds a line."""
         lines: list[list[str]] = []
         self.tables.append({"title": title, "head": list(head), "lines": lines})
 
@@ -59,31 +59,31 @@ class Sheet:
         return add
 
     def say(self, sentence: str) -> None:
-        """A line under the tables."""
+        """Add a line under the tables."""
         self.said.append(sentence)
         self.write()
 
     def write(self) -> None:
-        """All of it, whole or not at all."""
+        """Write everything, atomically."""
         new = self.out / f"{self.step}.new"
         new.write_text(json.dumps({"tables": self.tables, "said": self.said}, indent=1, ensure_ascii=False))
         new.rename(self.out / f"{self.step}.json")
 
     def noted(self, step: str, name: str) -> float | None:
-        """A number that an earlier step has put down with `note`."""
+        """A number that an earlier step stored with `note`."""
         file = self.out / f"{step}.notes.json"
         found = json.loads(file.read_text()) if file.exists() else {}
         return found.get(name)
 
     def note(self, name: str, value: float) -> None:
-        """Put down a number for later steps."""
+        """Store a number for later steps."""
         file = self.out / f"{self.step}.notes.json"
         found = json.loads(file.read_text()) if file.exists() else {}
         file.write_text(json.dumps(found | {name: value}))
 
 
 def printed(found: dict[str, Any]) -> str:
-    """A step's tables as text, and how it ended."""
+    """A step's tables as text, and its outcome."""
     parts = [f"{table['title']}\n\n{tables.table(table['head'], table['lines'])}\n" for table in found["tables"]]
     end = found["failed"] or f"done after {found['seconds']:.0f} s"
     return "\n".join([*parts, *found["said"], f"{found['step']}: {end}\n"])
@@ -93,14 +93,14 @@ def printed(found: dict[str, Any]) -> str:
 
 
 def waited() -> float:
-    """The time, when the device has done all that it was told."""
+    """The time, after the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def seconds_of(work: Callable[[], object], rounds: int = 1) -> float:
-    """Seconds that some work takes, the median of some rounds."""
+    """Seconds of some work: the median over rounds."""
     found = []
     for _ in range(rounds):
         started = waited()
@@ -113,7 +113,7 @@ def seconds_of(work: Callable[[], object], rounds: int = 1) -> float:
 
 
 def untrained(arch: str, side: int, classes: int) -> Classifier:
-    """A network with random weights, whose batch norms have seen some noise: a deep one's answers overflow else."""
+    """A network with random weights and batch norm statistics of noise: else a deep network's logits overflow."""
     torch.manual_seed(0)
     design = Design(arch, classes, (3, side, side), IMAGENET_MEAN, IMAGENET_STD)
     made = models.on_device(Classifier(design, Path.cwd()))
@@ -126,7 +126,7 @@ def untrained(arch: str, side: int, classes: int) -> Classifier:
 
 
 def images(sheet: Sheet, count: int, split: str = "train") -> Shard:
-    """Some of CIFAR-10; noise where there is no folder of it."""
+    """Some images of CIFAR-10; noise without its folder."""
     if sheet.data is not None and (sheet.data / CIFAR10).exists():
         return cifar10(sheet.data, count, split)
     draw = np.random.default_rng(0)

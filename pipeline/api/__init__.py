@@ -1,1 +1,1 @@
-"""The public names of `notbugs`, for notebooks and trainings."""
+"""The public API of `notbugs`, for notebooks and training scripts."""

@@ -1,4 +1,4 @@
-"""A dataset of a store, to read: sample by sample, as a table, or as a dataset of PyTorch."""
+"""Read a dataset of a store: by sample, as a table, or as a PyTorch dataset."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.api.torch_data import Examples, Stream
 
 STORE = "notbugs-store"
-"""The store that the command line uses too where none is named."""
+"""Default store, the same as the command line's."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Sample:
 
     Attributes:
         key: stem of its members in the shard.
-        index: position in the source; unique over the splits.
+        index: index in the source; unique over the splits.
         split: its split.
         image: H × W × C, uint8.
-        label: the label to train on; of an attacked dataset, the target.
-        source_label: the true class, as the source gave it.
+        label: the label to train on; in an attacked dataset, the target.
+        source_label: the source's label, the true class.
     """
 
     key: str
@@ -48,17 +48,17 @@ class Sample:
 
 
 class Dataset:
-    """A dataset of a store; made by `open`.
+    """A dataset of a store, opened by `open`.
 
-    Nothing is read before it is asked for. Pixels are read image by image, by their place in the shard.
+    Everything is read on demand. Images are read one by one, by their offsets in the shard.
 
     Attributes:
-        name, version: its place in the store.
-        path: its folder, as a path or URL: the shards lie in it.
+        name, version: name and version in the store.
+        path: path or URL of its folder, which contains the shards.
         classes: class names; a label is a position in this list.
         splits: split → number of samples.
-        image_shape: channels, height, width; None where images differ in size.
-        manifest: everything that the manifest holds.
+        image_shape: channels, height, width; None if images differ in size.
+        manifest: the whole manifest.
     """
 
     def __init__(self, store: Store, folder: str, manifest: Mapping[str, Any]) -> None:
@@ -82,10 +82,10 @@ class Dataset:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> Sample:
-        """The sample of a position: those of `table` that have no error, in its order.
+        """The sample at a position among the rows of `table` without an error.
 
         Raises:
-            IndexError: there is none of this position.
+            IndexError: the position is out of range.
             BadData: the sample is damaged.
         """
         if not -len(self) <= i < len(self):
@@ -97,7 +97,7 @@ class Dataset:
 
     @cached_property
     def table(self) -> pa.Table:
-        """The rows of `samples.parquet`, one per sample and per image that was left out; docs/data-format.md.
+        """The rows of `samples.parquet`, one per sample and per image left out; see docs/data-format.md.
 
         Raises:
             BadData: it is damaged.
@@ -106,7 +106,7 @@ class Dataset:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """What the dataset was made by: `recipe.json`.
+        """The recipe of the dataset, from `recipe.json`.
 
         Raises:
             BadData: it is damaged.
@@ -116,12 +116,12 @@ class Dataset:
 
     @property
     def parents(self) -> dict[str, dict[str, str]]:
-        """Role → node, version and content digest of what it was made from."""
+        """Role → node, version and content digest of each input."""
         return {role: dict(parent) for role, parent in self.manifest["parents"].items()}
 
     @cached_property
     def _places(self) -> dict[str, np.ndarray]:
-        """Of each sample, in the order of the rows: where its image lies, and its labels."""
+        """Columns with each sample's place in its shard and its labels, in the order of `table`."""
         rows = self.table.filter(pa.compute.is_null(self.table["error"]))
         if len(rows) != len(self):
             raise BadData(f"{self.path}/samples.parquet has {len(rows)} samples, the manifest {len(self)}")
@@ -130,7 +130,7 @@ class Dataset:
 
     @property
     def labels(self) -> np.ndarray:
-        """The label of every sample, by position: N, int64."""
+        """The labels of all samples, by position: N, int64."""
         return self._places["label"]
 
     def positions(self, split: str) -> np.ndarray:
@@ -150,10 +150,10 @@ class Dataset:
             raise BadInput(f"{self.name} has no split {split!r}, it has {', '.join(self.splits)}")
 
     def file(self, i: int) -> bytes:
-        """The file of a sample's image, as it lies in the shard: PNG, or the original JPEG or WebP.
+        """The bytes of a sample's image file in the shard: PNG, or the original JPEG or WebP.
 
         Raises:
-            BadData: what lies there is not this sample's image.
+            BadData: the bytes at its place are not this sample's image.
         """
         row = self._places
         start, size, stem = int(row["offset"][i]), int(row["size"][i]), key(int(row["index"][i]))
@@ -171,7 +171,7 @@ class Dataset:
             raise BadData(f"sample {stem} of {self.path} {error}; `notbugs verify` checks every file") from error
 
     def shard(self, name: str) -> bytes:
-        """A shard, checked against its digest.
+        """The bytes of a shard, checked against its digest.
 
         Raises:
             BadData: it is damaged.
@@ -179,16 +179,16 @@ class Dataset:
         return artifacts.read_file(self.store, self._artifact, f"{name}.tar")
 
     def shards(self, split: str) -> dict[str, int]:
-        """Names of a split's shards, in order, with their number of samples."""
+        """Shard name → number of samples, for a split's shards in order."""
         self.refuse_split(split)
         return {name: self.manifest["shards"][name] for name in self._artifact.shards(split)}
 
     def torch(self, split: str = "train", transform: Callable[[Any], Any] | None = None) -> "Examples":
-        """A map-style dataset of PyTorch over one split: pairs of image and label.
+        """A map-style PyTorch dataset of one split: pairs of image and label.
 
         Args:
-            split: which samples.
-            transform: takes a PIL image, as the datasets of torchvision do; by default the image becomes a float32
+            split: the split.
+            transform: called with a PIL image, as in torchvision's datasets; by default the image becomes a float32
                 tensor in [0, 1], C × H × W.
         """
         from pipeline.api.torch_data import Examples
@@ -204,17 +204,18 @@ class Dataset:
         rank: int | None = None,
         world: int | None = None,
     ) -> "Stream":
-        """An iterable dataset of PyTorch over one split, which reads shard by shard.
+        """An iterable PyTorch dataset of one split, read shard by shard.
 
-        Over all ranks and all workers of their loaders, every sample comes once an epoch, each of them getting as many
-        as any other, give or take one. Its order depends on the seed and the epoch alone.
+        Over all ranks and their loaders' workers, each sample occurs once per epoch, and all get the same number of
+        samples, give or take one. The order depends only on the seed and the epoch.
 
         Args:
-            split, transform: as of `torch`.
-            shuffle: shards in random order, and the samples of each; otherwise in the order of `table`. Every shard is
-                a random sample of the dataset, so a batch from one shard is as good as any.
-            seed: of the order.
-            rank, world: this process and how many there are; by default as `torch.distributed` has it, else 0 of 1.
+            split, transform: as in `torch`.
+            shuffle: shuffle the shards, and the samples within each; otherwise keep the order of `table`. Each shard is
+                a random sample of the dataset, so shuffling across shards is unnecessary.
+            seed: seed of the order.
+            rank, world: this process's rank and the number of processes; by default those of `torch.distributed`,
+                else 0 and 1.
         """
         from pipeline.api.torch_data import Stream
 
@@ -222,19 +223,19 @@ class Dataset:
 
 
 HEADER = 512
-"""Bytes of a tar member before its content."""
+"""Bytes of a tar member's header."""
 
 
 def open_dataset(name: str, store: str | Path = STORE, version: str | None = None) -> Dataset:
-    """A dataset of a store.
+    """Open a dataset of a store.
 
     Args:
-        name: of the dataset.
+        name: name of the dataset.
         store: folder, or s3:// or gs:// URL.
-        version: sixteen hexadecimal digits, or the first of them; by default the newest.
+        version: sixteen hexadecimal digits, or a prefix; by default the newest version.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is no such dataset.
     """
     place = Store(str(store))
     if not fits(NodeName, name):

@@ -1,4 +1,4 @@
-"""An experiment run, and a model of a store opened, from Python."""
+"""Run experiments and open models from Python."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 DATA = "data"
-"""The folder of local sources that the command line uses too where none is named."""
+"""Default folder of local sources, the same as the command line's."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a run left.
+    """The results of a run.
 
     Attributes:
         run: its name in the store.
         page: path or URL of its page.
-        rows: one per model and evaluation: `result.json` of each, as docs/data-format.md has it.
+        rows: the rows of each evaluation's `result.json`, one per model; see docs/data-format.md.
     """
 
     run: str
@@ -42,7 +42,7 @@ class Results:
     rows: list[dict[str, Any]]
 
     def to_pandas(self) -> "pd.DataFrame":
-        """The rows as a table; what is nested in a row becomes a column of its own, as ``agreement.rule``."""
+        """The rows as a table; nested values become columns of their own, such as ``agreement.rule``."""
         import pandas as pd
 
         return pd.json_normalize(self.rows)
@@ -57,19 +57,19 @@ def run(
     workers: int | None = None,
     address: str | None = None,
 ) -> Results:
-    """Make what is missing of an experiment, as ``notbugs run`` does.
+    """Make the missing nodes of an experiment, as ``notbugs run`` does.
 
     Args:
-        experiment: path of an experiment file; or what would stand in it, as a mapping or an `Experiment`.
+        experiment: path of an experiment file, or its content as a mapping or an `Experiment`.
         store: folder, or s3:// or gs:// URL.
-        data: folder of local sources and checkpoints; downloads go there too.
-        engine: ``inline`` works in this process, without Ray.
-        only: make these nodes and what they need.
-        workers, address: of Ray, as the options of ``notbugs run``.
+        data: folder of local sources and checkpoints, and of downloads.
+        engine: ``inline`` runs in this process, without Ray.
+        only: make these nodes and their inputs.
+        workers, address: as the options of ``notbugs run``, for Ray.
 
     Raises:
-        BadInput: the experiment, or what it names, cannot be.
-        BadData: a node failed; the message names it. What was made is kept, and the next call goes on with the rest.
+        BadInput: the experiment is invalid, or a source, network or checkpoint that it names is missing or unfit.
+        BadData: a node failed; the message names it. Finished work is kept, and the next call continues.
     """
     if isinstance(experiment, str | Path):
         experiment = spec.read(Path(experiment))
@@ -93,21 +93,21 @@ def run(
 
 
 def model(name: str, store: str | Path = STORE, arch: str | None = None, data: str | Path = DATA) -> "nn.Module":
-    """A model of a store, or one of torchvision's classifiers, ready for use.
+    """Load a model of a store, or a torchvision classifier.
 
     Args:
-        name: ``standard`` or ``standard/<version>`` of the store, the newest by default; or a torchvision classifier,
-            whose default weights are then fetched.
+        name: ``standard`` (the newest version) or ``standard/<version>`` in the store; or a torchvision classifier,
+            whose default weights are downloaded.
         store: folder, or s3:// or gs:// URL.
-        arch: the network, where it is code of your own: no code is run because a store names it.
-        data: folder that downloads go to.
+        arch: import path of the network if it is your own code: a store alone never causes code to run.
+        data: folder for downloads.
 
     Returns:
-        A network from images in [0, 1], N × C × H × W, to logits, N × classes; in evaluation mode, its weights without
-        gradient, on the GPU where there is one. Its attribute `classes` has the names.
+        A network from images in [0, 1], N × C × H × W, to logits, N × classes; in evaluation mode, with frozen weights,
+        on the GPU if there is one. Its attribute `classes` lists the class names.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is no such model.
         BadData: its weights are damaged.
     """
     found, classes = picture.find_model(Context(Store(str(store)), Path(data), Path.cwd()), name, arch)

@@ -1,4 +1,4 @@
-"""The attack and the inversion on tensors, through any network."""
+"""Attack and inversion of image tensors, for any network."""
 
 import copy
 from pathlib import Path
@@ -24,26 +24,27 @@ from stages.tensors import to_pixels, to_unit
 R = TypeVar("R", bound=Compute)
 
 BATCH = 128
-"""Images that go through a network together, where there are as many and the recipe says nothing."""
+"""Default batch size, reduced to the number of images."""
 
 
 def attack(model: nn.Module, images: Tensor, targets: Tensor, **recipe: Any) -> Tensor:
-    """Move images toward target classes by targeted PGD, as the datasets are made.
+    """Perturb images toward target classes by targeted PGD, as for datasets.
 
-    The images are rounded to 8 bits, moved inside the ball around that, and rounded to 8 bits inside the ball again.
+    The images are rounded to 8 bits, perturbed within the ball around the rounded images, and rounded to 8 bits again
+    inside the ball.
 
     Args:
-        model: images in [0, 1], N × C × H × W, to logits, N × classes. It is copied, and used in evaluation mode.
+        model: maps images in [0, 1], N × C × H × W, to logits, N × classes. A copy of it is used in evaluation mode.
         images: N × C × H × W, in [0, 1], grey or RGB.
         targets: N, int64.
         recipe: keys of `attack` in an experiment file, such as ``norm``, ``eps``, ``step_size``, ``steps``,
-            ``batch_size`` and ``precision``; docs/experiment-file.md has all of them and their defaults.
+            ``batch_size`` and ``precision``; docs/experiment-file.md lists all of them with their defaults.
 
     Returns:
         The adversarial images, N × C × H × W, float32, each value a multiple of 1/255; on the device of `images`.
 
     Raises:
-        BadInput: the tensors are not as they should be, or the recipe is none.
+        BadInput: a tensor has the wrong shape, type or range, or the recipe is invalid.
     """
     pixels = _pixels(images)
     asked = _recipe(Attack, images="", model="model", **{"batch_size": min(BATCH, len(pixels)), **recipe})
@@ -61,17 +62,17 @@ def attack(model: nn.Module, images: Tensor, targets: Tensor, **recipe: Any) -> 
 
 
 def invert(model: nn.Module, images: Tensor, **recipe: Any) -> Tensor:
-    """Find, for every image, another that a network represents alike (Ilyas et al. 2019, appendix C).
+    """Find, for each image, another with similar features in a network (Ilyas et al. 2019, appendix C).
 
     Args:
-        model, images: as of `attack`.
+        model, images: as in `attack`.
         recipe: keys of `invert` in an experiment file, such as ``layer``, ``start``, ``steps`` and ``step_size``.
 
     Returns:
         The images found, N × C × H × W, float32, each value a multiple of 1/255; on the device of `images`.
 
     Raises:
-        BadInput: the tensors are not as they should be, the recipe is none, or the network has no such features.
+        BadInput: a tensor has the wrong shape, type or range, the recipe is invalid, or the network lacks the layer.
     """
     pixels = _pixels(images)
     asked = _recipe(Invert, images="", model="model", **{"batch_size": min(BATCH, len(pixels)), **recipe})
@@ -100,7 +101,7 @@ def _recipe(kind: type[R], **keys: Any) -> R:
 
 
 def _classifier(model: nn.Module, pixels_NHWC: np.ndarray) -> Classifier:
-    """A copy of a network that takes images in [0, 1], as a classifier."""
+    """A copy of a network on images in [0, 1], as a `Classifier`."""
     if isinstance(model, Classifier):
         return model
     height, width, channels = pixels_NHWC.shape[1:]

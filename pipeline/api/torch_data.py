@@ -1,4 +1,4 @@
-"""A dataset of a store as PyTorch takes it: by position, or as a stream."""
+"""PyTorch datasets over a dataset of a store: map-style, and as a stream."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,11 +16,11 @@ from stages.seeds import generator
 from stages.shard import Sample, samples
 
 AHEAD = 2
-"""Shards that are fetched while one is read."""
+"""Shards to prefetch."""
 
 
 class Examples(data.Dataset[tuple[Any, int]]):
-    """One split, by position: pairs of image and label. Made by `Dataset.torch`.
+    """A map-style dataset of one split: pairs of image and label. Made by `Dataset.torch`.
 
     Attributes:
         classes: class names.
@@ -41,15 +41,14 @@ class Examples(data.Dataset[tuple[Any, int]]):
 
 
 class Stream(data.IterableDataset[tuple[Any, int]]):
-    """One split, shard by shard: pairs of image and label. Made by `Dataset.stream`.
+    """An iterable dataset of one split, shard by shard: pairs of image and label. Made by `Dataset.stream`.
 
-    `state_dict` and `load_state_dict` continue an epoch where it stopped; torchdata's `StatefulDataLoader` calls
-    them in each worker. The numbers of workers and ranks have to stay the same.
+    `state_dict` and `load_state_dict` resume an epoch in the middle; torchdata's `StatefulDataLoader` calls them in
+    each worker. The numbers of workers and ranks must stay the same.
 
     Attributes:
-        epoch: number of the epoch that the next iteration gives; each one that ends adds one. The copy of this dataset
-            that a loader's worker has ends with the worker, so call `set_epoch` before each epoch, as of
-            `DistributedSampler`.
+        epoch: epoch of the next iteration; each finished iteration increments it. A loader's workers have copies of
+            this dataset, which end with them, so call `set_epoch` before each epoch, as for `DistributedSampler`.
     """
 
     def __init__(
@@ -70,11 +69,11 @@ class Stream(data.IterableDataset[tuple[Any, int]]):
         self.epoch, self._given, self._begin = 0, 0, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin this epoch at the next iteration."""
+        """Set the epoch of the next iteration, from its start."""
         self.epoch, self._begin = epoch, 0
 
     def __len__(self) -> int:
-        """Samples that this rank gets in an epoch."""
+        """Number of this rank's samples per epoch."""
         return _share(sum(self.shards.values()), self.rank, self.world)
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
@@ -85,7 +84,7 @@ class Stream(data.IterableDataset[tuple[Any, int]]):
         self.epoch, self._given = self.epoch + 1, 0
 
     def _from(self, given: int) -> Iterator[Sample]:
-        """The samples of this worker of this rank, after those that were given already."""
+        """The samples of this worker of this rank, after the first `given`."""
         parts = [(name, at[max(0, given - before) :]) for name, before, at in self._parts() if given < before + len(at)]
         names = [name for name, _ in parts]
         for (name, at), content in zip(parts, prefetch(self.dataset.shard, names, AHEAD), strict=True):
@@ -93,7 +92,7 @@ class Stream(data.IterableDataset[tuple[Any, int]]):
             yield from (found[i] for i in at)
 
     def _parts(self) -> list[tuple[str, int, np.ndarray]]:
-        """Shards of this worker: the name, how many samples come before it, and which of its samples, in order."""
+        """This worker's shards: name, number of this worker's samples before it, positions of its samples in order."""
         worker = data.get_worker_info()
         workers = worker.num_workers if worker else 1
         place, places = self.rank * workers + (worker.id if worker else 0), self.world * workers
@@ -116,14 +115,14 @@ class Stream(data.IterableDataset[tuple[Any, int]]):
         return generator(self.seed, f"stream {name}", self.epoch).permutation(count)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the epoch is."""
+        """The position in the current epoch."""
         return {"version": self.dataset.version, "epoch": self.epoch, "given": self._given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there at the next iteration.
+        """Resume from a state at the next iteration.
 
         Raises:
-            BadInput: it is the state of a stream over another dataset.
+            BadInput: the state belongs to a stream over another dataset.
         """
         if state["version"] != self.dataset.version:
             raise BadInput(f"this state is of version {state['version']}, the stream of {self.dataset.version}")
@@ -131,7 +130,7 @@ class Stream(data.IterableDataset[tuple[Any, int]]):
 
 
 def _item(dataset: Dataset, file: bytes, transform: Callable[[Any], Any] | None) -> Any:
-    """What a training takes of an image's file.
+    """Decode and transform an image file.
 
     Raises:
         BadData: it is damaged.

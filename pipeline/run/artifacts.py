@@ -42,10 +42,10 @@ from stages.shard import split_of
 FORMAT = 3
 
 NOT_OURS, LOST = "is damaged, or of another version of this program", "is missing, although all else is there"
-"""What may be wrong with the document that describes a folder."""
+"""Faults of the document that describes a folder."""
 
 LAST_BUT_ONE = "recipe.json"
-"""The file that is written before the manifest: if it is there without one, the manifest was lost."""
+"""The file written just before the manifest: if it exists alone, the manifest was lost."""
 
 LIBRARIES = ("notbugs", "torch", "torchvision", "numpy", "pillow", "pyarrow", "ray")
 
@@ -59,7 +59,7 @@ class File(Document):
 
 
 class Parent(Document):
-    """An artifact that another was made from."""
+    """An input of an artifact."""
 
     node: NodeId
     version: Version
@@ -86,7 +86,7 @@ class Manifest(Document):
 
 
 class LeftOut(Document):
-    """A reason why images were left out, with the first of them."""
+    """A reason why images were left out, their number, and the first of them."""
 
     reason: str
     images: Count
@@ -206,11 +206,11 @@ MARKS: dict[str, type[Mark]] = {"datasets": ShardMark, "evaluations": ScoreMark}
 
 @dataclass(frozen=True)
 class Artifact:
-    """A dataset, model or evaluation that is in the store, whole.
+    """A finished dataset, model or evaluation of the store.
 
     Attributes:
         folder: ``<group>/<name>/<version>``.
-        manifest: its manifest; of one that is still to be made, the facts that are predicted of it.
+        manifest: its manifest; before it is made, the predicted facts.
     """
 
     folder: str
@@ -218,12 +218,12 @@ class Artifact:
 
     @property
     def content(self) -> str:
-        """Digest of its content: equal contents have equal digests, wherever they were made."""
+        """Digest of its bytes; the same wherever they were made."""
         return str(self.manifest["content"])
 
     @cached_property
     def files(self) -> dict[str, dict[str, Any]]:
-        """Each file's name with its bytes and sha256."""
+        """File name → its entry in the manifest, with bytes and sha256."""
         return {file["name"]: file for file in self.manifest["files"]}
 
     def shards(self, split: str) -> list[str]:
@@ -232,19 +232,19 @@ class Artifact:
 
 
 def manifest_at(store: Store, folder: str) -> dict[str, Any] | None:
-    """The manifest of ``<group>/<name>/<version>``; None where there is none, or it cannot be trusted."""
+    """The manifest of ``<group>/<name>/<version>``; None if it is missing or cannot be trusted."""
     group, name, version = folder.split("/")
     found = documents.find(store, f"{folder}/manifest.json", MANIFESTS[group])
     return found if found and (found["group"], found["name"], found["version"]) == (group, name, version) else None
 
 
 def by_name(store: Store, name: str, groups: Sequence[str] = GROUPS) -> list[Artifact]:
-    """The artifacts of a name, the oldest first.
+    """The artifacts with a name, oldest first.
 
     Args:
-        store: where.
+        store: the store.
         name: ``rand``, ``datasets/rand`` or ``datasets/rand/<version>``.
-        groups: where to look.
+        groups: the groups to search.
     """
     prefix = next((group for group in groups if name.startswith(f"{group}/")), "")
     base, *rest = name.removeprefix(f"{prefix}/").split("/")
@@ -262,7 +262,7 @@ def by_name(store: Store, name: str, groups: Sequence[str] = GROUPS) -> list[Art
 
 
 def find(store: Store, node: Node) -> Artifact | None:
-    """The node as it stands in the store; None unless every file and commit mark is there with its size."""
+    """The node's artifact in the store; None unless every file and commit mark exists with its stated size."""
     manifest = manifest_at(store, node.folder)
     if manifest is None or (node.group == "models" and manifest["design"]["arch"] != node.arch):
         return None
@@ -275,9 +275,9 @@ def find(store: Store, node: Node) -> Artifact | None:
 
 
 def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Artifact]) -> Artifact | None:
-    """The node, if it is whole and was made from these very inputs; otherwise its manifest is withdrawn.
+    """The node's artifact if it is whole and made from exactly these inputs; otherwise withdraw its manifest.
 
-    A node that is being made again must not seem to be there: its old manifest would cover new and old shards.
+    A node that is being remade must not look finished: its old manifest would cover old and new shards.
     """
     made = find(store, node)
     if made is not None and parents_of(made) == {role: one.content for role, one in inputs.items()}:
@@ -287,13 +287,13 @@ def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Artifact]) -
 
 
 def read_file(store: Store, made: Artifact, name: str, take_back: bool = False) -> bytes:
-    """A file of a node, as it was published.
+    """Read a file of a node and check its digest.
 
     Args:
-        store: where.
-        made: the node.
-        name: the file.
-        take_back: whether the mark and the manifest of a damaged file are withdrawn at once.
+        store: the store.
+        made: the node's artifact.
+        name: the file's name.
+        take_back: if the file is damaged, withdraw its commit mark and the manifest at once.
 
     Raises:
         BadData: it is missing or damaged.
@@ -310,7 +310,7 @@ def read_file(store: Store, made: Artifact, name: str, take_back: bool = False) 
 
 
 def parents_of(made: Artifact) -> dict[str, str]:
-    """Role → content digest of what it was made from."""
+    """Role → content digest of each input."""
     return {role: parent["content"] for role, parent in made.manifest["parents"].items()}
 
 
@@ -330,14 +330,14 @@ def publish(
     inputs: Mapping[str, Artifact],
     facts: dict[str, Any],
 ) -> Artifact:
-    """Write the manifest, after all other files: from now on the node is there.
+    """Write the manifest after all other files, which finishes the node.
 
     Args:
-        store: where.
-        node: what.
-        files: name → (bytes, sha256) of every file but the commit marks.
+        store: the store.
+        node: the node.
+        files: name → (bytes, sha256) of every file except commit marks.
         content: digest of its content.
-        inputs: the artifacts that it was made from.
+        inputs: role → input artifact.
         facts: further entries.
     """
     manifest = {
@@ -364,7 +364,7 @@ def publish(
 
 
 def per_split(samples: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Samples of each split, from those of each shard."""
+    """Samples per split, from samples per shard."""
     counts: dict[str, int] = {}
     for name, count in samples:
         split = split_of(name)
@@ -373,7 +373,7 @@ def per_split(samples: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def content_digest(files: Mapping[str, str]) -> str:
-    """One digest for several files, by name and sha256."""
+    """One digest over the names and sha256 of several files."""
     return digest(canonical(dict(sorted(files.items()))))
 
 
@@ -384,7 +384,7 @@ def environment() -> dict[str, str]:
 
 
 def version(name: str) -> str:
-    """Version of a package; a source tree that is run in place is not installed."""
+    """Version of a package; a source tree run in place is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -404,9 +404,9 @@ class Damage:
 
     Attributes:
         folder: ``<group>/<name>/<version>``.
-        file: the file in it.
+        file: its name in the folder.
         reason: what is wrong with it.
-        shard: the shard whose commit mark has to be withdrawn so that the next run makes it again.
+        shard: the shard whose commit mark must be withdrawn, so that the next run remakes it.
     """
 
     folder: str
@@ -430,8 +430,8 @@ def folders(store: Store) -> list[str]:
 def verify(store: Store, folder: str) -> list[Damage]:
     """Read every byte of a node and compare it with its manifest and commit marks.
 
-    One without a manifest is compared with the marks of the shards that it has so far. A file that cannot be read is
-    damaged; the others are read nevertheless.
+    A node without a manifest is compared with the marks of the shards made so far. A file that cannot be read counts as
+    damaged, and the others are still read.
     """
     found: list[Damage] = []
     there, manifest = dict[str, int](), None
@@ -453,7 +453,7 @@ def verify(store: Store, folder: str) -> list[Damage]:
 
 @contextmanager
 def _reported(store: Store, found: list[Damage], damage: Damage) -> Iterator[None]:
-    """Report files of a local store that cannot be read; an error of an object store is raised."""
+    """Report unreadable files of a local store as damage; raise errors of an object store."""
     try:
         yield
     except (BadInput, OSError) as error:
@@ -474,7 +474,7 @@ def _verify_shard(store: Store, folder: str, shard: str, listed: Mapping[str, An
         mark = documents.find(store, f"{folder}/{path}", kind)
         if mark is None or mark["name"] != shard:
             return [Damage(folder, path, "is missing or damaged", shard)]
-    if mark is None or kind is ScoreMark:  # an evaluation has no files beside its marks
+    if mark is None or kind is ScoreMark:  # an evaluation's marks have no files
         return found
     found += _compare(store, folder, f"{shard}.tar", listed or mark, shard)
     found += _compare(store, folder, rows_path(shard), mark["rows"], shard)
@@ -497,7 +497,7 @@ def _compare(store: Store, folder: str, name: str, file: Mapping[str, Any], shar
 
 
 def withdraw(store: Store, folder: str, shards: set[str]) -> None:
-    """Delete the commit marks of some shards and the manifest, so that the next run makes them again."""
+    """Delete the commit marks of some shards, and the manifest, so that the next run remakes them."""
     store.delete(f"{folder}/manifest.json")
     store.delete(f"{folder}/{LAST_BUT_ONE}")
     for shard in shards:

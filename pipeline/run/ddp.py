@@ -1,7 +1,7 @@
 """One training on several workers: a Ray Train group in which each process runs the same loop on its share.
 
-Ray Train starts the processes, joins them (NCCL on GPUs, gloo on processors), and ends them all when one is
-lost. Checkpoints are ours, in the store: any number of workers goes on from them.
+Ray Train starts the processes, joins them (NCCL on GPUs, Gloo on CPUs), and ends them all when one is lost.
+Checkpoints are our own, in the store: any number of workers can resume from them.
 """
 
 import os
@@ -15,30 +15,30 @@ from pipeline.run.parcel import unpack
 from stages.errors import BadData, BadInput
 
 POLL = 1.0
-"""Seconds between two looks at whether the group is still there."""
+"""Seconds between two checks whether the group is still running."""
 
 SETTINGS = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # the user's modules may read files of the folder they are in
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more process, for checkpoints that we write anyway
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # the user's modules may read files in their folder
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an extra process for checkpoints, which we write ourselves
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # then the nodes are counted again: one may have gone
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # then count the nodes again: one may be gone
 }
 """Ray Train reads them from the environment of the process that starts a group."""
 
 
 def steps(pickled_job: bytes, gpu: bool) -> Iterator[dict[str, Any]]:
-    """Make a model with a group of processes; yields what ``TrainJob.steps`` yields.
+    """Make a model with a group of processes; yields the same as ``TrainJob.steps``.
 
-    For a Ray task that reserves nothing: the group's processes are its children and die with it. There are as
-    many as the cluster has room for, up to the job's ``workers``; when that changes, the group begins again
-    from the last checkpoint. When one is lost the attempt ends, and the next call goes on from there.
+    Called in a Ray task that reserves nothing: the group's processes are its children and die with it. The group has as
+    many processes as fit on the cluster, up to the job's ``workers``; when that number changes, it restarts from the
+    last checkpoint. The loss of a process ends the attempt, and the next call resumes.
 
     Args:
-        pickled_job: the training, as `parcel.pack` sends it.
+        pickled_job: the training, as bytes of `parcel.pack`.
         gpu: whether each process gets a GPU.
 
     Raises:
-        BadInput, BadData: a process raised it; trying again would not help.
+        BadInput, BadData: raised by a process; a retry would not help.
         RuntimeError: a process was lost, or failed in another way.
     """
     import ray
@@ -48,7 +48,7 @@ def steps(pickled_job: bytes, gpu: bool) -> Iterator[dict[str, Any]]:
     os.environ.update(SETTINGS)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     reported = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    # Not in the main thread: there Ray Train would put a handler of its own in the place of SIGINT's.
+    # Not in the main thread, where Ray Train would replace the SIGINT handler.
     with TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
         done = pool.submit(_fit, pickled_job, gpu, reported, scratch)
         made = False
@@ -57,13 +57,13 @@ def steps(pickled_job: bytes, gpu: bool) -> Iterator[dict[str, Any]]:
                 made = made or "manifest" in metrics
                 yield metrics
         finally:
-            reported.shutdown(force=True)  # a group whose queue is gone ends with its epoch
-    if not made:  # once published, later errors of the group do not matter
+            reported.shutdown(force=True)  # without its queue, a group ends after its epoch
+    if not made:  # after publication, errors of the group do not matter
         done.result()
 
 
 def _reports(reported: Any, done: "Future[None]") -> Iterator[dict[str, Any]]:
-    """The metrics that the group reports, until it has ended."""
+    """The metrics that the group reports until it ends."""
     from ray.util.queue import Empty
 
     while True:
@@ -77,11 +77,11 @@ def _reports(reported: Any, done: "Future[None]") -> Iterator[dict[str, Any]]:
 
 
 def _free_what_dead_groups_hold() -> None:
-    """Release the reservations of groups whose controller was killed: otherwise ours would wait for them for ever.
+    """Release the reservations of groups whose controller was killed: otherwise ours would wait for them forever.
 
-    Ray frees them when the whole job ends, Ray Train only where there is a dashboard to ask, and a local
-    cluster has none. Ray's public table of them does not say who made them. (What a killed group has put
-    down with Ray's autoscaling coordinator lapses by itself, after three minutes.)
+    Ray frees them when the whole job ends; Ray Train frees them only with a dashboard, which a local cluster lacks.
+    Ray's public table of reservations does not list their owners. (A killed group's requests to Ray's autoscaling
+    coordinator expire after three minutes.)
     """
     import ray
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
@@ -105,11 +105,11 @@ def _fit(pickled_job: bytes, gpu: bool, reported: Any, scratch: str) -> None:
         train_loop_config={"pickled_job": pickled_job, "reported": reported},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=(1, job.workers),  # type: ignore[arg-type]  # the stubs are those of Ray Train before v2
+            num_workers=(1, job.workers),  # type: ignore[arg-type]  # the stubs describe Ray Train before v2
             use_gpu=gpu,
             resources_per_worker=_resources(job, gpu),
         ),
-        # No failure is retried here: the engine does it, counts, and says so. Nothing is kept in the scratch.
+        # No retries here: the engine retries, counts and reports. The scratch folder keeps nothing.
         run_config=RunConfig(name="group", storage_path=scratch, failure_config=FailureConfig(max_failures=0)),
     )
     try:
@@ -130,7 +130,7 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def _resources(job: TrainJob, gpu: bool) -> dict[str, float]:
-    """The resources of a process: a processor per thread, or fewer if the group would not fit otherwise."""
+    """The resources of a process: a CPU per thread, or fewer if the group would not fit otherwise."""
     import ray
 
     if gpu:
@@ -141,9 +141,9 @@ def _resources(job: TrainJob, gpu: bool) -> dict[str, float]:
 
 
 def _plain(error: Exception) -> Exception:
-    """Why a group failed, in a sentence: what one of its processes raised, or how one was lost.
+    """The cause of a group's failure: the error of one of its processes, or the loss of one.
 
-    If one is lost the others fail too, since they wait for it: their errors are left out.
+    After a loss the other processes fail too, since they wait for the lost one; their errors are left out.
     """
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     for failure in failures.values():

@@ -1,4 +1,4 @@
-"""What runs the steps of jobs: this process, or Ray (`on_ray`). Both give the same bytes."""
+"""Engines run the steps of jobs: in this process, or on Ray (`on_ray`). Both give the same bytes."""
 
 import platform
 import sys
@@ -18,10 +18,10 @@ from pipeline.terminal import visible
 from stages.errors import BadData, BadInput
 
 ATTEMPTS = 3
-"""Attempts at a shard or a training before it is given up; bad data fails at once."""
+"""Attempts per shard or training; bad data fails at once."""
 
 Report = Callable[[str, dict[str, Any]], None]
-"""Called with what happened (`committed`, `epoch`, `retried`) and its facts."""
+"""Called with the kind of an event (`committed`, `epoch`, `retried`) and its facts."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class FailedShard:
 
 
 class Stopped(Exception):
-    """The run was told to stop."""
+    """The run was stopped."""
 
 
 class Engine(Protocol):
     """Runs jobs."""
 
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
-        """Start some work that calls `shards` or `model`, in parallel with other work if the engine can."""
+        """Start work that calls `shards` or `model`, in parallel with other work if the engine can."""
 
     def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[FailedShard]:
         """Make some shards; returns those that failed."""
@@ -49,7 +49,7 @@ class Engine(Protocol):
         """Make a model.
 
         Raises:
-            Exception: whatever made the last attempt fail.
+            Exception: the error of the last attempt.
         """
 
     def close(self) -> None:
@@ -57,14 +57,14 @@ class Engine(Protocol):
 
 
 def expected(error: BaseException) -> bool:
-    """Whether an error is a fault of the request, the data, the machine or the cluster: then its message is enough."""
+    """Whether an error is due to the request, the data, the machine or the cluster, so that its message is enough."""
     cause = _cause(error)
     ours = isinstance(cause, BadData | BadInput | OSError | MemoryError)
     return ours or type(cause).__name__ == "OutOfMemoryError" or type(cause).__module__.startswith("ray.")
 
 
 def reason_of(error: BaseException) -> str:
-    """An error in one line; of an unexpected one also its type, and with --debug its traceback is printed."""
+    """An error as one line, with its type if it is unexpected; with --debug, also print its traceback."""
     plain = expected(error)
     if not plain:
         terminal.debug(error)
@@ -77,7 +77,7 @@ def _sentence(cause: BaseException, plain: bool) -> str:
     kind, first = type(cause).__name__, next(iter(str(cause).strip().splitlines()), "")
     if isinstance(cause, OSError) and cause.strerror:
         return f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror
-    if isinstance(cause, MemoryError) or kind == "OutOfMemoryError":  # torch's and Ray's are of that name
+    if isinstance(cause, MemoryError) or kind == "OutOfMemoryError":  # the name of torch's and Ray's
         return f"memory ran out{': ' * bool(first)}{first}"
     if plain:
         return first or kind
@@ -95,15 +95,15 @@ def hopeless(error: BaseException) -> bool:
 
 
 class Inline:
-    """Everything in the calling process, one shard after the other.
+    """Runs everything in the calling process, shard by shard.
 
-    If the work loads models, the next shard is read and the last one committed in threads meanwhile.
+    If the work loads models, threads meanwhile read the next shard and commit the last one.
     """
 
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
         done: Future[Any] = Future()
         try:
-            with redirect_stdout(sys.stderr):  # output of the user's network is no part of the command's
+            with redirect_stdout(sys.stderr):  # keep output of the user's network off the command's stdout
                 done.set_result(work())
         except SystemExit as error:
             done.set_exception(BadData(f"the user's network ended the program ({error})"))
@@ -129,7 +129,7 @@ class Inline:
                 self._attempt(unit, report, lost, partial(again, unit, first))
 
         def again(unit: Unit, first: "Future[dict[str, Any]]", attempt: int) -> dict[str, Any]:
-            nonlocal counted  # over all steps: of concurrent ones, it is not known which repeated a request
+            nonlocal counted  # over all steps: concurrent ones cannot be told apart
             mark = first.result() if attempt == 1 else make(job, work, unit, attempt)
             before, counted = counted, store.retries
             return mark | {"store_retries": counted - before}
@@ -146,7 +146,7 @@ class Inline:
     def _attempt(
         self, unit: Unit, report: Report, lost: list[FailedShard], make: Callable[[int], dict[str, Any]]
     ) -> None:
-        """Make a shard, in as many attempts as it needs, `ATTEMPTS` at most."""
+        """Make a shard, in at most `ATTEMPTS` attempts."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 report("committed", make(attempt))
@@ -175,7 +175,7 @@ class Inline:
 def _first(
     pool: ThreadPoolExecutor, job: ShardJob, work: Callable[[Any], Any], unit: Unit, given: "Future[StepResult]"
 ) -> "Future[dict[str, Any]]":
-    """The first attempt at a shard that is being read: its work is done here, its commit in the pool."""
+    """The first attempt at a shard that is being read: do its work here, and its commit in the pool."""
     try:
         return pool.submit(commit, job, unit, work_on(work, given.result(), job.heavy), 1)
     except Exception as error:  # noqa: BLE001 - raised by `result`
@@ -189,13 +189,13 @@ def _first(
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step of a shard hands to the next.
+    """The result of one step of a shard, passed to the next.
 
     Attributes:
         value: the step's result.
-        seconds: step → seconds that it took.
-        retries: requests that were sent to the store again.
-        device: kind of device that the shard was worked on.
+        seconds: step → its duration in seconds.
+        retries: repeated requests to the store.
+        device: kind of device used for the work.
         settings: PyTorch's settings during the work: see `stages.device.settings_text`.
     """
 
@@ -207,19 +207,19 @@ class StepResult:
 
 
 def make(job: ShardJob, work: Callable[[Any], Any], unit: Unit, attempt: int) -> dict[str, Any]:
-    """All steps of a shard; returns its commit mark."""
+    """Run all steps of a shard; returns its commit mark."""
     return commit(job, unit, work_on(work, read(job, unit), job.heavy), attempt)
 
 
 def read(job: ShardJob, unit: Unit) -> StepResult:
-    """The first step: fetch and decode."""
+    """The first step: fetch and decode the input."""
     started, before = time.perf_counter(), job.context.store.retries
     value = job.read(unit)
     return StepResult(value, {"read": round(time.perf_counter() - started, 3)}, job.context.store.retries - before)
 
 
 def work_on(work: Callable[[Any], Any], given: StepResult, heavy: bool) -> StepResult:
-    """The second step. Work that loads no model has no device but the processor."""
+    """The second step. Work that loads no model runs on the CPU."""
     if not heavy:
         value, seconds = _timed(work, given)
         return StepResult(value, seconds, given.retries, platform.machine())

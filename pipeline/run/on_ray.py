@@ -1,4 +1,4 @@
-"""The engine on Ray: each shard a chain of tasks, each training a task or a worker group, on all nodes of a cluster."""
+"""The engine on Ray: a shard is a chain of tasks, a training a task or a worker group, on all nodes of a cluster."""
 
 import faulthandler
 import os
@@ -42,37 +42,36 @@ IN_FLIGHT = 3
 """Shards in flight per worker: one being read, one worked on, one written. This bounds the memory."""
 
 DEATHS = 2
-"""Workers that may die over a shard before it is given up."""
+"""Deaths of workers after which their shard is set aside."""
 
 GRACE = 2.0
-"""Seconds of delay with which the driver may learn that a worker went on to its next shard."""
+"""Longest delay, in seconds, with which the driver learns that a worker went on to its next shard."""
 
 MOVES = 20
-"""Restarts of a shard for reasons beyond it, such as a lost node, before it is given up."""
+"""Restarts of a shard for other reasons, such as a lost node, after which it is set aside."""
 
 SCALE_INTERVAL = 3.0
 """Seconds between two checks of the cluster's size."""
 
 PATIENCE = (10, 600.0)
-"""Time limit of a step: so many times the slowest of its split so far, and at least so many seconds."""
+"""Time limit of a step: a multiple of the slowest so far in its split, and a minimum in seconds."""
 
 CONNECT_TIMEOUT = 10.0
 """Seconds in which a cluster must accept a connection."""
 
 LONGEST = 400
-"""Characters of Ray's error messages that are shown: the rest is for its developers."""
+"""Most characters of Ray's error messages to show; the rest is for its developers."""
 
 
 class OnRay:
     """Shards on all nodes of a cluster; work that loads models runs on actors, one per GPU or processor.
 
     Args:
-        workers: actors per node of the graph; by default one per GPU of the cluster, or per processor,
-            as many as there are at the time.
-        address: a cluster to join; by default a new local one.
-        gpu: whether actors and trainings take a GPU each; by default if the cluster has any now.
-        limit: seconds that a step of a shard may take; by default PATIENCE.
-        runtime_env: what the workers of a joined cluster need; not inside a job, which has its own.
+        workers: actors per node of the graph; by default one per GPU of the cluster, or per CPU, following its size.
+        address: the cluster to join; by default a new local one.
+        gpu: whether each actor and training takes a GPU; by default if the cluster has any at the start.
+        limit: time limit of a shard's step in seconds; by default PATIENCE.
+        runtime_env: Ray's runtime environment for workers of a joined cluster; None inside a job, which has its own.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class OnRay:
         while True:
             try:
                 for metrics in self._streamed(self._training(job)):
-                    attempt = 1  # where machines come and go, it is given up only without progress
+                    attempt = 1  # machines come and go: give up only without progress
                     report("epoch", metrics)
                 return
             except Stopped:
@@ -134,7 +133,7 @@ class OnRay:
                 attempt += 1
 
     def _training(self, job: ModelJob) -> Any:
-        """A task that makes a model; for several workers, one that starts a group of processes for it."""
+        """The task that makes a model; for several workers, it starts a group of processes."""
         if job.workers > 1:
             task = self.ray.remote(ddp.steps).options(num_returns="streaming", max_retries=0, num_cpus=0)
             return task.remote(pack(job), self.gpu)
@@ -152,7 +151,7 @@ class OnRay:
             yield self.ray.get(ref)
 
     def wait(self, refs: list[Any], timeout: float | None = None) -> list[Any]:
-        """Wait until one of these is ready, or for some seconds.
+        """Wait until one of these is ready, at most `timeout` seconds.
 
         Raises:
             Stopped: the engine was closed meanwhile.
@@ -171,9 +170,9 @@ class OnRay:
 
 
 def _job_config() -> Any:
-    """Tells workers to look for modules where they are installed.
+    """A job configuration with which workers import modules from where they are installed.
 
-    Ray would put this process's working folder and that of its script in front of everything, Ray itself included. It
+    Ray would put this process's working folder, and that of its script, before everything else, even Ray itself. It
     does not if a folder is sent along, so this configuration claims that one is.
     """
     from ray.job_config import JobConfig
@@ -188,7 +187,7 @@ def _job_config() -> Any:
 def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
     """Start a local Ray, or join a cluster.
 
-    Ray sets a SIGTERM handler of its own as it starts, which ends the process at once: ours is put back.
+    At its start, Ray installs a SIGTERM handler that ends the process at once; this restores ours.
 
     Raises:
         BadInput: it cannot be started or joined.
@@ -211,7 +210,7 @@ def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
 
 
 def _refuse_silent(address: str) -> None:
-    """Refuse an address at which nothing listens: Ray itself would retry for a quarter of an hour.
+    """Refuse an address at which nothing listens: Ray would retry for a quarter of an hour.
 
     Raises:
         BadInput: nothing listens at ``host:port``.
@@ -224,11 +223,11 @@ def _refuse_silent(address: str) -> None:
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "that is no name of a host"
         raise BadInput(f"--address {address}: no Ray cluster answers there ({why})") from error
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # attempts, of 40 s each, if it is another's port
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # attempts of 40 s, if another has the port
 
 
 def _why_not(error: Exception, address: str | None) -> str:
-    """Why Ray could not start, in one sentence, from its message of many lines."""
+    """Ray's reason for not starting, as one sentence out of its long message."""
     said = " ".join(str(error).split())
     if address is not None:
         gone = isinstance(error, ConnectionError)
@@ -248,7 +247,7 @@ def _why_not(error: Exception, address: str | None) -> str:
 
 @dataclass(frozen=True)
 class Machine:
-    """A node of the cluster: its id, its processors and GPUs as Ray counts them."""
+    """A node of the cluster: its id, and its CPUs and GPUs as Ray counts them."""
 
     id: str
     cpus: int
@@ -260,14 +259,14 @@ class Machine:
 
 @dataclass(eq=False)
 class Slot:
-    """Capacity for one shard at a time: an actor, or a processor for work that loads no model.
+    """Capacity for one shard at a time: an actor, or a CPU for work that loads no model.
 
     Attributes:
-        node: id of the node it is on; None while its actor is starting.
+        node: id of its node; None while its actor is starting.
         actor: None for work that loads no model, which runs in any process of the node.
         load: shards in flight on it.
         died: whether its actor was found dead.
-        orphaned: shards that failed because it died, in the order in which they were assigned.
+        orphaned: shards that failed because it died, in order of assignment.
         answered: when it last finished a shard, as far as the driver knows (monotonic seconds).
     """
 
@@ -281,14 +280,14 @@ class Slot:
 
 @dataclass(eq=False)
 class ShardTask:
-    """A shard that is to be made, with its history.
+    """A shard to make, with its history.
 
     Attributes:
         attempt: number of the attempt, from 1.
-        died_on: nodes on which a worker died over it.
-        moves: restarts for reasons beyond it.
-        order: its position among all assignments, when it was last assigned.
-        began: when that was (monotonic seconds).
+        died_on: nodes on which a worker died while working on it.
+        moves: restarts for other reasons.
+        order: sequence number of its last assignment.
+        began: time of its last assignment (monotonic seconds).
     """
 
     unit: Unit
@@ -300,7 +299,7 @@ class ShardTask:
 
 
 class ShardScheduler:
-    """Makes one job's shards with as many workers as the cluster has room for at the time.
+    """Makes one job's shards with as many workers as currently fit on the cluster.
 
     Shards are assigned only to actors that have started. Otherwise two nodes of the graph could deadlock, each holding
     tasks that wait for its own actors, which wait for the other node's actors to end.
@@ -365,7 +364,7 @@ class ShardScheduler:
             self.starting[actor.started.remote()] = Slot(actor=actor)
 
     def _add_slots(self, nodes: list[Machine]) -> None:
-        """Add slots for work that loads no model: one per processor, on its node."""
+        """Add slots for work that loads no model: one per CPU of each node."""
         room = Counter({node.id: node.cpus for node in nodes if node.cpus} or {nodes[0].id: 1})
         places = list(room.elements())[: self.engine.workers]
         for slot in self.slots:
@@ -407,7 +406,7 @@ class ShardScheduler:
             self.running[self._submit(task, slot)] = (task, slot)
 
     def _next_task(self, slot: Slot) -> ShardTask:
-        """The next shard; one over which a worker died is retried on another node if there is one."""
+        """The next shard. After a worker's death, a shard is retried on another node if there is one."""
         if len({other.node for other in self.slots}) > 1:
             for task in self.waiting:
                 if slot.node not in task.died_on:
@@ -432,14 +431,14 @@ class ShardScheduler:
         return self.ray.remote(_commit).options(**here).remote(self.pickled_job, task.unit, worked, task.attempt, limit)
 
     def _limit(self, task: ShardTask) -> float | None:
-        """Time limit of a step in seconds; None before another shard of its split is made."""
+        """Time limit of a step in seconds; None until a shard of its split is finished."""
         if self.engine.limit is not None:
             return self.engine.limit
         slowest = self.slowest.get(task.unit.split)
         return max(PATIENCE[0] * slowest, PATIENCE[1]) if slowest else None
 
     def _work_done(self, ref: Any) -> None:
-        """An actor has finished a shard, which is on its way to the store, or died: `_task_done` finds out."""
+        """An actor finished its work on a shard, which is now being committed, or died; `_task_done` tells which."""
         slot = self.worked.pop(ref)
         try:
             self.ray.get(ref)
@@ -448,7 +447,7 @@ class ShardScheduler:
         slot.answered = time.monotonic()
 
     def _task_done(self, ref: Any) -> None:
-        """A shard is made, has failed, or its worker died."""
+        """A shard was committed or failed, or its worker died."""
         task, slot = self.running.pop(ref)
         slot.load -= 1
         try:
@@ -456,7 +455,7 @@ class ShardScheduler:
         except Exception as error:  # noqa: BLE001 - a failed shard does not stop the others
             self._failed(task, slot, error)
         else:
-            split = task.unit.split  # by split: an evaluation may do other work on one than on another
+            split = task.unit.split  # by split: an evaluation's work may differ between splits
             self.slowest[split] = max(self.slowest.get(split, 0.0), *mark["seconds"].values())
             self.report("committed", mark)
         if slot.died and slot.load == 0:
@@ -481,7 +480,7 @@ class ShardScheduler:
             task.attempt += 1
 
     def _actor_died(self, slot: Slot) -> None:
-        """Blame the shard that a dead actor was working on, the first of those that it had; requeue the rest."""
+        """Blame the shard that a dead actor was working on, the first of its shards; requeue the others."""
         slot.orphaned.sort(key=lambda one: one[0].order)
         for number, (task, error) in enumerate(slot.orphaned):
             if number == 0 and not isinstance(error, self.ray.exceptions.ActorUnavailableError):
@@ -490,7 +489,7 @@ class ShardScheduler:
                 self._requeue(task, error)
 
     def _blame(self, task: ShardTask, slot: Slot, error: BaseException, since: float) -> None:
-        """Count a worker's death against the shard that it had worked on since then, unless its whole node was lost."""
+        """Count a worker's death against the shard that it began at `since`; deaths with a lost node do not count."""
         limit, waited = self._limit(task), time.monotonic() - since
         reason = f"took longer than {limit:.0f} s" if limit and waited + GRACE >= limit else _death(error)
         task.died_on.append(slot.node)
@@ -545,7 +544,7 @@ def _watched(limit: float | None) -> Iterator[None]:
 
 
 class _Worker:
-    """Keeps a job's models loaded. They load with its first shard, so that a failure to load is that shard's error."""
+    """Keeps a job's models loaded. They load with the first shard, so that a failure to load is that shard's error."""
 
     def __init__(self, pickled_job: bytes) -> None:
         self.pickled_job = pickled_job

@@ -1,8 +1,8 @@
-"""Sending jobs, and the user's folder, to the machines of a cluster. A job is opened by the same code or not at all.
+"""Send jobs and the user's folder to the machines of a cluster. Only the same code opens a job.
 
-Ray puts whatever it sends, and the driver's folder, in front of everything installed. Our own code belongs there; the
-user's folder does not: a ``torch.py`` in it would shadow torch, even for Ray. So it is sent one level down, in a folder
-that no import statement can name, and each process that opens a job changes into it.
+Ray puts everything it sends, and the driver's folder, before installed packages on the search path. Our code belongs
+there, but the user's folder does not: a ``torch.py`` in it would shadow torch, even for Ray. So the user's folder is
+sent one level down, under a name that no import statement can spell, and a process that opens a job changes into it.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ SENT = "notbugs-here"
 
 
 def _sources() -> str:
-    """Digest of every source file that this process runs, or may still load."""
+    """Digest of every source file that this process has loaded or may still load."""
     found = hashlib.sha256()
     for package in (pipeline, stages):
         root = Path(package.__path__[0])
@@ -40,7 +40,7 @@ def _sources() -> str:
 
 
 CODE = _sources()
-"""Computed at start: files may change during a run, and a worker that starts late would read the new ones."""
+"""Computed at start, since files may change during a run and workers that start late would read the new ones."""
 
 
 def pack(job: ShardJob | ModelJob) -> bytes:
@@ -52,10 +52,10 @@ def pack(job: ShardJob | ModelJob) -> bytes:
 
 @lru_cache(maxsize=4)
 def unpack(parcel: bytes) -> Any:
-    """A job from its bytes; opened once per process, not for each shard.
+    """A job from its bytes; cached, so that a process opens it once, not for each shard.
 
     Raises:
-        BadInput: this process runs other code than its sender.
+        BadInput: this process's code differs from the sender's.
     """
     from ray import cloudpickle
 
@@ -100,9 +100,9 @@ def staged(environment: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def search_path() -> list[str]:
-    """The folders that workers on this machine need on their search path to find our code.
+    """The folders that workers on this machine need on their search path to import our code.
 
-    None if it is installed; otherwise this process found it in the folder of its script, or in the current one.
+    Empty if it is installed; otherwise this process imported it from the folder of its script, or from the current one.
     """
     paths = [os.path.realpath(entry) for entry in sys.path]
     home, library = os.path.realpath(pipeline.HOME), os.path.realpath(sysconfig.get_path("stdlib"))

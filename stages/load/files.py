@@ -33,8 +33,8 @@ hundred KiB."""
 class Files:
     """Image files. Images in tars are prefetched concurrently; each tar in an object store is opened once.
 
-    A shard's images are randomly distributed over the source's tars: most need a request of their own. All files of a
-    shard are held in memory until it is read; they are held again as a tar anyway.
+    A shard's images are randomly distributed over the source's tars, so most need a request of their own. All files of
+    a shard stay in memory until it is read; the packed shard takes as much again.
     """
 
     def __init__(self, refs: Iterable[Any]) -> None:

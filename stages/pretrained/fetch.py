@@ -1,4 +1,4 @@
-"""A file that somebody names, by path or URL, as a file on this machine."""
+"""Make a file given by path or URL available on this machine."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ from stages.load.files import CHUNK, STORES, open_file
 from stages.pretrained import web
 
 MOST = 16 * 2**30
-"""Bytes of a file at most."""
+"""Most bytes of a file."""
 
 SCHEMES = ("file://", "http://", "https://", "s3://", "gs://", "package://PACKAGE/FILE")
 
 PACKAGE = "package://"
-"""What a file begins with that lies inside an installed Python package: ``package://PACKAGE/FILE``."""
+"""Scheme of a file inside an installed Python package: ``package://PACKAGE/FILE``."""
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def scheme_of(place: str) -> str:
-    """``http``, ``s3``, ``file`` and so on, of a URL; empty, of a path."""
+    """The scheme of a URL (``http``, ``s3``, ``file``, …); empty for a path."""
     return place.partition("://")[0].lower() if "://" in place else ""
 
 
@@ -37,10 +37,12 @@ def is_elsewhere(place: str) -> bool:
 
 @contextmanager
 def fetched(place: str, data: Path) -> Iterator[Path]:
-    """A file by its path below `data`, by ``package://PACKAGE/FILE``, or by a URL: then it is here for a while.
+    """The local path of a file, given as a path below `data`, ``package://PACKAGE/FILE``, or a URL.
+
+    A file from a URL is deleted when the context ends.
 
     Raises:
-        BadData: it cannot be read; what is said begins with a verb.
+        BadData: it cannot be read; the message starts with a verb.
     """
     if not is_elsewhere(place):
         path = _here(place, data)
@@ -70,7 +72,7 @@ def _here(place: str, data: Path) -> Path:
 
 
 def _in_package(place: str) -> Path:
-    """The file without the package's own code, which `importlib.resources` would run."""
+    """Find the file without running the package's code, as `importlib.resources` would."""
     package, _, file = place.partition("/")
     top, *folders = package.split(".")
     if not all(part.isidentifier() for part in (top, *folders)) or ".." in PurePosixPath(file).parts:
@@ -88,7 +90,7 @@ def _in_package(place: str) -> Path:
 
 
 def _refuse_unless_file(path: Path, where: str) -> None:
-    """Before it is opened: to open a named pipe is to wait for who writes into it."""
+    """Refuse anything but a regular file before opening it: opening a named pipe blocks until someone writes."""
     try:
         kind = path.stat()
         with path.open("rb") if S_ISREG(kind.st_mode) else nullcontext():
@@ -119,15 +121,15 @@ def _download(place: str, out: BinaryIO) -> None:
         raise BadData(str(error).removeprefix(place).strip()) from error
     except FileNotFoundError as error:
         raise BadData("cannot be read: there is no such file") from error
-    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own are such
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors derive from these
         raise BadData(f"cannot be read: {getattr(error, 'strerror', None) or remote.said(error)}") from error
 
 
 def _copy(place: str, out: BinaryIO) -> None:
-    """A file of an object store, in large pieces, each asked for again while the store is away."""
+    """Copy a file from an object store in large chunks; retry each while the store is unavailable."""
     if not place.partition("?")[0].split("/", 3)[3:] or place.partition("?")[0].endswith("/"):
         raise BadData("cannot be read: it names no file, expected for example s3://bucket/folder/file")
-    with open_file(place, patient=False) as file:  # who mistyped should hear of it now
+    with open_file(place, patient=False) as file:  # fail fast if the URL is mistyped
         while piece := file.read(CHUNK):
             out.write(piece)
             if out.tell() > MOST:

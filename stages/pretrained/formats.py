@@ -1,7 +1,7 @@
-"""What a file of weights holds, whatever it is called: told apart by content, its tensors found before any is read.
+"""Open a file of weights: identify its format by content, and locate its tensors before reading any.
 
-Of torch's files and of safetensors, names, types and shapes are read first; a tensor is read when it is asked for. What
-other files are is said, and what to do about it.
+For torch and safetensors files, names, types and shapes are read first, and each tensor on demand. Other formats are
+refused with a message that names the format and the remedy.
 """
 
 import codecs
@@ -26,17 +26,17 @@ from stages.pretrained.pickled import SIZE, Name, Pickle, as_dict
 from stages.sniff import sniffed
 
 HEADER = 32 * 2**20
-"""Bytes of a safetensors header at most: that is a hundred thousand tensors."""
+"""Most bytes of a safetensors header: a hundred thousand tensors."""
 
 MAGIC = (b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", b"119547037146038801333356")
-"""What the files of torch before 1.6 begin with, as a pickle of any protocol."""
+"""First bytes of files by torch before 1.6, at any pickle protocol."""
 
 AGAIN = "it was not saved or fetched whole; fetch it again"
 TORCH = "notbugs reads PyTorch's: convert it, and save a state dict with torch.save or safetensors"
 
 
 REPEATED = 2**20
-"""Numbers of a tensor at most that says one number many times."""
+"""Most elements of a tensor that is larger than its storage (a number repeated by stride 0)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +45,10 @@ class Stored:
 
     Attributes:
         shape: its shape.
-        dtype: its type, as torch names it: ``float32``.
+        dtype: its type as in torch: ``float32``.
         read: reads it.
-        odd: why it has no numbers to read; empty where it has.
-        place: the same for two that are one.
+        odd: the reason why it cannot be read; empty if it can.
+        place: equal for two tensors that share their bytes.
     """
 
     shape: tuple[int, ...]
@@ -60,12 +60,12 @@ class Stored:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """What a file of weights holds: dicts, lists and `pickled.Thing`s, in them tensors as `Stored`.
+    """The contents of a file of weights: dicts, lists and `pickled.Thing`s, with tensors as `Stored`.
 
-    Tensors can be read as long as it is open.
+    Tensors can be read until the context ends.
 
     Raises:
-        BadData: it is no such file, or a damaged one; what is said begins with a verb.
+        BadData: it has another format or is damaged; the message starts with a verb.
     """
     with path.open("rb") as file:
         head = file.read(4096)
@@ -83,7 +83,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def _mapped(file: BinaryIO) -> mmap.mmap:
-    """A file as bytes, read where they are looked at. It is not closed: an error may hold a tensor that lies in it."""
+    """A memory map of the file. It is never closed explicitly: an exception may still refer to a tensor in it."""
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
@@ -108,7 +108,7 @@ def _safetensors(path: Path, head: bytes) -> Iterator[dict[str, Stored]]:
         raise BadData(f"is cut short or damaged: its safetensors header does not fit its length; {AGAIN}") from error
     with opening as file:
         found = {}
-        for name in file.keys():  # noqa: SIM118 - it is no dict
+        for name in file.keys():  # noqa: SIM118 - not a dict
             part = file.get_slice(name)
             kind = part.get_dtype()
             dtype = SAFETENSORS.get(kind, kind.lower())
@@ -121,7 +121,7 @@ def _safetensors(path: Path, head: bytes) -> Iterator[dict[str, Stored]]:
 
 @dataclass(frozen=True)
 class _Storage:
-    """So many numbers of one type in a file; of a storage that has none there, why, in `odd`."""
+    """A run of numbers of one type in a file; `odd` is the reason if it has no bytes there."""
 
     key: str
     dtype: str
@@ -130,11 +130,11 @@ class _Storage:
 
 
 class _Torch:
-    """Tensors of a file that torch.save wrote: what of each stands in the pickle, and how it is read.
+    """Tensors of a torch.save file: their description in the pickle, and how to read them.
 
     Args:
         content: the file.
-        locate: where the bytes of a storage begin and end, given its key.
+        locate: a storage's key → offsets of its first byte and of its end.
     """
 
     def __init__(self, content: mmap.mmap, locate: Callable[[str], tuple[int, int]]) -> None:
@@ -169,15 +169,15 @@ class _Torch:
         }
 
     def _of_type(self, make: Name, _: Any, arguments: Sequence[Any], *__: Any) -> Any:
-        """A tensor of a class of its own, or with attributes: what it is without these."""
+        """A tensor of a subclass or with attributes, as a plain tensor."""
         known = self._known()
-        del known["torch._tensor._rebuild_from_type_v2"]  # one in the other, without end
+        del known["torch._tensor._rebuild_from_type_v2"]  # else it could nest without limit
         return known[make.path](*arguments)
 
     def _stored(self, said: Any) -> Any:
-        """A storage, as the pickle names it: ``('storage', type, key, device, count)``.
+        """A storage from its persistent id: ``('storage', type, key, device, count)``.
 
-        Before torch 1.6 a view of it follows, which is None, and a network's class comes with its source:
+        Before torch 1.6 the tuple ends with a view, which is None, and a network's class is stored with its source:
         ``('module', class, file, source)``.
         """
         if said[0] == "module":
@@ -191,7 +191,7 @@ class _Torch:
     def _tensor(
         self, storage: Any, offset: Any, shape: Any, stride: Any, *more: Any, dtype: str | None = None
     ) -> Stored:
-        """A tensor as torch writes it: gradient and hooks say nothing of its numbers, a mark of conjugation does."""
+        """A tensor from torch's arguments. Gradient and hooks do not affect its values; the conjugate bit does."""
         shape, stride, (offset,), dtype = _whole(shape), _whole(stride), _whole([offset]), dtype or storage.dtype
         odd = storage.odd or ("conjugate or negative" if len(more) > 2 and more[2] else "")
         if prod(shape) > max(storage.count, REPEATED):
@@ -224,11 +224,11 @@ TYPES = {
     **{"ComplexDouble": "complex128", "ComplexFloat": "complex64"},
     **{f"Q{kind}": f"q{kind.lower()}" for kind in ("Int8", "UInt8", "Int32", "UInt4x2", "UInt2x4")},
 }
-"""What torch's storages are called: ``torch.FloatStorage``, ``torch.cuda.FloatStorage``."""
+"""Prefix of a storage class → dtype: ``torch.FloatStorage``, ``torch.cuda.FloatStorage``."""
 
 
 def _dtype(which: Name) -> str:
-    """The type that ``torch.float32`` or ``torch.FloatStorage`` names."""
+    """The dtype of ``torch.float32`` or ``torch.FloatStorage``."""
     name = which.path.rpartition(".")[2]
     return TYPES[name.removesuffix("Storage")] if name.endswith("Storage") else name
 
@@ -257,12 +257,13 @@ def _without(shape: Any, dtype: str, odd: str) -> Stored:
 
 
 def _ordered(pairs: Sequence[Any] = ()) -> dict[Any, Any]:
-    """Python 2 writes an OrderedDict as one of its items."""
+    """An OrderedDict as Python 2 pickles it: constructed from its items."""
     return as_dict([part for pair in pairs for part in pair])
 
 
 class _Bounded(FileIO):
-    """A zip archive, whose table of contents is read at once, and takes seven times its size."""
+    """A zip file with a limit on single reads: `zipfile` reads the table of contents at once, and parsed it takes seven
+    times its size."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > SIZE:
@@ -295,7 +296,7 @@ def _zip(path: Path, content: mmap.mmap) -> Any:
             raise BadData(f"is damaged: it lacks the part {root}data/{key}; {AGAIN}")
         if info.header_offset + 30 > len(content):
             raise BadData(f"is damaged: it has fewer bytes than its tensors; {AGAIN}")
-        # The header beside the data repeats the name and has a padding of its own.
+        # The local header repeats the name and has its own padding.
         name, extra = struct.unpack_from("<HH", content, info.header_offset + 26)
         first = info.header_offset + 30 + name + extra
         return first, min(first + info.file_size, len(content))
@@ -304,7 +305,7 @@ def _zip(path: Path, content: mmap.mmap) -> Any:
 
 
 def _legacy(content: mmap.mmap) -> Any:
-    """Five pickles: two numbers that say it is torch's, the machine, the object, the storages' keys; then the bytes."""
+    """Torch before 1.6: five pickles (magic number, version, machine, object, storage keys), then the bytes."""
     stream = BytesIO(content[:SIZE])
     spans: dict[str, tuple[int, int]] = {}
     torch_ = _Torch(content, lambda key: spans.get(key, (0, 0)))
@@ -322,7 +323,7 @@ def _legacy(content: mmap.mmap) -> Any:
     return found
 
 
-# ------------------------------------------------------------------------------------- what else there is
+# ------------------------------------------------------------------------------------------- other formats
 
 STARTS = {
     b"PK": "is an empty or damaged zip archive: fetch it again",
@@ -331,11 +332,11 @@ STARTS = {
     b"GGUF": f"is a GGUF file: {TORCH}",
     b"\x80": "is a pickle that torch.save did not write: load it where it was made, and torch.save its state dict",
 }
-"""What files begin with, and what that means."""
+"""First bytes of a file → predicate of the message."""
 
 
 def _foreign(head: bytes) -> str:
-    """What a file is that is none of ours, by its first bytes."""
+    """The predicate of the message about a file of another format, from its first bytes."""
     for start, said in STARTS.items():
         if head.startswith(start):
             return said
@@ -354,7 +355,7 @@ def _foreign(head: bytes) -> str:
 
 def _text(head: bytes) -> str | None:
     try:
-        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head).strip().lower()  # its end may be cut
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head).strip().lower()  # may end in mid-character
     except UnicodeError:
         return None
     if not text or any(character < " " and character not in "\t\n\r\f" for character in text):
@@ -366,7 +367,7 @@ def _text(head: bytes) -> str | None:
 
 
 def _zip_of(parts: Sequence[str] | dict[str, Any]) -> str:
-    """What a zip archive is that is no state dict."""
+    """The predicate of the message about a zip archive that holds no state dict."""
     names = list(parts)
     if any(name.endswith("constants.pkl") for name in names):
         return "is a TorchScript archive, which is code: save its weights alone: torch.save(model.state_dict(), …)"

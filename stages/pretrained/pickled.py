@@ -1,9 +1,9 @@
-"""A pickle as data: nothing that it names is imported, nothing that it calls is called.
+"""Read a pickle as data: import nothing that it names, call nothing that it calls.
 
-A pickle is a program; `pickletools` tells its steps apart and runs none. Of each step this keeps what it says: numbers,
-texts, lists and dicts as they are; of an object the name of its class, what it holds, and its state. So the tensors of
-a checkpoint are found beside whatever its training script left there (numpy's numbers, arguments, configurations),
-which `torch.load(weights_only=True)` refuses to read past.
+A pickle is a program. `pickletools` parses its opcodes without running them, and this module interprets them: numbers,
+strings, lists and dicts stay as they are; an object becomes the name of its class, its items and its state. So a
+checkpoint's tensors are found although the training script left other objects beside them (numpy scalars, arguments,
+configurations), which `torch.load(weights_only=True)` refuses.
 """
 
 import pickletools
@@ -18,16 +18,16 @@ from typing import Any
 from stages.errors import BadData
 
 STEPS = 1_000_000
-"""Of a pickle at most. That of a network with its optimizer has tens of thousands, each of some µs and 100 bytes."""
+"""Most opcodes of a pickle. A network with its optimizer has tens of thousands; each takes a few µs and 100 bytes."""
 
 SIZE = 32 * 2**20
-"""Bytes of a pickle at most; the tensors lie beside it."""
+"""Most bytes of a pickle; tensors are stored outside it."""
 
 DATA = {
     "_codecs.encode", "_operator.getitem", "copyreg._reconstructor", "functools.partial",
     *(f"builtins.{name}" for name in ("bytearray", "complex", "frozenset", "object", "range", "set", "slice")),
 }  # fmt: skip
-"""What pickles of plain data call, besides all that lies in `MODULES`."""
+"""Functions and classes that pickles of plain data call, besides everything in `MODULES`."""
 
 MODULES = {
     *("collections", "datetime", "decimal", "fractions", "pathlib", "pathlib._local", "uuid", "zoneinfo"),
@@ -35,7 +35,7 @@ MODULES = {
     *(f"numpy._core.{part}" for part in ("multiarray", "numeric")),
     *("torch", "torch._tensor", "torch._utils", "torch.nn.parameter", "torch.serialization", "torch.storage"),
 }  # fmt: skip
-"""Modules of plain data. A call of anything else may be code: harmless here, but such a file is not to be trusted."""
+"""Modules of plain data. A call of anything else may be an attack: harmless here, but such a file is not trusted."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Name:
 
 @dataclass(eq=False)
 class Thing:
-    """What a class or function would have made.
+    """The object that a class or function would have made.
 
     Attributes:
-        path: of the class or function.
-        items: what it holds, if it is a kind of dict.
-        state: its attributes, as a rule a dict.
+        path: ``module.name`` of the class or function.
+        items: its items, if it is a kind of dict.
+        state: its attributes, usually a dict.
     """
 
     path: str
@@ -61,12 +61,12 @@ class Thing:
 
 
 class Pickle:
-    """Reads pickles, one after the other.
+    """Reads consecutive pickles.
 
     Args:
-        stream: where they lie.
-        known: path of a class or function → what makes of its arguments what is wanted of it.
-        stored: makes of a persistent id what is wanted of it.
+        stream: the pickles.
+        known: ``module.name`` of a class or function → the function called in its place.
+        stored: maps a persistent id to an object.
     """
 
     def __init__(self, stream: BytesIO, known: Mapping[str, Callable[..., Any]], stored: Callable[[Any], Any]) -> None:
@@ -75,19 +75,19 @@ class Pickle:
         self.stored = stored
 
     def read(self) -> Any:
-        """What the next pickle holds: dicts, lists, texts, numbers, `Thing`s, and what `known` and `stored` made.
+        """Read the next pickle: dicts, lists, strings, numbers, `Thing`s, and the results of `known` and `stored`.
 
-        Sets are lists. Of a dict, only what has a text or a whole number as its key is kept.
+        Sets become lists. Dict entries are kept only if their key is a string or an integer.
 
         Raises:
-            BadData: it is damaged, too long, or code.
+            BadData: it is damaged or too long, or it calls code.
         """
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of pickletools, where a name has a backslash
+                warnings.simplefilter("ignore", DeprecationWarning)  # by pickletools, if a name has a backslash
                 return self._run()
         except BadData:
             raise
@@ -118,7 +118,7 @@ class Pickle:
                 stack.append(self.stored(given if step.name == "PERSID" else stack.pop()))
             case "PROTO" | "FRAME":
                 pass
-            case _ if given is not None and not step.name.startswith("EXT"):  # a number or a text
+            case _ if given is not None and not step.name.startswith("EXT"):  # a number or a string
                 stack.append(given)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[step.name])
@@ -144,7 +144,7 @@ class Pickle:
         return found
 
     def _collect(self, step: str) -> None:
-        """Lists, tuples, dicts and sets."""
+        """Build lists, tuples, dicts and sets."""
         match step:
             case "EMPTY_LIST" | "EMPTY_SET":
                 self.stack.append([])
@@ -169,7 +169,7 @@ class Pickle:
                 raise BadData(f"is damaged: its pickle has a step {step} that no checkpoint has; fetch it again")
 
     def _make(self, step: str, given: Any) -> None:
-        """Classes and functions named, and what they would have made."""
+        """Resolve names of classes and functions, and build the objects that they would have made."""
         match step:
             case "GLOBAL":
                 self.stack.append(_name(*given.split(" ", 1)))
@@ -180,7 +180,7 @@ class Pickle:
             case "OBJ":
                 which, *arguments = self._since_mark()
                 self.stack.append(self._called(which, arguments))
-            case "NEWOBJ" | "NEWOBJ_EX":  # an object without a call: as a rule, its state follows
+            case "NEWOBJ" | "NEWOBJ_EX":  # an object made without a call; its state usually follows
                 which, arguments, *_ = self._pop(2 if step == "NEWOBJ" else 3)
                 self.stack.append(self._made(which.path, arguments))
             case "REDUCE":
@@ -207,8 +207,8 @@ INSTEAD = "if you trust who made it, have them save its state dict alone: torch.
 
 
 def _is_data(path: str) -> bool:
-    """Whether what is called makes data. A member of an enumeration is written as a call of its class; of Python's own
-    classes some do more than hold data, such as ``subprocess.Popen``."""
+    """Whether a call makes data. A member of an enumeration is pickled as a call of its class, but some classes of
+    Python's own do more than hold data, such as ``subprocess.Popen``."""
     module, _, name = path.rpartition(".")
     return (
         path in DATA
@@ -218,13 +218,13 @@ def _is_data(path: str) -> bool:
 
 
 def _name(module: str, name: str) -> Name:
-    """Up to protocol 2, pickles say what things were called in Python 2."""
+    """A class or function by its name. Pickles up to protocol 2 use Python 2's names."""
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return Name(f"{module}.{name}")
 
 
 def as_dict(found: Sequence[Any]) -> dict[str | int, Any]:
-    """Of keys and values in turn."""
+    """A dict from alternating keys and values."""
     pairs = zip(found[::2], found[1::2], strict=True)
-    # No other key is hashed: a tuple of a million tuples, one in the other, would end the process.
+    # Hash no other key: a million nested tuples would crash the process.
     return {key: value for key, value in pairs if isinstance(key, str) or (isinstance(key, int) and abs(key) < 2**63)}

@@ -1,4 +1,4 @@
-"""A file of a web server, http or https."""
+"""Download a file from a web server, over http or https."""
 
 import socket
 import ssl
@@ -12,21 +12,21 @@ from stages import remote
 from stages.errors import BadData
 
 DOWNLOADS = 3
-"""How often a file is begun that breaks off in the middle."""
+"""Attempts at a download that breaks off in the middle."""
 
 DENIED, GONE, BUSY = {401, 403, 407}, {404, 410}, {408, 425, 429}
 
 
 def download(url: str, out: BinaryIO, most: int) -> None:
-    """Write a file of a web server, http or https, into one that is open.
+    """Download a file over http or https into an open file.
 
     Args:
-        url: where it is.
-        out: what it is written into, from its start.
-        most: bytes after which it is given up.
+        url: its URL.
+        out: the open file, written from its start.
+        most: maximum size in bytes.
 
     Raises:
-        BadData: it cannot be had, or is longer; what is said begins with a verb.
+        BadData: the download fails or exceeds `most`; the message starts with a verb.
     """
     for last in [False] * (DOWNLOADS - 1) + [True]:
         try:
@@ -41,11 +41,11 @@ def download(url: str, out: BinaryIO, most: int) -> None:
 
 
 class BrokenOff(OSError):
-    """What a web server sends ends before its time."""
+    """The web server's response ended early."""
 
 
 def _get(url: str) -> HTTPResponse:
-    # What stands in a URL as it should stays; spaces and letters that are not ASCII are written as they have to be.
+    # Escape only spaces and non-ASCII letters; everything else stays as it is.
     request = Request(quote(url, safe="%/:?#[]@!$&'()*+,;=~"), headers={"User-Agent": "notbugs"})
     try:
         answer: HTTPResponse = urlopen(request, timeout=remote.SILENCE)
@@ -60,7 +60,7 @@ def _get(url: str) -> HTTPResponse:
 
 
 def _receive(answer: HTTPResponse, out: BinaryIO, most: int) -> None:
-    expected = answer.length  # None where the server does not say
+    expected = answer.length  # None if the server sends no length
     if expected is not None and expected > most:
         raise BadData(f"has {expected:,} bytes: more than {most:,} are not fetched")
     while True:
@@ -81,7 +81,7 @@ def _receive(answer: HTTPResponse, out: BinaryIO, most: int) -> None:
 
 def _refuse(error: Exception) -> None:
     """Raises:
-    BadData: asking again would not help.
+    BadData: a retry would not help.
     """
     reason = error.reason if isinstance(error, URLError) else None
     passing = isinstance(error, HTTPError) and (error.code >= 500 or error.code in BUSY)

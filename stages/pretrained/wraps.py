@@ -1,8 +1,8 @@
-"""Where in a file the weights of a network lie, whatever wraps them.
+"""Find a network's weights in a checkpoint, whatever wraps them.
 
-Checkpoints hold them under `state_dict` or `model`, with `module.` or `_orig_mod.` before each name, beside an
-optimizer or an average of the weights. All that a file holds is laid out flat, as names such as
-``state_dict.module.conv1.weight``. Where all names of the network stand behind one beginning, there its weights are.
+Checkpoints keep the weights under `state_dict` or `model`, prefix each name with `module.` or `_orig_mod.`, and add an
+optimizer or an average of the weights. The search flattens the file into names such as
+``state_dict.module.conv1.weight``, and looks for a prefix behind which every name of the network occurs.
 """
 
 import re
@@ -21,22 +21,22 @@ from stages.pretrained.pickled import Thing
 from stages.recipes import Pretrained
 
 BATCHES = "num_batches_tracked"
-"""Last part of the names of what batch norm counts, since PyTorch 0.4.1: it plays no part once a network is trained."""
+"""Last part of the name of batch norm's counter, new in PyTorch 0.4.1; a trained network does not use it."""
 
 COUNTERS = {BATCHES, "total_ops", "total_params", "n_averaged"}
-"""Last parts of names that say nothing of what a network answers: thop's counts of operations, averages taken."""
+"""Last parts of names that do not affect predictions: batch norm's and averaging's counters, thop's operations."""
 
 HEADS = ("aux1.", "aux2.", "AuxLogits.")
-"""Beginnings of the names of those heads that a network of `nets.WITHOUT_HEADS` has in training alone."""
+"""Name prefixes of the auxiliary heads that the networks of `nets.WITHOUT_HEADS` have only in training."""
 
 DENSE = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
-"""Names in torchvision's weights of DenseNets, which are of 2017: ``norm.1.weight`` is ``norm1.weight`` today."""
+"""Names in torchvision's DenseNet weights, saved in 2017: ``norm.1.weight`` is ``norm1.weight`` today."""
 
 NORMALISER = re.compile(r"(?P<place>(?:.*\.)?(?!running_)(?:[a-z]+_)?)(?:(?P<mean>mean|mu)|(?P<std>std|sigma))")
-"""Names of what a layer subtracts from its images, and of what it divides them by: ``normalizer.new_mean``."""
+"""Names of the mean and the standard deviation of a normalisation layer: ``normalizer.new_mean``."""
 
 DEPTH, LONGEST = 32, 256
-"""How many dicts in dicts are looked into, and of how many letters the name of a tensor is at most."""
+"""Maximum depth of nested dicts, and maximum length of a tensor's name in characters."""
 
 NUMPY = "numpy"
 FLOATS = {"float64", "float32", "float16", "bfloat16"}
@@ -47,8 +47,8 @@ class Entry:
     """A tensor of a file.
 
     Attributes:
-        name: all that leads to it, joined by dots.
-        holder: number of the dict that it stands in.
+        name: the path to it: all keys, joined by dots.
+        holder: id of the dict that contains it.
         stored: the tensor.
     """
 
@@ -58,7 +58,7 @@ class Entry:
 
 
 def entries_of(held: Any) -> list[Entry]:
-    """All tensors of a file that have a name, those of outer dicts first."""
+    """All named tensors of a file, those of outer dicts first."""
     found, seen = dict[str, Entry](), set[int]()
     level: list[tuple[str, int, Any]] = [("", 0, held)]
     for _ in range(DEPTH):
@@ -68,7 +68,7 @@ def entries_of(held: Any) -> list[Entry]:
                 continue
             seen.add(id(holding))
             whole = isinstance(holding, Thing) and isinstance(holding.state, dict) and "_modules" in holding.state
-            holder = holder if whole and holder else id(holding)  # a pickled module holds what its parts hold
+            holder = holder if whole and holder else id(holding)  # a pickled module contains its submodules' tensors
             for key, value in _items(holding):
                 if len(name := f"{beginning}{key}") > LONGEST:
                     continue
@@ -111,7 +111,7 @@ def _items(holding: Any) -> Iterator[tuple[Any, Any]]:
 
 @dataclass(frozen=True)
 class Normaliser:
-    """What is named as the mean and the deviation of images, a number per channel each."""
+    """A mean and a standard deviation of images, one number per channel each, recognised by their names."""
 
     mean: Entry
     std: Entry
@@ -126,7 +126,7 @@ class Found:
 
     Attributes:
         weights: name in the network → tensor.
-        normalisers: those beside them.
+        normalisers: the normalisations found beside the weights.
     """
 
     weights: Mapping[str, Entry]
@@ -134,15 +134,15 @@ class Found:
 
 
 def find(entries: Sequence[Entry], own: Mapping[str, Tensor], recipe: Pretrained) -> Found:
-    """Where all names of a network stand behind one beginning.
+    """Find the prefix behind which all names of a network occur.
 
     Args:
         entries: all tensors of the file.
-        own: name → tensor, of a network of that arch.
-        recipe: which, and the key to choose by.
+        own: name → tensor, of a new network of the arch.
+        recipe: names the arch, and the key if there is a choice.
 
     Raises:
-        BadData: nowhere, or in several places that differ, or beside what belongs to no layer.
+        BadData: no prefix fits, several fit with different weights, or tensors that belong to no layer lie beside them.
     """
     behind = _behind(entries, set(own))
     needed = [name for name in own if last_of(name) != BATCHES]
@@ -166,7 +166,7 @@ def find(entries: Sequence[Entry], own: Mapping[str, Tensor], recipe: Pretrained
 
 
 def _behind(entries: Sequence[Entry], names: set[str]) -> dict[str, dict[str, Entry]]:
-    """Beginning → those entries that, behind it, have a name of the network's."""
+    """Prefix → the entries whose names, without it, are the network's."""
     found: dict[str, dict[str, Entry]] = {}
     lengths = {name.count(".") + 1 for name in names}
     for entry in entries:
@@ -183,7 +183,7 @@ def last_of(name: str) -> str:
 
 
 def _key(start: str) -> str:
-    """A beginning as a recipe says it."""
+    """A prefix as the recipe's `key`."""
     return start.removesuffix(".") or "''"
 
 
@@ -192,13 +192,13 @@ def _keys(starts: Iterable[str]) -> str:
 
 
 def _below(fits: Mapping[str, dict[str, Entry]], key: str) -> Mapping[str, dict[str, Entry]]:
-    """Those at a key; if there are none, those anywhere below it."""
+    """The candidates at a key; if there are none, those anywhere below it."""
     start = f"{key}." if key else ""
     return {start: fits[start]} if start in fits else {one: fits[one] for one in fits if one.startswith(start)}
 
 
 def _same(some: Mapping[str, Entry], others: Mapping[str, Entry]) -> bool:
-    """Whether weights that stand in two places are the same."""
+    """Whether weights in two places are equal."""
     pairs = [(one.stored, others[name].stored) for name, one in some.items() if name in others]
     return all(
         one is other
@@ -215,7 +215,7 @@ def _same(some: Mapping[str, Entry], others: Mapping[str, Entry]) -> bool:
 def _misfit(
     entries: Sequence[Entry], behind: Mapping[str, Mapping[str, Entry]], own: Mapping[str, Tensor], arch: str
 ) -> str:
-    """How the file and the network differ, where they come nearest to each other."""
+    """How the file and the network differ, for the prefix with most matching names."""
     if not entries:
         return "holds no state dict: no tensor in it has a name"
     nearest = max(behind.values(), key=len, default={})
@@ -237,7 +237,7 @@ def differs(
 
 
 def _beside(entries: Sequence[Entry], weights: Mapping[str, Entry], fits: Iterable[Mapping[str, Entry]]) -> list[Entry]:
-    """Tensors in the same dict as the network's that belong to no such network, and may say something of it."""
+    """Tensors beside the network's, in the same dict, that belong to no network of this arch but may affect it."""
     holders = {entry.holder for entry in weights.values()}
     known = {entry for found in fits for entry in found.values()}
     return [
@@ -251,7 +251,7 @@ def _beside(entries: Sequence[Entry], weights: Mapping[str, Entry], fits: Iterab
 
 
 def _normalisers(beside: Sequence[Entry], channels: int) -> list[Normaliser]:
-    """A mean and a deviation of the same place, each of as many numbers as there are channels."""
+    """Pairs of a mean and a standard deviation in the same place, one number per channel each."""
     places: dict[str, dict[str, Entry]] = {}
     for entry in beside:
         matched = NORMALISER.fullmatch(entry.name)
@@ -261,10 +261,10 @@ def _normalisers(beside: Sequence[Entry], channels: int) -> list[Normaliser]:
 
 
 def _refuse_others(others: Sequence[Entry], start: str, total: int, recipe: Pretrained) -> None:
-    """What is beside a network must be a head that it has in training alone, or be left out by a key.
+    """Refuse other tensors beside a network, except auxiliary heads, and except where a key leaves them out.
 
     Raises:
-        BadData: it is neither.
+        BadData: there are others.
     """
     heads = tuple(f"{start}{head}" for head in HEADS) if recipe.arch in nets.WITHOUT_HEADS else ()
     strange = [entry for entry in others if not entry.name.startswith(heads)]
