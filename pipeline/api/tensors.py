@@ -17,7 +17,7 @@ from stages.invert import Inverter
 from stages.model import Classifier, on_device
 from stages.recipes import Attack, Compute, Invert
 from stages.refused import explained
-from stages.shard import Shard
+from stages.shard import Shard, shard_name
 from stages.targeted_pgd import TargetedPGD
 from stages.tensors import to_pixels, to_unit
 
@@ -77,7 +77,7 @@ def invert(model: nn.Module, images: Tensor, **recipe: Any) -> Tensor:
     pixels = _pixels(images)
     asked = _recipe(Invert, images="", model="model", **{"batch_size": min(BATCH, len(pixels)), **recipe})
     none = np.zeros(len(pixels), np.int64)
-    shard = Shard("train-000000", np.arange(len(pixels)), none, none, pixels)
+    shard = Shard(shard_name("train", 0), np.arange(len(pixels)), none, none, pixels)
     return to_unit(Inverter(asked, _classifier(model, pixels))(shard).images()).to(images.device)
 
 

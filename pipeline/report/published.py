@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from pipeline.experiment.graph import Node
 from pipeline.report.scores import Row, attack_name, ball, norm_name, search_settings
-from stages.recipes import Ball
+from pipeline.run.jobs.base import source_of
+from stages.recipes import SOURCES, Attack, Ball, ImageFolder, Invert, Select, Torchvision, Train
 
 CIFAR10, RESTRICTED = "CIFAR-10", "Restricted ImageNet"
 
@@ -160,14 +161,12 @@ def beside(of: str | None, data: str | None, ours: Setting, under: str = "clean"
 
 def data_of(node: Node) -> str | None:
     """The published dataset that the images of a node come from, through all inputs; None for any other."""
-    while node.stage != "load":
-        role = next((role for role in ("images", "on") if role in node.inputs), None)
-        if role is None:
-            return None
-        node = node.inputs[role]
-    if node.recipe.source == "cifar10":
-        return CIFAR10
-    return RESTRICTED if getattr(node.recipe, "classes", None) == "restricted-imagenet" else None
+    match source_of(node).recipe:
+        case Torchvision(source="cifar10"):
+            return CIFAR10
+        case ImageFolder(classes="restricted-imagenet"):
+            return RESTRICTED
+    return None
 
 
 def kind(model: Node) -> str | None:
@@ -177,7 +176,7 @@ def kind(model: Node) -> str | None:
         Such as ``D``, ``D_rand``, ``D_rand, robust source``, ``D_R``. None if the paper has no such model, if it is
         pretrained, or if the name depends on the robustness of a pretrained model.
     """
-    if model.stage != "train" or (of := _training_set(model.inputs["on"])) is None:
+    if not isinstance(model.recipe, Train) or (of := _training_set(model.inputs["on"])) is None:
         return None
     if model.recipe.adversarial is not None:
         return f"{of}, adversarial training"
@@ -222,19 +221,19 @@ SELECTED_BY: Mapping[str, str] = {"margin": "margins", "confidence": "confidence
 
 def _training_set(dataset: Node) -> str | None:
     """The paper's name for a dataset; None if the paper has no such dataset."""
-    match dataset.stage:
-        case "load":
-            return "D"
-        case "select":
-            by, of = SELECTED_BY.get(dataset.recipe.by), _training_set(dataset.inputs["images"])
-            return of and by and f"{of}, {dataset.recipe.keep} {by}"
-        case "attack" | "invert" if dataset.inputs["images"].stage != "load":
+    if not (images := dataset.inputs.get("images")):
+        return "D" if isinstance(dataset.recipe, tuple(SOURCES.values())) else None
+    match dataset.recipe:
+        case Select(by=column, keep=kept):
+            by, of = SELECTED_BY.get(column), _training_set(images)
+            return of and by and f"{of}, {kept} {by}"
+        case Attack() | Invert() if images.inputs:
             return None  # the paper's sets are made from untouched images
-        case "attack":
+        case Attack():
             return _attacked_set(dataset)
-        case "invert":
+        case Invert(start=start):
             version = {True: "D_R", False: "D_NR", None: None}[is_robust(dataset.inputs["model"])]
-            return version and f"{version}{', from noise' if dataset.recipe.start == 'noise' else ''}"
+            return version and f"{version}{', from noise' if start == 'noise' else ''}"
     return None
 
 
@@ -253,7 +252,7 @@ def _attacked_set(dataset: Node) -> str | None:
 
 def is_robust(model: Node) -> bool | None:
     """Whether a model was trained adversarially; None if it is pretrained, since its record does not say."""
-    return model.recipe.adversarial is not None if model.stage == "train" else None
+    return model.recipe.adversarial is not None if isinstance(model.recipe, Train) else None
 
 
 # ------------------------------------------------------------------------------------------- settings
@@ -261,7 +260,7 @@ def is_robust(model: Node) -> bool | None:
 
 def setting(model: Node) -> Setting:
     """The conditions of a trained model and of its training images in which figures differ."""
-    if model.stage != "train":
+    if not isinstance(model.recipe, Train):
         return {}
     hardened = _ball(model.recipe.adversarial) if model.recipe.adversarial else {}
     return {**_made(model.inputs["on"]), **hardened, "epochs": Condition("", _epochs(model.recipe.epochs))}
@@ -272,15 +271,13 @@ def _epochs(count: int) -> str:
 
 
 def _made(dataset: Node) -> Setting:
-    recipe = dataset.recipe
-    match dataset.stage:
-        case "attack":
-            return {**_ball(recipe), **_source(dataset)}
-        case "invert":
-            steps = Condition("inverted in", f"{recipe.steps} steps of {recipe.step_size:g}")
-            return {"steps": steps, **_source(dataset)}
-        case "select":
-            return {**_made(dataset.inputs["images"]), "share": Condition(f"share {100 * recipe.share:g} %")}
+    match dataset.recipe:
+        case Attack() as ball:
+            return {**_ball(ball), **_source(dataset)}
+        case Invert(steps=count, step_size=length):
+            return {"steps": Condition("inverted in", f"{count} steps of {length:g}"), **_source(dataset)}
+        case Select(share=share):
+            return {**_made(dataset.inputs["images"]), "share": Condition(f"share {100 * share:g} %")}
     return {}
 
 
