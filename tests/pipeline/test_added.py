@@ -230,9 +230,8 @@ def test_what_was_added_is_none_of_the_papers_sets(added):
     nodes = {node.name: node for node in build(spec.parse(added))}
     assert published.kind(nodes["from_other"]) is None
     assert published.kind(nodes["standard"]) == "D"
-    other = replace(
-        nodes["standard"], inputs={"on": replace(nodes["clean"], stage="mix", recipe=nodes["standard"].recipe)}
-    )
+    mixed = replace(nodes["clean"], stage="mix", recipe=nodes["standard"].recipe)
+    other = replace(nodes["standard"], inputs={"on": mixed})
     assert published.kind(other) is None, "a stage that the paper does not have is not its training set"
     assert published.kind(nodes["from_flipped"]) is None
     assert not published.beside("D_other", None, published.setting(nodes["from_diamond"])), "nor is a norm"
