@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, get_args
@@ -20,17 +20,17 @@ import click
 from click.core import ParameterSource
 
 from pipeline import picture, terminal
-from pipeline.cluster import JOB_VARIABLE, Cluster, Job, Request, runtime_env
+from pipeline.cluster import JOB_VARIABLE, Cluster, Job, Request
 from pipeline.cost import estimate
 from pipeline.experiment import spec
 from pipeline.experiment.graph import GROUPS, build
 from pipeline.experiment.spec import Experiment
+from pipeline.launch import DATA, STORE, RunOptions, engine
 from pipeline.report import results, tables
 from pipeline.report.scores import percent
 from pipeline.run import artifacts, runs
-from pipeline.run.engines import Engine, Inline, expected, reason_of
+from pipeline.run.engines import Engine, expected, reason_of
 from pipeline.run.jobs import Context
-from pipeline.run.on_ray import OnRay
 from pipeline.run.preflight import NodeStatus, preflight, wanted
 from pipeline.run.progress import watcher
 from pipeline.store import Store
@@ -55,14 +55,14 @@ class _Number(click.FloatRange):
 
 store_option = click.option(
     "--store",
-    default="notbugs-store",
+    default=STORE,
     envvar="NOTBUGS_STORE",
     show_default=True,
     help="Folder, or s3:// or gs:// URL.",
 )
 data_option = click.option(
     "--data",
-    default="data",
+    default=DATA,
     envvar="NOTBUGS_DATA",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
@@ -79,36 +79,6 @@ job_server_option = click.option(
     show_default=True,
     help="Job server of the cluster.",
 )
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Options of how a run is made.
-
-    Attributes:
-        workers: number of workers that attack in parallel.
-        gpu: whether each takes a GPU.
-        shard_timeout: seconds that a step of a shard may take.
-        engine: ``ray`` or ``inline``.
-        address: of the Ray cluster that is joined.
-    """
-
-    workers: int | None
-    gpu: bool | None
-    shard_timeout: float | None
-    engine: str = "ray"
-    address: str | None = None
-
-    def arguments(self) -> list[str]:
-        """The worker options, as arguments of `run`."""
-        given: list[str] = []
-        if self.workers is not None:
-            given += ["--workers", str(self.workers)]
-        if self.gpu is not None:
-            given.append("--gpu" if self.gpu else "--no-gpu")
-        if self.shard_timeout is not None:
-            given += ["--shard-timeout", str(self.shard_timeout)]
-        return given
 
 
 def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -446,7 +416,7 @@ def _lies_in(folder: Path, arch: str) -> bool:
 
 def _run(experiment: Experiment, context: Context, options: RunOptions, only: tuple[str, ...], as_json: bool) -> None:
     terminal.if_interrupted("Nothing was begun; the same command again begins it.")
-    begin = _engine(experiment, context, options)
+    begin = engine(experiment, context, options)
     checked = preflight(wanted(build(experiment), only), context)
     context.store.refuse_unless_writable()
     watch = watcher()
@@ -457,31 +427,6 @@ def _run(experiment: Experiment, context: Context, options: RunOptions, only: tu
         complete = _attempt(attempt, begin)
     terminal.if_interrupted(f"Finished work is kept; see it with: notbugs report --store {context.store.url}")
     _conclude(context.store, attempt.record.id, complete, as_json)
-
-
-def _engine(experiment: Experiment, context: Context, options: RunOptions) -> Callable[[], Engine]:
-    """A function that starts the requested engine."""
-    if options.engine == "inline":
-        _refuse_parallel(experiment, options)
-        return Inline
-    address, sent = options.address, None
-    if address and "://" in address:
-        raise BadInput(
-            f"--address {address}: must be auto or host:6379, on a machine of the cluster; "
-            "from elsewhere: notbugs submit FILE --address http://…"
-        )
-    if address and JOB_VARIABLE not in os.environ:  # a job's workers have what was sent with the job
-        sent = runtime_env(Request(experiment, context.store), context.here)
-    return lambda: OnRay(options.workers, address, options.gpu, options.shard_timeout, sent)
-
-
-def _refuse_parallel(experiment: Experiment, options: RunOptions) -> None:
-    """Refuse options and trainings that need several processes."""
-    if options != replace(options, workers=None, gpu=None, shard_timeout=None, address=None):
-        raise BadInput("--workers, --gpu, --shard-timeout and --address need the Ray engine, got --engine inline")
-    for name, model in experiment.models.items():
-        if model.train is not None and model.train.workers > 1:
-            raise BadInput(f"models.{name}.train.workers: several workers need the Ray engine, got --engine inline")
 
 
 def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:

@@ -1,7 +1,7 @@
 """Read a dataset of a store: by sample, as a table, or as a PyTorch dataset."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,19 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.launch import STORE
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
-from pipeline.run.documents import NodeName, Version, fits
+from pipeline.run.documents import NodeName, fits
 from pipeline.store import Store, unsealed
 from stages.errors import BadData, BadInput, did_you_mean
-from stages.images import decode
+from stages.images import Decoded, open_image
 from stages.shard import SUFFIXES, key
 
 if TYPE_CHECKING:
     from pipeline.api.torch_data import Examples, Stream
-
-STORE = "notbugs-store"
-"""Default store, the same as the command line's."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,11 @@ class Dataset:
         manifest: the whole manifest.
     """
 
-    def __init__(self, store: Store, folder: str, manifest: Mapping[str, Any]) -> None:
-        self.store, self.manifest = store, dict(manifest)
-        self._artifact = Artifact(folder, self.manifest)
+    def __init__(self, store: Store, artifact: Artifact) -> None:
+        self.store, self._artifact, self.manifest = store, artifact, artifact.manifest
         self.name: str = self.manifest["name"]
         self.version: str = self.manifest["version"]
-        self.path = store.at(folder)
+        self.path = store.at(artifact.folder)
         self.classes: list[str] = self.manifest["classes"]
         self.splits: dict[str, int] = self.manifest["counts"]
         self.image_shape = tuple(self.manifest["image_shape"]) if self.manifest["image_shape"] else None
@@ -92,7 +89,7 @@ class Dataset:
             raise IndexError(f"{self.name} has {len(self)} samples, got position {i}")
         row = {name: column[i % len(self)] for name, column in self._places.items()}
         index = int(row["index"])
-        image = self._decode(self.file(i % len(self)), key(index))
+        image = self.decoded(self.file(i % len(self))).pixels()
         return Sample(key(index), index, str(row["split"]), image, int(row["label"]), int(row["source_label"]))
 
     @cached_property
@@ -164,11 +161,16 @@ class Dataset:
             raise BadData(f"{self.store.at(shard)} is damaged: sample {stem} is not where samples.parquet has it")
         return content[HEADER:]
 
-    def _decode(self, file: bytes, stem: str) -> np.ndarray:
+    def decoded(self, file: bytes) -> Decoded:
+        """The image of a sample's file.
+
+        Raises:
+            BadData: it is damaged.
+        """
         try:
-            return decode(file, self.manifest["channels"])
+            return open_image(file, self.manifest["channels"])
         except BadData as error:
-            raise BadData(f"sample {stem} of {self.path} {error}; `notbugs verify` checks every file") from error
+            raise BadData(f"an image of {self.path} {error}; `notbugs verify` checks every file") from error
 
     def shard(self, name: str) -> bytes:
         """The bytes of a shard, checked against its digest.
@@ -240,17 +242,12 @@ def open_dataset(name: str, store: str | Path = STORE, version: str | None = Non
     place = Store(str(store))
     if not fits(NodeName, name):
         raise BadInput(f"{name!r} is no name of a dataset")
-    versions = [
-        one for one in place.folders(f"datasets/{name}") if fits(Version, one) and one.startswith(version or "")
-    ]
-    there = {f"datasets/{name}/{one}": artifacts.manifest_at(place, f"datasets/{name}/{one}") for one in versions}
-    found = {folder: manifest for folder, manifest in there.items() if manifest is not None}
-    if found:
-        folder, manifest = max(found.items(), key=lambda item: str(item[1]["made"]))
-        return Dataset(place, folder, manifest)
-    if there:
-        raise BadInput(f"dataset {name} in {place.url} is not finished, or damaged: run its experiment again")
+    named = artifacts.by_name(place, name, ("datasets",))
+    if found := [one for one in named if one.manifest["version"].startswith(version or "")]:
+        return Dataset(place, found[-1])
     known = place.folders("datasets")
+    if name in known and not named:
+        raise BadInput(f"dataset {name} in {place.url} is not finished, or damaged: run its experiment again")
     what = f"version {version} of dataset {name}" if version and name in known else f"dataset {name}"
-    hint = did_you_mean(name, known) or f"; it has {', '.join(known) or 'none'}"
+    hint = did_you_mean(name, known, f"it has {', '.join(known) or 'none'}")
     raise BadInput(f"the store {place.url} has no {what}{hint}")

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import picture
-from pipeline.api.dataset import STORE
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import Experiment
+from pipeline.launch import DATA, STORE, RunOptions
+from pipeline.launch import engine as engine_of
 from pipeline.report import page, results
 from pipeline.run import runs
-from pipeline.run.engines import Inline
 from pipeline.run.jobs import Context
-from pipeline.run.on_ray import OnRay
 from pipeline.run.preflight import preflight, wanted
 from pipeline.store import Store
 from stages.errors import BadData
@@ -22,9 +21,6 @@ from stages.errors import BadData
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
-
-DATA = "data"
-"""Default folder of local sources, the same as the command line's."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +72,12 @@ def run(
     elif isinstance(experiment, Mapping):
         experiment = spec.parse(dict(experiment))
     context = Context(Store(str(store)), Path(data), Path.cwd())
+    begin = engine_of(experiment, context, RunOptions(workers=workers, engine=engine, address=address))
     checked = preflight(wanted(build(experiment), tuple(only)), context)
     context.store.refuse_unless_writable()
     attempt = runs.Run(experiment, context, tuple(only), checked=checked)
-    made = Inline() if engine == "inline" else OnRay(address=address, workers=workers)
+    del checked  # a source's listing is large, and the run lets go of it
+    made = begin()
     try:
         complete = attempt.go(made)
     finally:

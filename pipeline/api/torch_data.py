@@ -9,8 +9,7 @@ import torch
 from torch.utils import data
 
 from pipeline.api.dataset import Dataset
-from stages.errors import BadData, BadInput
-from stages.images import open_image
+from stages.errors import BadInput
 from stages.prefetch import prefetch
 from stages.seeds import generator
 from stages.shard import Sample, samples
@@ -135,10 +134,7 @@ def _item(dataset: Dataset, file: bytes, transform: Callable[[Any], Any] | None)
     Raises:
         BadData: it is damaged.
     """
-    try:
-        image = open_image(file, dataset.manifest["channels"])
-    except BadData as error:
-        raise BadData(f"an image of {dataset.path} {error}; `notbugs verify` checks every file") from error
+    image = dataset.decoded(file)
     if transform is not None:
         return transform(image.image)
     return torch.tensor(image.pixels()).permute(2, 0, 1).float() / 255

@@ -16,6 +16,7 @@ FLOORS = [
     {"report"},
     {"cost"},
     {"picture", "cluster"},
+    {"launch"},
     {"api"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,74 @@
+"""How a run is started, from the command line and from Python: its options, its defaults, its engine."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from pipeline.cluster import JOB_VARIABLE, Request, runtime_env
+from pipeline.experiment.spec import Experiment
+from pipeline.run.engines import Engine, Inline
+from pipeline.run.jobs import Context
+from pipeline.run.on_ray import OnRay
+from stages.errors import BadInput
+
+STORE, DATA = "notbugs-store", "data"
+"""Default store, and default folder of local sources and checkpoints."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of how a run is made.
+
+    Attributes:
+        workers: number of workers that attack in parallel.
+        gpu: whether each takes a GPU.
+        shard_timeout: seconds that a step of a shard may take.
+        engine: ``ray`` or ``inline``.
+        address: of the Ray cluster that is joined.
+    """
+
+    workers: int | None = None
+    gpu: bool | None = None
+    shard_timeout: float | None = None
+    engine: str = "ray"
+    address: str | None = None
+
+    def arguments(self) -> list[str]:
+        """The worker options, as arguments of `run`."""
+        given: list[str] = []
+        if self.workers is not None:
+            given += ["--workers", str(self.workers)]
+        if self.gpu is not None:
+            given.append("--gpu" if self.gpu else "--no-gpu")
+        if self.shard_timeout is not None:
+            given += ["--shard-timeout", str(self.shard_timeout)]
+        return given
+
+
+def engine(experiment: Experiment, context: Context, options: RunOptions) -> Callable[[], Engine]:
+    """A function that starts the requested engine; user modules go along to a cluster that is joined.
+
+    Raises:
+        BadInput: the options, or trainings, do not go with the engine.
+    """
+    if options.engine == "inline":
+        _refuse_parallel(experiment, options)
+        return Inline
+    address, sent = options.address, None
+    if address and "://" in address:
+        raise BadInput(
+            f"--address {address}: must be auto or host:6379, on a machine of the cluster; "
+            "from elsewhere: notbugs submit FILE --address http://…"
+        )
+    if address and JOB_VARIABLE not in os.environ:  # a job's workers have what was sent with the job
+        sent = runtime_env(Request(experiment, context.store), context.here)
+    return lambda: OnRay(options.workers, address, options.gpu, options.shard_timeout, sent)
+
+
+def _refuse_parallel(experiment: Experiment, options: RunOptions) -> None:
+    """Refuse options and trainings that need several processes."""
+    if options != replace(options, workers=None, gpu=None, shard_timeout=None, address=None):
+        raise BadInput("--workers, --gpu, --shard-timeout and --address need the Ray engine, got --engine inline")
+    for name, model in experiment.models.items():
+        if model.train is not None and model.train.workers > 1:
+            raise BadInput(f"models.{name}.train.workers: several workers need the Ray engine, got --engine inline")
