@@ -121,22 +121,22 @@ class Plain(nn.Module):
         return logits if self.outputs is None else logits[:, self.outputs]
 
 
-def naive(model: nn.Module) -> Loop:
+def naive_pgd(model: nn.Module, clean: Tensor, target: Tensor, ball: Perturbation, steps: int) -> Tensor:
     """A naive implementation of Madry et al. 2018."""
+    x = clean.clone()
+    for _ in range(steps):
+        x.requires_grad_(True)
+        (grad,) = torch.autograd.grad(F.cross_entropy(model(x), target, reduction="sum"), x)
+        grad = grad / grad.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+        delta = x.detach() - ball.step * grad - clean
+        delta = delta * (ball.eps / delta.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp_max(1).view(-1, 1, 1, 1)
+        x = (clean + delta).clamp(0, 1)
+    return x
 
-    def loop(pixels: np.ndarray, target: Tensor, ball: Perturbation) -> Tensor:
-        clean = nchw(pixels, target)
-        x = clean.clone()
-        for _ in range(ball.steps):
-            x.requires_grad_(True)
-            (grad,) = torch.autograd.grad(F.cross_entropy(model(x), target, reduction="sum"), x)
-            grad = grad / grad.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-            delta = x.detach() - ball.step * grad - clean
-            delta = delta * (ball.eps / delta.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp_max(1).view(-1, 1, 1, 1)
-            x = (clean + delta).clamp(0, 1)
-        return x
 
-    return loop
+def naive(model: nn.Module) -> Loop:
+    """That loop, on pixels."""
+    return lambda pixels, target, ball: naive_pgd(model, nchw(pixels, target), target, ball, ball.steps)
 
 
 def flat(model: Classifier) -> nn.Module:

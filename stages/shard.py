@@ -170,7 +170,7 @@ class Shard:
 def rows(shard: Shard, tar: bytes) -> pa.Table:
     """The rows of ``samples.parquet`` for this shard, packed as a tar: one per sample and per failure, by COLUMNS."""
     done, lost = len(shard), shard.failures
-    places = [(member.offset, member.size) for member in walk(io.BytesIO(tar))][::3]  # the image comes first of three
+    places = list(_places(tar, done))
     values: dict[str, list[Any]] = {
         "index": [*shard.index.tolist(), *(f.index for f in lost)],
         "label": [*shard.label.tolist(), *(None for _ in lost)],
@@ -190,6 +190,17 @@ def rows(shard: Shard, tar: bytes) -> pa.Table:
                 *(None for _ in lost),
             ]
     return pa.table({name: pa.array(values[name], kind) for name, kind in COLUMNS.items()})
+
+
+def _places(tar: bytes, count: int) -> Iterator[tuple[int, int]]:
+    """Offset and size of each sample's image, the first of its three members, in a tar that `pack` wrote."""
+    at = 0
+    for _ in range(count):
+        sizes = []
+        for _member in range(3):
+            sizes.append((at + tarfile.BLOCKSIZE, int(tar[at + 124 : at + 135], 8)))
+            at = sum(sizes[-1]) + -sizes[-1][1] % tarfile.BLOCKSIZE
+        yield sizes[0]
 
 
 def key(index: int) -> str:

@@ -1,8 +1,10 @@
 """Shared by the tests besides fixtures: a small experiment on real digits, and access to a local store."""
 
 import contextlib
+import io
 import json
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,3 +79,23 @@ class Peak:
         except OSError:
             return 0
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def tar_of(*named: tuple[str, bytes]) -> bytes:
+    """A tar with these files."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, content in named:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def holds(state: Any, weights: bytes) -> bool:
+    """Whether safetensors hold the tensors of a state dict, and no others."""
+    import safetensors.torch
+    import torch
+
+    found = safetensors.torch.load(weights)
+    return set(found) == set(state) and all(torch.equal(found[name], state[name]) for name in state)

@@ -7,10 +7,9 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.attack import IMAGENET, IMAGENET_STEPS, IMAGENET_WORKERS, Plain, operations
+from benchmarks.attack import IMAGENET, IMAGENET_STEPS, IMAGENET_WORKERS, Plain, naive_pgd, operations
 from benchmarks.gpu.sheet import Sheet, noise, seconds_of, untrained
 from stages import pgd
 from stages.device import computing, device
@@ -154,7 +153,7 @@ class Loops:
     def others(self, batch: int) -> None:
         """The naive loop and torchattacks' loop, in float32 and with PyTorch's defaults (TF32)."""
         recipe = recipe_of(self.case.eps, batch, precision="tf32", deterministic=False)
-        for name, step in (("naive loop", naive), ("torchattacks' loop", torchattackss)):
+        for name, step in (("naive loop", naive_pgd), ("torchattacks' loop", torchattackss)):
 
             def loop(step: Callable[..., Tensor] = step) -> Callable[[int], object]:
                 plain = Plain(self.model).eval()
@@ -195,19 +194,6 @@ class Loops:
             name, batch, f"{rate:,.0f}", f"{batch / step:,.0f}", f"{rate * self.work / 1e12:,.1f}",
             f"{rate * self.work / peak:.3f}" if peak else "–", f"{rate / bare:.3f}" if bare else "–", f"{first:.1f}",
         )  # fmt: skip
-
-
-def naive(model: nn.Module, clean: Tensor, target: Tensor, ball: Attack, steps: int) -> Tensor:
-    """A naive implementation of Madry et al. 2018."""
-    x = clean.clone()
-    for _ in range(steps):
-        x.requires_grad_(True)
-        (grad,) = torch.autograd.grad(F.cross_entropy(model(x), target, reduction="sum"), x)
-        grad = grad / grad.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-        delta = x.detach() - ball.step * grad - clean
-        delta = delta * (ball.eps / delta.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp_max(1).view(-1, 1, 1, 1)
-        x = (clean + delta).clamp(0, 1)
-    return x
 
 
 def torchattackss(model: nn.Module, clean: Tensor, target: Tensor, ball: Attack, steps: int) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages import train
+from stages import nets, train
 from stages.load import assign_to_shards, list_source, read
 from stages.model import Classifier, Design, load
 from stages.recipes import Digits, Train
@@ -138,3 +138,10 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], Answer
             server.server_close()
 
     return serve
+
+
+@pytest.fixture
+def network(tmp_path):
+    """A small network for ten classes of grey images."""
+    torch.manual_seed(0)
+    return nets.build("small_cnn", 10, 1, tmp_path)

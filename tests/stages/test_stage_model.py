@@ -3,25 +3,13 @@
 from dataclasses import replace
 
 import pytest
-import safetensors.torch
 import torch
+from support import holds
 
-from stages import nets
 from stages.errors import BadData, BadInput
 from stages.model import Classifier, Design, load, save
 
 SMALL = Design("small_cnn", 10, (1, 8, 8), (0.3,), (0.4,))
-
-
-@pytest.fixture
-def network(tmp_path):
-    torch.manual_seed(0)
-    return nets.build("small_cnn", 10, 1, tmp_path)
-
-
-def same(state, weights):
-    found = safetensors.torch.load(weights)
-    return set(found) == set(state) and all(torch.equal(found[name], state[name]) for name in state)
 
 
 # ------------------------------------------------------------------------------------ in memory
@@ -41,7 +29,7 @@ def test_a_loaded_model_is_in_evaluation_mode_and_its_weights_need_no_gradient(n
 
 def test_what_is_saved_is_loaded_to_the_bit(network, tmp_path):
     weights = save(network)
-    assert same(network.state_dict(), weights)
+    assert holds(network.state_dict(), weights)
     assert save(load(SMALL, weights, tmp_path).network) == weights
 
 
@@ -54,7 +42,7 @@ def test_layers_that_share_their_weights_are_saved(make_module, tmp_path):
     """)
     design = Design(f"{name}:make", 4, (1, 8, 8), (0.0,), (1.0,))
     network = Classifier(design, tmp_path).network
-    assert same(network.state_dict(), save(network))
+    assert holds(network.state_dict(), save(network))
     assert save(load(design, save(network), tmp_path).network) == save(network)
 
 

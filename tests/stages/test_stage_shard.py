@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support import tar_of
 
 from stages.errors import BadData
 from stages.images import encode_png
@@ -45,16 +46,6 @@ def small(count=3):
     rng = np.random.default_rng(0)
     index, label = np.arange(10, 10 + count), np.arange(count) % 10
     return Shard("train-000000", index, label, label, rng.integers(0, 256, (count, 4, 4, 1), dtype=np.uint8))
-
-
-def tar_of(*named):
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, content in named:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return out.getvalue()
 
 
 PNG = encode_png(np.zeros((4, 4, 1), np.uint8))

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
+from support import tar_of
 
 from pipeline.cli import main
 from stages.errors import BadInput
@@ -33,16 +34,6 @@ PNG, MASK = png(200), png(9)
 
 def sample(key, label="1", image="png"):
     return [(f"{key}.{image}", PNG), (f"{key}.cls", label.encode() if isinstance(label, str) else label)]
-
-
-def tar_of(*named):
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, content in named:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return out.getvalue()
 
 
 def asked(shards="a.tar", **said):

@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from pydantic import ValidationError
+from support import holds
 from torch import nn
 from torchvision import models
 
@@ -27,17 +28,6 @@ from stages.pretrained.formats import opened
 from stages.recipes import Pretrained
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-
-
-@pytest.fixture
-def network(tmp_path):
-    torch.manual_seed(0)
-    return nets.build("small_cnn", 10, 1, tmp_path)
-
-
-def same(state, weights):
-    found = safetensors.torch.load(weights)
-    return set(found) == set(state) and all(torch.equal(found[name], state[name]) for name in state)
 
 
 def asked(**said):
@@ -129,7 +119,7 @@ def of_one(state):
 def test_a_state_dict_is_found_in_what_torch_saved(wrap, network, tmp_path):
     torch.save(WRAPS[wrap](network.state_dict()), tmp_path / "w.pt")
     design, weights = import_pretrained(asked(), tmp_path, tmp_path)
-    assert same(network.state_dict(), weights)
+    assert holds(network.state_dict(), weights)
     assert design == Design("small_cnn", 10, (1, 8, 8), (0.0,), (1.0,))
 
 
@@ -148,13 +138,13 @@ FORMS = {
 def test_a_file_of_torch_is_read_by_what_it_holds_whatever_its_form_and_name(name, network, tmp_path):
     held = {"state_dict": starting("module.", network.state_dict())} | training(network.state_dict())
     torch.save(held, tmp_path / name, **FORMS[name])
-    assert same(network.state_dict(), import_pretrained(asked(weights=name), tmp_path, tmp_path)[1])
+    assert holds(network.state_dict(), import_pretrained(asked(weights=name), tmp_path, tmp_path)[1])
 
 
 @pytest.mark.parametrize(("name", "wrap"), [("w.safetensors", "bare"), ("w.pt", "module."), ("w", "_orig_mod.")])
 def test_a_state_dict_is_read_from_safetensors_whatever_its_name(name, wrap, network, tmp_path):
     safetensors.torch.save_file(WRAPS[wrap](network.state_dict()), tmp_path / name)
-    assert same(network.state_dict(), import_pretrained(asked(weights=name), tmp_path, tmp_path)[1])
+    assert holds(network.state_dict(), import_pretrained(asked(weights=name), tmp_path, tmp_path)[1])
 
 
 def test_every_tensor_is_read_as_torch_reads_it(tmp_path):
@@ -192,13 +182,13 @@ def test_every_tensor_is_read_as_torch_reads_it(tmp_path):
 def test_a_checkpoint_from_before_batch_norm_counted_is_taken(network, tmp_path):
     state = network.state_dict()
     torch.save({name: value for name, value in state.items() if "num_batches" not in name}, tmp_path / "w.pt")
-    assert same(state, import_pretrained(asked(), tmp_path, tmp_path)[1])
+    assert holds(state, import_pretrained(asked(), tmp_path, tmp_path)[1])
     counted = state | {name: torch.tensor(7) for name in state if "num_batches" in name}
     torch.save(counted, tmp_path / "w.pt")
-    assert same(counted, import_pretrained(asked(), tmp_path, tmp_path)[1])
+    assert holds(counted, import_pretrained(asked(), tmp_path, tmp_path)[1])
     averaged = state | {name: torch.tensor(7.5) for name in state if "num_batches" in name}
     torch.save(averaged, tmp_path / "w.pt")
-    assert same(state, import_pretrained(asked(), tmp_path, tmp_path)[1])
+    assert holds(state, import_pretrained(asked(), tmp_path, tmp_path)[1])
 
 
 def test_a_whole_pickled_network_is_read_without_its_code(make_module, tmp_path):
@@ -221,7 +211,7 @@ def test_a_whole_pickled_network_is_read_without_its_code(make_module, tmp_path)
     net = nets.build(recipe.arch, 4, 1, tmp_path)
     for held in (net, {"model": nn.DataParallel(net), "epoch": 3}):
         torch.save(held, tmp_path / "w.pt")
-        assert same(net.state_dict(), import_pretrained(recipe, tmp_path, tmp_path)[1])
+        assert holds(net.state_dict(), import_pretrained(recipe, tmp_path, tmp_path)[1])
     torch.save(net, tmp_path / "other.pt")
     del sys.modules[name]
     (tmp_path / f"{name}.py").unlink()
@@ -237,7 +227,7 @@ def test_torchvisions_old_names_of_a_densenet_are_read(tmp_path):
     torch.save(old, tmp_path / "w.pt")
     design, weights = import_pretrained(asked(arch="densenet121", shape=[3, 64, 64]), tmp_path, tmp_path)
     assert design.classes == 3
-    assert same(net.state_dict(), weights)
+    assert holds(net.state_dict(), weights)
 
 
 def test_heads_that_a_network_has_in_training_alone_are_left_out(tmp_path):
@@ -245,7 +235,7 @@ def test_heads_that_a_network_has_in_training_alone_are_left_out(tmp_path):
     own = models.get_model("googlenet", weights=None, num_classes=5, init_weights=False)
     torch.save(own.state_dict(), tmp_path / "w.pt")
     _, weights = import_pretrained(asked(arch="googlenet", shape=[3, 64, 64]), tmp_path, tmp_path)
-    assert same({name: value for name, value in own.state_dict().items() if not name.startswith("aux")}, weights)
+    assert holds({name: value for name, value in own.state_dict().items() if not name.startswith("aux")}, weights)
 
 
 def test_a_checkpoint_is_brought_from_a_web_server(serving, network, tmp_path):
@@ -253,7 +243,7 @@ def test_a_checkpoint_is_brought_from_a_web_server(serving, network, tmp_path):
     torch.save(network.state_dict(), saved)
     with serving({"/w": saved.getvalue(), "/login": b"<!DOCTYPE html><title>Log in</title>"}.__getitem__) as url:
         digest = hashlib.sha256(saved.getvalue()).hexdigest()
-        assert same(
+        assert holds(
             network.state_dict(), import_pretrained(asked(weights=f"{url}/w", sha256=digest), tmp_path, tmp_path)[1]
         )
         with pytest.raises(BadInput, match=f"checkpoint {url}/login is an HTML page in place of the file"):
@@ -293,18 +283,18 @@ def test_of_several_weights_that_fit_the_key_chooses(network, tmp_path):
     ):
         import_pretrained(asked(), tmp_path, tmp_path)
     for key, expected in (("state_dict", state), ("state_dict_ema", other), ("state_dict_ema.module", other)):
-        assert same(expected, import_pretrained(asked(key=key), tmp_path, tmp_path)[1])
+        assert holds(expected, import_pretrained(asked(key=key), tmp_path, tmp_path)[1])
     with pytest.raises(
         BadInput, match=r"no weights that fit arch small_cnn at `key: ema`, but at `key: state_dict\.module`"
     ):
         import_pretrained(asked(key="ema"), tmp_path, tmp_path)
     torch.save(starting("encoder.", state) | starting("encoder.momentum.", other), tmp_path / "w.pt")
-    assert same(state, import_pretrained(asked(key="encoder"), tmp_path, tmp_path)[1])
-    assert same(other, import_pretrained(asked(key="encoder.momentum"), tmp_path, tmp_path)[1])
+    assert holds(state, import_pretrained(asked(key="encoder"), tmp_path, tmp_path)[1])
+    assert holds(other, import_pretrained(asked(key="encoder.momentum"), tmp_path, tmp_path)[1])
     torch.save(dict(state) | {"ema": other}, tmp_path / "w.pt")
     with pytest.raises(BadInput, match="choose by `key: ''` or `key: ema`"):
         import_pretrained(asked(), tmp_path, tmp_path)
-    assert same(state, import_pretrained(asked(key=""), tmp_path, tmp_path)[1])
+    assert holds(state, import_pretrained(asked(key=""), tmp_path, tmp_path)[1])
 
 
 def test_what_is_no_layer_of_the_network_is_left_out_by_a_key_alone(network, tmp_path):
@@ -312,7 +302,7 @@ def test_what_is_no_layer_of_the_network_is_left_out_by_a_key_alone(network, tmp
     torch.save({"state_dict": starting("model.", state) | {"loss.weight": torch.ones(9)}}, tmp_path / "w.pt")
     with pytest.raises(BadInput, match=r"none of its layers \(state_dict\.loss\.weight\).* `key: state_dict\.model`"):
         import_pretrained(asked(), tmp_path, tmp_path)
-    assert same(state, import_pretrained(asked(key="state_dict.model"), tmp_path, tmp_path)[1])
+    assert holds(state, import_pretrained(asked(key="state_dict.model"), tmp_path, tmp_path)[1])
     torch.save({"state_dict": starting("model.", state) | {"model.more.weight": torch.ones(9)}}, tmp_path / "w.pt")
     with pytest.raises(BadInput, match=r"does not fit arch small_cnn: more\.weight is \(9,\) in the checkpoint"):
         import_pretrained(asked(key="state_dict.model"), tmp_path, tmp_path)
@@ -345,7 +335,7 @@ RGB = {"shape": [3, 8, 8]}
 def test_a_normalisation_that_lies_beside_the_network_is_taken_where_none_is_given(colour, tmp_path):
     torch.save(robust(colour), tmp_path / "w.pt")
     design, weights = import_pretrained(asked(**RGB), tmp_path, tmp_path)
-    assert same(colour, weights)
+    assert holds(colour, weights)
     np.testing.assert_allclose((design.mean, design.std), (MEAN, STD), rtol=1e-6)
     torch.save(robust(colour, [255 * m for m in MEAN], [255 * s for s in STD]), tmp_path / "w.pt")
     design, _ = import_pretrained(asked(**RGB), tmp_path, tmp_path)
@@ -422,7 +412,7 @@ def test_weights_of_another_precision_become_the_networks_own(kind, network, tmp
     torch.save(network.state_dict(), tmp_path / "w.pt")
     safetensors.torch.save_file(network.state_dict(), tmp_path / "w.safetensors")
     _, weights = import_pretrained(asked(), tmp_path, tmp_path)
-    assert same(network.float().state_dict(), weights)
+    assert holds(network.float().state_dict(), weights)
     assert import_pretrained(asked(weights="w.safetensors"), tmp_path, tmp_path)[1] == weights
 
 
@@ -434,7 +424,7 @@ def test_a_torchvision_network_is_brought_from_a_file(tmp_path):
     design, weights = import_pretrained(recipe, tmp_path, tmp_path)
     assert design.classes == 6
     assert design.mean == tuple(IMAGENET_MEAN)
-    assert same(own.state_dict(), weights)
+    assert holds(own.state_dict(), weights)
 
 
 @pytest.mark.parametrize(
@@ -599,7 +589,7 @@ def test_a_constant_of_the_network_that_is_infinite_is_taken(make_module, tmp_pa
     """)
     net = nets.build(f"{name}:Net", 3, 1, tmp_path)
     torch.save(net.state_dict(), tmp_path / "w.pt")
-    assert same(net.state_dict(), import_pretrained(asked(arch=f"{name}:Net"), tmp_path, tmp_path)[1])
+    assert holds(net.state_dict(), import_pretrained(asked(arch=f"{name}:Net"), tmp_path, tmp_path)[1])
 
 
 def quantised(value):
