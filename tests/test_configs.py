@@ -78,7 +78,8 @@ def lessened(said):
     if not isinstance(said, dict):
         return said
     less = {key: LESS.get(key, value) if isinstance(value, int) else lessened(value) for key, value in said.items()}
-    return less | {"limit": 20 if "limit" in said else 60, "shard_size": 20} if "source" in said else less
+    loads = isinstance(said.get("source"), str)
+    return less | {"limit": 20 if "limit" in said else 60, "shard_size": 20} if loads else less
 
 
 @pytest.mark.slow
