@@ -21,8 +21,8 @@ from click.testing import CliRunner
 from PIL import Image
 from support import TINY
 
-from pipeline import cli, terminal
-from pipeline.cli import main
+from pipeline import terminal
+from pipeline.cli import experiments, main
 from pipeline.report import page
 from pipeline.run import on_ray, runs
 from pipeline.store import Store
@@ -336,7 +336,7 @@ def told(number):
 @pytest.mark.parametrize(
     ("where", "name", "engine", "sentence"),
     [
-        (cli, "preflight", "inline", "Nothing was begun; the same command again begins it."),
+        (experiments, "preflight", "inline", "Nothing was begun; the same command again begins it."),
         (on_ray, "_begin", "ray", "Nothing was begun; the same command again begins it."),
         (runs.Run, "_make_shards", "inline", "Finished work is kept; continue with: notbugs resume --store {store}"),
         (page, "write", "inline", "Finished work is kept; see it with: notbugs report --store {store}"),
@@ -366,7 +366,7 @@ def test_a_run_that_is_told_to_end_says_what_is_kept_and_how_to_go_on(
 def test_who_follows_a_job_is_told_that_it_goes_on(monkeypatch, ctrl_c):
     job = SimpleNamespace(id="notbugs-x-1")
     found = SimpleNamespace(address="http://h:1", job=lambda name: job, follow=told(signal.SIGINT))
-    monkeypatch.setattr("pipeline.cli.Cluster", lambda address: found)
+    monkeypatch.setattr("pipeline.cli.jobs.Cluster", lambda address: found)
     said = invoke("logs", "--follow", code=130).stderr.strip()
     assert said == ("Interrupted. The job continues. Stop it with: notbugs stop notbugs-x-1 --address http://h:1")
 

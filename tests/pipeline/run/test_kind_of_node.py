@@ -26,7 +26,7 @@ from stages import recipes
 from stages.recipes import Recipe
 
 HOME = Path(pipeline.HOME) / "pipeline"
-FILES = [*(HOME / "run").rglob("*.py"), *(HOME / "cost").rglob("*.py"), HOME / "cli.py"]
+FILES = [*(HOME / "run").rglob("*.py"), *(HOME / "cost").rglob("*.py"), *(HOME / "cli").glob("*.py")]
 
 
 def asks_for_stage(node):

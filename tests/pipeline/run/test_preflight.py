@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipeline import cli
+from pipeline.cli import experiments, main
 from pipeline.run import runs
 from stages import load
 from stages.nets import small_cnn
@@ -65,7 +65,7 @@ def test_a_run_lists_a_source_once_fetches_weights_once_and_builds_its_graph_onc
         return counted
 
     monkeypatch.setattr(load, "list_source", counting("listed", load.list_source))
-    for module in (cli, runs):
+    for module in (experiments, runs):
         monkeypatch.setattr(module, "build", counting("built", module.build))
     weights = {"arch": arch, "weights": f"{url}/w.pt", "shape": [1, 8, 8], "classes": 10}
     file = write(
@@ -76,11 +76,11 @@ def test_a_run_lists_a_source_once_fetches_weights_once_and_builds_its_graph_onc
             "evaluations": {"accuracy": {"models": ["net"], "on": "clean"}},
         }
     )
-    planned = CliRunner().invoke(cli.main, ["plan", str(file), "--store", "s"])
+    planned = CliRunner().invoke(main, ["plan", str(file), "--store", "s"])
     assert planned.exit_code == 0 and not asked, "a plan downloads nothing"
     calls.clear()
     for there in (False, True):
-        made = CliRunner().invoke(cli.main, ["run", str(file), "--store", "s", "--engine", "inline"])
+        made = CliRunner().invoke(main, ["run", str(file), "--store", "s", "--engine", "inline"])
         assert made.exit_code == 0, made.output
         assert asked == {"/w.pt": 1}, "what is there is not fetched again"
         assert calls == ({"built": 2, "listed": 1} if there else {"built": 1, "listed": 1})

@@ -1,0 +1,302 @@
+"""Commands that make an experiment, and show its runs: plan, run, resume, status, report."""
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import terminal
+from pipeline.cli.group import main
+from pipeline.cli.options import data_option, json_option, only_option, run_options, store_option
+from pipeline.cli.output import context_of, print_json, print_results, recorded, refuse_no_place, results_as_json, write
+from pipeline.cluster import JOB_VARIABLE
+from pipeline.cost import estimate
+from pipeline.experiment import spec
+from pipeline.experiment.graph import build
+from pipeline.experiment.spec import Experiment
+from pipeline.launch import RunOptions, engine
+from pipeline.report import tables
+from pipeline.report.scores import percent
+from pipeline.run import runs
+from pipeline.run.engines import Engine, reason_of
+from pipeline.run.jobs import Context
+from pipeline.run.preflight import NodeStatus, preflight, wanted
+from pipeline.run.progress import watcher
+from pipeline.store import Store
+from pipeline.terminal import echo, visible
+from stages import own
+from stages.errors import BadInput
+from stages.recipes import is_own
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@store_option
+@data_option
+@only_option
+@json_option
+@click.option("--cost", is_flag=True, help="Estimate the remaining time and cost from trial runs on this machine.")
+@click.option("--gpus", type=click.IntRange(1, 100_000), help="With --cost: also the time on this many such devices.")
+@click.option("--workers", type=click.IntRange(1), help="With --cost: workers of a run on this machine, as for run.")
+def plan(
+    file: Path,
+    store: str,
+    data: Path,
+    only: tuple[str, ...],
+    as_json: bool,
+    cost: bool,
+    gpus: int | None,
+    workers: int | None,
+) -> None:
+    """Print the graph of FILE: each node, its version, and whether it is done. Writes nothing.
+
+    With --cost, each kind of work is tried on a few images, in as many processes as a run has workers. The estimate
+    gives, for every node that is not done: images, steps (forward and backward passes of a batch), shards, size,
+    device-hours (of a GPU, or of a CPU where there is none), and the time of a run for it alone; with --gpus N, also
+    the time on N such devices. For attacks and inversions, other batch sizes are tried and the fastest is reported. A
+    trial takes about ten seconds for each kind of work, longer for large images.
+    """
+    if not cost and (gpus or workers):
+        raise BadInput("--gpus and --workers need --cost: add it, or leave them out")
+    context = context_of(store, data)
+    statuses = preflight(wanted(build(spec.read(file)), only), context, fetch=False)
+    estimated = _estimated(statuses, context, workers) if cost else None
+    if as_json:
+        nodes = [_status_as_json(status) | _cost_as_json(status, estimated, gpus) for status in statuses]
+        total = {"cost": estimate.total_as_json(estimated, gpus)} if estimated else {}
+        print_json({"store": context.store.url, "nodes": nodes} | total)
+    else:
+        _print_plan(context.store, statuses)
+        if estimated is not None:
+            echo(f"\n{estimate.as_text(estimated, gpus)}")
+
+
+def _print_plan(store: Store, statuses: list[NodeStatus]) -> None:
+    lines = [
+        [
+            s.node.id,
+            s.node.stage,
+            s.node.version,
+            _size(s.facts),
+            s.state,
+            ", ".join(p.name for p in s.node.inputs.values()),
+        ]
+        for s in statuses
+    ]
+    echo(f"store {store.url}\n")
+    echo(tables.table(["node", "stage", "version", "images", "state", "from"], lines))
+    for status in statuses:
+        for line in tables.left_out_lines(status.facts):
+            echo(f"{status.node.id}: {line}")
+        for split, share in status.facts.get("majority", {}).items():
+            echo(f"{status.node.id} {split}: a constant prediction scores {percent(share)}")
+
+
+def _estimated(statuses: list[NodeStatus], context: Context, workers: int | None) -> estimate.Estimate:
+    return estimate.estimate(statuses, context, workers, lambda what: echo(f"trying: {what}", err=True))
+
+
+def _cost_as_json(status: NodeStatus, estimated: estimate.Estimate | None, gpus: int | None) -> dict[str, Any]:
+    name = status.node.id
+    if estimated is None:
+        return {}
+    if name not in estimated.nodes:
+        return {"cost": None}
+    return {"cost": estimate.as_json(estimated.nodes[name], estimated.site, gpus, estimated.batches.get(name))}
+
+
+def _status_as_json(status: NodeStatus) -> dict[str, Any]:
+    node = status.node
+    said = {
+        "node": node.id,
+        "stage": node.stage,
+        "version": node.version,
+        "there": status.there,
+        "state": status.state,
+    }
+    return said | {
+        "shards_there": status.partial,
+        "images": status.facts.get("counts"),
+        "majority": status.facts.get("majority"),
+        "skipped": status.facts.get("skipped", {}),
+        "inputs": {role: parent.id for role, parent in node.inputs.items()},
+    }
+
+
+def _size(facts: Any) -> str:
+    return " + ".join(f"{count:,} {split}" for split, count in facts.get("counts", {}).items())
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@store_option
+@data_option
+@run_options
+@only_option
+@json_option
+def run(file: Path, store: str, data: Path, options: RunOptions, only: tuple[str, ...], as_json: bool) -> None:
+    """Make whatever FILE (- for standard input) defines and the store lacks, then print the table.
+
+    Finished work is never repeated: after a failure or an interruption, run the same command again.
+    """
+    _run(spec.read(file), context_of(store, data), options, only, as_json)
+
+
+@main.command()
+@click.argument("run", required=False)
+@store_option
+@run_options
+@only_option
+@json_option
+@click.option(
+    "--data", type=click.Path(file_okay=False, path_type=Path), help="As for run [default: the folder of that run]."
+)
+@click.option(
+    "--modules",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="Folder of the experiment's own networks; code named by a store runs only with this option.",
+)
+def resume(
+    run: str | None,
+    store: str,
+    options: RunOptions,
+    only: tuple[str, ...],
+    as_json: bool,
+    data: Path | None,
+    modules: Path | None,
+) -> None:
+    """Continue RUN (default: the latest in the store) with its experiment, --only and --data."""
+    found = recorded(Store(store), run)
+    experiment = spec.parse(found["experiment"])
+    if modules is None:
+        _refuse_code(experiment, found["run"], Path(found["here"]))
+    context = context_of(store, data or Path(found["data"]), modules)
+    _run(experiment, context, options, only or tuple(found["only"]), as_json)
+
+
+def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
+    """Refuse code that a record names, except modules in the current folder if the run was started there.
+
+    Raises:
+        BadInput: the record names other code.
+    """
+    archs = sorted({node.arch or "" for node in build(experiment) if is_own(node.arch)})
+    others = [arch for arch in archs if not (here == Path.cwd() and _lies_in(here, arch))]
+    if others:
+        raise BadInput(
+            f"the record of run {run} names code outside the current folder, {', '.join(others)}, which a store may "
+            "not load: name its folder with --modules, or use `notbugs run FILE`, which continues as well"
+        )
+
+
+def _lies_in(folder: Path, arch: str) -> bool:
+    """Whether an arch is a module in a folder rather than an installed one."""
+    module = arch.rpartition(":")[0]
+    if own.is_file(module):
+        return (folder / module).resolve().is_relative_to(folder.resolve())
+    top = module.partition(".")[0]
+    installed = top in sys.stdlib_module_names or top in importlib.metadata.packages_distributions()
+    return not installed and PathFinder.find_spec(top, [str(folder)]) is not None
+
+
+def _run(experiment: Experiment, context: Context, options: RunOptions, only: tuple[str, ...], as_json: bool) -> None:
+    terminal.if_interrupted("Nothing was begun; the same command again begins it.")
+    begin = engine(experiment, context, options)
+    checked = preflight(wanted(build(experiment), only), context)
+    context.store.refuse_unless_writable()
+    watch = watcher()
+    attempt = runs.Run(experiment, context, only, watch, checked)
+    del checked  # a source's listing is large, and the run lets go of it
+    echo(f"run {attempt.record.id}\nstore {context.store.url}", err=True)
+    with watch:
+        complete = _attempt(attempt, begin)
+    terminal.if_interrupted(f"Finished work is kept; see it with: notbugs report --store {context.store.url}")
+    _conclude(context.store, attempt.record.id, complete, as_json)
+
+
+def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:
+    if JOB_VARIABLE in os.environ:  # Ray stops a job by SIGINT, and what a shell began in the background ignores it
+        terminal.listen(force=True)
+    engine = begin()
+    try:
+        terminal.if_interrupted(f"Finished work is kept; continue with: {_again(attempt.context.store)}")
+        return attempt.go(engine)
+    finally:
+        engine.close()
+
+
+def _again(store: Store) -> str:
+    if JOB_VARIABLE in os.environ:
+        return "notbugs submit, as before"
+    return f"notbugs resume --store {store.url}"
+
+
+def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
+    """Write the page, then print the results: a closed terminal does not cost the page."""
+    found = runs.load_run(store, run)
+    try:
+        from pipeline.report import page  # here: what draws takes a second to load
+
+        where = f"page {store.at(page.write(store, found))}"
+    except Exception as error:  # noqa: BLE001 - the results stand without the page
+        where = f"The page could not be written: {visible(reason_of(error))}; retry with: notbugs report"
+    if as_json:
+        print_json(results_as_json(store, found))
+    else:
+        print_results(store, found)
+        for node, progress in found["nodes"].items():
+            if progress["why"]:
+                echo(f"{node}: {progress['state']}, {visible(progress['why'])}", err=True)
+    echo(where, err=True)
+    if not complete:
+        echo(f"The run failed; fix the cause, then continue with: {_again(store)}", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("run", required=False)
+@store_option
+@json_option
+def status(run: str | None, store: str, as_json: bool) -> None:
+    """Show the progress of RUN (default: the latest in the store)."""
+    place = Store(store)
+    found = recorded(place, run)
+    if as_json:
+        print_json(found)
+        return
+    echo(f"run {found['run']}: {found['state']}{', ' + found['why'] if 'why' in found else ''}\nstore {place.url}\n")
+    lines = []
+    for node, p in found["nodes"].items():
+        seconds = f"{p['seconds']} s" if p["seconds"] is not None else ""
+        count = f"{p['done']} of {p['total']}" if p["total"] else ""
+        lines.append([node, p["state"], count, seconds, _at_work(p), str(p["retries"] or ""), p["why"] or ""])
+    echo(tables.table(["node", "state", "done", "time", "workers busy", "retries", "why"], lines))
+    if again := found["store_retries"] + sum(p["store_retries"] for p in found["nodes"].values()):
+        echo(f"\nretried requests to the store: {again}")
+
+
+def _at_work(progress: dict[str, Any]) -> str:
+    """Average number of workers at work on its shards, from its start to its end."""
+    work = progress.get("work")
+    return f"{work / progress['seconds']:.2f}" if work and progress["seconds"] else ""
+
+
+@main.command("report")
+@click.argument("run", required=False)
+@store_option
+@click.option("--out", type=click.Path(path_type=Path), help="Also write a copy to this file.")
+def report_(run: str | None, store: str, out: Path | None) -> None:
+    """Rebuild the page of RUN (default: the latest in the store): report.html, one file that needs no network."""
+    from pipeline.report import page
+
+    refuse_no_place(out)
+    place = Store(store)
+    path = page.write(place, recorded(place, run))
+    if out is not None:
+        write(out, place.read(path))
+    echo(out or place.at(path))

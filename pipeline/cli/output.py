@@ -1,0 +1,77 @@
+"""Output that several commands share: documents, results, files that `--out` names."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.report import results, tables
+from pipeline.run import runs
+from pipeline.run.jobs import Context
+from pipeline.store import Store
+from pipeline.terminal import echo
+from stages.errors import BadInput
+
+
+def context_of(store: str, data: Path, here: Path | None = None) -> Context:
+    return Context(Store(store), data.expanduser().absolute(), here or Path.cwd())
+
+
+def results_as_json(store: Store, run: dict[str, Any]) -> dict[str, Any]:
+    nodes = {name: {k: p[k] for k in ("state", "version", "why", "seconds")} for name, p in run["nodes"].items()}
+    return {
+        "run": run["run"],
+        "state": run["state"],
+        "store": store.url,
+        "rows": results.result_rows(store, run),
+        "nodes": nodes,
+    }
+
+
+def print_results(store: Store, run: dict[str, Any]) -> None:
+    rows = results.result_rows(store, run)
+    if rows:
+        echo("\n" + tables.result_text(rows))
+    for line in tables.left_out_of(store, run):
+        echo(line, err=True)
+
+
+def print_json(value: Any) -> None:
+    echo(json.dumps(value, indent=1))  # ASCII, for any terminal
+
+
+def recorded(
+    store: Store, run: str | None, fits: Callable[[dict[str, Any]], bool] = lambda run: True
+) -> dict[str, Any]:
+    """A run on record; newer ones whose record is damaged are skipped with a note."""
+
+    def pass_over(name: str) -> None:
+        echo(f"skipped run {name}: its record is missing or damaged", err=True)
+
+    return runs.load_run(store, run, fits, pass_over)
+
+
+def refuse_no_place(out: Path | None) -> None:
+    """Refuse an output path that cannot be written, before any work is done."""
+    with _written(out):
+        if out is not None and not out.parent.is_dir():
+            raise BadInput(f"--out {out}: cannot be written: there is no folder {out.parent}")
+        if out is not None and out.is_dir():
+            raise BadInput(f"--out {out}: cannot be written: it is a folder; name a file in it")
+
+
+def write(path: Path, content: bytes) -> None:
+    with _written(path):
+        path.write_bytes(content)
+
+
+@contextmanager
+def _written(path: Path | None) -> Iterator[None]:
+    """Raises:
+    BadInput: a file that was asked for cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"--out {path}: cannot be written: {error.strerror}") from error
