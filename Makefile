@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STORE ?= notbugs-store
+# Files of tests go to two processes: much of the time a test waits for one that starts or ends.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help quickstart test test-slow lint format docs lock clean
 
@@ -14,10 +16,10 @@ quickstart: $(VENV)/.run ## The whole experiment on scikit-learn's digits, set-u
 	$(BIN)/notbugs run configs/digits.yaml --store $(STORE)
 
 test: $(VENV)/.dev ## Every test that is not slow.
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.dev ## Kills, long runs, the wheel in a fresh environment.
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.dev ## ruff and mypy.
 	$(BIN)/ruff check .
