@@ -111,11 +111,12 @@ def entry(store: Store, folder: str, named: Iterable[str] = ()) -> Entry | None:
         return None
     if "manifest.json" in there and (manifest := artifacts.manifest_at(store, folder)) is not None:
         return _finished(folder, manifest, marked)  # published between the two looks
-    state = DAMAGED if "manifest.json" in there else UNFINISHED
+    damaged = "manifest.json" in there
     marks = sum(name.startswith("commits/") and name.endswith(".json") for name in there)
     begun = "a checkpoint" if "checkpoint.safetensors" in there else ""
-    steps = f"{marks} shard{'s' * (marks != 1)}" if marks else begun
+    steps = "" if damaged else f"{marks} shard{'s' * (marks != 1)}" if marks else begun
     when, size = max(one.modified for one in there.values()), sum(one.bytes for one in there.values())
+    state = DAMAGED if damaged else UNFINISHED
     return Entry(folder, state, when, size, None, {}, steps=steps, tags=marked)
 
 
