@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,13 +15,13 @@ from typing import Any
 
 from pipeline.experiment.graph import Node, build
 from pipeline.experiment.spec import Experiment
-from pipeline.run import artifacts, documents
+from pipeline.run import artifacts, documents, removals
 from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import Amount, Count, Document, Moment, NodeId, RunName, Version, Word
 from pipeline.run.engines import Engine, FailedShard, Inline, reason_of
 from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob, Unit
 from pipeline.run.preflight import NodeStatus, wanted
-from pipeline.store import Store
+from pipeline.store import READERS, Store
 from stages.errors import BadData, BadInput
 
 BEAT = 10.0
@@ -173,6 +173,7 @@ class Run:
         self.jobs = {status.node.id: status.job for status in checked or ()}
         self.nodes = [status.node for status in checked] if checked else wanted(build(experiment), only)
         self.made: dict[str, Artifact] = {}
+        self.condemned: dict[str, str] = {}
         self.record = Record(context, experiment, only, self.nodes, watch)
 
     def go(self, engine: Engine) -> bool:
@@ -185,6 +186,7 @@ class Run:
         todo, running = list(self.nodes), dict[Future[Any], Node]()
         self.record.start()
         try:
+            self.condemned = removals.condemned(self.context.store)  # after the record is written: see `removals`
             while todo or running:
                 for node in [n for n in todo if all(i.id in self.made for i in n.inputs.values())]:
                     todo.remove(node)
@@ -219,6 +221,10 @@ class Run:
     def _make(self, node: Node, engine: Engine) -> Artifact:
         inputs = {role: self.made[parent.id] for role, parent in node.inputs.items()}
         checked, progress = self.jobs.pop(node.id, None), self.record.nodes[node.id]
+        if node.folder in self.condemned:
+            progress.why = "waits for `notbugs gc`, which is removing this version"
+            removals.wait(self.context.store, self.condemned[node.folder], node.folder)
+            progress.why = None
         if (there := artifacts.find_or_withdraw(self.context.store, node, inputs)) is not None:
             progress.state = "cached"
             self.record.note(node.id, "cached")
@@ -333,6 +339,13 @@ def _record(store: Store, run: str) -> dict[str, Any] | None:
     if found["state"] == "running" and not -TOMORROW < silent < LOST_AFTER:
         found["state"], found["why"] = "lost", f"no sign of life for {max(silent, 0.0):.0f} s"
     return found
+
+
+def records(store: Store) -> dict[str, dict[str, Any] | None]:
+    """Every run of a store with its record, the newest first; None for each whose record cannot be trusted."""
+    runs = names(store)
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(runs, pool.map(partial(_record, store), runs), strict=True))
 
 
 def names(store: Store) -> list[str]:

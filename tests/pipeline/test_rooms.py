@@ -14,6 +14,7 @@ FLOORS = [
     {"experiment"},
     {"run"},
     {"report"},
+    {"catalog"},
     {"cost"},
     {"picture", "cluster"},
     {"launch"},
