@@ -14,6 +14,7 @@ FLOORS = [
     {"experiment"},
     {"run"},
     {"report"},
+    {"publish"},
     {"cost"},
     {"picture", "cluster"},
     {"launch"},
