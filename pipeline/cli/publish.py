@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from pipeline.run.artifacts import Artifact
 from pipeline.store import Store
 from pipeline.terminal import echo, size
 from stages.errors import BadInput, did_you_mean
+
+if TYPE_CHECKING:
+    from pipeline.publish.push import Plan
 
 
 def _dataset(store: Store, name: str) -> Artifact:
@@ -124,3 +128,71 @@ def _progress(what: str) -> Callable[[int, int], None]:
             echo(f"{done} of {total} {what}", err=True)
 
     return show
+
+
+@main.command()
+@click.argument("name")
+@click.argument("dest")
+@click.option("--dry-run", is_flag=True, help="Print what would be sent; send nothing.")
+@click.option("--private", is_flag=True, help="On the Hub: make the repository private, if it is new.")
+@store_option
+@json_option
+def push(name: str, dest: str, dry_run: bool, private: bool, store: str, as_json: bool) -> None:
+    """Copy NAME to DEST: hf://USER/REPO on the Hugging Face Hub, or another store (folder, s3:// or gs:// URL).
+
+    On the Hub, a dataset's shards, table, card and manifest are the files of a repository; the commit gets the version
+    as its tag. This needs `pip install 'notbugs[hub]'` and `hf auth login`. In another store, a dataset, model or
+    evaluation is what it is in this one, without what it was made from. What is there already is not sent again, so
+    the same command continues after an interruption.
+
+    NAME is a node (its newest version), such as `rand` or `datasets/rand`, or `datasets/NAME/VERSION`.
+    """
+    from pipeline.publish import hub, push
+
+    place = Store(store)
+    if dest.startswith(hub.SCHEME):
+        repo, made, there = hub.repository(dest), _dataset(place, name), hub.api()
+        plan = hub.plan(there, repo, place, made)
+        if not dry_run:
+            hub.push(there, repo, place, made, plan, private, _progress("files"))
+    else:
+        if private:
+            raise BadInput("--private is for the Hub: leave it out")
+        made, to = _node(place, name), Store(dest) if dry_run else _destination(dest)
+        plan = push.to_store(place, made, to)
+        if not dry_run:
+            push.copy(place, made, to, plan, _progress("files"))
+    _print_plan(plan, made, dry_run, as_json)
+
+
+def _node(store: Store, name: str) -> Artifact:
+    """The newest version of a node, or the one named.
+
+    Raises:
+        BadInput: there is none, or nodes of two groups have the name.
+    """
+    found = artifacts.by_name(store, name)
+    groups = sorted({one.manifest["group"] for one in found})
+    if len(groups) > 1:
+        raise BadInput(f"{name} is the name of several nodes: say {' or '.join(f'{group}/{name}' for group in groups)}")
+    if not found:
+        raise BadInput(f"{store.url} has no finished node {name}; `notbugs index` lists them")
+    return found[-1]
+
+
+def _print_plan(plan: "Plan", made: Artifact, dry_run: bool, as_json: bool) -> None:
+    send = [{"name": file.name, "bytes": file.bytes} for file in plan.send]
+    if as_json:
+        version = made.manifest["version"]
+        print_json(
+            {"dest": plan.dest, "version": version, "sent": not dry_run, "files": send, "deleted": list(plan.delete)}
+        )
+        return
+    if dry_run:
+        for file in plan.send:
+            echo(f"{file.name}  {size(file.bytes)}")
+        for old in plan.delete:
+            echo(f"{old}  is deleted: it belongs to another version")
+    verb = "would be sent" if dry_run else "sent"
+    there = f"; {plan.there:,} were there already" if plan.there else ""
+    echo(f"{plan.dest}: {len(plan.send):,} files, {size(plan.bytes)}, {verb}{there}")
