@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import get_args
 
 import pytest
 import yaml
@@ -12,6 +13,8 @@ from pipeline.cli import main
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
 from pipeline.publish import card
+from pipeline.publish.words import RULES, how
+from stages import recipes
 
 LOADED = {"name": "loaded", "datasets": {"clean": {"load": {"source": "sklearn-digits", "limit": 12}}}}
 
@@ -122,6 +125,30 @@ def test_what_the_experiment_does_not_say_is_unknown_and_what_it_says_changes_no
     assert len(list((store / "datasets/clean").iterdir())) == 1
     versions = [node.version for each in (LOADED, {**LOADED, "about": about}) for node in build(spec.parse(each))]
     assert versions[0] == versions[1]
+
+
+def test_every_way_to_make_a_dataset_has_words():
+    on = {"images": "clean", "model": "m"}
+    methods = get_args(recipes.Attack.model_fields["method"].annotation)
+    sets = {
+        "clean": {"load": {"source": "sklearn-digits"}},
+        "folder": {"load": {"source": "image-folder", "root": "x", "resize": 64, "crop": 56}},
+        **{method: {"attack": {**on, "method": method}, "relabel": "other"} for method in methods},
+        **{rule: {"attack": on, "relabel": rule} for rule in recipes.RULES if rule != "map"},
+        "inverted": {"invert": on},
+        "selected": {"select": {"images": "pgd", "keep": "top", "share": 0.4}},
+    }
+    models = {"m": {"train": {"on": "clean", "arch": "small_cnn"}}}
+    made = {n.name: n for n in build(spec.parse({"name": "all", "datasets": sets, "models": models}))}
+    assert {made[name].stage for name in sets} == {"load", *recipes.STAGES["datasets"]}
+    texts = {name: how(made[name].described(), _parents(made[name])) for name in sets}
+    assert len(set(texts.values())) == len(sets) - 1, "pgd with rule other is there under two names"
+    assert not any("None" in text for text in texts.values()) and set(RULES) == set(recipes.RULES)
+    assert "(resize: 64, crop: 56)" in texts["folder"] and "40.0 % of the images" in texts["selected"]
+
+
+def _parents(node):
+    return {role: {"node": parent.id} for role, parent in node.inputs.items()}
 
 
 def test_a_card_or_index_that_cannot_be_written_fails_no_run(tmp_path, monkeypatch):
