@@ -137,7 +137,7 @@ label rule, and of the versions of its inputs. The node is stored at `<group>/<n
   but is made again, because the name is a folder.
 - An evaluation's version also depends on the names of its models.
 
-Not part of a version: `--store`, `--data`, `--engine`, `--workers`, `--gpu`, `--shard-timeout`,
+Not part of a version: `about`; `--store`, `--data`, `--engine`, `--workers`, `--gpu`, `--shard-timeout`,
 `--address`; `root` and `download` of the
 torchvision sources; `eval_images` of a training; those parameters of an attack that its method does not use.
 
@@ -202,6 +202,12 @@ A request beyond a limit is refused with an error before it costs time or memory
 
 SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("The file", "", spec.Experiment),
+    (
+        "about",
+        "Each dataset's card (`README.md`, `croissant.json`) repeats it. After a change, run the experiment again, "
+        "which makes nothing anew, then `notbugs card NAME`.",
+        spec.About,
+    ),
     ("datasets.NAME", "", spec.Dataset),
     ("datasets.NAME.load: sklearn-digits", "", recipes.Digits),
     ("datasets.NAME.load: torchvision", "", recipes.Torchvision),
@@ -441,7 +447,7 @@ def _bounds(metadata: Any, what: str) -> str:
                 said.append(f"{sign} {'2⁶³' if value == 2**63 else value}")
         least, most = getattr(limit, "min_length", None), getattr(limit, "max_length", None)
         if least:
-            said.append(f"at least {least} {what if least > 1 else what.replace('ies', 'y')}")
+            said.append(f"at least {least} {what if least > 1 else what.replace('ies', 'y').removesuffix('s')}")
         if most:
             said.append(f"at most {most} {what}")
     if len(said) == 2 and said[0].split()[2:] == said[1].split()[2:] and said[0].startswith("at least"):

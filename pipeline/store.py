@@ -14,6 +14,7 @@ import stat
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar
@@ -331,6 +332,12 @@ class Store:
                         file.unlink()
                 except FileNotFoundError:
                     continue  # its writer, or another sweep, was first
+
+    def tidy(self) -> None:
+        """Remove the folder of partial files if it is empty: a place for people should hold nothing else."""
+        if self.local:
+            with suppress(OSError):  # not empty: another writer is at work
+                Path(_below(remote.connect(self.url)[1], PARTIAL)).rmdir()
 
     # ------------------------------------------------------------------------------------------- retries
 

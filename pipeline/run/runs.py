@@ -159,6 +159,7 @@ class Run:
         only: names or ids of the wanted nodes, which are made with all that they need; by default all.
         watch: called with each event.
         checked: the outcome of `preflight`, whose jobs have listed sources and read weights; else they do so here.
+        published: called with each node that the run has made, once its manifest is written.
     """
 
     def __init__(
@@ -168,8 +169,9 @@ class Run:
         only: tuple[str, ...] = (),
         watch: Watcher = lambda node, progress, event: None,
         checked: Sequence[NodeStatus] | None = None,
+        published: Callable[[Artifact], None] = lambda made: None,
     ) -> None:
-        self.experiment, self.context = experiment, context
+        self.experiment, self.context, self.published = experiment, context, published
         self.jobs = {status.node.id: status.job for status in checked or ()}
         self.nodes = [status.node for status in checked] if checked else wanted(build(experiment), only)
         self.made: dict[str, Artifact] = {}
@@ -236,6 +238,7 @@ class Run:
         made = self._make_model(job, engine) if isinstance(job, ModelJob) else self._make_shards(job, engine)
         progress.state, progress.seconds = "done", round(time.time() - progress.started, 1)
         progress.devices = made.manifest["devices"]
+        self.published(made)
         self.record.note(node.id, "done", seconds=progress.seconds, devices=progress.devices)
         return made
 
@@ -330,7 +333,7 @@ class RunRecord(Document):
     nodes: dict[NodeId, Progress]
 
 
-def _record(store: Store, run: str) -> dict[str, Any] | None:
+def find(store: Store, run: str) -> dict[str, Any] | None:
     """A run's record, its state judged by its signs of life; None where it is missing or cannot be trusted."""
     found = documents.find(store, f"runs/{run}/run.json", RunRecord)
     if found is None or found["run"] != run:
@@ -375,7 +378,7 @@ def load_run(
     if run is not None:
         if run not in store.folders("runs"):
             raise BadInput(f"there is no run {run} in {store.url}; `notbugs status` names the latest")
-        if (found := _record(store, run)) is None:
+        if (found := find(store, run)) is None:
             raise BadData(
                 f"the record of run {run} is missing or damaged; what the run made is there all the same: "
                 "`notbugs run FILE` goes on from it"
@@ -383,7 +386,7 @@ def load_run(
         return found
     newest = None
     for name in names(store):
-        if (found := _record(store, name)) is None:
+        if (found := find(store, name)) is None:
             pass_over(name)
         elif fits(found):
             return found
@@ -402,6 +405,6 @@ def has_results(record: Mapping[str, Any]) -> bool:
 
 def verify(store: Store, run: str) -> list[artifacts.Damage]:
     """What is wrong with the record of a run; without one, nothing stands there that could be."""
-    if _record(store, run) is not None or not store.exists(f"runs/{run}/run.json"):
+    if find(store, run) is not None or not store.exists(f"runs/{run}/run.json"):
         return []
     return [artifacts.Damage(f"runs/{run}", "run.json", artifacts.NOT_OURS)]

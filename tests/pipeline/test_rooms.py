@@ -15,6 +15,7 @@ FLOORS = [
     {"run"},
     {"report"},
     {"catalog"},
+    {"publish"},
     {"cost"},
     {"picture", "cluster"},
     {"launch"},
