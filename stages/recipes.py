@@ -1006,6 +1006,10 @@ def _each(attack: Any, key: str) -> list[Any]:
     return [{**attack, key: value} for value in listed] if isinstance(listed, list) else [attack]
 
 
+LISTED = ("norm", "eps", "steps", "surrogate")
+"""Keys of an evaluation's attack in which a list stands for one attack per value."""
+
+
 class Evaluate(Recipe):
     """Accuracy of models on one split of a dataset, clean and under attack."""
 
@@ -1038,7 +1042,7 @@ class Evaluate(Recipe):
     @classmethod
     def _one_for_each(cls, attacks: Any) -> Any:
         """Expand a list, such as radii or surrogates, to one attack per value: a curve, a row of a transfer matrix."""
-        for key in ("norm", "eps", "steps", "surrogate"):
+        for key in LISTED:
             if isinstance(attacks, list):
                 attacks = [one for attack in attacks for one in _each(attack, key)]
                 if len(attacks) > ATTACKS:

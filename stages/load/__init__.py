@@ -19,7 +19,17 @@ from stages.recipes import Digits, ImageFolder, Load, Parquet, Synthetic, Torchv
 from stages.seeds import generator
 from stages.shard import Failure, Pixels, Shard, shard_name
 
-__all__ = ["RESTRICTED_IMAGENET", "Images", "Item", "Listing", "assign_to_shards", "list_source", "printable", "read"]
+__all__ = [
+    "RESTRICTED_IMAGENET",
+    "Images",
+    "Item",
+    "Listing",
+    "assign_to_shards",
+    "list_source",
+    "printable",
+    "probe",
+    "read",
+]
 
 
 def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
@@ -78,6 +88,34 @@ def _refuse_if_damaged(load: ImageFolder | Parquet, listing: Listing, data: Path
                 f"image folder {place_in(load, split, data)}" if isinstance(load, ImageFolder) else load.files[split]
             )
             raise BadInput(f"{place}: {len(failed)} of {len(tried)} images tried fail; the first: {failed[0]}")
+
+
+def probe(listing: Listing) -> tuple[list[tuple[int, int]], bool]:
+    """Width and height of a few images of each split, and whether all are grey; unreadable ones are passed over.
+
+    Raises:
+        BadInput: none can be read, or their server is unavailable.
+    """
+    sizes, grey = list[tuple[int, int]](), True
+    for items in listing.items.values():
+        tried = few(items)
+        with Files(item.ref for item in tried if not isinstance(item.ref, np.ndarray)) as files:
+            for item in tried:
+                try:
+                    if isinstance(item.ref, np.ndarray):
+                        sizes.append((item.ref.shape[1], item.ref.shape[0]))
+                        grey = grey and item.ref.shape[2] == 1
+                        continue
+                    image = open_image(files.fetch(item.ref), 3)
+                except ConnectionError as error:
+                    raise BadInput(str(error)) from error
+                except (BadData, OSError):
+                    continue
+                sizes.append(image.image.size)
+                grey = grey and image.grey
+    if not sizes:
+        raise BadInput("none of the images tried can be read")
+    return sizes, grey
 
 
 def assign_to_shards(listing: Listing, load: Load) -> dict[str, Images]:

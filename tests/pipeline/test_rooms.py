@@ -17,7 +17,7 @@ FLOORS = [
     {"cost"},
     {"picture", "cluster"},
     {"launch"},
-    {"api"},
+    {"api", "begin"},
     {"cli"},
     {"__main__"},
 ]
