@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pipeline import terminal
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import Experiment
-from pipeline.launch import RunOptions, engine
+from pipeline.launch import RunOptions, engine, watching
 from pipeline.run import artifacts, runs
 from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs import Context
 from pipeline.run.preflight import preflight
-from pipeline.run.progress import Lines, Live
 from pipeline.store import LARGEST_JSON, Store, digest
 from stages.errors import BadData, BadInput, some
 
@@ -42,14 +41,15 @@ def refuse_foreign(version: str, dest: Store) -> None:
         raise BadInput(f"{dest.url} holds another dataset already: name an empty folder, or empty it")
 
 
-def make(experiment: Experiment, context: Context, options: RunOptions, watch: Lines | Live) -> Artifact:
+def make(experiment: Experiment, context: Context, options: RunOptions) -> Artifact:
     """Make the one dataset of an experiment, with a record in the store as of any run.
 
     Raises:
         BadInput: its source, or the store, is missing or unfit.
         BadData: it cannot be made; finished shards are kept.
     """
-    begin, checked = engine(experiment, context, options), preflight(build(experiment), context)
+    begin, watch = engine(experiment, context, options), watching(options)
+    checked = preflight(build(experiment), context)
     context.store.refuse_unless_writable()
     attempt = runs.Run(experiment, context, (), watch, checked)
     (node,) = attempt.nodes

@@ -17,7 +17,7 @@ from pipeline.experiment import spec, yaml12
 from pipeline.experiment.graph import build
 from pipeline.launch import RunOptions
 from pipeline.report.tables import left_out_lines
-from pipeline.run.progress import QUIET, watcher
+from pipeline.run.progress import QUIET
 from pipeline.store import Store
 from pipeline.terminal import echo
 from stages.errors import BadInput
@@ -166,7 +166,7 @@ def pack(
     (node,) = build(experiment)
     refuse_foreign(node.version, place)
     place.refuse_unless_writable()
-    made = make(experiment, context, options, watcher())
+    made = make(experiment, context, options)
     found = lay_down(context.store, made, place, _Copying(place.url))
     patterns = _patterns(place, made.manifest["shards"])
     if as_json:
