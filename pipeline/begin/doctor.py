@@ -71,7 +71,7 @@ def examine(store: str, data: Path, address: str | None) -> Iterator[Finding]:
     for what, check in checks:
         try:
             yield check()
-        except (BadInput, OSError, RuntimeError, ValueError) as error:
+        except (BadInput, ImportError, OSError, RuntimeError, ValueError) as error:
             yield Finding(what, "broken", reason_of(error))
 
 
