@@ -30,8 +30,9 @@ format: $(VENV)/.dev ## Put the code in ruff's format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.dev ## Write docs/experiment-file.md from the models.
+docs: $(VENV)/.dev ## Write docs/experiment-file.md and the schema from the models.
 	$(BIN)/python docs/make_experiment_file.py --write
+	$(BIN)/notbugs schema > docs/experiment.schema.json
 
 lock: $(VENV)/.dev ## Resolve constraints.txt anew.
 	$(BIN)/pip install -q uv

@@ -222,10 +222,10 @@ class _Geometry(_Source):
 
 
 class ImageFolder(_Geometry):
-    """A folder in ImageNet's layout: ``root/<split folder>/<class>/<image>``."""
+    """A folder in ImageNet's layout, on disk or in an object store: ``root/<split folder>/<class>/<image>``."""
 
     source: Literal["image-folder"]
-    root: str = Field(description="The folder, relative to `--data`.")
+    root: str = Field(description="The folder, relative to `--data`, or its URL.")
     splits: InOrder[str] = Field(
         {"test": "val", "train": "train"}, min_length=1, description="Split name → sub-folder of root."
     )
@@ -237,9 +237,19 @@ class ImageFolder(_Geometry):
     )
     balance: bool = Field(False, description="Keep the same number of images of every class, drawn with the seed.")
 
+    @field_validator("root")
+    @classmethod
+    def _no_secrets(cls, root: str) -> str:
+        if "://" in root:
+            refuse_secrets(root)
+        return root
+
+
+_Classes = Annotated[Distinct[str], Field(min_length=1)] | Annotated[int, Field(ge=1, le=CLASSES)] | None
+
 
 class WebDataset(_Geometry):
-    """WebDataset shards at a path, a brace pattern or an object-store URL, with png, jpg, jpeg or webp images."""
+    """WebDataset shards at a path, a brace pattern or a URL, with png, jpg, jpeg or webp images."""
 
     source: Literal["webdataset"]
     shards: InOrder[str] = Field(
@@ -255,7 +265,7 @@ class WebDataset(_Geometry):
         description="Extension of the label's file, or `json.KEY` for a key of the sample's JSON (nested: "
         "`json.meta.label`). A label is an integer ≥ 0, or a name listed in `classes`.",
     )
-    classes: Annotated[Distinct[str], Field(min_length=1)] | Annotated[int, Field(ge=1, le=CLASSES)] | None = Field(
+    classes: _Classes = Field(
         None, description="Class names, or the number of classes. Default: the largest label + 1."
     )
 
@@ -271,11 +281,38 @@ class WebDataset(_Geometry):
     @field_validator("shards")
     @classmethod
     def _no_secrets(cls, shards: dict[str, str]) -> dict[str, str]:
-        for url in shards.values():
-            refuse_secrets(url)
-            if (tars := _alternatives(url)) > SHARDS:
-                raise ValueError(f"the braces stand for {short(f'{tars:,}')} tars, at most {SHARDS:,} are read")
-        return shards
+        return _patterns(shards, "tars")
+
+
+class Parquet(_Geometry):
+    """Parquet files with a column of images and one of labels, as Hugging Face's datasets have them, at a path, a
+    pattern or a URL."""
+
+    source: Literal["parquet"]
+    files: InOrder[str] = Field(
+        min_length=1,
+        description="Split name → path or URL, braces allowed: `train-{00000..00003}.parquet`; on disk and in object "
+        "stores also `*`.",
+    )
+    image: str | None = Field(
+        None,
+        description="Column of the images: bytes of png, jpg, webp and other files, or a struct that has them as "
+        "`bytes`. Required if several columns have images.",
+    )
+    label: str | None = Field(
+        None,
+        description="Column of the labels: integers ≥ 0, or text. Default: `label`, or the only column of labels.",
+    )
+    classes: _Classes = Field(
+        None,
+        description="Class names, or the number of classes. Default: the names in the file's `huggingface` metadata; "
+        "else the different texts, sorted; else the largest label + 1.",
+    )
+
+    @field_validator("files")
+    @classmethod
+    def _no_secrets(cls, files: dict[str, str]) -> dict[str, str]:
+        return _patterns(files, "files")
 
 
 class Synthetic(_Source):
@@ -291,7 +328,16 @@ class Synthetic(_Source):
     seed: Seed = Field(0, description="Seed of the images, and of the permutation that assigns them to shards.")
 
 
-Load = Annotated[Digits | Torchvision | ImageFolder | WebDataset | Synthetic, Field(discriminator="source")]
+Load = Annotated[Digits | Torchvision | ImageFolder | WebDataset | Parquet | Synthetic, Field(discriminator="source")]
+
+
+def _patterns(places: dict[str, str], what: str) -> dict[str, str]:
+    """Refuse patterns of paths and URLs that carry credentials or stand for too many files."""
+    for url in places.values():
+        refuse_secrets(url)
+        if (count := _alternatives(url)) > SHARDS:
+            raise ValueError(f"the braces stand for {short(f'{count:,}')} {what}, at most {SHARDS:,} are read")
+    return places
 
 
 def _alternatives(pattern: str) -> int:
@@ -970,6 +1016,10 @@ def _each(attack: Any, key: str) -> list[Any]:
     return [{**attack, key: value} for value in listed] if isinstance(listed, list) else [attack]
 
 
+LISTED = ("norm", "eps", "steps", "surrogate")
+"""Keys of an evaluation's attack in which a list stands for one attack per value."""
+
+
 class Evaluate(Recipe):
     """Accuracy of models on one split of a dataset, clean and under attack."""
 
@@ -1002,7 +1052,7 @@ class Evaluate(Recipe):
     @classmethod
     def _one_for_each(cls, attacks: Any) -> Any:
         """Expand a list, such as radii or surrogates, to one attack per value: a curve, a row of a transfer matrix."""
-        for key in ("norm", "eps", "steps", "surrogate"):
+        for key in LISTED:
             if isinstance(attacks, list):
                 attacks = [one for attack in attacks for one in _each(attack, key)]
                 if len(attacks) > ATTACKS:

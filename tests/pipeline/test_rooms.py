@@ -19,7 +19,7 @@ FLOORS = [
     {"cost"},
     {"picture", "cluster"},
     {"launch"},
-    {"api"},
+    {"api", "begin"},
     {"cli"},
     {"__main__"},
 ]
