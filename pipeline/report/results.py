@@ -12,7 +12,7 @@ from pipeline.experiment.graph import Node, build
 from pipeline.experiment.spec import parse
 from pipeline.experiment.sweeps import split_name
 from pipeline.report import published
-from pipeline.report.scores import Result, Row, by_seed, results, without_seed
+from pipeline.report.scores import OverSeeds, Result, Row, by_seed, over_seeds, results, without_seed
 from pipeline.run import artifacts, documents
 from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import Amount, Count, Document, NodeName, Share, Word
@@ -144,10 +144,12 @@ class Score(Result):
 
     Attributes:
         node, on: the model, and the dataset that it was scored on; of several seeds, the first.
+        fit: its accuracy on its own training labels after the last epoch; None if that is not known.
     """
 
     node: Node
     on: Node
+    fit: OverSeeds | None = None
 
     @property
     def base(self) -> str:
@@ -163,6 +165,12 @@ class Score(Result):
     def kind(self) -> str | None:
         """The paper's name for the model."""
         return published.kind(self.node)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it was trained enough to show what its training set teaches: it fits its labels at least halfway
+        from the better baseline to all of them. True where that is not known."""
+        return self.fit is None or self.fit.mean >= (1 + self.level[1]) / 2
 
     @property
     def data(self) -> str | None:
@@ -201,7 +209,9 @@ class RunResults:
     def _score(self, result: Result) -> Score:
         row = result.rows[0]
         on = self.nodes[f"evaluations/{row['evaluation']}"].inputs["on"]
-        return Score(result.evaluation, result.model, result.rows, self.nodes[f"models/{row['model']}"], on)
+        last = [(self.metrics.get(f"models/{row['model']}") or [{}])[-1] for row in result.measured]
+        fit = over_seeds(epoch.get("accuracy") for epoch in last)
+        return Score(result.evaluation, result.model, result.rows, self.nodes[f"models/{row['model']}"], on, fit)
 
     def _metrics(self, node: str) -> list[Row]:
         """The lines of ``metrics.jsonl``.
