@@ -17,15 +17,14 @@ CONTROLS = ("leakage only", "noise", "untouched")
 
 
 def overview(run: RunResults) -> Chart | None:
-    """Bars of clean accuracy with intervals; lines of chance and of the controls of the learner that the verdict names.
+    """Bars of clean accuracy with intervals; lines of chance and of the controls of the learner in the verdict.
 
     The learners that the experiment is about come first, the strictest labels on top, then the other models.
     """
-    scores = [score for score in merged(run.held_out) if not _is_control(score)]
-    unswept = [score for score in scores if not score.axes] or scores
+    scores = learners(run)
     if not scores:
         return None
-    shown = sorted(unswept, key=_order)[:BARS]
+    shown = scores[:BARS]
     top = headline(run.held_out)
     levels = [("chance", shown[0].chance), *_lines(top, run.held_out)]
     bars = [_bar(score) for score in shown]
@@ -37,6 +36,13 @@ def overview(run: RunResults) -> Chart | None:
         charts.bar_data(bars, "clean accuracy", *levels),
         command(run),
     )
+
+
+def learners(run: RunResults) -> list[Score]:
+    """The models scored on held-out images, without the controls that are lines; those outside of a sweep if any."""
+    scores = [score for score in merged(run.held_out) if not _is_control(score)]
+    unswept = [score for score in scores if not score.axes] or scores
+    return sorted(unswept, key=_order)
 
 
 def _is_control(score: Score) -> bool:

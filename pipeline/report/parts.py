@@ -49,6 +49,7 @@ class Table:
     Attributes:
         title: above the table.
         fold: the line that unfolds it; empty for a table that is open.
+        note: a paragraph above a table that unfolds.
         stacks: whether a narrow page shows each line as a block, its cells one below the other with their headings.
     """
 
@@ -56,6 +57,7 @@ class Table:
     lines: Sequence[Sequence[str]]
     title: str = ""
     fold: str = ""
+    note: str = ""
     stacks: bool = False
 
     @property
@@ -74,13 +76,53 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Matrix:
+    """Shares in [0, 1] for pairs of names, None for a pair without any.
+
+    Attributes:
+        title: above it; of the first of a section it is open, the others unfold.
+        text: what a cell is.
+        corner: what the rows and the columns are.
+        rows, columns: their names.
+        shares: row by row.
+        name, again: as of a `Chart`.
+    """
+
+    title: str
+    text: str
+    corner: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    shares: Sequence[Sequence[float | None]]
+    name: str
+    again: str
+
+    @property
+    def csv(self) -> str:
+        """Its numbers as a data URL."""
+        return csv_url([[self.corner, *self.columns], *([r, *s] for r, s in zip(self.rows, self.shares, strict=True))])
+
+    @property
+    def lines(self) -> list[tuple[str, Sequence[float | None]]]:
+        """Each row's name and shares."""
+        return list(zip(self.rows, self.shares, strict=True))
+
+    @property
+    def upright(self) -> bool:
+        """Whether the names of the columns are short enough to stand side by side."""
+        return max(map(len, self.columns)) * len(self.columns) <= 70
+
+
+@dataclass(frozen=True)
 class Section:
-    """A section of the page. Its first gallery is open, the others unfold."""
+    """A section of the page. Its first gallery and its first matrix are open, the others unfold, as do its sources:
+    pairs of a title and a text."""
 
     title: str
     text: str
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
     galleries: Sequence[Gallery] = ()
+    matrices: Sequence[Matrix] = ()
     drawing: Drawing | None = None
-    source: str | None = None
+    sources: Sequence[tuple[str, str]] = ()

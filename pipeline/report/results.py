@@ -82,6 +82,7 @@ class _Accuracy(_Row, _Scored):
     majority: Share
     per_class: dict[str, _OfClass]
     under_attack: list[_InBall | _Spatial]
+    confusion: list[list[Count]] | None = None
     agreement: _Agreement | None = None
 
 
@@ -113,7 +114,8 @@ def result_rows(store: Store, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     Each has ``kind``, ``evaluation``, the dataset ``on`` and its ``split``, ``held_out`` (whether the images are
     untouched and of a split that the model was not trained on), ``model`` and ``trained_on``. Rows of kind accuracy
     have ``accuracy``, ``low``, ``high`` (a 95 % interval), ``n``, ``attack_success_rate`` (attack success rate of the
-    dataset trained on), ``chance``, ``majority``, ``per_class``, ``under_attack`` and, if requested, ``agreement``.
+    dataset trained on), ``chance``, ``majority``, ``per_class``, ``under_attack`` and, if requested, ``agreement`` and
+    ``confusion`` (images of each true class, one list per class, by predicted class).
     Rows of kind usefulness have ``counts`` and ``points``.
 
     Raises:

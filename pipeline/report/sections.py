@@ -8,18 +8,21 @@ from types import MappingProxyType
 
 import yaml
 
+from pipeline.experiment import spec
 from pipeline.experiment.graph import Node
 from pipeline.experiment.sweeps import name_at, split_name
 from pipeline.report import charts, published
 from pipeline.report.charts import COLOURS, Bar, Drawing, Line
 from pipeline.report.gallery import Gallery, gallery
 from pipeline.report.parts import Chart, Section, Table, command
+from pipeline.report.per_class import per_class
 from pipeline.report.results import RunResults, Score
 from pipeline.report.scores import (
     NOISE,
     SUCCESS,
     SUCCESS_RATE,
     AttackResult,
+    Cell,
     Columns,
     OverSeeds,
     Row,
@@ -44,7 +47,7 @@ from pipeline.terminal import duration
 CURVES = 6
 """Charts in a section, at most."""
 
-IMAGES = 1_200_000
+IMAGES = 2_000_000
 """Bytes of images in a page, at most."""
 
 POINTS = 800
@@ -57,8 +60,8 @@ PIXELS = "pixel units of [0, 1]"
 """The unit of radii and steps."""
 
 
-def _table(columns: Columns, fold: str = "", stacks: bool = False) -> Table:
-    return Table(list(columns), list(zip(*columns.values(), strict=True)), fold=fold, stacks=stacks)
+def _table(columns: Columns, fold: str = "", note: str = "", stacks: bool = False) -> Table:
+    return Table(list(columns), list(zip(*columns.values(), strict=True)), fold=fold, note=note, stacks=stacks)
 
 
 def sections(run: RunResults) -> list[Section]:
@@ -66,6 +69,7 @@ def sections(run: RunResults) -> list[Section]:
     parts: list[Callable[[RunResults], Section | None]] = [
         results,
         pictures,
+        per_class,
         leakage,
         sweeps,
         success_rate,
@@ -107,8 +111,8 @@ def results(run: RunResults) -> Section | None:
         f"{' or '.join(dict.fromkeys(percent(score.chance) for score in scores))}; a constant prediction is the "
         "most frequent class."
     )
-    fold = f"Published figures, networks and settings. {_orientation(scores)}"
-    return Section("Results", text, tables=[_table(lead | columns, stacks=True), _table(more | asked_by, fold)])
+    folded = _table(more | asked_by, "Published figures, networks and settings", _orientation(scores))
+    return Section("Results", text, tables=[_table(lead | columns, stacks=True), folded])
 
 
 def _published_agreement(scores: Sequence[Score]) -> Columns:
@@ -474,17 +478,21 @@ def transfer(run: RunResults) -> Section | None:
         "classifies correctly, the share that it no longer does. Attack success rate: of the images whose target is "
         f"not their true class, the share that it classifies as their target.{left}"
     )
-    tables = [Table(*matrix.table(), matrix.title[0].upper() + matrix.title[1:]) for matrix in matrices[:CURVES]]
+    tables = [
+        Table(["attacked model", *head[1:]], lines, matrix.title[0].upper() + matrix.title[1:])
+        for matrix, (head, lines) in ((matrix, matrix.table()) for matrix in matrices[:CURVES])
+    ]
     return Section("Transfer", text, _against_transferability(run), tables)
 
 
 def _against_transferability(run: RunResults) -> list[Chart]:
     """For a dataset that several architectures learned from: accuracy against the transferability of its attack."""
     learners: dict[str, dict[str, tuple[float, float]]] = {}
-    for score in run.held_out:
+    untargeted = [matrix.cells for matrix in transfers(run.held_out) if matrix.target_rule is None]
+    for score in run.held_out if untargeted else []:
         if score.kind in published.LEARNED_FROM and score.node.recipe.arch is not None:
             dataset, arch = score.node.inputs["on"], score.node.recipe.arch
-            if (rate := _fooled(run, dataset.inputs["model"], dataset.inputs["images"], arch)) is not None:
+            if (rate := _fooled(run, untargeted, dataset, arch)) is not None:
                 learners.setdefault(without_seed(dataset.name), {})[arch] = (rate, score.clean.mean)
     several = [(name, points) for name, points in learners.items() if len(points) > 1]
     return [_transferability(run, number, *points) for number, points in enumerate(several[:CURVES])]
@@ -506,11 +514,14 @@ def _transferability(run: RunResults, number: int, dataset: str, points: Mapping
     return _chart(run, f"transfer-{dataset}", svg, text, charts.scatter_data(groups, *labels))
 
 
-def _fooled(run: RunResults, source: Node, clean: Node, arch: str) -> float | None:
-    """Fooling rate of an untargeted attack on a source model, on another of some architecture and the same images."""
+def _fooled(
+    run: RunResults, untargeted: Sequence[Mapping[Cell, OverSeeds | None]], dataset: Node, arch: str
+) -> float | None:
+    """Fooling rate of an untargeted attack on the source model of a dataset, on another of some architecture and the
+    same images."""
+    source, clean = dataset.inputs["model"], dataset.inputs["images"]
     scores = (score for score in run.held_out if score.kind == "D" and score.node.recipe.arch == arch)
     cells = [(without_seed(source.name), s.model) for s in scores if s.node.inputs["on"].id == clean.id]
-    untargeted = [matrix.cells for matrix in transfers(run.held_out) if matrix.target_rule is None]
     shares = (shares[cell] for shares in untargeted for cell in cells if cell in shares)
     return next((share.mean for share in shares if share is not None), None)
 
@@ -630,8 +641,16 @@ def environment(run: RunResults) -> Section:
         took = f" and took {duration((datetime.fromisoformat(record['ended']) - started).total_seconds())}"
     text = f"Run {record['run']} began on {started:%d %B %Y at %H:%M} UTC{took}."
     lines = [[name, str(version)] for name, version in record["environment"].items()]
-    source = yaml.safe_dump(record["experiment"], sort_keys=False, allow_unicode=True)
-    return Section("Environment", text, tables=[Table(["component", "version"], lines)], source=_bounded(source))
+    sources = [("The experiment as it was written", record["written"])] if record.get("written") else []
+    sources.append(("The experiment with all defaults", _with_defaults(record["experiment"])))
+    return Section("Environment", text, tables=[Table(["component", "version"], lines)], sources=sources)
+
+
+def _with_defaults(experiment: Row) -> str:
+    """Every key of every entry, those of a method that ignores them included."""
+    whole = spec.parse(experiment).model_dump(mode="json", exclude_none=True)
+    fast = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return _bounded(yaml.dump(whole, Dumper=fast, sort_keys=False, allow_unicode=True))
 
 
 def _bounded(text: str, most: int = 60_000) -> str:
