@@ -130,6 +130,8 @@ def start(kind: str | None, place: str | None, data: Path) -> Start:
         return _digits()
     if kind == "cifar10" or (kind is None and (data / "cifar-10-batches-py").is_dir()):
         return _cifar10()
+    if kind == "imagenet" and not _anything(data):
+        return _imagenet(place or "imagenet")
     place = place or _only_source(data)
     if kind == "imagenet":
         return _imagenet(place)

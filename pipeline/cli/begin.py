@@ -30,7 +30,9 @@ MARKS = {"good": "ok", "attention": "look", "broken": "mend"}
 
 
 @main.command()
-@click.argument("kind", required=False, type=click.Choice(["digits", "images", "cifar10", "imagenet"]))
+@click.argument(
+    "kind", required=False, metavar="[KIND]", type=click.Choice(["digits", "images", "cifar10", "imagenet"])
+)
 @click.option("--images", metavar="PLACE", help="Image folder, parquet files or URL, relative to --data.")
 @click.option(
     "--out",
@@ -153,9 +155,9 @@ def pack(
     from pipeline.begin.pack import lay_down, make, refuse_foreign
     from pipeline.begin.source import recipe_for
 
+    for what, url in (("SOURCE", source), ("DEST", dest)):
+        _refuse_secrets(what, url)
     place, context = Store(dest), context_of(store, data)
-    if "://" in source:
-        _refuse_secrets(source)
     recipe = recipe_for(source, context.data)
     known = SOURCES[recipe["source"]].model_fields
     given = {key: value for key, value in keys.items() if value is not None}
@@ -183,11 +185,12 @@ def pack(
     echo(f"  {name}: {{load: {{source: webdataset, shards: {{{shards}}}, classes: {classes}}}}}")
 
 
-def _refuse_secrets(url: str) -> None:
+def _refuse_secrets(what: str, url: str) -> None:
     try:
-        refuse_secrets(url)
+        if "://" in url:
+            refuse_secrets(url)
     except ValueError as error:
-        raise BadInput(f"SOURCE: {error}") from error
+        raise BadInput(f"{what}: {error}") from error
 
 
 class _Copying:

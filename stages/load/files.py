@@ -207,7 +207,12 @@ def list_objects(url: str) -> dict[str, int]:
         folder = folder.rstrip("/")
         return folder, filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
 
-    folder, found = _patiently(url, listing, patient=False)
+    try:
+        folder, found = _patiently(url, listing, patient=False)
+    except BadInput:
+        raise
+    except ValueError as error:
+        raise BadInput(f"{url} is no place that can be read: {str(error).splitlines()[0]}") from error
     return {info.path[len(folder) + 1 :]: info.size for info in found if info.type == fs.FileType.File}
 
 

@@ -31,7 +31,11 @@ OUTS = ["o.png", "none/o.png", "dir", ".", "/", "/dev/full", "/proc/x", "x" * 30
 ADDRESSES = ["http://127.0.0.1:9", "http://", "127.0.0.1:9", "", "x", "http://[::1", "http://a b", "ftp://x", "//",
              "http://127.0.0.1:99999", "http://u:p@127.0.0.1:9", "http://127.0.0.1:-1", "http://%zz:9"]  # fmt: skip
 
-POOLS = {"store": STORES, "data": STORES, "file": FILES, "image": FILES, "out": OUTS, "address": ADDRESSES}
+SOURCES = [".", "dir", "cifar10", "none", "i.png", "s/datasets", "tiny.yaml", "x.parquet", "*.parquet", "/dev/null",
+           "https://127.0.0.1:9/x.parquet", "https://u:p@h/x", "s3://", "..", "~nosuch"]  # fmt: skip
+
+POOLS = {"store": STORES, "data": STORES, "file": FILES, "image": FILES, "out": OUTS, "address": ADDRESSES,
+         "dest": STORES, "source": SOURCES, "images": SOURCES, "tensorboard": OUTS}  # fmt: skip
 
 
 class Odd:

@@ -80,9 +80,11 @@ def test_small_grey_images_of_parquet_keep_their_size(here):
     assert clean.facts["image_shape"] == [1, 28, 28]
 
 
+@pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("kind", ["cifar10", "imagenet"])
-def test_the_large_sets_have_an_experiment_each(kind, here):
-    photos(here / "data/imagenet", each=1)
+def test_the_large_sets_have_an_experiment_each_whether_they_are_there_or_not(kind, there, here):
+    if there:
+        photos(here / "data/imagenet", each=1)
     assert init(kind).exit_code == 0
     assert {node.id for node in build(spec.read(Path("experiment.yaml")))} >= {"models/standard", "datasets/control"}
 

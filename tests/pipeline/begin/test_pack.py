@@ -113,6 +113,7 @@ def cifar(data, monkeypatch):
     [
         (("gone", "out"), "gone is no folder, and gone is none of cifar10, cifar100, mnist, fashion-mnist"),
         (("https://user:word@far.example/t.parquet", "out"), "a URL with credentials would be stored and shown"),
+        (("s3://", "out"), "s3:// is no place that can be read: Not a valid bucket name"),
         (("cifar10", "out", "--crop", 8), "--crop: images of cifar10 are taken as they are; leave it out"),
         (("photos/train/ant", "out"), "holds neither folders of images (train/<class>/<image>, or <class>/<image>)"),
     ],
