@@ -43,9 +43,11 @@ def _mistake_in(value: str, name: str) -> str | None:
         return "has a NUL character"
     if name not in LOCAL and any("\ud800" <= sign <= "\udfff" for sign in value):
         return f"is not UTF-8 text, got {value!r}"
-    if name in ("store", "data") and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
+    if name in ("store", "data", "dest") and value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111
         return f"must name a known home folder, got {value!r}"
-    if name == "store" and re.match(r"[A-Za-z][\w+.-]+:(?!//)", value):  # s3:/bucket would be a folder beside us
+    if name in ("store", "dest") and re.match(
+        r"[A-Za-z][\w+.-]+:(?!//)", value
+    ):  # s3:/bucket would be a folder beside us
         return f"must be a URL (with ://) or a folder (such as ./{value})"
     return None
 
