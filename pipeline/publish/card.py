@@ -156,7 +156,7 @@ def recipe_of(store: Store, made: Artifact) -> dict[str, Any]:
 
 
 def write_all(store: Store, run: Mapping[str, Any]) -> None:
-    """Write the cards of a run's datasets again, with its results, if it made any of what they tell.
+    """Write the cards of the datasets that models of a run were trained on again, with its results, if those are new.
 
     Raises:
         BadData: a recipe or a result is damaged.
@@ -166,7 +166,8 @@ def write_all(store: Store, run: Mapping[str, Any]) -> None:
         return
     rows = results.result_rows(store, run)
     for node, state in states.items():
-        if node.startswith("datasets/") and state in ("done", "cached"):
+        name = node.removeprefix("datasets/")
+        if name != node and state in ("done", "cached") and any(_is_of(row["trained_on"], name) for row in rows):
             folder = f"{node}/{run['nodes'][node]['version']}"
             if (manifest := artifacts.manifest_at(store, folder)) is not None:
                 write(store, Artifact(folder, manifest), about(run), rows)
@@ -207,7 +208,7 @@ def render(
         figures=[(what, form(manifest[key])) for key, (what, form) in FIGURES.items() if key in manifest],
         controlled=recipe["stage"] == "attack",
         controls=controls,
-        controls_text=_about_controls(manifest["name"], controls["lines"]),
+        controls_text=_about_controls(manifest["name"], controls["measured"]),
         loading=_loading(manifest, layout),
         parents=list(manifest["parents"].items()),
         recipe=json.dumps({k: v for k, v in recipe.items() if k in ("stage", "parameters", "relabel")}),
@@ -252,22 +253,23 @@ def _controls(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Scores of the models trained on a dataset and on its controls."""
     mine = [row for row in rows if row["kind"] == "accuracy" and _is_of(row["trained_on"], name)]
     columns = result_columns(grouped(mine)) if mine else {}
-    return {"head": list(columns), "lines": list(zip(*columns.values(), strict=True))}
+    measured = any(row["trained_on"] != name for row in mine)
+    return {"head": list(columns), "lines": list(zip(*columns.values(), strict=True)), "measured": measured}
 
 
 def _is_of(trained_on: str | None, name: str) -> bool:
     return trained_on is not None and (trained_on == name or trained_on.startswith(f"{name}."))
 
 
-def _about_controls(name: str, lines: Sequence[Any]) -> str:
-    if not lines:
+def _about_controls(name: str, measured: bool) -> str:
+    if not measured:
         return (
-            "Not measured. A learner may profit from labels that stayed right, or from images that the source model "
-            f"misclassified anyway; `leakage: {name}` in the experiment file makes the controls that tell."
+            "No control was measured. A learner may profit from labels that stayed right, or from images that the "
+            f"source model misclassified anyway; `leakage: {name}` in the experiment file makes the controls that tell."
         )
     return (
-        f"Accuracy of the models trained on this dataset and on its controls (`{name}.leakage`, `{name}.top`, …), if "
-        "there are any, on the images named. What a control reaches without the attack is not due to the attack."
+        f"Accuracy of the models trained on this dataset and on its controls (`{name}.leakage`, `{name}.top`, …). What "
+        "a control reaches without the attack is not due to the attack."
     )
 
 

@@ -41,11 +41,14 @@ MEDIA = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 TYPES = {pa.string(): "sc:Text", pa.int64(): "sc:Integer", pa.bool_(): "sc:Boolean"}
 """Type of a column → of a field; any other is a float."""
 
-CITATION = (
-    "@inproceedings{ilyas2019adversarial, title={Adversarial Examples Are Not Bugs, They Are Features}, "
-    "author={Ilyas, Andrew and Santurkar, Shibani and Tsipras, Dimitris and Engstrom, Logan and Tran, Brandon and "
-    "Madry, Aleksander}, booktitle={Advances in Neural Information Processing Systems}, year={2019}}"
-)
+CITATION = """\
+@inproceedings{ilyas2019adversarial,
+  title={Adversarial Examples Are Not Bugs, They Are Features},
+  author={Ilyas, Andrew and Santurkar, Shibani and Tsipras, Dimitris and Engstrom, Logan and Tran, Brandon and
+    Madry, Aleksander},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2019}
+}"""
 """The paper whose construction the datasets follow: https://arxiv.org/abs/1905.02175."""
 
 

@@ -21,6 +21,9 @@ NAME = "samples.webp"
 CELL, GAP = 64, 4
 """Side of a sample in the picture, and the space around it, in pixels."""
 
+BEGINNING = 4_000_000
+"""Bytes read from the beginning of a shard."""
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -49,7 +52,7 @@ def pictures(store: Store, made: Artifact) -> Pictures | None:
     """
     manifest = made.manifest
     shard, classes, channels = min(manifest["shards"]), manifest["classes"], manifest["channels"]
-    saved = head(store, made.folder, shard, len(classes))
+    saved = head(store, made.folder, shard, len(classes), BEGINNING)
     chosen = one_per_class([(index, sample.facts.source_label) for index, sample in saved.items()], CARDS)
     try:
         after = [_cell(saved[index], channels) for index in chosen]
@@ -75,7 +78,7 @@ def _originals(store: Store, manifest: Mapping[str, Any], shard: str, chosen: Se
     there = artifacts.manifest_at(store, folder)
     if there is None or there["content"] != parent["content"]:
         return []
-    found = head(store, folder, shard, len(there["classes"]))
+    found = head(store, folder, shard, len(there["classes"]), BEGINNING)
     return [found[index] for index in chosen if index in found]
 
 

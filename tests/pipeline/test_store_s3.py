@@ -343,11 +343,8 @@ def test_a_url_without_a_bucket_is_refused(s3):
 
 def kept(contents: dict[str, bytes]) -> dict[str, bytes]:
     """Files of nodes whose bytes are guaranteed: those without times, hosts and speeds."""
-    return {
-        path: content
-        for path, content in contents.items()
-        if not path.startswith("runs/") and not re.search(r"manifest\.json$|commits/.*\.json$|metrics\.jsonl$", path)
-    }
+    changing = r"^runs/|manifest\.json$|commits/.*\.json$|metrics\.jsonl$|README\.md$|croissant\.json$|^index\.html$"
+    return {path: content for path, content in contents.items() if not re.search(changing, path)}
 
 
 def digests(contents: dict[str, bytes]) -> dict[str, str]:
