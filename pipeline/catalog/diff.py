@@ -78,11 +78,11 @@ def of_versions(store: Store, a: Entry, b: Entry) -> Difference:
     """
     if a.group != b.group:
         raise BadInput(f"{a.node} and {b.node} differ in kind: compare two of the {a.group}, or two of the {b.group}")
-    (one, made), (other, made_b) = (_read(store, entry) for entry in (a, b))
+    (recipe_a, made_a), (recipe_b, made_b) = (_read(store, entry) for entry in (a, b))
     return {
-        "recipe": changes(_asked(one), _asked(other)),
+        "recipe": changes(_asked(recipe_a), _asked(recipe_b)),
         "inputs": changes(dict(a.parents), dict(b.parents)),
-        "figures": changes(figures(store, a, made), figures(store, b, made_b)),
+        "figures": changes(figures(store, a, made_a), figures(store, b, made_b)),
         "content": changes({"sha256": a.content}, {"sha256": b.content}),
     }
 
