@@ -34,7 +34,7 @@ docs: $(VENV)/.dev ## Write docs/experiment-file.md from the models, and tables 
 	$(BIN)/python docs/make_figures.py --write
 
 figures: $(VENV)/.dev ## Run the experiments in FIGURES (digits), record them, write their tables.
-	$(BIN)/python docs/make_figures.py --record $(FIGURES)
+	NOTBUGS_STORE=$(STORE) $(BIN)/python docs/make_figures.py --record $(FIGURES)
 
 site: $(VENV)/.site ## The site of docs/, in build/site; every warning is an error.
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
