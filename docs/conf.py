@@ -12,27 +12,27 @@ autodoc_typehints = "description"
 html_theme = "furo"  # self-contained: no font, script or style from elsewhere
 html_title = project
 html_copy_source = False
-copybutton_exclude = ".linenos, .gp, .go"
+html_show_copyright = False
+highlight_language = "none"  # of blocks that name no language: commands and what they print
+default_role = "literal"  # a single backtick of a docstring, as in Markdown
 
-PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "deploy/README.md": "kubernetes.md"}
-"""Pages that live outside docs/ → the page of the site that includes each."""
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "deploy/README.md": "kubernetes.md",
+}
+"""Pages that live outside docs/ → the page of the site that stands for each."""
 
 
-def link_within_site(text: str) -> str:
+def link_within_site(content):
     """Point links to pages outside docs/, and from them into docs/, at the pages of the site."""
     for outside, page in PAGES.items():
-        text = re.sub(rf"\]\((\.\./)*{re.escape(outside)}", f"]({page}", text)
-    return re.sub(r"\]\((\.\./)?docs/", "](", text)
+        content[0] = re.sub(rf"\]\((\.\./)*{re.escape(outside)}", f"]({page}", content[0])
+    content[0] = re.sub(r"\]\((\.\./)?docs/", "](", content[0])
 
 
 def setup(app):
-    """Rewrite links in pages and in what they include."""
-
-    def read(_app, _name, content):
-        content[0] = link_within_site(content[0])
-
-    def include(_app, _path, _parent, content):
-        content[0] = link_within_site(content[0])
-
-    app.connect("source-read", read)
-    app.connect("include-read", include)
+    """Rewrite the links of pages, and of what they include."""
+    app.connect("source-read", lambda _app, _page, content: link_within_site(content))
+    app.connect("include-read", lambda _app, _path, _page, content: link_within_site(content))

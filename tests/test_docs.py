@@ -111,6 +111,13 @@ def test_python_shown_compiles(page: Path) -> None:
         compile(body, page.name, "exec")
 
 
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    lists = re.findall(r"^```{toctree}\n(.*?)^```$", index, re.MULTILINE | re.DOTALL)
+    listed = {line for body in lists for line in body.splitlines() if line and not line.startswith(":")}
+    assert listed == {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}, "docs/index.md lists every page"
+
+
 RECORDS = sorted((ROOT / "docs/figures").glob("*.json"))
 
 
@@ -123,7 +130,7 @@ def test_every_marked_table_is_what_its_record_says() -> None:
         text = page.read_text(encoding="utf-8")
         assert figures.rendered(text) == text, f"{page.name}: run `make docs`"
         marked |= {found[1] for found in figures.TABLE.finditer(text)}
-        assert text.count("<!-- table:") == len(figures.TABLE.findall(text)), f"{page.name} marks what is no table"
+        assert text.count("\n<!-- table:") == len(figures.TABLE.findall(text)), f"{page.name} marks what is no table"
     assert marked == {record.stem for record in RECORDS}
 
 
