@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STORE ?= notbugs-store
 FIGURES ?= digits
+# Files of tests go to two processes: much of the time a test waits for one that starts or ends.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help quickstart test test-slow lint format docs figures site wheel lock clean
 
@@ -15,10 +17,10 @@ quickstart: $(VENV)/.run ## The whole experiment on scikit-learn's digits, set-u
 	$(BIN)/notbugs run configs/digits.yaml --store $(STORE)
 
 test: $(VENV)/.dev ## Every test that is not slow.
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.dev ## Kills, long runs, the wheel in a fresh environment.
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.dev ## ruff and mypy.
 	$(BIN)/ruff check .
@@ -29,8 +31,9 @@ format: $(VENV)/.dev ## Put the code in ruff's format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.dev ## Write docs/experiment-file.md from the models, and tables from docs/figures.
+docs: $(VENV)/.dev ## Write docs/experiment-file.md and the schema from the models, and tables from docs/figures.
 	$(BIN)/python docs/make_experiment_file.py --write
+	$(BIN)/notbugs schema > docs/experiment.schema.json
 	$(BIN)/python docs/make_figures.py --write
 
 figures: $(VENV)/.dev ## Run the experiments in FIGURES (digits), record them, write their tables.

@@ -77,6 +77,7 @@ A dataset has one or more splits.
 | `cifar10`, `cifar100`, `mnist`, `fashion-mnist` | `train`, `test`, as published |
 | `image-folder` | the keys of `splits` |
 | `webdataset` | the keys of `shards` |
+| `parquet` | the keys of `files` |
 | `synthetic` | the keys of `images` |
 
 A dataset made by `attack` or `invert` has the splits listed in its `splits`, by default only `train`: the test images
@@ -137,7 +138,7 @@ label rule, and of the versions of its inputs. The node is stored at `<group>/<n
   but is made again, because the name is a folder.
 - An evaluation's version also depends on the names of its models.
 
-Not part of a version: `--store`, `--data`, `--engine`, `--workers`, `--gpu`, `--shard-timeout`,
+Not part of a version: `about`; `--store`, `--data`, `--engine`, `--workers`, `--gpu`, `--shard-timeout`,
 `--address`; `root` and `download` of the
 torchvision sources; `eval_images` of a training; those parameters of an attack that its method does not use.
 
@@ -147,8 +148,9 @@ give a checkpoint's new `sha256`); otherwise the node made from the old file is 
 
 ## Paths
 
-- `root`, `shards` and `weights` are relative to `--data` (default: `data`). Absolute paths are allowed and, for
-  `shards` and `weights`, URLs. A URL must not contain credentials; set them in the environment.
+- `root`, `shards`, `files` and `weights` are relative to `--data` (default: `data`). Absolute paths are allowed, and
+  URLs (`s3://`, `gs://`, and, except for an image folder, which has to be listed, `https://`). A URL must not contain
+  credentials; set them in the environment.
 - `weights: package://PACKAGE/FILE` is a file inside an installed Python package, whose code is not run. `weights` may
   start with `~`. Files at `http`, `https`, `s3` and `gs` URLs are downloaded to a temporary file.
 - Your own `arch` is searched for in the Python environment, then in the working directory; `./nets/own.py:net` is a
@@ -157,7 +159,7 @@ give a checkpoint's new `sha256`); otherwise the node made from the old file is 
 
 ## Images
 
-Images from an image folder, from WebDataset shards, and in `notbugs attack`:
+Images from an image folder, from WebDataset shards, from parquet files, and in `notbugs attack`:
 
 - **Formats**: PNG, JPEG, WebP, GIF, BMP, PPM and uncompressed TIFF, detected by content, not by name. Other formats are
   not decoded.
@@ -202,6 +204,12 @@ A request beyond a limit is refused with an error before it costs time or memory
 
 SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
     ("The file", "", spec.Experiment),
+    (
+        "about",
+        "Each dataset's card (`README.md`, `croissant.json`) repeats it. After a change, run the experiment again, "
+        "which makes nothing anew, then `notbugs card NAME`.",
+        spec.About,
+    ),
     ("datasets.NAME", "", spec.Dataset),
     ("datasets.NAME.load: sklearn-digits", "", recipes.Digits),
     ("datasets.NAME.load: torchvision", "", recipes.Torchvision),
@@ -210,13 +218,15 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
         "Reads the files of torchvision's ImageFolder in the same order: jpg, jpeg, png, ppm, bmp, pgm, tif, tiff or "
         "webp, in a class's folder or deeper, following links. Hidden files and folders, other files, pipes and "
         "circular links are skipped and counted, as are system files (`._*`, `.DS_Store`, `__MACOSX`, `Thumbs.db`, "
-        "`.ipynb_checkpoints`). A class without images in a split is refused. See [Images](#images). Images of "
-        "different sizes can be stored, but not attacked or trained on: set `resize` and `crop`.",
+        "`.ipynb_checkpoints`). A class without images in a split is refused. In an object store "
+        "(`root: s3://bucket/photos`), each split is listed once, 1,000 files per request. See [Images](#images). "
+        "Images of different sizes can be stored, but not attacked or trained on: set `resize` and `crop`.",
         recipes.ImageFolder,
     ),
     (
         "datasets.NAME.load: webdataset",
-        "Uncompressed tars at a path or a URL (`s3://`, `gs://`, `abfs://`, `hdfs://`). A sample consists of "
+        "Uncompressed tars at a path or a URL (`s3://`, `gs://`, `abfs://`, `hdfs://`, `https://`); a web server must "
+        "answer range requests. A sample consists of "
         "consecutive files with the same key, which is the path up to the first dot of the file name. Its image is the "
         "file whose whole extension is png, jpg, jpeg or webp: `000.png`, not `000.seg.png`. Ambiguous samples are "
         "refused by name: two images, a duplicate file, a label that is no class. So are damaged tars, and tars "
@@ -226,6 +236,17 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [
         "file 1 MiB; there are at most 100,000 classes. See [Images](#images). If all images are grey, so is the "
         "dataset, unless `channels` is set.",
         recipes.WebDataset,
+    ),
+    (
+        "datasets.NAME.load: parquet",
+        "Tables as Hugging Face's `datasets` writes them, or with the bytes of images in a plain column; `files: "
+        "{train: https://huggingface.co/datasets/USER/SET/resolve/main/data/train-{00000..00003}-of-00004.parquet}` "
+        "reads them from the Hub. All files must have the same columns and class names. Rows without a label, and "
+        "labels that are no class, are refused; rows without an image are left out and counted. A shard takes rows "
+        "from all files, and a row group is read whole even for one image of it: write large sets with about a hundred "
+        "photographs per group, as Hugging Face does. More than 1 GiB in a group is refused. See [Images](#images). If "
+        "all images are grey, so is the dataset, unless `channels` is set.",
+        recipes.Parquet,
     ),
     ("datasets.NAME.load: synthetic", "", recipes.Synthetic),
     (
@@ -441,7 +462,7 @@ def _bounds(metadata: Any, what: str) -> str:
                 said.append(f"{sign} {'2⁶³' if value == 2**63 else value}")
         least, most = getattr(limit, "min_length", None), getattr(limit, "max_length", None)
         if least:
-            said.append(f"at least {least} {what if least > 1 else what.replace('ies', 'y')}")
+            said.append(f"at least {least} {what if least > 1 else what.replace('ies', 'y').removesuffix('s')}")
         if most:
             said.append(f"at most {most} {what}")
     if len(said) == 2 and said[0].split()[2:] == said[1].split()[2:] and said[0].startswith("at least"):

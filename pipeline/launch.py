@@ -9,6 +9,8 @@ from pipeline.experiment.spec import Experiment
 from pipeline.run.engines import Engine, Inline
 from pipeline.run.jobs import Context
 from pipeline.run.on_ray import OnRay
+from pipeline.run.progress import Lines, Live, watcher
+from pipeline.run.tensorboard import Events
 from stages.errors import BadInput
 
 STORE, DATA = "notbugs-store", "data"
@@ -25,6 +27,7 @@ class RunOptions:
         shard_timeout: seconds that a step of a shard may take.
         engine: ``ray`` or ``inline``.
         address: of the Ray cluster that is joined.
+        tensorboard: folder of event files.
     """
 
     workers: int | None = None
@@ -32,6 +35,7 @@ class RunOptions:
     shard_timeout: float | None = None
     engine: str = "ray"
     address: str | None = None
+    tensorboard: str | None = None
 
     def arguments(self) -> list[str]:
         """The worker options, as arguments of `run`."""
@@ -43,6 +47,16 @@ class RunOptions:
         if self.shard_timeout is not None:
             given += ["--shard-timeout", str(self.shard_timeout)]
         return given
+
+
+def watching(options: RunOptions) -> Lines | Live | Events:
+    """What is told of a run's events: the progress that is printed, and event files where they are asked for.
+
+    Raises:
+        BadInput: event files cannot be written.
+    """
+    shown = watcher()
+    return Events(options.tensorboard, shown) if options.tensorboard else shown
 
 
 def engine(experiment: Experiment, context: Context, options: RunOptions) -> Callable[[], Engine]:

@@ -9,13 +9,15 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pyarrow import fs
 
@@ -47,6 +49,13 @@ ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """Errors which mean that there is no such file."""
 
 T = TypeVar("T")
+
+
+class Stat(NamedTuple):
+    """Size of a file, and when it was last written, in seconds since 1970."""
+
+    bytes: int
+    modified: float
 
 
 def digest(content: bytes) -> str:
@@ -171,8 +180,13 @@ class Store:
 
         An object store takes one request per 1,000 files.
         """
+        return {path: found.bytes for path, found in self.stats(folder, recursive).items()}
+
+    def stats(self, folder: str, recursive: bool = False) -> dict[str, Stat]:
+        """As `files`, with the time of each file."""
         base, infos = self._list(folder, recursive)
-        return {info.path.removeprefix(base): info.size for info in infos if info.type == fs.FileType.File}
+        found = (info for info in infos if info.type == fs.FileType.File)
+        return {info.path.removeprefix(base): Stat(info.size, (info.mtime_ns or 0) / 1e9) for info in found}
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or a folder at a path."""
@@ -275,6 +289,27 @@ class Store:
         except ABSENT:
             return
 
+    def delete_folder(self, folder: str) -> None:
+        """Remove a folder with everything in it, if it exists. A symbolic link in it is removed, not followed.
+
+        Raises:
+            BadInput: the folder is a symbolic link, or one leads to it from outside the store.
+        """
+
+        def remove(filesystem: fs.FileSystem, root: str) -> None:
+            if not self.local:
+                filesystem.delete_dir(_below(root, folder))
+                return
+            place = Path(_below(root, folder))
+            if place.is_symlink() or not place.parent.resolve().is_relative_to(Path(root).resolve()):
+                raise BadInput(f"{place}: is reached through a symbolic link; remove it by hand")
+            shutil.rmtree(place)
+
+        try:
+            self._ask(f"deleting {folder}", remove)
+        except ABSENT:
+            return
+
     def refuse_unless_writable(self) -> None:
         """Raises:
         BadInput: the store is not writable.
@@ -297,6 +332,12 @@ class Store:
                         file.unlink()
                 except FileNotFoundError:
                     continue  # its writer, or another sweep, was first
+
+    def tidy(self) -> None:
+        """Remove the folder of partial files if it is empty: a place for people should hold nothing else."""
+        if self.local:
+            with suppress(OSError):  # not empty: another writer is at work
+                Path(_below(remote.connect(self.url)[1], PARTIAL)).rmdir()
 
     # ------------------------------------------------------------------------------------------- retries
 

@@ -35,7 +35,8 @@ HIDDEN = re.compile(
 """Characters that move the cursor, change colours, or hide or reorder text; and unpaired surrogates."""
 
 PLAIN = str.maketrans(
-    {"─": "-", "━": "-", "–": "-", "…": "...", "×": "x", "±": "+-", "→": "->", "∞": "inf", "ε": "eps"}
+    {"─": "-", "━": "-", "–": "-", "−": "-", "…": "...", "×": "x", "±": "+-", "→": "->", "∞": "inf", "ε": "eps"}
+    | {"│": "|", "├": "|", "└": "`"}
 )
 """ASCII for the project's own symbols, for terminals without them."""
 

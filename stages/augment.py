@@ -63,6 +63,42 @@ def _shifted(x_NCHW: Tensor, pad: int, edges: str, draw: torch.Generator) -> Ten
     return padded[images, channels, rows, columns]
 
 
+OFFSETS = ((0, 0), (1, -0.5), (-0.5, 1), (-1, 0.5))
+"""Shifts of the views, down and right, in the largest shift of `shift-flip`."""
+
+VIEWS = 2 * len(OFFSETS)
+"""Number of views: each shift, and its mirror image."""
+
+
+def view(x_NCHW: Tensor, number: int) -> Tensor:
+    """One of the fixed views of an image over which an attack averages its gradient.
+
+    View 0 is the image, 1 its mirror image; the others are both of them shifted by up to a sixteenth of the width
+    (2 pixels for 32), with the edge repeated. Nothing is drawn, so the backward pass is deterministic and a step can be
+    captured as a CUDA graph.
+
+    Args:
+        x_NCHW: float.
+        number: below `VIEWS`.
+    """
+    shift, mirrored = divmod(number, 2)
+    most = max(1, x_NCHW.shape[3] // 16)
+    down, right = (round(most * share) for share in OFFSETS[shift])
+    x = x_NCHW.flip(3) if mirrored else x_NCHW
+    return _with_edge(_with_edge(x, 2, down), 3, right)
+
+
+def _with_edge(x: Tensor, axis: int, by: int) -> Tensor:
+    """Shift along an axis; the row or column at the edge fills what becomes free."""
+    if by == 0:
+        return x
+    size = x.shape[axis]
+    kept = x.narrow(axis, max(-by, 0), size - abs(by))
+    edge = x.narrow(axis, 0 if by > 0 else size - 1, 1)
+    filling = [edge] * abs(by)
+    return torch.cat([*filling, kept] if by > 0 else [kept, *filling], axis)
+
+
 SCALE, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 """Defaults of torchvision's `RandomResizedCrop`: a crop's fraction of the area, its width over its height, and the
 number of draws before it falls back to a central crop."""

@@ -4,7 +4,6 @@ Installed modules take precedence over the user's folder: a file such as ``rando
 installed module hides the user's, the error says so.
 """
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stages.errors import BadData, BadInput
+from stages.errors import BadData, BadInput, did_you_mean
 
 LONGEST = 300
 """Most characters of a message that are quoted."""
@@ -39,8 +38,7 @@ def find(arch: str, here: Path) -> Any:
     with guarded(arch, "cannot be imported", here):
         module = _from_file(where, here) if is_file(where) else _by_name(where, here)
         if not hasattr(module, name):
-            near = difflib.get_close_matches(name, dir(module), 1)
-            raise _Refused(f"{where} has no {name!r}{f', did you mean {near[0]!r}?' if near else ''}")
+            raise _Refused(f"{where} has no {name!r}{did_you_mean(name, dir(module))}")
         return getattr(module, name)
 
 

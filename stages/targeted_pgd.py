@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.augment import view
 from stages.device import sent
 from stages.model import Classifier
 from stages.pgd import Descent, graphs, quantize
@@ -48,8 +49,10 @@ class TargetedPGD:
 
     def _loss(self, x: Tensor, target_N: Tensor, label_N: Tensor, *notes: Tensor) -> Tensor:
         watched = Watched(self.model, target_N, *notes)
-        losses = [targeted(watched, target_N), *(targeted(other, label_N) for other in self.spared)]
-        return torch.stack([loss(x) for loss in losses]).sum(0)
+        toward = [targeted(watched, target_N)(x)]  # the image itself, whose first success counts
+        toward += [targeted(self.model, target_N)(view(x, number)) for number in range(1, self.recipe.views)]
+        away = [targeted(other, label_N)(x) for other in self.spared]
+        return torch.stack([torch.stack(toward).mean(0), *away]).sum(0)
 
     def __call__(
         self, clean_NHWC: np.ndarray, target_N: np.ndarray, label_N: np.ndarray

@@ -1,12 +1,14 @@
-"""deploy/ is valid for Kubernetes and KubeRay, and describes the same cluster as cluster.yaml.
+"""deploy/ is valid for Kubernetes, KubeRay, SkyPilot and SLURM, and describes the same cluster as cluster.yaml.
 
 tests/data/README.md describes the schemas and their gaps.
 """
 
 import copy
 import json
+import os
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from ray.scripts.scripts import start
+from ray.scripts.symmetric_run import curate_and_validate_ray_start_args, symmetric_run
 
 from pipeline.cli import main
 
@@ -21,6 +25,8 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests/data"
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 MANIFESTS: dict[str, Any] = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / "deploy").glob("*.yaml")}
+SKY: dict[str, Any] = MANIFESTS.pop("skypilot.yaml")
+SLURM = (ROOT / "deploy/slurm.sh").read_text()
 CLUSTER: dict[str, Any] = MANIFESTS["raycluster.yaml"]["spec"]
 JOB: dict[str, Any] = MANIFESTS["rayjob.yaml"]["spec"]
 
@@ -115,8 +121,12 @@ def test_image_and_versions_are_pinned() -> None:
     assert base == CONFIG["docker"]["worker_image"]
     assert base.split(":")[1].startswith(f"{CLUSTER['rayVersion']}-")
     assert f"/notbugs:{version} " in dockerfile
-    for line in re.findall(r"^COPY --chown=ray (.*) \S+$", dockerfile, re.MULTILINE):
-        assert all((ROOT / name).exists() for name in line.split())
+    copied = {
+        name for line in re.findall(r"^COPY --chown=ray (.*) \S+$", dockerfile, re.MULTILINE) for name in line.split()
+    }
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert all((ROOT / name).exists() for name in copied)
+    assert {name.partition(".")[0] for name in packages} <= copied
 
 
 def test_credentials_come_by_role() -> None:
@@ -135,3 +145,68 @@ def test_the_entrypoint_is_a_command_that_exists() -> None:
     mounts = {mount["name"]: mount["mountPath"] for mount in pods()["head"]["volumeMounts"]}
     (volume,) = head["volumes"]
     assert Path(file).parent == Path(mounts[volume["name"]]) and volume["configMap"]["optional"]
+
+
+def test_a_job_that_fails_is_submitted_again_on_a_new_cluster() -> None:
+    assert JOB["backoffLimit"] >= 1 and JOB["submitterConfig"]["backoffLimit"] >= 1
+    assert JOB["shutdownAfterJobFinishes"] and "clusterSelector" not in JOB  # KubeRay retries on clusters it makes
+
+
+def command_of(script: str, variables: dict[str, str], *programs: str) -> list[list[str]]:
+    """The calls of some programs in a shell script, as bash makes them: each program prints its arguments instead."""
+    # One write each, so that no line falls into that of a program in the background.
+    stub = "{0}() {{ local said; said=$(printf '%q ' {0} \"$@\"); printf '%s\\n' \"$said\" >&3; }}\n"
+    stubs = "".join(stub.format(name) for name in programs)
+    ran = subprocess.run(
+        ["bash", "-euc", f"exec 3>&1 >/dev/null\n{stubs}{script}\nwait", "script", "imagenet.yaml", "--only", "other"],
+        env={"PATH": os.environ["PATH"], "HOME": "/nowhere", **variables},
+        capture_output=True, text=True, timeout=20, check=True,
+    )  # fmt: skip
+    return [shlex.split(line) for line in ran.stdout.splitlines()]
+
+
+def is_run(arguments: list[str]) -> dict[str, Any]:
+    """The parameters of `notbugs run` with these arguments."""
+    assert arguments[:2] == ["notbugs", "run"]
+    with main.commands["run"].make_context("run", arguments[2:]) as context:
+        return context.params
+
+
+def test_slurm_starts_ray_on_every_node_and_the_run_on_one() -> None:
+    variables = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8"}
+    script = 'scontrol() { printf "n1\\nn2\\n"; }\n' + SLURM
+    (call,) = command_of(script, variables | {"SLURM_GPUS_ON_NODE": "1", "STORE": "s3://b/store"}, "srun")
+    at = call.index("ray")
+    (_, ray, *own), run = call[at - 1 : call.index("--")], call[call.index("--") + 1 :]
+    context = symmetric_run.make_context("symmetric-run", [*own[1:], "--", *run])
+    assert (ray, own[0]) == ("ray", "symmetric-run")
+    assert (context.params["address"], context.params["min_nodes"]) == ("n1:6379", 2)
+    started = start.make_context("start", curate_and_validate_ray_start_args(own[1:])).params
+    assert (started["num_cpus"], started["num_gpus"]) == (8, 1)
+    params = is_run(run)
+    assert (str(params["file"]), params["store"], params["only"]) == ("imagenet.yaml", "s3://b/store", ("other",))
+    assert params["address"] == "n1:6379" and params["gpu"]
+    asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", SLURM, re.MULTILINE))
+    assert asked["ntasks-per-node"] == "1" and {"requeue", "exclusive"} <= set(asked)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_skypilot_starts_a_ray_of_its_own_and_the_run_on_the_first_machine(rank: str) -> None:
+    jsonschema.validate(SKY, json.loads((DATA / "skypilot.json").read_text()))
+    assert SKY["resources"]["use_spot"] and SKY["resources"]["job_recovery"]["max_restarts_on_errors"] > 0
+    variables = {
+        "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+        "SKYPILOT_NODE_RANK": rank,
+        "SKYPILOT_NUM_GPUS_PER_NODE": "1",
+    }
+    script = SKY["run"].replace("trap 'kill", "trap ': kill")  # what is started in the background has ended already
+    calls = command_of(script, variables | SKY["envs"], "ray", "notbugs", "mkdir")
+    starts = [call for call in calls if call[:2] == ["ray", "start"]]
+    (started,) = [start.make_context("start", call[2:]).params for call in starts]
+    assert started["block"] and started["num_gpus"] == 1 and started["head"] == (rank == "0")
+    assert (started["port"] == 6479) if rank == "0" else (started["address"] == "10.0.0.1:6479")
+    runs = [is_run(call) for call in calls if call[0] == "notbugs"]
+    assert [(str(run["file"]), run["store"]) for run in runs] == (
+        [(SKY["envs"]["EXPERIMENT"], SKY["envs"]["STORE"])] if rank == "0" else []
+    )
+    assert not any("stop" in call for call in calls)

@@ -27,6 +27,8 @@ def test_the_wheel_in_an_empty_environment_gives_a_working_command(tmp_path):
     assert (
         run(python, "-c", "import pipeline, stages; print(pipeline.__path__[0], stages.__path__[0])").count(site) == 2
     )
+    run(str(tmp_path / "env/bin/notbugs"), "init", "digits", "--out", "mine.yaml")
+    assert "ready" in run(str(tmp_path / "env/bin/notbugs"), "doctor", "--json", "--store", "s")
     file = tmp_path / "e.yaml"
     file.write_text("name: e\ndatasets: {clean: {load: {source: sklearn-digits}}}\n")
     for name in ("stages", "torch", "random"):  # the user stands among files of these names

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.launch import STORE
-from pipeline.run import artifacts
+from pipeline.run import artifacts, tags
 from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import NodeName, fits
 from pipeline.store import Store, unsealed
@@ -228,20 +228,24 @@ HEADER = 512
 """Bytes of a tar member's header."""
 
 
-def open_dataset(name: str, store: str | Path = STORE, version: str | None = None) -> Dataset:
+def open_dataset(name: str, store: str | Path = STORE, version: str | None = None, tag: str | None = None) -> Dataset:
     """Open a dataset of a store.
 
     Args:
         name: name of the dataset.
         store: folder, or s3:// or gs:// URL.
         version: sixteen hexadecimal digits, or a prefix; by default the newest version.
+        tag: a tag that `notbugs tag` gave to a version.
 
     Raises:
-        BadInput: there is no such dataset.
+        BadInput: there is no such dataset, version or tag.
+        BadData: the tag is damaged.
     """
     place = Store(str(store))
     if not fits(NodeName, name):
         raise BadInput(f"{name!r} is no name of a dataset")
+    if tag is not None:
+        version = _tagged(place, name, version, tag)
     named = artifacts.by_name(place, name, ("datasets",))
     if found := [one for one in named if one.manifest["version"].startswith(version or "")]:
         return Dataset(place, found[-1])
@@ -251,3 +255,19 @@ def open_dataset(name: str, store: str | Path = STORE, version: str | None = Non
     what = f"version {version} of dataset {name}" if version and name in known else f"dataset {name}"
     hint = did_you_mean(name, known, f"it has {', '.join(known) or 'none'}")
     raise BadInput(f"the store {place.url} has no {what}{hint}")
+
+
+def _tagged(store: Store, name: str, version: str | None, tag: str) -> str:
+    """The version that has a tag.
+
+    Raises:
+        BadInput: there is no such tag, or a version was given too.
+    """
+    if version is not None:
+        raise BadInput(f"a version of {name} is named by `version` or by `tag`, got both: leave out one")
+    node = f"datasets/{name}"
+    if found := tags.find(store, node, tag):
+        return str(found["version"])
+    known = sorted(each["tag"] for each in tags.every(store, f"{tags.ROOT}/{node}").values() if each)
+    hint = did_you_mean(tag, known, f"it has {', '.join(known) or 'none'}")
+    raise BadInput(f"dataset {name} in {store.url} has no tag {tag}{hint}")

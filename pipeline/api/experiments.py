@@ -11,6 +11,7 @@ from pipeline.experiment.graph import build
 from pipeline.experiment.spec import Experiment
 from pipeline.launch import DATA, STORE, RunOptions
 from pipeline.launch import engine as engine_of
+from pipeline.publish.after import after_node, after_run
 from pipeline.report import page, results
 from pipeline.run import runs
 from pipeline.run.jobs import Context
@@ -75,7 +76,8 @@ def run(
     begin = engine_of(experiment, context, RunOptions(workers=workers, engine=engine, address=address))
     checked = preflight(wanted(build(experiment), tuple(only)), context)
     context.store.refuse_unless_writable()
-    attempt = runs.Run(experiment, context, tuple(only), checked=checked)
+    published = after_node(context.store, experiment.about)
+    attempt = runs.Run(experiment, context, tuple(only), checked=checked, published=published)
     del checked  # a source's listing is large, and the run lets go of it
     made = begin()
     try:
@@ -84,6 +86,7 @@ def run(
         made.close()
     record = runs.load_run(context.store, attempt.record.id)
     where = context.store.at(page.write(context.store, record))
+    after_run(context.store, record)
     if not complete:
         failed = [f"{node}: {progress['why']}" for node, progress in record["nodes"].items() if progress["why"]]
         raise BadData(f"run {attempt.record.id} failed; {'; '.join(failed)}")

@@ -1,6 +1,6 @@
 """The command line: a file for each group of commands."""
 
-from pipeline.cli import attack, experiments, jobs, stored
+from pipeline.cli import attack, begin, catalog, experiments, jobs, publish, stored
 from pipeline.cli.group import main
 
-__all__ = ["attack", "experiments", "jobs", "main", "stored"]
+__all__ = ["attack", "begin", "catalog", "experiments", "jobs", "main", "publish", "stored"]

@@ -19,14 +19,14 @@ from pipeline.cost import estimate
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import Experiment
-from pipeline.launch import RunOptions, engine
+from pipeline.launch import RunOptions, engine, watching
+from pipeline.publish.after import after_node, after_run
 from pipeline.report import tables
 from pipeline.report.scores import percent
 from pipeline.run import runs
 from pipeline.run.engines import Engine, reason_of
 from pipeline.run.jobs import Context
 from pipeline.run.preflight import NodeStatus, preflight, wanted
-from pipeline.run.progress import watcher
 from pipeline.store import Store
 from pipeline.terminal import echo, visible
 from stages import own
@@ -206,11 +206,10 @@ def _lies_in(folder: Path, arch: str) -> bool:
 
 def _run(experiment: Experiment, context: Context, options: RunOptions, only: tuple[str, ...], as_json: bool) -> None:
     terminal.if_interrupted("Nothing was begun; the same command again begins it.")
-    begin = engine(experiment, context, options)
+    begin, watch = engine(experiment, context, options), watching(options)
     checked = preflight(wanted(build(experiment), only), context)
     context.store.refuse_unless_writable()
-    watch = watcher()
-    attempt = runs.Run(experiment, context, only, watch, checked)
+    attempt = runs.Run(experiment, context, only, watch, checked, after_node(context.store, experiment.about))
     del checked  # a source's listing is large, and the run lets go of it
     echo(f"run {attempt.record.id}\nstore {context.store.url}", err=True)
     with watch:
@@ -245,6 +244,7 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
         where = f"page {store.at(page.write(store, found))}"
     except Exception as error:  # noqa: BLE001 - the results stand without the page
         where = f"The page could not be written: {visible(reason_of(error))}; retry with: notbugs report"
+    after_run(store, found)
     if as_json:
         print_json(results_as_json(store, found))
     else:

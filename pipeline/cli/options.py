@@ -91,8 +91,16 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @worker_options
     @click.option("--address", help="Ray cluster to join: auto, or host:6379 [default: a local one].")
+    @click.option(
+        "--tensorboard",
+        metavar="FOLDER",
+        help="Also write learning curves and rates as TensorBoard event files (needs the extra notbugs[tensorboard]).",
+    )
     @functools.wraps(command)
-    def wrapped(*args: Any, engine: str, address: str | None, options: RunOptions, **others: Any) -> Any:
-        return command(*args, options=replace(options, engine=engine, address=address), **others)
+    def wrapped(
+        *args: Any, engine: str, address: str | None, tensorboard: str | None, options: RunOptions, **others: Any
+    ) -> Any:
+        given = replace(options, engine=engine, address=address, tensorboard=tensorboard)
+        return command(*args, options=given, **others)
 
     return wrapped

@@ -4,12 +4,11 @@ import sys
 
 import click
 
+from pipeline.catalog import describe, listing, names
 from pipeline.cli.group import main
 from pipeline.cli.options import json_option, store_option
 from pipeline.cli.output import print_json, print_results, recorded, results_as_json
-from pipeline.experiment.graph import GROUPS
-from pipeline.report import tables
-from pipeline.run import artifacts, runs
+from pipeline.run import artifacts, runs, tags
 from pipeline.run.engines import reason_of
 from pipeline.store import Store
 from pipeline.terminal import echo
@@ -21,60 +20,60 @@ from stages.errors import BadInput, did_you_mean
 @store_option
 @json_option
 def show(name: str | None, store: str, as_json: bool) -> None:
-    """Show the results of a run, or describe a dataset, model or evaluation.
+    """Show the results of a run, or describe a dataset, model or evaluation: how it was made, how good it is, its path.
 
-    NAME is a run (default: the latest in the store) or a node, such as `rand` or `datasets/rand`.
+    NAME is a run (default: the latest in the store) or a node, such as `rand`, `datasets/rand`, or `rand/VERSION`,
+    where VERSION may be a tag or the first digits. All versions that it stands for are shown, the newest first.
     """
     place = Store(store)
-    manifests = [one.manifest for one in artifacts.by_name(place, name)] if name else []
-    if name and not manifests and name not in (past := place.folders("runs")):
-        near = did_you_mean(name, [*_names(place), *past]) or "; `notbugs status` lists the latest run and its nodes"
-        raise BadInput(f"{place.url} has no node or run named {name}{near}")
-    if manifests:
-        if as_json:
-            print_json({"found": manifests})
-        else:
-            echo("\n\n".join("\n".join(tables.manifest_lines(m)) for m in manifests))
+    found = names.versions(place, name) if name else []
+    if name and not found and name not in (past := place.folders("runs")):
+        raise BadInput(names.refusal(place, name, past, "node or run"))
+    if not found:
+        _show_run(place, name, as_json)
         return
-    found = recorded(place, name, runs.has_results)
+    models = any(one.group == "models" for one in found)
+    evaluations = listing.entries(place, ("evaluations",)) if models else ()
+    about = [describe.described(place, one, evaluations) for one in found]
     if as_json:
-        print_json(results_as_json(place, found))
+        print_json({"found": about})
     else:
-        echo(f"run {found['run']}: {found['state']}\nstore {place.url}")
-        print_results(place, found)
+        echo("\n\n".join(map(describe.as_text, about)))
 
 
-def _names(store: Store) -> list[str]:
-    """The names of a store's nodes: both ``rand`` and ``datasets/rand``."""
-    return [name for group in GROUPS for base in store.folders(group) for name in (base, f"{group}/{base}")]
+def _show_run(store: Store, name: str | None, as_json: bool) -> None:
+    found = recorded(store, name, runs.has_results)
+    if as_json:
+        print_json(results_as_json(store, found))
+    else:
+        echo(f"run {found['run']}: {found['state']}\nstore {store.url}")
+        print_results(store, found)
 
 
 @main.command()
-@click.argument("names", nargs=-1)
+@click.argument("nodes", nargs=-1, metavar="[NAMES]...")
 @click.option("--keep", is_flag=True, help="Only report; discard nothing.")
 @store_option
 @json_option
-def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> None:
+def verify(nodes: tuple[str, ...], keep: bool, store: str, as_json: bool) -> None:
     """Read every byte of the store, or of the nodes NAMES, and check it against manifests and commit marks.
 
-    Damaged files are discarded (their commit marks are removed), so that the next run rebuilds them.
+    Damaged files are discarded (their commit marks are removed), so that the next run rebuilds them. A NAME is as for
+    `notbugs show`.
     """
     place = Store(store)
-    folders = [f for f in artifacts.folders(place) if not names or {f.split("/")[1], f.rpartition("/")[0]} & set(names)]
-    records = [name for name in runs.names(place) if not names or name in names]
-    known = {name for f in folders for name in (f.split("/")[1], f.rpartition("/")[0])} | set(records)
-    if missing := [name for name in names if name not in known]:
-        raise BadInput(f"{place.url} has no node {missing[0]} to verify{did_you_mean(missing[0], _names(place))}")
-    if not folders and not records:
-        raise BadInput(f"there is nothing in {place.url} to verify")
+    folders, records = _chosen(place, nodes)
     damages: list[artifacts.Damage] = []
     left: list[str] = []
-    for folder in [*folders, *(f"runs/{name}" for name in records)]:
-        of_run = folder.startswith("runs/")
-        found = runs.verify(place, folder.removeprefix("runs/")) if of_run else artifacts.verify(place, folder)
+    unfinished: list[str] = []
+    for folder in [*folders, *(f"runs/{name}" for name in records), *([] if nodes else [tags.ROOT])]:
+        found, is_node = _verified(place, folder), folder in folders
         damages += found
-        if not as_json and (found or not of_run):
-            echo(f"{folder}: {f'{len(found)} damaged' if found else 'whole'}")
+        if is_node and not found and not place.exists(f"{folder}/manifest.json"):
+            unfinished.append(folder)
+        if not as_json and (found or is_node):
+            state = "unfinished" if folder in unfinished else "whole"
+            echo(f"{folder}: {f'{len(found)} damaged' if found else state}")
             for damage in found:
                 echo(f"  {damage.file} {damage.reason}")
         if found and not keep and (why := _withdraw(place, found)):
@@ -83,18 +82,48 @@ def verify(names: tuple[str, ...], keep: bool, store: str, as_json: bool) -> Non
         echo(f"could not be discarded: {text}", err=True)
     if as_json:
         listed = [{"folder": d.folder, "file": d.file, "reason": d.reason, "shard": d.shard} for d in damages]
-        print_json({"verified": folders, "damaged": listed, "withdrawn": bool(listed) and not keep and not left})
+        about = {"verified": folders, "unfinished": unfinished, "damaged": listed}
+        print_json(about | {"withdrawn": bool(listed) and not keep and not left})
     elif damages:
         echo("The next run rebuilds the damaged files." if not keep else "Nothing was discarded (--keep).")
     sys.exit(1 if damages else 0)
+
+
+def _chosen(store: Store, asked: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Folders of the nodes, and names of the runs, that are to be verified; by default all.
+
+    Raises:
+        BadInput: a name stands for nothing, or there is nothing.
+    """
+    named = {name: artifacts.named(store, name) for name in asked}
+    folders = sorted({f for each in named.values() for f in each}) if asked else artifacts.folders(store)
+    records = [name for name in runs.names(store) if not asked or name in asked]
+    if missing := [name for name, each in named.items() if not each and name not in records]:
+        raise BadInput(f"{store.url} has no node {missing[0]} to verify{did_you_mean(missing[0], names.known(store))}")
+    if not folders and not records:
+        raise BadInput(f"there is nothing in {store.url} to verify")
+    return folders, records
+
+
+def _verified(store: Store, folder: str) -> list[artifacts.Damage]:
+    if folder == tags.ROOT:
+        return [
+            artifacts.Damage(folder, path.removeprefix(f"{folder}/"), artifacts.NOT_OURS)
+            for path, tag in tags.every(store).items()
+            if tag is None
+        ]
+    if folder.startswith("runs/"):
+        return runs.verify(store, folder.removeprefix("runs/"))
+    return artifacts.verify(store, folder)
 
 
 def _withdraw(store: Store, found: list[artifacts.Damage]) -> str | None:
     """Withdraw damaged files; returns the reason if the store does not allow it."""
     folder = found[0].folder
     try:
-        if folder.startswith("runs/"):
-            store.set_aside(f"{folder}/run.json")
+        if folder == tags.ROOT or folder.startswith("runs/"):
+            for damage in found:
+                store.set_aside(f"{folder}/{damage.file}")
         else:
             artifacts.withdraw(store, folder, {damage.shard for damage in found if damage.shard is not None})
     except (BadInput, OSError) as error:

@@ -112,7 +112,7 @@ def _learner(place: str, asked: Leakage, models: dict[str, Entry]) -> str:
 def _sets(dataset: Entry, asked: Leakage, robust: str | None) -> dict[str, Entry]:
     """Control → its dataset. The linear probe is trained on the attacked dataset itself."""
     attack = {key: value for key, value in dataset["attack"].items() if key != "not_transferring_to"}
-    plain = {key: value for key, value in attack.items() if key != "stop_at_margin"}  # a search has one, noise has none
+    plain = {key: value for key, value in attack.items() if key not in ("stop_at_margin", "views")}  # keys of a search
     sets: dict[str, Entry] = {
         "leakage": {**dataset, "attack": {**plain, "method": "leakage"}},
         "top": {"select": {"images": asked.leakage, "keep": "top", "share": asked.share}},

@@ -127,11 +127,30 @@ def asked(part: Dataset | Model | Evaluate | Measurement) -> tuple[str, Recipe]:
     return next((name, recipe) for name, recipe in stages if recipe is not None)
 
 
+Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\n\r]*$")]
+
+
+class About(_Part):
+    """Where the images come from and under which terms, for the cards of the datasets. What is left out is called
+    unknown there."""
+
+    license: Line | None = Field(
+        None, description="Licence of the images: an identifier such as `cc-by-4.0`, the name of another, or a URL."
+    )
+    source: Line | None = Field(None, description="Where the images come from: a URL, or a sentence.")
+    creators: list[Line] = Field([], max_length=100, description="People or organisations who made the images.")
+    description: str | None = Field(None, description="What the images show, as Markdown.")
+    citation: str | None = Field(None, description="How the images are cited, as BibTeX.")
+
+
 class Experiment(_Part):
     """A graph of datasets, models and evaluations."""
 
     name: Annotated[str, StringConstraints(pattern=f"^{PLAIN}$")] = Field(
         description="Name of the experiment, and part of the names of its runs."
+    )
+    about: About = Field(
+        About(), description="Source and licence of the images, for the datasets' cards. Part of no version."
     )
     datasets: dict[Name, Dataset] = Field({}, description="Datasets by name.")
     models: dict[Name, Model] = Field({}, description="Models by name.")
@@ -274,6 +293,8 @@ def _model_at(parts: list[str]) -> type[BaseModel] | None:
     match parts:
         case []:
             return Experiment
+        case ["about"]:
+            return About
         case ["datasets", _]:
             return Dataset
         case ["models", _]:

@@ -232,12 +232,17 @@ def _lists(model: type[BaseModel], recipe: Mapping[str, Any]) -> Axes:
         field = model.model_fields.get(key)
         if field is None:
             continue
-        if isinstance(value, list) and not _takes(field.annotation, list):
+        if isinstance(value, list) and is_axis(field.annotation):
             axes[key] = list(map(fraction, value)) if _takes(field.annotation, float) else value
         inner = next((a for a in (field.annotation, *get_args(field.annotation)) if _is_model(a)), None)
         if isinstance(value, dict) and inner is not None:
             axes |= {f"{key}.{name}": values for name, values in _lists(inner, value).items()}
     return axes
+
+
+def is_axis(annotation: Any) -> bool:
+    """Whether a list in place of a value of this type is an axis: it is none of a key that takes lists."""
+    return not _takes(annotation, list)
 
 
 def _is_model(annotation: Any) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.experiment.graph import Node
 from pipeline.report.results import RunResults
-from pipeline.store import ABSENT
+from pipeline.store import ABSENT, Store
 from stages.errors import BadData
 from stages.images import decode
 from stages.shard import Sample, samples
@@ -56,8 +56,10 @@ def gallery(run: RunResults, dataset: Node) -> Gallery | None:
     if parent not in run.manifests or not manifest["shards"]:
         return None
     shard = min(manifest["shards"])
-    clean, saved = (_head(run, node, shard) for node in (parent, dataset.id))
-    keys = _one_per_class([(key, sample.facts.source_label) for key, sample in saved.items() if key in clean])
+    clean, saved = (
+        head(run.store, run.folder(node), shard, len(run.manifests[node]["classes"])) for node in (parent, dataset.id)
+    )
+    keys = one_per_class([(key, sample.facts.source_label) for key, sample in saved.items() if key in clean])
     channels = manifest["channels"]
     try:
         pairs = [(_pixels(clean[key], channels), _pixels(saved[key], channels)) for key in keys]
@@ -76,17 +78,17 @@ def gallery(run: RunResults, dataset: Node) -> Gallery | None:
     return Gallery(dataset.name, _text(dataset, shard, scale, measured), cards, size)
 
 
-def _head(run: RunResults, node: str, shard: str) -> dict[int, Sample]:
-    """Index → sample, for the samples that lie whole in the first bytes of a shard."""
+def head(store: Store, folder: str, shard: str, classes: int) -> dict[int, Sample]:
+    """Index → sample, for the samples that lie whole in the first bytes of a shard of a dataset's folder."""
     there: dict[int, Sample] = {}
     with suppress(BadData, *ABSENT):  # the rest is cut off, or damaged
-        tar = run.store.read(f"{run.folder(node)}/{shard}.tar", first=HEAD)
-        for sample in samples(shard, tar, len(run.manifests[node]["classes"])):
+        tar = store.read(f"{folder}/{shard}.tar", first=HEAD)
+        for sample in samples(shard, tar, classes):
             there[sample.facts.index] = sample
     return there
 
 
-def _one_per_class(samples: list[tuple[int, int]]) -> list[int]:
+def one_per_class(samples: list[tuple[int, int]]) -> list[int]:
     """Keys of `CARDS` samples: the first of each class, then others, in the order of classes."""
     first = list({truth: (key, truth) for key, truth in reversed(samples)}.values())
     rest = [sample for sample in samples if sample not in first]

@@ -7,6 +7,7 @@ damaged. Every run checks sizes, from one listing; `verify` checks bytes.
 import platform
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.experiment.graph import GROUPS, Node
-from pipeline.run import documents
+from pipeline.run import documents, tags
 from pipeline.run.documents import (
     Amount,
     Count,
@@ -34,7 +35,7 @@ from pipeline.run.documents import (
     Word,
     fits,
 )
-from pipeline.store import Store, canonical, digest
+from pipeline.store import READERS, Store, canonical, digest
 from stages.design import Design
 from stages.errors import BadData, BadInput
 from stages.shard import split_of
@@ -238,26 +239,39 @@ def manifest_at(store: Store, folder: str) -> dict[str, Any] | None:
     return found if found and (found["group"], found["name"], found["version"]) == (group, name, version) else None
 
 
-def by_name(store: Store, name: str, groups: Sequence[str] = GROUPS) -> list[Artifact]:
-    """The artifacts with a name, oldest first.
+def named(store: Store, name: str, groups: Sequence[str] = GROUPS) -> list[str]:
+    """Folders ``<group>/<name>/<version>`` that a name stands for, finished or not.
 
     Args:
         store: the store.
-        name: ``rand``, ``datasets/rand`` or ``datasets/rand/<version>``.
+        name: ``rand``, ``datasets/rand``, or either with a version: ``rand/<version>``, where the version is sixteen
+            hexadecimal digits, the first of them, or a tag.
         groups: the groups to search.
+
+    Raises:
+        BadData: a tag is damaged.
     """
     prefix = next((group for group in groups if name.startswith(f"{group}/")), "")
     base, *rest = name.removeprefix(f"{prefix}/").split("/")
     if len(rest) > 1 or not fits(NodeName, base):
         return []
-    folders = [
-        f"{group}/{base}/{version}"
-        for group in groups
-        if prefix in ("", group)
-        for version in store.folders(f"{group}/{base}")
-        if fits(Version, version) and version in (rest or [version])
-    ]
-    found = [Artifact(folder, manifest) for folder in folders if (manifest := manifest_at(store, folder))]
+    found: list[str] = []
+    for node in [f"{group}/{base}" for group in groups if prefix in ("", group)]:
+        versions = [version for version in store.folders(node) if fits(Version, version)]
+        wanted = rest[0] if rest else ""
+        if wanted and versions and wanted not in versions and (tag := tags.find(store, node, wanted)):
+            wanted = tag["version"]
+        found += [f"{node}/{version}" for version in versions if version.startswith(wanted)]
+    return found
+
+
+def by_name(store: Store, name: str, groups: Sequence[str] = GROUPS) -> list[Artifact]:
+    """The finished artifacts that a name stands for, oldest first; arguments and errors as of `named`."""
+    folders = named(store, name, groups)
+    with ThreadPoolExecutor(READERS) as pool:
+        manifests = list(pool.map(lambda folder: manifest_at(store, folder), folders))
+    pairs = zip(folders, manifests, strict=True)
+    found = [Artifact(folder, manifest) for folder, manifest in pairs if manifest is not None]
     return sorted(found, key=lambda one: str(one.manifest["made"]))
 
 

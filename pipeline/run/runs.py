@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,13 +15,13 @@ from typing import Any
 
 from pipeline.experiment.graph import Node, build
 from pipeline.experiment.spec import Experiment
-from pipeline.run import artifacts, documents
+from pipeline.run import artifacts, documents, removals
 from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import Amount, Count, Document, Moment, NodeId, RunName, Version, Word
 from pipeline.run.engines import Engine, FailedShard, Inline, reason_of
 from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob, Unit
 from pipeline.run.preflight import NodeStatus, wanted
-from pipeline.store import Store
+from pipeline.store import READERS, Store
 from stages.errors import BadData, BadInput
 
 BEAT = 10.0
@@ -159,6 +159,7 @@ class Run:
         only: names or ids of the wanted nodes, which are made with all that they need; by default all.
         watch: called with each event.
         checked: the outcome of `preflight`, whose jobs have listed sources and read weights; else they do so here.
+        published: called with each node that the run has made, once its manifest is written.
     """
 
     def __init__(
@@ -168,11 +169,13 @@ class Run:
         only: tuple[str, ...] = (),
         watch: Watcher = lambda node, progress, event: None,
         checked: Sequence[NodeStatus] | None = None,
+        published: Callable[[Artifact], None] = lambda made: None,
     ) -> None:
-        self.experiment, self.context = experiment, context
+        self.experiment, self.context, self.published = experiment, context, published
         self.jobs = {status.node.id: status.job for status in checked or ()}
         self.nodes = [status.node for status in checked] if checked else wanted(build(experiment), only)
         self.made: dict[str, Artifact] = {}
+        self.condemned: dict[str, str] = {}
         self.record = Record(context, experiment, only, self.nodes, watch)
 
     def go(self, engine: Engine) -> bool:
@@ -185,6 +188,7 @@ class Run:
         todo, running = list(self.nodes), dict[Future[Any], Node]()
         self.record.start()
         try:
+            self.condemned = removals.condemned(self.context.store)  # after the record is written: see `removals`
             while todo or running:
                 for node in [n for n in todo if all(i.id in self.made for i in n.inputs.values())]:
                     todo.remove(node)
@@ -219,6 +223,10 @@ class Run:
     def _make(self, node: Node, engine: Engine) -> Artifact:
         inputs = {role: self.made[parent.id] for role, parent in node.inputs.items()}
         checked, progress = self.jobs.pop(node.id, None), self.record.nodes[node.id]
+        if node.folder in self.condemned:
+            progress.why = "waits for `notbugs gc`, which is removing this version"
+            removals.wait(self.context.store, self.condemned[node.folder], node.folder)
+            progress.why = None
         if (there := artifacts.find_or_withdraw(self.context.store, node, inputs)) is not None:
             progress.state = "cached"
             self.record.note(node.id, "cached")
@@ -230,6 +238,7 @@ class Run:
         made = self._make_model(job, engine) if isinstance(job, ModelJob) else self._make_shards(job, engine)
         progress.state, progress.seconds = "done", round(time.time() - progress.started, 1)
         progress.devices = made.manifest["devices"]
+        self.published(made)
         self.record.note(node.id, "done", seconds=progress.seconds, devices=progress.devices)
         return made
 
@@ -324,7 +333,7 @@ class RunRecord(Document):
     nodes: dict[NodeId, Progress]
 
 
-def _record(store: Store, run: str) -> dict[str, Any] | None:
+def find(store: Store, run: str) -> dict[str, Any] | None:
     """A run's record, its state judged by its signs of life; None where it is missing or cannot be trusted."""
     found = documents.find(store, f"runs/{run}/run.json", RunRecord)
     if found is None or found["run"] != run:
@@ -333,6 +342,13 @@ def _record(store: Store, run: str) -> dict[str, Any] | None:
     if found["state"] == "running" and not -TOMORROW < silent < LOST_AFTER:
         found["state"], found["why"] = "lost", f"no sign of life for {max(silent, 0.0):.0f} s"
     return found
+
+
+def records(store: Store) -> dict[str, dict[str, Any] | None]:
+    """Every run of a store with its record, the newest first; None for each whose record cannot be trusted."""
+    runs = names(store)
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(runs, pool.map(partial(_record, store), runs), strict=True))
 
 
 def names(store: Store) -> list[str]:
@@ -362,7 +378,7 @@ def load_run(
     if run is not None:
         if run not in store.folders("runs"):
             raise BadInput(f"there is no run {run} in {store.url}; `notbugs status` names the latest")
-        if (found := _record(store, run)) is None:
+        if (found := find(store, run)) is None:
             raise BadData(
                 f"the record of run {run} is missing or damaged; what the run made is there all the same: "
                 "`notbugs run FILE` goes on from it"
@@ -370,7 +386,7 @@ def load_run(
         return found
     newest = None
     for name in names(store):
-        if (found := _record(store, name)) is None:
+        if (found := find(store, name)) is None:
             pass_over(name)
         elif fits(found):
             return found
@@ -389,6 +405,6 @@ def has_results(record: Mapping[str, Any]) -> bool:
 
 def verify(store: Store, run: str) -> list[artifacts.Damage]:
     """What is wrong with the record of a run; without one, nothing stands there that could be."""
-    if _record(store, run) is not None or not store.exists(f"runs/{run}/run.json"):
+    if find(store, run) is not None or not store.exists(f"runs/{run}/run.json"):
         return []
     return [artifacts.Damage(f"runs/{run}", "run.json", artifacts.NOT_OURS)]

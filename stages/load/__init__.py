@@ -10,15 +10,26 @@ from stages.images import ENCODED, encode, open_image
 from stages.limits import CLASSES, SHARDS
 from stages.load.arrays import list_digits, list_torchvision
 from stages.load.files import Files, place_of
-from stages.load.folder import RESTRICTED_IMAGENET, list_folder
+from stages.load.folder import RESTRICTED_IMAGENET, list_folder, place_in
 from stages.load.listing import Images, Item, Listing, few, printable
+from stages.load.parquet import list_parquet
 from stages.load.synthetic import list_synthetic, synthetic
 from stages.load.webdataset import list_webdataset
-from stages.recipes import Digits, ImageFolder, Load, Synthetic, Torchvision, WebDataset
+from stages.recipes import Digits, ImageFolder, Load, Parquet, Synthetic, Torchvision, WebDataset
 from stages.seeds import generator
 from stages.shard import Failure, Pixels, Shard, shard_name
 
-__all__ = ["RESTRICTED_IMAGENET", "Images", "Item", "Listing", "assign_to_shards", "list_source", "printable", "read"]
+__all__ = [
+    "RESTRICTED_IMAGENET",
+    "Images",
+    "Item",
+    "Listing",
+    "assign_to_shards",
+    "list_source",
+    "printable",
+    "probe",
+    "read",
+]
 
 
 def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
@@ -40,6 +51,9 @@ def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
         case ImageFolder():
             listing = list_folder(load, data)
             _refuse_if_damaged(load, listing, data)
+        case Parquet():
+            listing = list_parquet(load, data)
+            _refuse_if_damaged(load, listing, data)
         case WebDataset():
             listing = list_webdataset(load, data)
         case Synthetic():
@@ -57,21 +71,51 @@ def list_source(load: Load, data: Path, fetch: bool = True) -> Listing:
     return listing
 
 
-def _refuse_if_damaged(load: ImageFolder, listing: Listing, data: Path) -> None:
-    """Decode some images before anything is written, and refuse a folder in which most fail."""
+def _refuse_if_damaged(load: ImageFolder | Parquet, listing: Listing, data: Path) -> None:
+    """Decode some images before anything is written, and refuse a source in which most fail."""
     for split, items in listing.items.items():
         tried, failed = few(items), []
-        with Files(()) as files:
+        with Files(item.ref for item in tried) as files:
             for item in tried:
                 try:
                     _read_one(load, item, files, listing.channels, listing.suffix)
+                except ConnectionError as error:
+                    raise BadInput(str(error)) from error
                 except (BadData, OSError) as error:
                     failed.append(f"{place_of(item.ref)}: {_said(error)}")
         if 2 * len(failed) > len(tried):
-            raise BadInput(
-                f"image folder {data / load.root / load.splits[split]}: {len(failed)} of {len(tried)} images tried "
-                f"fail; the first: {failed[0]}"
+            place = (
+                f"image folder {place_in(load, split, data)}" if isinstance(load, ImageFolder) else load.files[split]
             )
+            raise BadInput(f"{place}: {len(failed)} of {len(tried)} images tried fail; the first: {failed[0]}")
+
+
+def probe(listing: Listing) -> tuple[list[tuple[int, int]], bool]:
+    """Width and height of a few images of each split, and whether all are grey; unreadable ones are passed over.
+
+    Raises:
+        BadInput: none can be read, or their server is unavailable.
+    """
+    sizes, grey = list[tuple[int, int]](), True
+    for items in listing.items.values():
+        tried = few(items)
+        with Files(item.ref for item in tried if not isinstance(item.ref, np.ndarray)) as files:
+            for item in tried:
+                try:
+                    if isinstance(item.ref, np.ndarray):
+                        sizes.append((item.ref.shape[1], item.ref.shape[0]))
+                        grey = grey and item.ref.shape[2] == 1
+                        continue
+                    image = open_image(files.fetch(item.ref), 3)
+                except ConnectionError as error:
+                    raise BadInput(str(error)) from error
+                except (BadData, OSError):
+                    continue
+                sizes.append(image.image.size)
+                grey = grey and image.grey
+    if not sizes:
+        raise BadInput("none of the images tried can be read")
+    return sizes, grey
 
 
 def assign_to_shards(listing: Listing, load: Load) -> dict[str, Images]:
@@ -163,7 +207,7 @@ def _read_one(
     """
     if isinstance(load, Synthetic):
         return synthetic(load, item), None
-    if not isinstance(load, ImageFolder | WebDataset):
+    if not isinstance(load, ImageFolder | Parquet | WebDataset):
         return item.ref, None
     file = opened.fetch(item.ref)
     image = open_image(file, channels)

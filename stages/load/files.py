@@ -2,17 +2,20 @@
 
 import errno
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import SEEK_SET, BufferedReader, RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
-from stages import remote
+from pyarrow import fs
+
+from stages import remote, web
 from stages.errors import BadData, BadInput
 from stages.images import read_file
 from stages.load.listing import Span, printable
+from stages.load.rows import Row, by_file, read_rows
 
 T = TypeVar("T")
 
@@ -23,7 +26,7 @@ CHUNK = 8 * 2**20
 """Bytes per request to an object store; a listing holds `READERS` times as much."""
 
 STORES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
-"""Supported URL schemes; pyarrow opens others too, each with faults of its own."""
+"""Supported object stores; pyarrow opens others too, each with faults of its own."""
 
 GAP = 64 * 2**10
 """Merge reads whose gap is at most this many bytes: a second request costs more than the wasted bytes, as much as a few
@@ -38,14 +41,18 @@ class Files:
     """
 
     def __init__(self, refs: Iterable[Any]) -> None:
-        place = {ref: i for i, ref in enumerate(refs) if isinstance(ref, tuple)}
+        refs = list(refs)
+        rows = [ref for ref in refs if isinstance(ref, Row)]
+        place = {ref: i for i, ref in enumerate(refs) if isinstance(ref, tuple) and not isinstance(ref, Row)}
         self.pool = ThreadPoolExecutor(READERS)
         # All tars are opened before any is read, so that no thread waits for a tar that cannot be opened.
         self.tars = {url: self.pool.submit(_reader, url) for url in dict.fromkeys(url for url, _, _ in place)}
-        self.coming = dict[Span, Future[dict[Span, bytes]]]()
+        self.coming = dict[Any, Future[Mapping[Any, bytes | Exception | None]]]()
         # In the order of use: images are decoded while others are fetched.
         for spans in sorted(_joined(place), key=lambda spans: min(place[span] for span in spans)):
             self.coming |= dict.fromkeys(spans, self.pool.submit(self._fetch, spans))
+        for group in by_file(rows):
+            self.coming |= dict.fromkeys(group, self.pool.submit(read_rows, group, open_file))
 
     def __enter__(self) -> "Files":
         return self
@@ -62,13 +69,17 @@ class Files:
         """The bytes of a file.
 
         Raises:
-            BadData: the tar is shorter than when it was listed.
+            BadData: the tar is shorter than when it was listed, or the row has no image.
             OSError: the file cannot be read.
         """
         if isinstance(ref, Path):
             return read_file(ref)
         content = self.coming[ref].result()[ref]
-        if len(content) != ref[2]:
+        if content is None:
+            raise BadData("holds no bytes of an image")
+        if isinstance(content, Exception):
+            raise content
+        if not isinstance(ref, Row) and len(content) != ref[2]:
             raise BadData("ends inside the image")
         return content
 
@@ -88,6 +99,8 @@ def _joined(spans: Iterable[Span]) -> Iterator[list[Span]]:
 
 
 def place_of(ref: Any) -> str:
+    if isinstance(ref, Row):
+        return f"{ref.file}: row {ref.row} of row group {ref.group}"
     return ref[0] if isinstance(ref, tuple) else printable("/".join(ref.parts[-2:]))
 
 
@@ -99,10 +112,16 @@ def _on_disk(url: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
 
 
-def open_file(url: str, patient: bool = True) -> BinaryIO:
-    """Open a file for sequential reading."""
+def open_file(url: str, patient: bool = True, buffer: int | None = None) -> BinaryIO:
+    """Open a file, by default for sequential reading.
+
+    Args:
+        url: path or URL.
+        patient: as for `_Remote`.
+        buffer: least bytes of a request, `CHUNK` by default.
+    """
     path = _on_disk(url)
-    return _open(path) if path else BufferedReader(_Remote(url, patient), CHUNK)
+    return _open(path) if path else BufferedReader(_Remote(url, patient), buffer or CHUNK)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -130,6 +149,74 @@ def _reader(url: str) -> Callable[[int, int], bytes]:
     return read_at
 
 
+def _connect(url: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of an object store, one for all files of a bucket, and the path in it that a URL names.
+
+    Raises:
+        BadInput: the URL has another scheme.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in STORES:
+        known = ", ".join(f"{scheme}://" for scheme in (*STORES, *web.SCHEMES))
+        raise BadInput(f"{url} is no URL that is read ({known}): fetch the file, and name its path")
+    query = f"?{parts.query}" if parts.query else ""
+    filesystem, root = remote.connect(f"{parts.scheme}://{parts.netloc}/{query}")
+    return filesystem, f"{root.rstrip('/')}/{unquote(parts.path).lstrip('/')}"
+
+
+def _patiently(url: str, work: Callable[[], T], patient: bool = True) -> T:
+    """Retry a request about a URL while its server is unavailable.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        BadInput: a retry would not help.
+        ConnectionError: every retry failed.
+    """
+
+    said = web.why if urlsplit(url).scheme in web.SCHEMES else remote.said
+
+    def refuse(error: Exception) -> None:
+        if sentence := remote.refusal(url, error, remote.FILE):
+            raise BadInput(sentence) from error
+        if said is web.why:
+            web.refuse(error)
+
+    try:
+        return remote.retry(work, remote.PATIENCE if patient else remote.FIRST_PATIENCE, refuse)
+    except FileNotFoundError:
+        raise
+    except BadData as error:
+        raise BadInput(f"{url} {error}") from error
+    except OSError as error:
+        raise ConnectionError(f"{url} cannot be read: {said(error)}") from error
+
+
+def list_objects(url: str) -> dict[str, int]:
+    """The files below a folder of an object store, by their path in it → bytes; one request per 1,000 files.
+
+    Raises:
+        BadInput: the store refuses.
+        ConnectionError: the store is unavailable.
+    """
+
+    if urlsplit(url).scheme in web.SCHEMES:
+        raise BadInput(f"{url}: a web server lists no files; name them with braces, as train-{{00000..00003}}.parquet")
+
+    def listing() -> tuple[str, list[fs.FileInfo]]:
+        filesystem, folder = _connect(url)
+        folder = folder.rstrip("/")
+        return folder, filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
+
+    folder, found = _patiently(url, listing, patient=False)
+    return {info.path[len(folder) + 1 :]: info.size for info in found if info.type == fs.FileType.File}
+
+
+def below(url: str, path: str) -> str:
+    """The URL of a file, or of a folder, by its path below a folder's URL."""
+    place, mark, query = url.partition("?")
+    return f"{place.rstrip('/')}/{quote(path)}{mark}{query}"
+
+
 class _Remote(RawIOBase):
     """A file in an object store as a Python file, with retries while the store is unavailable.
 
@@ -148,25 +235,13 @@ class _Remote(RawIOBase):
         self.file = self._retry(self._opened, patient)
 
     def _opened(self) -> Any:
-        if urlsplit(self.url).scheme not in STORES:
-            known = ", ".join(f"{scheme}://" for scheme in STORES)
-            raise BadInput(f"{self.url} is no URL that is read ({known}): fetch the file, and name its path")
-        place, mark, query = self.url.partition("?")
-        folder, _, name = place.rpartition("/")
-        filesystem, root = remote.connect(f"{folder}/{mark}{query}")
-        return filesystem.open_input_file(f"{root}/{unquote(name)}")
+        if urlsplit(self.url).scheme in web.SCHEMES:
+            return web.Ranged(self.url)
+        filesystem, path = _connect(self.url)
+        return filesystem.open_input_file(path)
 
     def _retry(self, work: Callable[[], T], patient: bool = True) -> T:
-        try:
-            return remote.retry(work, remote.PATIENCE if patient else remote.FIRST_PATIENCE, self._refuse)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise ConnectionError(f"{self.url} cannot be read: {remote.said(error)}") from error
-
-    def _refuse(self, error: Exception) -> None:
-        if sentence := remote.refusal(self.url, error, remote.FILE):
-            raise BadInput(sentence) from error
+        return _patiently(self.url, work, patient)
 
     def readable(self) -> bool:
         return True

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from stages.errors import BadInput, some
 from stages.images import KEPT
-from stages.load.listing import HIDDEN, SUFFIXES, Images, Listing, is_hidden, printable
+from stages.load.files import below, list_objects
+from stages.load.listing import HIDDEN, SUFFIXES, Images, Listing, Span, is_hidden, printable
 from stages.recipes import ClassMap, ImageFolder
 from stages.seeds import generator
 
@@ -50,32 +51,103 @@ class _Paths:
         return self.root / name.decode("utf-8", "surrogateescape")
 
 
+@dataclass(frozen=True)
+class _Objects:
+    """Files below a folder of an object store, as columns; each is a span from its first byte to its last."""
+
+    root: str
+    names: pa.Array
+    sizes: np.ndarray
+
+    def __getitem__(self, at: int) -> Span:
+        return below(self.root, self.names[at].as_py()), 0, int(self.sizes[at])
+
+
+class _OnDisk:
+    """The folder of a split on disk.
+
+    Attributes:
+        classes: printable names of the classes.
+    """
+
+    def __init__(self, place: Path, skipped: Counter[str]) -> None:
+        self.place, self.skipped = place, skipped
+        self.folders = _class_folders(place, skipped)
+        self.classes = list(self.folders)
+
+    def files(self, name: str) -> list[str]:
+        """The images of a class, by their path below the split's folder."""
+        folder = self.folders[name]
+        return [f"{folder.name}/{file}" for file in _files(folder, self.skipped)]
+
+    def refs(self, paths: Sequence[str]) -> _Paths:
+        return _Paths.of(self.place, paths)
+
+
+class _InStore:
+    """The folder of a split in an object store, listed as a whole: one request per 1,000 files."""
+
+    def __init__(self, place: str, skipped: Counter[str]) -> None:
+        self.place, self.found = place, dict[str, dict[str, int]]()
+        for path, size in list_objects(place).items():
+            name, slash, _ = path.partition("/")
+            if why := HIDDEN if is_hidden(path) else None if slash else "files in no class's folder":
+                skipped[why] += 1
+            elif _kind(path) is None:
+                skipped[_unread(path.rpartition("/")[2])] += 1
+            else:
+                self.found.setdefault(name, {})[path] = size
+        self.classes = list(self.found)
+        if not self.found:
+            raise BadInput(f"image folder {place} holds no class folders: expected {place.rstrip('/')}/<class>/<image>")
+
+    def files(self, name: str) -> list[str]:
+        return sorted(self.found[name], key=lambda path: path.rpartition("/")[::2])
+
+    def refs(self, paths: Sequence[str]) -> _Objects:
+        sizes = [self.found[path.partition("/")[0]][path] for path in paths]
+        return _Objects(self.place, pa.array(paths, pa.large_string()), np.array(sizes, dtype=np.int64))
+
+
+def place_in(load: ImageFolder, split: str, data: Path) -> Path | str:
+    """Path or URL of a split's folder."""
+    sub = load.splits[split]
+    return below(load.root, "" if sub == "." else sub) if "://" in load.root else data / load.root / sub
+
+
 def list_folder(load: ImageFolder, data: Path) -> Listing:
     try:
-        return _list(load, data / load.root)
+        return _list(load, data)
+    except ConnectionError as error:
+        raise BadInput(str(error)) from error
     except OSError as error:
         raise BadInput(f"image folder {printable(str(error.filename))} cannot be listed: {error.strerror}") from error
 
 
-def _list(load: ImageFolder, root: Path) -> Listing:
-    if not root.is_dir():
+def _list(load: ImageFolder, data: Path) -> Listing:
+    if "://" not in load.root and not (root := data / load.root).is_dir():
         raise BadInput(f"image folder {root} {_what_lacks(root)}")
     skipped = Counter[str]()
-    folders = {split: _class_folders(root / sub, skipped) for split, sub in load.splits.items()}
-    names = sorted({name for found in folders.values() for name in found})
+    places = {split: place_in(load, split, data) for split in load.splits}
+    folders = {
+        split: _OnDisk(place, skipped) if isinstance(place, Path) else _InStore(place, skipped)
+        for split, place in places.items()
+    }
+    names = sorted({name for folder in folders.values() for name in folder.classes})
     classes, number = _group(load.classes, names)
     items, first, kinds = dict[str, Images](), 0, set[str | None]()
-    for split, found in folders.items():
-        place = root / load.splits[split]
-        if missing := [name for name in names if name not in found]:
-            raise BadInput(f"image folder {place} lacks {some(missing)}, which another split has")
-        files = {name: _files(found[name], skipped) for name in names if name in number}
+    for split, folder in folders.items():
+        if missing := [name for name in names if name not in folder.classes]:
+            raise BadInput(f"image folder {folder.place} lacks {some(missing)}, which another split has")
+        files = {name: folder.files(name) for name in names if name in number}
         label = np.repeat([number[name] for name in files], [len(inside) for inside in files.values()])
         counts = np.bincount(label, minlength=len(classes)).tolist()
         if without := [name for name, count in zip(classes, counts, strict=True) if any(counts) and not count]:
-            raise BadInput(f"image folder {place} has no image of {some(without)}: add some, or remove the class")
-        paths = [f"{found[name].name}/{file}" for name, inside in files.items() for file in inside]
-        images = Images.whole(label, _Paths.of(place, paths), first)
+            raise BadInput(
+                f"image folder {folder.place} has no image of {some(without)}: add some, or remove the class"
+            )
+        paths = [file for inside in files.values() for file in inside]
+        images = Images.whole(label, folder.refs(paths), first)
         if load.balance:
             images = _balanced(images, load, split, len(classes))
         if load.keeps_bytes:

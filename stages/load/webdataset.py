@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice, takewhile
 from pathlib import Path
 from threading import Event
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from stages.errors import BadData, BadInput
 from stages.images import is_grey
 from stages.load.files import READERS, Files, open_file
 from stages.load.listing import HIDDEN, Images, Listing, Span, is_hidden
+from stages.load.patterns import expand
 from stages.load.sample import KEY_ENDS, LARGEST_LABEL, MOST_FILES, Reading, key_of, kind_of
 from stages.recipes import WebDataset
 from stages.tar import FILE, LINK, Member, shortened, walk
@@ -25,15 +26,6 @@ LOOKED_AT = 256
 """Images fetched together to detect greyscale."""
 
 LINKED = f" ({LINK} are passed over: write the tar with --dereference --hard-dereference)"
-
-
-def _expand(pattern: str) -> list[str]:
-    from braceexpand import braceexpand
-
-    try:
-        return list(braceexpand(pattern))
-    except ValueError as error:
-        raise BadInput(f"shards: {pattern} has braces that do not close") from error
 
 
 @dataclass(frozen=True)
@@ -52,8 +44,7 @@ def list_webdataset(load: WebDataset, data: Path) -> Listing:
     reading, found, kinds, passed = Reading(load), dict[str, tuple[list[int], _Spans]](), set[str](), Counter[str]()
     for split, pattern in load.shards.items():
         tars, places, label = dict[str, int](), array("q"), list[int]()
-        urls = [url if "://" in url else str(data / url) for url in _expand(pattern)]
-        for (tar, *span), one, kind in _index(urls, reading, passed):
+        for (tar, *span), one, kind in _index(expand(pattern, data), reading, passed):
             places.extend((tars.setdefault(tar, len(tars)), *span))
             label.append(one)
             kinds.add(kind)
@@ -65,7 +56,7 @@ def list_webdataset(load: WebDataset, data: Path) -> Listing:
     return Listing(
         tuple(classes) if isinstance(classes, list) else tuple(str(i) for i in range(classes)),
         items,
-        channels=_channels(items, load),
+        channels=find_channels(items, load.channels),
         suffix=kinds.pop() if len(kinds) == 1 and load.keeps_bytes else None,
         skipped=dict(sorted(passed.items())),
     )
@@ -74,13 +65,13 @@ def list_webdataset(load: WebDataset, data: Path) -> Listing:
 def _index(urls: Sequence[str], reading: Reading, passed: Counter[str]) -> Iterator[tuple[Span, int, str]]:
     """Span, label and format of each image in some tars, read concurrently, in the given order."""
     for url in urls[:1]:
-        with _blaming(url), open_file(url, patient=False):  # fail fast, so that a mistyped URL is reported at once
+        with blaming(url), open_file(url, patient=False):  # fail fast, so that a mistyped URL is reported at once
             pass
     stopped = Event()
 
     def index(url: str) -> tuple[list[tuple[Span, int, str]], Counter[str]]:
         skipped = Counter[str]()
-        with _blaming(url), open_file(url) as file:
+        with blaming(url), open_file(url) as file:
             return list(takewhile(lambda _: not stopped.is_set(), _index_tar(file, url, reading, skipped))), skipped
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -138,8 +129,8 @@ def _data(file: BinaryIO, url: str, skipped: Counter[str]) -> Iterator[Member]:
 
 
 @contextmanager
-def _blaming(url: str) -> Iterator[None]:
-    """Turn errors into messages about a tar."""
+def blaming(url: str) -> Iterator[None]:
+    """Turn errors into messages about a file."""
     try:
         yield
     except BadInput:
@@ -152,16 +143,16 @@ def _blaming(url: str) -> Iterator[None]:
         raise BadInput(f"{url} is no place that can be read: {str(error).splitlines()[0]}") from error
 
 
-def _channels(items: dict[str, Images], load: WebDataset) -> int:
+def find_channels(items: dict[str, Images], asked: int | None) -> int:
     """The recipe's channels; else 1 if all images are greyscale by their headers, or 3.
 
     The first colour image ends the search: only in a greyscale source is every image examined.
     """
-    if load.channels is not None:
-        return load.channels
+    if asked is not None:
+        return asked
     some = False
     for refs in _groups(item.ref for images in items.values() for item in images):
-        with _blaming(refs[0][0]), Files(refs) as opened:
+        with blaming(refs[0][0]), Files(refs) as opened:
             for ref in refs:
                 try:
                     if not is_grey(opened.fetch(ref)):
@@ -172,7 +163,7 @@ def _channels(items: dict[str, Images], load: WebDataset) -> int:
     return 1 if some else 3
 
 
-def _groups(refs: Iterator[Span]) -> Iterator[list[Span]]:
+def _groups(refs: Iterator[Any]) -> Iterator[list[Any]]:
     """The first reference alone, which decides for most sources; then groups, each fetched together."""
     yield from ([ref] for ref in islice(refs, 1))
     while group := list(islice(refs, LOOKED_AT)):

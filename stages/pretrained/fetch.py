@@ -9,10 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from stages import remote
+from stages import remote, web
 from stages.errors import BadData, BadInput
 from stages.load.files import CHUNK, STORES, open_file
-from stages.pretrained import web
 
 MOST = 16 * 2**30
 """Most bytes of a file."""

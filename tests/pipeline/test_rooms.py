@@ -14,10 +14,12 @@ FLOORS = [
     {"experiment"},
     {"run"},
     {"report"},
+    {"catalog"},
+    {"publish"},
     {"cost"},
     {"picture", "cluster"},
     {"launch"},
-    {"api"},
+    {"api", "begin"},
     {"cli"},
     {"__main__"},
 ]

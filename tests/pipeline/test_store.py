@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.store import Store, canonical
-from stages.errors import BadInput
+from stages.errors import BadData, BadInput
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -33,6 +33,16 @@ def test_what_is_put_is_found_and_listed(store):
     store.delete("a/b.json")
     assert store.find_all(["a/b.json", "a/c/d.tar"]) == {"a/b.json": None, "a/c/d.tar": b"four!"}
     assert store.files("a", recursive=True) == {"c/d.tar": 5, "e": 0}
+
+
+def test_a_folder_goes_with_all_that_is_in_it_and_nothing_else(store):
+    for path in ("a/b/c", "a/b/d/e", "a/bc/f", "a/g"):
+        store.put(path, b"x")
+    store.delete_folder("a/b")
+    store.delete_folder("a/b")
+    assert store.files("", recursive=True) == {"a/bc/f": 1, "a/g": 1}
+    with pytest.raises(BadData, match="is no path in a store"):
+        store.delete_folder("a/../..")
 
 
 def test_a_file_is_replaced_whole(store):
@@ -97,7 +107,7 @@ WRITE_TOO_MUCH = """
 import resource, sys
 from pathlib import Path
 from pipeline.store import Store
-from stages.errors import BadInput
+from stages.errors import BadData, BadInput
 
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 store = Store(str(folder))

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import FunctionType
 from uuid import uuid4
 
 import numpy as np
@@ -108,16 +109,17 @@ Answer = bytes | tuple[int, dict[str, str], bytes]
 
 
 @pytest.fixture
-def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], Answer]], AbstractContextManager[str]]:
+def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Answer]], AbstractContextManager[str]]:
     """A loopback web server that maps each path to a function, which returns a body, or status, headers and body."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
     @contextmanager
-    def serve(answer: Callable[[str], Answer]) -> Iterator[str]:
+    def serve(answer: Callable[..., Answer]) -> Iterator[str]:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                given = answer(self.path)
+                wanted = isinstance(answer, FunctionType) and answer.__code__.co_argcount > 1  # also the headers
+                given = answer(self.path, self.headers) if wanted else answer(self.path)
                 status, headers, body = (200, {}, given) if isinstance(given, bytes) else given
                 self.send_response(status)
                 for name, value in ({"Content-Length": str(len(body))} | headers).items():

@@ -17,12 +17,14 @@ from stages.augment import (
     SCALE,
     VALUES,
     VECTORS,
+    VIEWS,
     augment,
     boxes,
     jittered,
     lit,
     recoloured,
     resized_crop,
+    view,
 )
 from stages.errors import BadInput
 
@@ -197,3 +199,14 @@ def test_new_views_stay_in_the_box_and_come_from_the_generator_alone(how):
 def test_grey_images_have_no_colours_to_change():
     with pytest.raises(BadInput, match="changes colours, and the images have 1 channel"):
         augment(batch()[:, :1], "imagenet", draw())
+
+
+def test_a_view_is_the_image_mirrored_and_shifted_with_its_edge_repeated():
+    x = torch.rand(2, 3, 32, 32)
+    shifts = {0: (0, 0), 1: (2, -1), 2: (-1, 2), 3: (-2, 1)}
+    for number in range(VIEWS):
+        down, right = shifts[number // 2]
+        seen = x.flip(3) if number % 2 else x
+        padded = np.pad(seen.numpy(), [(0, 0), (0, 0), (2, 2), (2, 2)], mode="edge")
+        expected = padded[:, :, 2 - down : 34 - down, 2 - right : 34 - right]
+        np.testing.assert_array_equal(view(x, number).numpy(), expected)

@@ -78,12 +78,12 @@ def use(model, shard):
     [
         attack,
         lambda m, s: attack(m, s, stop_at_margin=0.5),
-        lambda m, s: attack(m, s, norm="linf"),
+        lambda m, s: attack(m, s, norm="linf", views=4),
         inversion,
         threats,
         use,
     ],
-    ids=["attack", "stop_at_margin", "linf", "inversion", "threats", "usefulness"],
+    ids=["attack", "stop_at_margin", "linf over views", "inversion", "threats", "usefulness"],
 )
 def test_what_is_captured_once_and_repeated_gives_the_bytes_of_step_by_step(
     work, trained, digits, part, monkeypatch, replayed

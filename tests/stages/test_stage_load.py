@@ -1030,9 +1030,9 @@ def test_of_several_damaged_shards_the_first_is_named(tmp_path):
         list_source(shards_at("{a,b}.tar"), tmp_path)
 
 
-def test_a_url_that_is_no_object_store_is_refused(tmp_path):
-    with pytest.raises(BadInput, match=r"http://host/a.tar is no URL that is read \(s3://, .*\): fetch"):
-        list_source(shards_at("http://host/a.tar"), tmp_path)
+def test_a_url_that_is_no_object_store_and_no_web_server_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"ftp://host/a.tar is no URL that is read \(s3://, .*\): fetch"):
+        list_source(shards_at("ftp://host/a.tar"), tmp_path)
 
 
 def test_a_shard_may_come_from_more_tars_than_may_be_open(tmp_path):

@@ -147,7 +147,7 @@ def test_what_a_module_does_not_find_because_an_installed_one_hides_it_is_said(t
 
 
 NOWHERE = {
-    "mine:nett": "cannot be imported: mine has no 'nett', did you mean 'net'?",
+    "mine:nett": "cannot be imported: mine has no 'nett'; did you mean 'net'?",
     "mine:missing": "cannot be imported: mine has no 'missing'",
     "nowhere_at_all:net": "cannot be imported: there is no module nowhere_at_all, neither installed nor in the current "
     "folder",

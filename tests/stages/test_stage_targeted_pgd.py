@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from stages.augment import view
 from stages.model import Classifier, Design
 from stages.recipes import Attack
 from stages.targeted_pgd import Places, TargetedPGD, Watched, margins, unnoted
@@ -80,6 +81,19 @@ def test_a_frozen_image_is_moved_as_often_as_its_margin_needs(linear):
     length = np.sqrt(((moved.astype(float) - clean) ** 2).sum((1, 2, 3))) / 255
     np.testing.assert_allclose(length, 10 * 0.04, atol=0.01)  # 0.02 · 4 and 0.02 · 9: the second look is enough
     assert set(reached.tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize("views", [1, 2, 8])
+def test_a_step_on_a_linear_model_is_the_mean_of_its_weights_as_each_view_sees_them(views, linear):
+    """From grey, one step of L2 goes along the mean over the views of what each passes back to the image."""
+    clean, target = grey([128]), np.array([1])
+    recipe = Attack(images="", model="", eps=2, step_size=2, steps=1, views=views)
+    moved, _ = TargetedPGD(recipe, linear)(clean, target, 1 - target)
+    weight = (linear.network[1].weight[1] - linear.network[1].weight[0]).detach().view(1, 1, 8, 8)
+    x = torch.zeros(1, 1, 8, 8, requires_grad=True)
+    (mean,) = torch.autograd.grad(sum((view(x, number) * weight).sum() for number in range(views)) / views, x)
+    expected = (2 * mean / mean.norm()).view(8, 8, 1).numpy()
+    np.testing.assert_allclose((moved[0] - 128.0) / 255, expected, atol=1 / 255)
 
 
 def test_a_margin_that_none_has_changes_not_a_bit(trained, digits, part):

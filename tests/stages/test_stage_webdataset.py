@@ -294,7 +294,7 @@ def test_a_pipe_or_a_device_in_a_tars_place_is_refused_rather_than_waited_for(tm
 
 
 URLS = {
-    "https://host/{0..3}.tar": "https://host/0.tar is no URL that is read (s3://, ",
+    "ftp://host/{0..3}.tar": "ftp://host/0.tar is no URL that is read (s3://, ",
     "hf://datasets/a/b.tar": "hf://datasets/a/b.tar is no URL that is read",
     "pipe:curl -s https://host/a.tar": "pipe:curl -s https://host/a.tar is no URL that is read",
     "file://host/a.tar": "file://host/a.tar is no URL that is read",

@@ -87,23 +87,24 @@ class ModelJob(Job):
         """
 
     def _publish(self, design: dict[str, Any], weights: bytes, history: list[dict[str, Any]]) -> Artifact:
+        """Write the files and the manifest, again if another run of the same model has put its own between them.
+
+        The metrics hold rates, so two runs write different bytes.
+        """
         store, folder = self.context.store, self.node.folder
         metrics = "".join(json.dumps(line) + "\n" for line in history).encode()
-        recipe = store.put_json(f"{folder}/recipe.json", self.node.described())
         contents = {"weights.safetensors": weights, "metrics.jsonl": metrics}
-        for name, content in contents.items():
-            store.put(f"{folder}/{name}", content)
-        files = {
-            name: (len(content), digest(content)) for name, content in (contents | {"recipe.json": recipe}).items()
-        }
-        return artifacts.publish(
-            store,
-            self.node,
-            files,
-            digest(weights),
-            self.inputs,
-            {"design": design, "trained_on": self.trained_on} | computed_on(history),
-        )
+        facts = {"design": design, "trained_on": self.trained_on} | computed_on(history)
+        while True:
+            recipe = store.put_json(f"{folder}/recipe.json", self.node.described())
+            for name, content in contents.items():
+                store.put(f"{folder}/{name}", content)
+            files = {
+                name: (len(content), digest(content)) for name, content in (contents | {"recipe.json": recipe}).items()
+            }
+            made = artifacts.publish(store, self.node, files, digest(weights), self.inputs, facts)
+            if all(store.find(f"{folder}/{name}") == content for name, content in contents.items()):
+                return made
 
 
 class TrainJob(ModelJob):

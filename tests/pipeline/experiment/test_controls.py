@@ -59,7 +59,7 @@ def test_a_probe_is_not_asked_what_only_a_network_has():
 
 def test_a_search_that_stops_early_has_a_control_of_noise_that_does_not():
     said = experiment()
-    said["datasets"]["rand"]["attack"]["stop_at_margin"] = 2.0
+    said["datasets"]["rand"]["attack"] |= {"stop_at_margin": 2.0, "views": 2}
     found = nodes(said)
     assert found["datasets/rand.leakage"].recipe.stop_at_margin is None
     assert found["datasets/rand.robust-source"].recipe.stop_at_margin == 2.0

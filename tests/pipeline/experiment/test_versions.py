@@ -30,6 +30,7 @@ SMALLEST: dict[str, Any] = {
         "image-folder": {"load": {"source": "image-folder", "root": "x"}},
         "cropped": {"load": {"source": "image-folder", "root": "x", "crop": 224}},
         "webdataset": {"load": {"source": "webdataset", "shards": {"train": "x.tar"}}},
+        "parquet": {"load": {"source": "parquet", "files": {"train": "x.parquet"}}},
         "synthetic": {"load": {"source": "synthetic"}},
         **{method: {"attack": {**ATTACK, "method": method}, "relabel": "other"} for method in METHODS},
         "next": {"attack": ATTACK, "relabel": "next"},

@@ -152,3 +152,25 @@ def test_the_digest_of_a_listing_holds_whole_paths_wherever_the_data_lie(tmp_pat
 
     here, moved = listed(tmp_path / "here", "x/same/0.png"), listed(tmp_path / "moved", "x/same/0.png")
     assert here == moved != listed(tmp_path / "other", "y/same/0.png")
+
+
+def test_a_model_that_two_runs_finish_at_once_is_whole(tmp_path, monkeypatch):
+    """The other run's metrics arrive after this run's, and before its manifest."""
+    put_json, model = Store.put_json, []
+
+    def overtaken(store, path, value):
+        if path.startswith("models/") and path.endswith("manifest.json") and not model:
+            model.append(path)
+            store.put(path.replace("manifest.json", "metrics.jsonl"), b'{"images_per_second": 1}\n')
+        return put_json(store, path, value)
+
+    monkeypatch.setattr(Store, "put_json", overtaken)
+    datasets = {"clean": {"load": {"source": "sklearn-digits", "limit": 64, "shard_size": 64}}}
+    trained = {"train": {"on": "clean", "arch": "small_cnn", "epochs": 1, "batch_size": 32}}
+    file = tmp_path / "twice.yaml"
+    file.write_text(yaml.safe_dump({"name": "twice", "datasets": datasets, "models": {"net": trained}}))
+    store = ["--store", str(tmp_path / "s")]
+    made = CliRunner().invoke(main, ["run", str(file), *store, "--engine", "inline"])
+    assert made.exit_code == 0 and model, made.output
+    verified = CliRunner().invoke(main, ["verify", *store])
+    assert verified.exit_code == 0, verified.output

@@ -1,8 +1,12 @@
-"""Download a file from a web server, over http or https."""
+"""Read files of a web server, over http or https: whole, or some bytes of them."""
 
+import re
 import socket
 import ssl
+from collections.abc import Mapping
 from http.client import HTTPException, HTTPResponse, InvalidURL, responses
+from io import SEEK_CUR, SEEK_END, SEEK_SET
+from types import MappingProxyType
 from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
@@ -15,6 +19,11 @@ DOWNLOADS = 3
 """Attempts at a download that breaks off in the middle."""
 
 DENIED, GONE, BUSY = {401, 403, 407}, {404, 410}, {408, 425, 429}
+
+PARTIAL = 206
+"""Status of an answer that has the bytes that were asked for."""
+
+SCHEMES = ("http", "https")
 
 
 def download(url: str, out: BinaryIO, most: int) -> None:
@@ -30,23 +39,79 @@ def download(url: str, out: BinaryIO, most: int) -> None:
     """
     for last in [False] * (DOWNLOADS - 1) + [True]:
         try:
-            with remote.retry(lambda: _get(url), remote.FIRST_PATIENCE, _refuse) as answer:
+            with remote.retry(lambda: _get(url), remote.FIRST_PATIENCE, refuse) as answer:
                 out.seek(0)
                 out.truncate()
                 _receive(answer, out, most)
                 return
         except OSError as error:
             if last or not isinstance(error, BrokenOff):
-                raise BadData(f"cannot be fetched: {_why(error)}") from error
+                raise BadData(f"cannot be fetched: {why(error)}") from error
 
 
 class BrokenOff(OSError):
     """The web server's response ended early."""
 
 
-def _get(url: str) -> HTTPResponse:
+class Ranged:
+    """A file of a web server, read in parts by range requests (RFC 9110, section 14).
+
+    `read_at` is thread-safe.
+
+    Raises:
+        BadData: the server gives no parts of files, or a retry would not help; the message starts with a verb. Any
+            method may raise it.
+        OSError: a request failed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url, self.at, self.bytes = url, 0, 0
+        self.bytes = self._part(0, 1)[1]
+
+    def size(self) -> int:
+        return self.bytes
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        self.at = offset + {SEEK_SET: 0, SEEK_CUR: self.at, SEEK_END: self.bytes}[whence]
+        return self.at
+
+    def readinto(self, buffer: memoryview) -> int:
+        content = self.read_at(len(buffer), self.at)
+        buffer[: len(content)] = content
+        self.at += len(content)
+        return len(content)
+
+    def read_at(self, size: int, offset: int) -> bytes:
+        """Bytes at an offset, in one request; fewer at the end of the file."""
+        size = min(size, self.bytes - offset)
+        if size <= 0:
+            return b""
+        content, whole = self._part(offset, size)
+        if whole != self.bytes:
+            raise BadData(f"cannot be read: it had {self.bytes:,} bytes and has {whole:,} now")
+        return content
+
+    def _part(self, offset: int, size: int) -> tuple[bytes, int]:
+        """Some bytes, and the number of all."""
+        with _get(self.url, {"Range": f"bytes={offset}-{offset + size - 1}"}) as answer:
+            stated = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range") or "")
+            if answer.status != PARTIAL or stated is None or int(stated[1]) != offset:
+                raise BadData(
+                    "cannot be read: the server gives no parts of files; fetch it yourself, and name its path"
+                )
+            try:
+                content: bytes = answer.read(size)
+            except HTTPException as error:
+                raise BrokenOff("the connection breaks off") from error
+        if len(content) != size:
+            raise BrokenOff(f"the connection breaks off after {len(content):,} of {size:,} bytes")
+        return content, int(stated[3])
+
+
+def _get(url: str, headers: Mapping[str, str] = MappingProxyType({})) -> HTTPResponse:
     # Escape only spaces and non-ASCII letters; everything else stays as it is.
-    request = Request(quote(url, safe="%/:?#[]@!$&'()*+,;=~"), headers={"User-Agent": "notbugs"})
+    plain = {"User-Agent": "notbugs", "Accept-Encoding": "identity"}
+    request = Request(quote(url, safe="%/:?#[]@!$&'()*+,;=~"), headers={**plain, **headers})
     try:
         answer: HTTPResponse = urlopen(request, timeout=remote.SILENCE)
     except HTTPError as error:
@@ -67,7 +132,7 @@ def _receive(answer: HTTPResponse, out: BinaryIO, most: int) -> None:
         try:
             piece = answer.read(2**20)
         except OSError as error:
-            raise BrokenOff(_why(error)) from error
+            raise BrokenOff(why(error)) from error
         except HTTPException as error:
             raise BrokenOff("the connection breaks off") from error
         if not piece:
@@ -79,7 +144,7 @@ def _receive(answer: HTTPResponse, out: BinaryIO, most: int) -> None:
         raise BrokenOff(f"the connection breaks off after {out.tell():,} of {expected:,} bytes")
 
 
-def _refuse(error: Exception) -> None:
+def refuse(error: Exception) -> None:
     """Raises:
     BadData: a retry would not help.
     """
@@ -87,10 +152,11 @@ def _refuse(error: Exception) -> None:
     passing = isinstance(error, HTTPError) and (error.code >= 500 or error.code in BUSY)
     known = isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME
     if (isinstance(error, HTTPError) and not passing) or known or isinstance(reason, ssl.SSLError):
-        raise BadData(f"cannot be fetched: {_why(error)}") from error
+        raise BadData(f"cannot be fetched: {why(error)}") from error
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
+    """The reason of an error, without its wrapping."""
     if isinstance(error, HTTPError):
         status = f"{error.code} {responses.get(error.code, '')}".rstrip()
         if error.code in DENIED:

@@ -1,0 +1,214 @@
+"""Commands for beginners: init, schema, doctor, pack."""
+
+import json
+import re
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.cli.group import main
+from pipeline.cli.options import data_option, json_option, run_options, store_option
+from pipeline.cli.output import context_of, print_json
+from pipeline.experiment import spec, yaml12
+from pipeline.experiment.graph import build
+from pipeline.launch import RunOptions
+from pipeline.report.tables import left_out_lines
+from pipeline.run.progress import QUIET
+from pipeline.store import Store
+from pipeline.terminal import echo
+from stages.errors import BadInput
+from stages.recipes import SOURCES, refuse_secrets
+
+LISTED = 20
+"""Classes up to which their names are printed."""
+
+MARKS = {"good": "ok", "attention": "look", "broken": "mend"}
+
+
+@main.command()
+@click.argument("kind", required=False, type=click.Choice(["digits", "images", "cifar10", "imagenet"]))
+@click.option("--images", metavar="PLACE", help="Image folder, parquet files or URL, relative to --data.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="experiment.yaml",
+    show_default=True,
+    help="The file to write; an existing one is left alone.",
+)
+@data_option
+def init(kind: str | None, images: str | None, out: Path, data: Path) -> None:
+    """Write a commented experiment file for the images at hand.
+
+    Without KIND, for what lies below --data: CIFAR-10, ImageNet, an image folder (train/<class>/<image>) or parquet
+    files, looked at for classes, sizes and colours; for scikit-learn's digits if nothing lies there.
+
+    \b
+    digits    scikit-learn's handwritten digits: a minute, no download
+    images    the image folder or parquet files of --images, or below --data
+    cifar10   the paper's CIFAR-10, sized for two CPU cores
+    imagenet  ImageNet with a pretrained ResNet-50, for GPUs
+    """
+    from pipeline.begin import experiment
+    from pipeline.experiment.schema import schema as schema_
+
+    begun = experiment.start(kind, images, data.expanduser())
+    text = experiment.as_yaml(_name_of(images or kind or begun.load.get("root") or begun.load["source"]), begun)
+    spec.parse(yaml12.load(text.encode()))
+    _write_new(out, text)
+    beside = out.with_name(experiment.SCHEMA)
+    if not beside.exists():
+        _write_new(beside, json.dumps(schema_(), indent=1, ensure_ascii=False) + "\n")
+    where = "" if begun.load["source"] in ("sklearn-digits", "cifar10") else f" --data {data}"
+    echo(f"{out}: {begun.title}\nNext: notbugs plan {out}{where}")
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that must not exist yet."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise BadInput(f"{path} exists already, and is left alone: name another file with --out") from error
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _name_of(place: str) -> str:
+    """A name for what lies at a place: the last part of its path, in letters that names allow."""
+    last = place.partition("?")[0].rstrip("/").rpartition("/")[2].removesuffix(".parquet")
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", last).strip("-_.")[:40] or "images"
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of the experiment file, with which editors complete and check it.
+
+    Name the schema's file in the first line of an experiment: # yaml-language-server: $schema=notbugs.schema.json
+    """
+    from pipeline.experiment.schema import schema as schema_
+
+    echo(json.dumps(schema_(), indent=1, ensure_ascii=True))
+
+
+@main.command()
+@store_option
+@data_option
+@click.option("--address", help="A Ray cluster to look for, as host:6379 [default: only a local Ray is looked at].")
+@json_option
+def doctor(store: str, data: Path, address: str | None, as_json: bool) -> None:
+    """Check whether this machine is ready for a run; each line says what to do.
+
+    Looks at Python and packages, GPU, Ray, the store (where it writes and removes an empty file), disk, shared memory
+    and ports. Exit code 1 if something must be mended first.
+    """
+    from pipeline.begin.doctor import examine
+
+    findings = []
+    for finding in examine(store, data.expanduser(), address):
+        findings.append(finding)
+        if not as_json:
+            remedy = f": {finding.remedy}" if finding.remedy else ""
+            echo(f"{MARKS[finding.state]:<5} {finding.what:<17} {finding.found}{remedy}")
+    broken = any(finding.state == "broken" for finding in findings)
+    if as_json:
+        print_json({"ready": not broken, "findings": [asdict(finding) for finding in findings]})
+    sys.exit(1 if broken else 0)
+
+
+@main.command()
+@click.argument("source")
+@click.argument("dest")
+@click.option("--name", help="Name of the dataset in the store [default: from SOURCE].")
+@click.option("--shard-size", type=click.IntRange(1), default=1000, show_default=True, help="Images per shard.")
+@click.option("--resize", type=click.IntRange(1), help="Shorter side after resizing, in pixels [default: as it is].")
+@click.option("--crop", type=click.IntRange(1), help="Side of the centre crop, in pixels [default: none].")
+@click.option("--limit", type=click.IntRange(1), help="At most this many images of each split.")
+@store_option
+@data_option
+@run_options
+@json_option
+def pack(
+    source: str,
+    dest: str,
+    name: str | None,
+    store: str,
+    data: Path,
+    options: RunOptions,
+    as_json: bool,
+    **keys: int | None,
+) -> None:
+    """Pack images into WebDataset shards: train-000000.tar … in DEST, with a table and a manifest.
+
+    SOURCE is an image folder (train/<class>/<image> and val/<class>/<image>, or <class>/<image>), parquet files with
+    images (also a pattern, or their folder), each a path relative to --data or a URL; or cifar10, cifar100, mnist,
+    fashion-mnist. DEST is a folder, or an s3:// or gs:// URL.
+
+    It is a run with one dataset, which the store keeps, too: after a stop, the same command continues. Files without
+    --resize and --crop are kept as they are where all are png, jpg or webp.
+    """
+    from pipeline.begin.pack import lay_down, make, refuse_foreign
+    from pipeline.begin.source import recipe_for
+
+    place, context = Store(dest), context_of(store, data)
+    if "://" in source:
+        _refuse_secrets(source)
+    recipe = recipe_for(source, context.data)
+    known = SOURCES[recipe["source"]].model_fields
+    given = {key: value for key, value in keys.items() if value is not None}
+    if odd := [key for key in given if key not in known]:
+        raise BadInput(f"--{odd[0]}: images of {source} are taken as they are; leave it out")
+    name = name or _name_of(source)
+    experiment = spec.parse({"name": name, "datasets": {name: {"load": {**recipe, **given}}}})
+    (node,) = build(experiment)
+    refuse_foreign(node.version, place)
+    place.refuse_unless_writable()
+    made = make(experiment, context, options)
+    found = lay_down(context.store, made, place, _Copying(place.url))
+    patterns = _patterns(place, made.manifest["shards"])
+    if as_json:
+        facts = {"dest": place.url, "files": len(made.files) + 1, "there_before": found, "shards": patterns}
+        print_json({"store": context.store.url, "node": node.id, "version": node.version, **facts})
+        return
+    for line in left_out_lines(made.manifest):
+        echo(line)
+    counts = " and ".join(f"{count:,} {split}" for split, count in made.manifest["counts"].items())
+    echo(f"{place.url}: {counts} images in {len(made.manifest['shards']):,} shards\nIn an experiment:\n")
+    shards = ", ".join(f'{split}: "{pattern}"' for split, pattern in patterns.items())
+    names = made.manifest["classes"]
+    classes = json.dumps(names, ensure_ascii=False) if len(names) <= LISTED else len(names)
+    echo(f"  {name}: {{load: {{source: webdataset, shards: {{{shards}}}, classes: {classes}}}}}")
+
+
+def _refuse_secrets(url: str) -> None:
+    try:
+        refuse_secrets(url)
+    except ValueError as error:
+        raise BadInput(f"SOURCE: {error}") from error
+
+
+class _Copying:
+    """Prints now and then how far the copying is."""
+
+    def __init__(self, where: str) -> None:
+        self.where, self.printed = where, time.monotonic()
+
+    def __call__(self, done: int, count: int) -> None:
+        if time.monotonic() - self.printed > QUIET or done == count:
+            self.printed = time.monotonic()
+            echo(f"{self.where}: {done:,} of {count:,} files", err=True)
+
+
+def _patterns(place: Store, shards: dict[str, Any]) -> dict[str, str]:
+    """Split → brace pattern of its shards."""
+    last = dict[str, str]()
+    for shard in sorted(shards):
+        split, _, number = shard.rpartition("-")
+        last[split] = number
+    return {
+        split: place.at(f"{split}-{{{'0' * len(number)}..{number}}}.tar" if int(number) else f"{split}-{number}.tar")
+        for split, number in last.items()
+    }

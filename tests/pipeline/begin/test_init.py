@@ -1,0 +1,117 @@
+"""`notbugs init` writes an experiment for the images at hand that can be planned as it is."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from pipeline.begin.source import look, recipe_for
+from pipeline.cli import main
+from pipeline.experiment import spec
+from pipeline.experiment.graph import build
+from pipeline.run.jobs import Context
+from pipeline.run.preflight import preflight
+from pipeline.store import Store
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def picture(number, size=(30, 28), grey=False):
+    shape = (size[1], size[0]) if grey else (size[1], size[0], 3)
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8))
+
+
+def photos(root, splits=("train", "val"), each=6, **how):
+    for split in splits:
+        for name in ("ant", "bee"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(each):
+                picture(number, **how).save(root / split / name / f"{number}.png")
+
+
+def init(*args):
+    return CliRunner().invoke(main, ["init", *map(str, args)])
+
+
+def planned(file, here):
+    """The nodes of the file, checked as by `notbugs plan`."""
+    return preflight(build(spec.read(file)), Context(Store(str(here / "store")), here / "data", here), fetch=False)
+
+
+def test_without_images_it_is_the_digits_experiment_and_an_existing_file_is_left_alone(here):
+    done = init()
+    assert done.exit_code == 0 and "scikit-learn's handwritten digits" in done.output
+    assert planned(Path("experiment.yaml"), here)[0].node.id == "datasets/clean"
+    text = Path("experiment.yaml").read_text()
+    assert text.splitlines()[0] == "# yaml-language-server: $schema=notbugs.schema.json"
+    assert Path("notbugs.schema.json").exists()
+    again = init("cifar10")
+    assert again.exit_code == 2 and "exists already, and is left alone" in again.output
+    assert Path("experiment.yaml").read_text() == text
+
+
+@pytest.mark.parametrize("root", ["data", "data/photos"])
+def test_a_folder_is_looked_at_for_classes_sizes_and_colours(root, here):
+    photos(here / root, size=(90, 70))
+    assert "2 classes (ant, bee), 12 train and 12 test images, colour, 70 pixels on" in init().output
+    (clean,) = [s for s in planned(Path("experiment.yaml"), here) if s.node.name == "clean"]
+    assert clean.facts["image_shape"] == [3, 64, 64] and clean.facts["counts"] == {"test": 12, "train": 12}
+
+
+def test_small_grey_images_of_parquet_keep_their_size(here):
+    (here / "data").mkdir()
+    for split in ("train", "validation"):
+        path = here / f"data/{split}.png"
+        picture(1, (28, 28), grey=True).save(path)
+        pq.write_table(
+            pa.table({"image": [path.read_bytes()] * 40, "label": [0, 1] * 20}), here / f"data/{split}-0.parquet"
+        )
+        path.unlink()
+    assert "2 classes (0, 1), 40 train and 40 test images, grey, 28 pixels" in init("--out", "mine.yaml").output
+    (clean,) = [s for s in planned(Path("mine.yaml"), here) if s.node.name == "clean"]
+    assert clean.facts["image_shape"] == [1, 28, 28]
+
+
+@pytest.mark.parametrize("kind", ["cifar10", "imagenet"])
+def test_the_large_sets_have_an_experiment_each(kind, here):
+    photos(here / "data/imagenet", each=1)
+    assert init(kind).exit_code == 0
+    assert {node.id for node in build(spec.read(Path("experiment.yaml")))} >= {"models/standard", "datasets/control"}
+
+
+def test_a_folder_without_a_test_split_is_scored_on_what_there_is(here):
+    photos(here / "data/photos", splits=("train",))
+    init()
+    assert "these are scores of training images" in Path("experiment.yaml").read_text()
+    planned(Path("experiment.yaml"), here)
+
+
+@pytest.mark.parametrize(
+    ("make", "args", "sentence"),
+    [
+        (lambda data: (photos(data / "a"), photos(data / "b")), (), "several sources, a, b: name one with --images"),
+        (lambda data: data.mkdir(), ("images",), "holds no images; expected train/<class>/<image>, or parquet files"),
+        (lambda data: photos(data / "a"), ("--images", "gone"), "gone is no folder, and gone is none of cifar10"),
+        (lambda data: photos(data / "a"), ("--out", "no/where.yaml"), "no/where.yaml cannot be written"),
+    ],
+)
+def test_what_cannot_be_begun_is_one_sentence(make, args, sentence, here):
+    make(here / "data")
+    done = init(*args)
+    assert done.exit_code == 2 and sentence in done.output
+    assert not Path("experiment.yaml").exists()
+
+
+def test_a_set_of_torchvision_and_a_folder_of_classes_are_sources_too(here):
+    assert recipe_for("mnist", here) == {"source": "mnist"}
+    photos(here, splits=("animals",))
+    found = look(recipe_for("animals", here), here)
+    assert (found.counts, found.uniform, found.sides) == ({"train": 12}, False, (28, 28))
