@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.report.gallery import head, one_per_class
+from pipeline.report.gallery import CARDS, head, one_per_class
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
 from pipeline.store import Store
@@ -50,7 +50,7 @@ def pictures(store: Store, made: Artifact) -> Pictures | None:
     manifest = made.manifest
     shard, classes, channels = min(manifest["shards"]), manifest["classes"], manifest["channels"]
     saved = head(store, made.folder, shard, len(classes))
-    chosen = one_per_class([(index, sample.facts.source_label) for index, sample in saved.items()])
+    chosen = one_per_class([(index, sample.facts.source_label) for index, sample in saved.items()], CARDS)
     try:
         after = [_cell(saved[index], channels) for index in chosen]
         before = [_cell(found, channels) for found in _originals(store, manifest, shard, chosen)]

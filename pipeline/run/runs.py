@@ -96,6 +96,7 @@ class Record:
         self.about = {
             "run": self.id,
             "experiment": experiment.model_dump(mode="json", exclude_defaults=True),
+            "written": experiment.written,
             "state": "running",
             "started": started.isoformat(timespec="seconds"),
             "only": list(only),
@@ -322,6 +323,7 @@ class RunRecord(Document):
 
     run: RunName
     experiment: dict[str, Any]
+    written: str | None = None
     state: Word
     started: Moment
     only: list[str]
@@ -348,7 +350,7 @@ def records(store: Store) -> dict[str, dict[str, Any] | None]:
     """Every run of a store with its record, the newest first; None for each whose record cannot be trusted."""
     runs = names(store)
     with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip(runs, pool.map(partial(_record, store), runs), strict=True))
+        return dict(zip(runs, pool.map(partial(find, store), runs), strict=True))
 
 
 def names(store: Store) -> list[str]:
