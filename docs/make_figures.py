@@ -19,6 +19,8 @@ from pipeline.report import tables
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "figures"
+UNUSED = ("per_class", "confusion")
+"""Parts of a row that no table in the documents needs, and that are most of it."""
 TABLE = re.compile(r"(?<=^<!-- table:)([\w-]+)( -->\n```\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -46,7 +48,7 @@ def record(name: str) -> None:
     made = {
         "commit": _output("git", "describe", "--always", "--dirty").strip(),
         "versions": {node: progress["version"] for node, progress in shown["nodes"].items()},
-        "rows": shown["rows"],
+        "rows": [{key: value for key, value in row.items() if key not in UNUSED} for row in shown["rows"]],
     }
     FIGURES.mkdir(exist_ok=True)
     (FIGURES / f"{name}.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
