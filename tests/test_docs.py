@@ -1,5 +1,7 @@
 """The documents agree with the code, and with each other."""
 
+import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -107,3 +109,39 @@ def _options(command: click.Command) -> set[str]:
 def test_python_shown_compiles(page: Path) -> None:
     for body in fences(page, "python"):
         compile(body, page.name, "exec")
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    lists = re.findall(r"^```{toctree}\n(.*?)^```$", index, re.MULTILINE | re.DOTALL)
+    listed = {line for body in lists for line in body.splitlines() if line and not line.startswith(":")}
+    assert listed == {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}, "docs/index.md lists every page"
+
+
+RECORDS = sorted((ROOT / "docs/figures").glob("*.json"))
+
+
+def test_every_marked_table_is_what_its_record_says() -> None:
+    place = importlib.util.spec_from_file_location("make_figures", ROOT / "docs/make_figures.py")
+    assert place is not None and place.loader is not None
+    place.loader.exec_module(figures := importlib.util.module_from_spec(place))
+    marked: set[str] = set()
+    for page in figures.pages():
+        text = page.read_text(encoding="utf-8")
+        assert figures.rendered(text) == text, f"{page.name}: run `make docs`"
+        marked |= {found[1] for found in figures.TABLE.finditer(text)}
+        assert text.count("\n<!-- table:") == len(figures.TABLE.findall(text)), f"{page.name} marks what is no table"
+    assert marked == {record.stem for record in RECORDS}
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.stem)
+def test_a_record_is_of_the_configuration_as_it_is(record: Path) -> None:
+    recorded = json.loads(record.read_text(encoding="utf-8"))["versions"]
+    now = {node.id: node.version for node in build(spec.read(ROOT / f"configs/{record.stem}.yaml"))}
+    assert recorded == now, f"run `make figures FIGURES={record.stem}`"
+
+
+def test_the_citation_is_of_this_release() -> None:
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert version and cited and version[1] == cited[1]

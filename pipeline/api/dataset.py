@@ -127,7 +127,7 @@ class Dataset:
 
     @property
     def labels(self) -> np.ndarray:
-        """The labels of all samples, by position: N, int64."""
+        """The labels of all samples, by position; N, int64."""
         return self._places["label"]
 
     def positions(self, split: str) -> np.ndarray:
