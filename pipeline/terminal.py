@@ -62,6 +62,7 @@ class _State:
     Attributes:
         debug: whether tracebacks are shown.
         advice: printed if the program is interrupted.
+        answered: whether it was.
         asked: time of the first signal, or of the program's own end (monotonic seconds).
         ending: whether `Interrupted` was raised, or is no longer needed.
         again: number of postponed signals that are on their way.
@@ -69,6 +70,7 @@ class _State:
 
     debug = False
     advice = ""
+    answered = False
     asked: float | None = None
     ending = False
     again = 0
@@ -205,7 +207,10 @@ def if_interrupted(advice: str) -> None:
 
 
 def say_interrupted() -> None:
-    """Print that the program was interrupted, and the advice."""
+    """Print, once, that the program was interrupted, and the advice."""
+    if _State.answered:
+        return
+    _State.answered = True
     echo(f"\nInterrupted. {_State.advice}".rstrip(), err=True)
 
 
@@ -265,7 +270,7 @@ def _end_at_once(number: int) -> None:
 @contextmanager
 def session() -> Iterator[None]:
     """Run a command with usable streams and an orderly end on signals."""
-    _State.advice, _State.asked, _State.ending = "", None, False
+    _State.advice, _State.answered, _State.asked, _State.ending = "", False, None, False
     before = {number: signal.getsignal(number) for number in SIGNALS}
     open_streams()
     find_home()

@@ -26,7 +26,7 @@ from pipeline.run import runs
 from pipeline.run.engines import Engine, reason_of
 from pipeline.run.jobs import Context
 from pipeline.run.preflight import NodeStatus, preflight, wanted
-from pipeline.run.progress import watcher
+from pipeline.run.progress import Display, watcher
 from pipeline.store import Store
 from pipeline.terminal import echo, visible
 from stages import own
@@ -209,23 +209,22 @@ def _run(experiment: Experiment, context: Context, options: RunOptions, only: tu
     begin = engine(experiment, context, options)
     checked = preflight(wanted(build(experiment), only), context)
     context.store.refuse_unless_writable()
-    watch = watcher()
+    watch = watcher(checked)
     attempt = runs.Run(experiment, context, only, watch, checked)
     del checked  # a source's listing is large, and the run lets go of it
     echo(f"run {attempt.record.id}\nstore {context.store.url}", err=True)
-    with watch:
-        complete = _attempt(attempt, begin)
+    complete = _attempt(attempt, begin, watch)
     terminal.if_interrupted(f"Finished work is kept; see it with: notbugs report --store {context.store.url}")
     _conclude(context.store, attempt.record.id, complete, as_json)
 
 
-def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:
+def _attempt(attempt: runs.Run, begin: Callable[[], Engine], watch: Display) -> bool:
     if JOB_VARIABLE in os.environ:  # Ray stops a job by SIGINT, and what a shell began in the background ignores it
         terminal.listen(force=True)
     engine = begin()
     try:
         terminal.if_interrupted(f"Finished work is kept; continue with: {_again(attempt.context.store)}")
-        return attempt.go(engine)
+        return attempt.go(engine, watch)
     finally:
         engine.close()
 
