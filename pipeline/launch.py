@@ -3,13 +3,14 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from pipeline.cluster import JOB_VARIABLE, Request, runtime_env
-from pipeline.experiment.spec import Experiment
-from pipeline.run.engines import Engine, Inline
-from pipeline.run.jobs import Context
-from pipeline.run.on_ray import OnRay
 from stages.errors import BadInput
+
+if TYPE_CHECKING:
+    from pipeline.experiment.spec import Experiment
+    from pipeline.run.engines import Engine
+    from pipeline.run.jobs import Context
 
 STORE, DATA = "notbugs-store", "data"
 """Default store, and default folder of local sources and checkpoints."""
@@ -45,12 +46,16 @@ class RunOptions:
         return given
 
 
-def engine(experiment: Experiment, context: Context, options: RunOptions) -> Callable[[], Engine]:
+def engine(experiment: "Experiment", context: "Context", options: RunOptions) -> "Callable[[], Engine]":
     """A function that starts the requested engine; user modules go along to a cluster that is joined.
 
     Raises:
         BadInput: the options, or trainings, do not go with the engine.
     """
+    from pipeline.cluster import JOB_VARIABLE, Request, runtime_env
+    from pipeline.run.engines import Inline
+    from pipeline.run.on_ray import OnRay
+
     if options.engine == "inline":
         _refuse_parallel(experiment, options)
         return Inline
@@ -65,7 +70,7 @@ def engine(experiment: Experiment, context: Context, options: RunOptions) -> Cal
     return lambda: OnRay(options.workers, address, options.gpu, options.shard_timeout, sent)
 
 
-def _refuse_parallel(experiment: Experiment, options: RunOptions) -> None:
+def _refuse_parallel(experiment: "Experiment", options: RunOptions) -> None:
     """Refuse options and trainings that need several processes."""
     if options != replace(options, workers=None, gpu=None, shard_timeout=None, address=None):
         raise BadInput("--workers, --gpu, --shard-timeout and --address need the Ray engine, got --engine inline")

@@ -9,6 +9,7 @@ import io
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -98,6 +99,11 @@ def echo(text: object = "", err: bool = False, nl: bool = True) -> None:
         _mute(stream)
         if not err:
             raise Unheard(error) from error
+
+
+def width() -> int | None:
+    """Columns of the terminal that stdout goes to; None where it goes to a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def relay(text: str) -> None:

@@ -18,9 +18,10 @@ from stages.errors import BadInput, did_you_mean
 
 @main.command()
 @click.argument("name", required=False)
+@click.option("--all", "everything", is_flag=True, help="Of a run: also on a terminal every table, not the headline.")
 @store_option
 @json_option
-def show(name: str | None, store: str, as_json: bool) -> None:
+def show(name: str | None, everything: bool, store: str, as_json: bool) -> None:
     """Show the results of a run, or describe a dataset, model or evaluation.
 
     NAME is a run (default: the latest in the store) or a node, such as `rand` or `datasets/rand`.
@@ -41,7 +42,7 @@ def show(name: str | None, store: str, as_json: bool) -> None:
         print_json(results_as_json(place, found))
     else:
         echo(f"run {found['run']}: {found['state']}\nstore {place.url}")
-        print_results(place, found)
+        print_results(place, found, everything)
 
 
 def _names(store: Store) -> list[str]:

@@ -22,7 +22,7 @@ from pipeline.run.engines import Engine, FailedShard, Inline, reason_of
 from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob, Unit
 from pipeline.run.preflight import NodeStatus, wanted
 from pipeline.store import Store
-from stages.errors import BadData, BadInput
+from stages.errors import BadData, BadInput, did_you_mean
 
 BEAT = 10.0
 """Seconds between signs of life of a run."""
@@ -389,8 +389,9 @@ def load_run(
         BadData: the record of the run asked for cannot be read.
     """
     if run is not None:
-        if run not in store.folders("runs"):
-            raise BadInput(f"there is no run {run} in {store.url}; `notbugs status` names the latest")
+        if run not in (known := store.folders("runs")):
+            near = did_you_mean(run, known) or "; `notbugs status` names the latest"
+            raise BadInput(f"there is no run {run} in {store.url}{near}")
         if (found := _record(store, run)) is None:
             raise BadData(
                 f"the record of run {run} is missing or damaged; what the run made is there all the same: "
