@@ -221,17 +221,19 @@ def test_that_stdout_cannot_be_written_ends_a_command_and_that_stderr_cannot_doe
         echo("nothing fails from now on")
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120])
-def test_what_is_shown_on_a_terminal_is_no_wider(columns, made_once):
-    script = f"$notbugs plan {made_once}/tiny.yaml --store s; $notbugs show --store s"
-    shell = ["bash", "-c", script.replace("$notbugs", " ".join(COMMAND))]
-    code, said = on_a_terminal(shell, made_once, columns=columns)
-    lines = said.replace("\r", "").splitlines()
-    narrow = [line for line in lines if not line.startswith(("store ", "run "))]
-    assert code == 0 and max(map(len, narrow)) <= columns, said
-    plan, results = said.split("run 2")
-    assert "models/from_other" in plan and ("version" in plan.splitlines()[2].split()) == (columns == 120)
-    assert all(text in results for text in ("from_other", "accuracy", "95 %", "chance")), "the headline"
+@pytest.mark.parametrize(
+    ("columns", "command", "there", "not_there"),
+    [
+        (60, "plan tiny.yaml", ["models/from_other", "state", "images"], "version"),
+        (80, "status", ["models/from_other", "done"], "why"),
+        (120, "show", ["from_other", "clean accuracy", "95 % interval", "chance"], "in every line"),
+    ],
+)
+def test_what_is_shown_on_a_terminal_is_no_wider(columns, command, there, not_there, made_once):
+    code, said = on_a_terminal([*COMMAND, *command.split(), "--store", "s"], made_once, columns=columns)
+    table = said.replace("\r", "").partition("\n\n")[2].partition("\nin a wider")[0]
+    assert code == 0 and max(map(len, table.splitlines())) <= columns, said
+    assert all(text in table for text in there) and not_there not in table
 
 
 # ------------------------------------------------------------------------------------------ arguments
@@ -485,6 +487,7 @@ def on_a_terminal(args, cwd, until=b"\0", then=None, columns=60):
     if pid == 0:
         os.chdir(cwd)
         in_the_foreground()
+        os.environ.pop("COLUMNS", None)
         os.execvp(args[0], args)
     fcntl.ioctl(terminal_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     said, deadline, done = b"", time.monotonic() + 150, False

@@ -221,4 +221,4 @@ def test_columns_give_way_by_importance_and_a_wide_terminal_shows_them_all():
     ]
     assert max(map(len, fitted(head, lines, 8, ["node"]).splitlines())) <= 8
     lines[0][2] = "to make " * 9
-    assert fitted(head, lines, 43, ["node", "state"]).splitlines()[0] == "node        version", "what has room is shown"
+    assert fitted(head, lines, 43, ["node"]).splitlines()[0] == "node        version", "what has room is shown"
