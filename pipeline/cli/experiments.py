@@ -91,7 +91,7 @@ def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
     ]
     echo(f"store {store.url}\n")
     head = ["node", "stage", "version", "images", "state", "from"]
-    echo(tables.fitted(head, lines, terminal.width(), ("node", "state", "stage", "images", "from")))
+    echo(tables.fitted(head, lines, terminal.width(), ("node", "state", "stage")))
     for status in statuses:
         for line in tables.left_out_lines(status.facts):
             echo(f"{status.node.id}: {line}")

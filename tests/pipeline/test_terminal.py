@@ -224,7 +224,7 @@ def test_that_stdout_cannot_be_written_ends_a_command_and_that_stderr_cannot_doe
 @pytest.mark.parametrize(
     ("columns", "command", "there", "not_there"),
     [
-        (60, "plan tiny.yaml", ["models/from_other", "state", "images"], "version"),
+        (60, "plan tiny.yaml", ["models/from_other", "state", "stage", "version"], "images"),
         (80, "status", ["models/from_other", "done"], "why"),
         (120, "show", ["from_other", "clean accuracy", "95 % interval", "chance"], "in every line"),
     ],
@@ -487,7 +487,8 @@ def on_a_terminal(args, cwd, until=b"\0", then=None, columns=60):
     if pid == 0:
         os.chdir(cwd)
         in_the_foreground()
-        os.environ.pop("COLUMNS", None)
+        for name in ("COLUMNS", "LINES"):
+            os.unsetenv(name)  # readline, which pytest loads, sets them where os.environ does not see it
         os.execvp(args[0], args)
     fcntl.ioctl(terminal_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     said, deadline, done = b"", time.monotonic() + 150, False
