@@ -112,9 +112,9 @@ class Display(ABC):
     def __call__(self, node: str, progress: Progress, event: str) -> None:
         """Take note of an event of a node, and show it."""
         match event:
-            case "started":
+            case "started" if progress.state == "queued":
                 self.queued.add(node)
-            case "began":
+            case "started" | "began":
                 self.queued.discard(node)
                 self.at_work[node] = progress
             case "committed" | "epoch":
@@ -162,7 +162,7 @@ class Lines(Display):
     def show(self, node: str, progress: Progress, event: str) -> None:
         """Print an event, unless a similar one was printed a moment ago."""
         often = event in ("committed", "epoch")
-        if event == "started" or (often and time.time() - self.printed.get(node, 0.0) < QUIET):
+        if node in self.queued or (often and time.time() - self.printed.get(node, 0.0) < QUIET):
             return
         self.printed[node] = time.time()
         echo(f"{node}: {visible(self._line(node, progress, event))}", err=True)
@@ -172,7 +172,7 @@ class Lines(Display):
         match event:
             case "cached":
                 return f"there already ({progress.version})"
-            case "began":
+            case "started" | "began":
                 found = f", {progress.found} there already" if progress.found else ""
                 return f"started ({progress.stage}, {progress.total} {unit}{found})"
             case "done":

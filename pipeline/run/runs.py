@@ -233,7 +233,7 @@ class Run:
             progress.state = "cached"
             self.record.note(node.id, "cached")
             return there
-        progress.state, progress.started = "queued", time.time()
+        progress.state, progress.started = "queued" if engine.queues else "running", time.time()
         job = checked or JOBS[node.stage](node, self.context, inputs)
         job.inputs = inputs  # until now, what was predicted of them
         job.refuse_mismatch()
@@ -273,8 +273,6 @@ class Run:
         """
         node, progress = job.node, self.record.nodes[job.node.id]
         progress.total_images += sum(unit.samples for unit in todo)
-        if not engine.queues:
-            self._begun(node)
 
         def report(event: str, facts: dict[str, Any]) -> None:
             self._begun(node)

@@ -49,8 +49,10 @@ def test_pieces_give_way_by_importance():
 def test_plain_lines_say_each_turn_and_not_every_shard(capsys):
     with Lines() as lines:
         progress = running(started=time.time(), images=10, total_images=40)
+        progress.state = "queued"
         lines("datasets/rand", progress, "started")
         assert capsys.readouterr().err == "", "it waits for a worker"
+        progress.state = "running"
         lines("datasets/rand", progress, "began")
         for progress.done in range(1, 4):
             lines("datasets/rand", progress, "committed")
