@@ -227,7 +227,8 @@ def _run(
     experiment: "Experiment", context: "Context", options: RunOptions, only: tuple[str, ...], as_json: bool
 ) -> None:
     terminal.if_interrupted("Nothing was begun; the same command again begins it.")
-    echo(f"checking {visible(experiment.name)}", err=True)
+    if sys.stderr.isatty():  # networks are tried, which takes seconds; elsewhere, an error is the only line
+        echo(f"checking {experiment.name}", err=True)
     from pipeline.experiment.graph import build
     from pipeline.run import runs
     from pipeline.run.preflight import preflight, wanted
