@@ -1,17 +1,19 @@
 """How a run is started, from the command line and from Python: its options, its defaults, its engine."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from pipeline.cluster import JOB_VARIABLE, Request, runtime_env
-from pipeline.experiment.spec import Experiment
-from pipeline.run.engines import Engine, Inline
-from pipeline.run.jobs import Context
-from pipeline.run.on_ray import OnRay
-from pipeline.run.progress import Lines, Live, watcher
-from pipeline.run.tensorboard import Events
 from stages.errors import BadInput
+
+if TYPE_CHECKING:
+    from pipeline.experiment.spec import Experiment
+    from pipeline.run.engines import Engine
+    from pipeline.run.jobs import Context
+    from pipeline.run.preflight import NodeStatus
+    from pipeline.run.progress import Display
+    from pipeline.run.tensorboard import Events
 
 STORE, DATA = "notbugs-store", "data"
 """Default store, and default folder of local sources and checkpoints."""
@@ -49,22 +51,33 @@ class RunOptions:
         return given
 
 
-def watching(options: RunOptions) -> Lines | Live | Events:
-    """What is told of a run's events: the progress that is printed, and event files where they are asked for.
+def watching(options: RunOptions, statuses: "Sequence[NodeStatus]") -> "Display | Events":
+    """The display of a run's events: the progress that is printed, and event files where they are asked for.
+
+    Args:
+        options: of the run.
+        statuses: what was found of its nodes before it.
 
     Raises:
         BadInput: event files cannot be written.
     """
-    shown = watcher()
+    from pipeline.run.progress import watcher
+    from pipeline.run.tensorboard import Events
+
+    shown = watcher(statuses)
     return Events(options.tensorboard, shown) if options.tensorboard else shown
 
 
-def engine(experiment: Experiment, context: Context, options: RunOptions) -> Callable[[], Engine]:
+def engine(experiment: "Experiment", context: "Context", options: RunOptions) -> "Callable[[], Engine]":
     """A function that starts the requested engine; user modules go along to a cluster that is joined.
 
     Raises:
         BadInput: the options, or trainings, do not go with the engine.
     """
+    from pipeline.cluster import JOB_VARIABLE, Request, runtime_env
+    from pipeline.run.engines import Inline
+    from pipeline.run.on_ray import OnRay
+
     if options.engine == "inline":
         _refuse_parallel(experiment, options)
         return Inline
@@ -79,7 +92,7 @@ def engine(experiment: Experiment, context: Context, options: RunOptions) -> Cal
     return lambda: OnRay(options.workers, address, options.gpu, options.shard_timeout, sent)
 
 
-def _refuse_parallel(experiment: Experiment, options: RunOptions) -> None:
+def _refuse_parallel(experiment: "Experiment", options: RunOptions) -> None:
     """Refuse options and trainings that need several processes."""
     if options != replace(options, workers=None, gpu=None, shard_timeout=None, address=None):
         raise BadInput("--workers, --gpu, --shard-timeout and --address need the Ray engine, got --engine inline")

@@ -14,7 +14,7 @@ from pipeline.report.scores import norm_name
 from pipeline.run import artifacts
 from pipeline.run.jobs import Context, open_model
 from pipeline.terminal import visible
-from stages.errors import BadData, BadInput, nearest, some
+from stages.errors import BadData, BadInput, did_you_mean, nearest, some
 from stages.images import decode, read_file
 from stages.recipes import Attack, Pretrained, is_own
 
@@ -84,10 +84,10 @@ def find_model(place: Context, name: str, arch: str | None = None) -> tuple["Cla
         _refuse_code(name, str(manifest["design"]["arch"]), arch)
         return open_model(place, found[-1]), _class_names(place, manifest)
     if name not in models.list_models(module=models):
-        known = ", ".join(place.store.folders("models")) or "none"
-        raise BadInput(
-            f"--model {name}: neither the store {place.store.url} (it has {known}) nor torchvision has such a model"
-        )
+        known = place.store.folders("models")
+        store = f"the store {place.store.url} (it has {', '.join(known) or 'none'})"
+        near = did_you_mean(name, [*known, *models.list_models(module=models)])
+        raise BadInput(f"--model {name}: neither {store} nor torchvision has such a model{near}")
     weights = models.get_model_weights(name).DEFAULT
     try:
         design, content = checkpoint.import_pretrained(

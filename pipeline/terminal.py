@@ -9,6 +9,7 @@ import io
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -63,6 +64,7 @@ class _State:
     Attributes:
         debug: whether tracebacks are shown.
         advice: printed if the program is interrupted.
+        answered: whether it was.
         asked: time of the first signal, or of the program's own end (monotonic seconds).
         ending: whether `Interrupted` was raised, or is no longer needed.
         again: number of postponed signals that are on their way.
@@ -70,6 +72,7 @@ class _State:
 
     debug = False
     advice = ""
+    answered = False
     asked: float | None = None
     ending = False
     again = 0
@@ -97,6 +100,11 @@ def echo(text: object = "", err: bool = False, nl: bool = True) -> None:
         _mute(stream)
         if not err:
             raise Unheard(error) from error
+
+
+def width() -> int | None:
+    """Columns of the terminal that stdout goes to; None where it goes to a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def relay(text: str) -> None:
@@ -206,7 +214,10 @@ def if_interrupted(advice: str) -> None:
 
 
 def say_interrupted() -> None:
-    """Print that the program was interrupted, and the advice."""
+    """Print, once, that the program was interrupted, and the advice."""
+    if _State.answered:
+        return
+    _State.answered = True
     echo(f"\nInterrupted. {_State.advice}".rstrip(), err=True)
 
 
@@ -266,7 +277,7 @@ def _end_at_once(number: int) -> None:
 @contextmanager
 def session() -> Iterator[None]:
     """Run a command with usable streams and an orderly end on signals."""
-    _State.advice, _State.asked, _State.ending = "", None, False
+    _State.advice, _State.answered, _State.asked, _State.ending = "", False, None, False
     before = {number: signal.getsignal(number) for number in SIGNALS}
     open_streams()
     find_home()

@@ -48,19 +48,19 @@ def make(experiment: Experiment, context: Context, options: RunOptions) -> Artif
         BadInput: its source, or the store, is missing or unfit.
         BadData: it cannot be made; finished shards are kept.
     """
-    begin, watch = engine(experiment, context, options), watching(options)
+    begin = engine(experiment, context, options)
     checked = preflight(build(experiment), context)
     context.store.refuse_unless_writable()
+    watch = watching(options, checked)
     attempt = runs.Run(experiment, context, (), watch, checked)
     (node,) = attempt.nodes
     del checked  # a source's listing is large, and the run lets go of it
     terminal.if_interrupted("Finished shards are kept; the same command continues.")
-    with watch:
-        working = begin()
-        try:
-            attempt.go(working)
-        finally:
-            working.close()
+    working = begin()
+    try:
+        attempt.go(working, watch)
+    finally:
+        working.close()
     if node.id not in attempt.made:
         raise BadData(f"{attempt.record.nodes[node.id].why}; the same command continues")
     return attempt.made[node.id]

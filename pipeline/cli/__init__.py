@@ -1,6 +1,5 @@
-"""The command line: a file for each group of commands."""
+"""The command line: a file for each group of commands, imported when one of them is called (`group.MODULES`)."""
 
-from pipeline.cli import attack, begin, catalog, experiments, jobs, publish, stored
 from pipeline.cli.group import main
 
-__all__ = ["attack", "begin", "catalog", "experiments", "jobs", "main", "publish", "stored"]
+__all__ = ["main"]

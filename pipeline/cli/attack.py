@@ -8,7 +8,7 @@ from typing import get_args
 import click
 from click.core import ParameterSource
 
-from pipeline import picture
+from pipeline import picture, terminal
 from pipeline.cli.group import main
 from pipeline.cli.options import Number, data_option, json_option, store_option
 from pipeline.cli.output import context_of, print_json, refuse_no_place, write
@@ -97,4 +97,5 @@ def _print_answers(made: picture.Picture, number: int, classes: list[str]) -> No
         [when, percent(made.confidence[i, number]), *(f"{name} {percent(share)}" for name, share in made.top(i))]
         for i, when in enumerate(("before", "after"))
     ]
-    echo(tables.table(["", classes[number], "first", "second", "third"][: len(lines[0])], lines))
+    head = ["", classes[number], "first", "second", "third"][: len(lines[0])]
+    echo(tables.fitted(head, lines, terminal.width(), head))

@@ -1,12 +1,10 @@
 """Commands that make an experiment, and show its runs: plan, run, resume, status, report."""
 
-import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
-from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,24 +12,20 @@ from pipeline import terminal
 from pipeline.cli.group import main
 from pipeline.cli.options import data_option, json_option, only_option, run_options, store_option
 from pipeline.cli.output import context_of, print_json, print_results, recorded, refuse_no_place, results_as_json, write
-from pipeline.cluster import JOB_VARIABLE
-from pipeline.cost import estimate
-from pipeline.experiment import spec
-from pipeline.experiment.graph import build
-from pipeline.experiment.spec import Experiment
 from pipeline.launch import RunOptions, engine, watching
-from pipeline.publish.after import after_node, after_run
-from pipeline.report import tables
-from pipeline.report.scores import percent
-from pipeline.run import runs
-from pipeline.run.engines import Engine, reason_of
-from pipeline.run.jobs import Context
-from pipeline.run.preflight import NodeStatus, preflight, wanted
-from pipeline.store import Store
 from pipeline.terminal import echo, visible
-from stages import own
 from stages.errors import BadInput
-from stages.recipes import is_own
+
+if TYPE_CHECKING:
+    from pipeline.cost.estimate import Estimate
+    from pipeline.experiment.spec import Experiment
+    from pipeline.run import runs
+    from pipeline.run.engines import Engine
+    from pipeline.run.jobs import Context
+    from pipeline.run.preflight import NodeStatus
+    from pipeline.run.progress import Display
+    from pipeline.run.tensorboard import Events
+    from pipeline.store import Store
 
 
 @main.command()
@@ -63,6 +57,11 @@ def plan(
     """
     if not cost and (gpus or workers):
         raise BadInput("--gpus and --workers need --cost: add it, or leave them out")
+    from pipeline.cost import estimate
+    from pipeline.experiment import spec
+    from pipeline.experiment.graph import build
+    from pipeline.run.preflight import preflight, wanted
+
     context = context_of(store, data)
     statuses = preflight(wanted(build(spec.read(file)), only), context, fetch=False)
     estimated = _estimated(statuses, context, workers) if cost else None
@@ -73,10 +72,13 @@ def plan(
     else:
         _print_plan(context.store, statuses)
         if estimated is not None:
-            echo(f"\n{estimate.as_text(estimated, gpus)}")
+            echo(f"\n{estimate.as_text(estimated, gpus, terminal.width())}")
 
 
-def _print_plan(store: Store, statuses: list[NodeStatus]) -> None:
+def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
+    from pipeline.report import tables
+    from pipeline.report.scores import percent
+
     lines = [
         [
             s.node.id,
@@ -89,7 +91,8 @@ def _print_plan(store: Store, statuses: list[NodeStatus]) -> None:
         for s in statuses
     ]
     echo(f"store {store.url}\n")
-    echo(tables.table(["node", "stage", "version", "images", "state", "from"], lines))
+    head = ["node", "stage", "version", "images", "state", "from"]
+    echo(tables.fitted(head, lines, terminal.width(), ("node", "state", "stage")))
     for status in statuses:
         for line in tables.left_out_lines(status.facts):
             echo(f"{status.node.id}: {line}")
@@ -97,11 +100,15 @@ def _print_plan(store: Store, statuses: list[NodeStatus]) -> None:
             echo(f"{status.node.id} {split}: a constant prediction scores {percent(share)}")
 
 
-def _estimated(statuses: list[NodeStatus], context: Context, workers: int | None) -> estimate.Estimate:
+def _estimated(statuses: "list[NodeStatus]", context: "Context", workers: int | None) -> "Estimate":
+    from pipeline.cost import estimate
+
     return estimate.estimate(statuses, context, workers, lambda what: echo(f"trying: {what}", err=True))
 
 
-def _cost_as_json(status: NodeStatus, estimated: estimate.Estimate | None, gpus: int | None) -> dict[str, Any]:
+def _cost_as_json(status: "NodeStatus", estimated: "Estimate | None", gpus: int | None) -> dict[str, Any]:
+    from pipeline.cost import estimate
+
     name = status.node.id
     if estimated is None:
         return {}
@@ -110,7 +117,7 @@ def _cost_as_json(status: NodeStatus, estimated: estimate.Estimate | None, gpus:
     return {"cost": estimate.as_json(estimated.nodes[name], estimated.site, gpus, estimated.batches.get(name))}
 
 
-def _status_as_json(status: NodeStatus) -> dict[str, Any]:
+def _status_as_json(status: "NodeStatus") -> dict[str, Any]:
     node = status.node
     said = {
         "node": node.id,
@@ -144,6 +151,8 @@ def run(file: Path, store: str, data: Path, options: RunOptions, only: tuple[str
 
     Finished work is never repeated: after a failure or an interruption, run the same command again.
     """
+    from pipeline.experiment import spec
+
     _run(spec.read(file), context_of(store, data), options, only, as_json)
 
 
@@ -171,6 +180,9 @@ def resume(
     modules: Path | None,
 ) -> None:
     """Continue RUN (default: the latest in the store) with its experiment, --only and --data."""
+    from pipeline.experiment import spec
+    from pipeline.store import Store
+
     found = recorded(Store(store), run)
     experiment = spec.parse(found["experiment"], found.get("written"))
     if modules is None:
@@ -179,12 +191,15 @@ def resume(
     _run(experiment, context, options, only or tuple(found["only"]), as_json)
 
 
-def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
+def _refuse_code(experiment: "Experiment", run: str, here: Path) -> None:
     """Refuse code that a record names, except modules in the current folder if the run was started there.
 
     Raises:
         BadInput: the record names other code.
     """
+    from pipeline.experiment.graph import build
+    from stages.recipes import is_own
+
     archs = sorted({node.arch or "" for node in build(experiment) if is_own(node.arch)})
     others = [arch for arch in archs if not (here == Path.cwd() and _lies_in(here, arch))]
     if others:
@@ -196,6 +211,11 @@ def _refuse_code(experiment: Experiment, run: str, here: Path) -> None:
 
 def _lies_in(folder: Path, arch: str) -> bool:
     """Whether an arch is a module in a folder rather than an installed one."""
+    import importlib.metadata
+    from importlib.machinery import PathFinder
+
+    from stages import own
+
     module = arch.rpartition(":")[0]
     if own.is_file(module):
         return (folder / module).resolve().is_relative_to(folder.resolve())
@@ -204,39 +224,57 @@ def _lies_in(folder: Path, arch: str) -> bool:
     return not installed and PathFinder.find_spec(top, [str(folder)]) is not None
 
 
-def _run(experiment: Experiment, context: Context, options: RunOptions, only: tuple[str, ...], as_json: bool) -> None:
+def _run(
+    experiment: "Experiment", context: "Context", options: RunOptions, only: tuple[str, ...], as_json: bool
+) -> None:
     terminal.if_interrupted("Nothing was begun; the same command again begins it.")
-    begin, watch = engine(experiment, context, options), watching(options)
+    if sys.stderr.isatty():  # networks are tried, which takes seconds; elsewhere, an error is the only line
+        echo(f"checking {experiment.name}", err=True)
+    from pipeline.experiment.graph import build
+    from pipeline.publish.after import after_node
+    from pipeline.run import runs
+    from pipeline.run.preflight import preflight, wanted
+
+    begin = engine(experiment, context, options)
     checked = preflight(wanted(build(experiment), only), context)
     context.store.refuse_unless_writable()
+    watch = watching(options, checked)
     attempt = runs.Run(experiment, context, only, watch, checked, after_node(context.store, experiment.about))
     del checked  # a source's listing is large, and the run lets go of it
     echo(f"run {attempt.record.id}\nstore {context.store.url}", err=True)
-    with watch:
-        complete = _attempt(attempt, begin)
+    if options.engine == "ray":
+        echo(f"joining Ray at {options.address}" if options.address else "starting Ray", err=True)
+    complete = _attempt(attempt, begin, watch)
     terminal.if_interrupted(f"Finished work is kept; see it with: notbugs report --store {context.store.url}")
     _conclude(context.store, attempt.record.id, complete, as_json)
 
 
-def _attempt(attempt: runs.Run, begin: Callable[[], Engine]) -> bool:
+def _attempt(attempt: "runs.Run", begin: "Callable[[], Engine]", watch: "Display | Events") -> bool:
+    from pipeline.cluster import JOB_VARIABLE
+
     if JOB_VARIABLE in os.environ:  # Ray stops a job by SIGINT, and what a shell began in the background ignores it
         terminal.listen(force=True)
     engine = begin()
     try:
         terminal.if_interrupted(f"Finished work is kept; continue with: {_again(attempt.context.store)}")
-        return attempt.go(engine)
+        return attempt.go(engine, watch)
     finally:
         engine.close()
 
 
-def _again(store: Store) -> str:
+def _again(store: "Store") -> str:
+    from pipeline.cluster import JOB_VARIABLE
+
     if JOB_VARIABLE in os.environ:
         return "notbugs submit, as before"
     return f"notbugs resume --store {store.url}"
 
 
-def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
+def _conclude(store: "Store", run: str, complete: bool, as_json: bool) -> None:
     """Write the page, then print the results: a closed terminal does not cost the page."""
+    from pipeline.run import runs
+    from pipeline.run.engines import reason_of
+
     found = runs.load_run(store, run)
     try:
         from pipeline.report import page  # here: what draws takes a second to load
@@ -244,6 +282,8 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
         where = f"page {store.at(page.write(store, found))}"
     except Exception as error:  # noqa: BLE001 - the results stand without the page
         where = f"The page could not be written: {visible(reason_of(error))}; retry with: notbugs report"
+    from pipeline.publish.after import after_run
+
     after_run(store, found)
     if as_json:
         print_json(results_as_json(store, found))
@@ -264,8 +304,11 @@ def _conclude(store: Store, run: str, complete: bool, as_json: bool) -> None:
 @json_option
 def status(run: str | None, store: str, as_json: bool) -> None:
     """Show the progress of RUN (default: the latest in the store)."""
+    from pipeline.report import tables
+    from pipeline.store import Store
+
     place = Store(store)
-    found = recorded(place, run)
+    found, width = recorded(place, run), terminal.width()
     if as_json:
         print_json(found)
         return
@@ -275,7 +318,13 @@ def status(run: str | None, store: str, as_json: bool) -> None:
         seconds = f"{p['seconds']} s" if p["seconds"] is not None else ""
         count = f"{p['done']} of {p['total']}" if p["total"] else ""
         lines.append([node, p["state"], count, seconds, _at_work(p), str(p["retries"] or ""), p["why"] or ""])
-    echo(tables.table(["node", "state", "done", "time", "workers busy", "retries", "why"], lines))
+    head = ["node", "state", "done", "time", "workers busy", "retries", "why"]
+    if width:  # a reason is longer than a column
+        head, lines = head[:-1], [line[:-1] for line in lines]
+    echo(tables.fitted(head, lines, width, ("node", "state", "done", "time", "workers busy")))
+    for node, p in found["nodes"].items():
+        if width and p["why"]:
+            echo(f"{node}: {visible(p['why'])}")
     if again := found["store_retries"] + sum(p["store_retries"] for p in found["nodes"].values()):
         echo(f"\nretried requests to the store: {again}")
 
@@ -292,9 +341,10 @@ def _at_work(progress: dict[str, Any]) -> str:
 @click.option("--out", type=click.Path(path_type=Path), help="Also write a copy to this file.")
 def report_(run: str | None, store: str, out: Path | None) -> None:
     """Rebuild the page of RUN (default: the latest in the store): report.html, one file that needs no network."""
-    from pipeline.report import page
-
     refuse_no_place(out)
+    from pipeline.report import page
+    from pipeline.store import Store
+
     place = Store(store)
     path = page.write(place, recorded(place, run))
     if out is not None:

@@ -1,19 +1,49 @@
-"""The `notbugs` command itself: every error as one sentence and an exit code."""
+"""The `notbugs` command itself: where each command is; every error as one sentence and an exit code."""
 
+import ast
 import errno
 import os
 import re
 import sys
+from collections.abc import Iterator, Mapping, MutableMapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline import terminal
-from pipeline.run import artifacts
-from pipeline.run.engines import expected, reason_of
 from pipeline.terminal import Unheard, echo, visible
 from stages.errors import BadInput
+
+MODULES = {
+    "attack": "attack",
+    "card": "publish",
+    "diff": "catalog",
+    "doctor": "begin",
+    "export": "publish",
+    "gc": "catalog",
+    "index": "publish",
+    "init": "begin",
+    "jobs": "jobs",
+    "log": "catalog",
+    "logs": "jobs",
+    "ls": "catalog",
+    "pack": "begin",
+    "plan": "experiments",
+    "push": "publish",
+    "report": "experiments",
+    "resume": "experiments",
+    "run": "experiments",
+    "schema": "begin",
+    "show": "stored",
+    "status": "experiments",
+    "stop": "jobs",
+    "submit": "jobs",
+    "tag": "catalog",
+    "verify": "stored",
+}
+"""Command → its file in this folder, which is imported when the command is called: together they take a second."""
 
 INTERRUPTED = 130
 
@@ -52,10 +82,47 @@ def _mistake_in(value: str, name: str) -> str | None:
     return None
 
 
+class _Commands(MutableMapping[str, click.Command]):
+    """The commands by name. To look one up imports its module, which enters it."""
+
+    def __init__(self, modules: Mapping[str, str]) -> None:
+        self.modules, self.entered = modules, dict[str, click.Command]()
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name in self.modules and name not in self.entered:
+            import_module(f"pipeline.cli.{self.modules[name]}")
+        return self.entered[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self.entered[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self.entered[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.modules, **self.entered})
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
 class _Group(click.Group):
     """The outermost layer: every error becomes one sentence and an exit code."""
 
     command_class = _Command
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.commands = _Commands(MODULES)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with the first sentence of each, without importing them."""
+        texts = {name: text for module in sorted(set(MODULES.values())) for name, text in _described(module)}
+        limit = formatter.width - 6 - max(map(len, texts))
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, click.Command(name, help=texts[name]).get_short_help_str(limit)) for name in sorted(texts)]
+            )
 
     def main(self, *args: Any, **options: Any) -> Any:
         with terminal.session():
@@ -80,8 +147,13 @@ class _Group(click.Group):
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            hint = "" if expected(error) else "; notbugs --debug shows where"
-            _say_error(f"{reason_of(error)}{hint}")
+            if isinstance(error, BadInput):
+                sentence = str(error)
+            else:
+                from pipeline.run.engines import expected, reason_of  # here: they take a second to load
+
+                sentence = f"{reason_of(error)}{'' if expected(error) else '; notbugs --debug shows where'}"
+            _say_error(sentence)
             asked = isinstance(error, BadInput) or getattr(error, "errno", None) == errno.ENAMETOOLONG
             sys.exit(2 if asked else 1)
 
@@ -122,8 +194,33 @@ def _refuse_lost_folder() -> None:
         raise BadInput(f"the name of the current folder is not UTF-8: {Path.cwd()}; change to another") from error
 
 
+def _described(module: str) -> Iterator[tuple[str, str]]:
+    """The commands of a file, each with its docstring: read, not run."""
+    source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+    for function in ast.parse(source).body:
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for call in function.decorator_list:
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "main.command":
+                name = ast.literal_eval(call.args[0]) if call.args else function.name.replace("_", "-")
+                yield name, ast.get_docstring(function) or ""
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from importlib import metadata
+
+        try:
+            found = metadata.version("notbugs")
+        except metadata.PackageNotFoundError:  # a source tree run in place
+            found = "not installed"
+        echo(f"notbugs, version {found}")
+        ctx.exit()
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(artifacts.version("notbugs"), prog_name="notbugs")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version,
+              help="Show the version and exit.")  # fmt: skip
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def main(debug: bool) -> None:
     """Datasets that separate robust from non-robust features.

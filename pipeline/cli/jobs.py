@@ -88,7 +88,8 @@ def jobs(address: str, as_json: bool) -> None:
         print_json({"jobs": [{**vars(job), "live": job.live} for job in found]})
         return
     lines = [[job.id, job.state, job.experiment, _took(job), job.store] for job in found]
-    echo(tables.table(["job", "state", "experiment", "time", "store"], lines) or f"no jobs at {address}")
+    head = ["job", "state", "experiment", "time", "store"]
+    echo(tables.fitted(head, lines, terminal.width()) or f"no jobs at {address}")
 
 
 def _took(job: Job) -> str:

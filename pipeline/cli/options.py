@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from pipeline.launch import DATA, STORE, RunOptions
-from stages.recipes import fraction
 
 
 class Number(click.FloatRange):
     """A finite number, or a fraction. NaN would pass every range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from stages.recipes import fraction  # here: the recipes take a quarter of a second to load
+
         number: float = super().convert(fraction(value), param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)

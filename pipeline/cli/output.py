@@ -4,21 +4,27 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.report import results, tables
-from pipeline.run import runs
-from pipeline.run.jobs import Context
-from pipeline.store import Store
+from pipeline import terminal
 from pipeline.terminal import echo
 from stages.errors import BadInput
 
+if TYPE_CHECKING:
+    from pipeline.run.jobs import Context
+    from pipeline.store import Store
 
-def context_of(store: str, data: Path, here: Path | None = None) -> Context:
+
+def context_of(store: str, data: Path, here: Path | None = None) -> "Context":
+    from pipeline.run.jobs import Context
+    from pipeline.store import Store
+
     return Context(Store(store), data.expanduser().absolute(), here or Path.cwd())
 
 
-def results_as_json(store: Store, run: dict[str, Any]) -> dict[str, Any]:
+def results_as_json(store: "Store", run: dict[str, Any]) -> dict[str, Any]:
+    from pipeline.report import results
+
     nodes = {name: {k: p[k] for k in ("state", "version", "why", "seconds")} for name, p in run["nodes"].items()}
     return {
         "run": run["run"],
@@ -29,10 +35,15 @@ def results_as_json(store: Store, run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def print_results(store: Store, run: dict[str, Any]) -> None:
-    rows = results.result_rows(store, run)
-    if rows:
-        echo("\n" + tables.result_text(rows))
+def print_results(store: "Store", run: dict[str, Any], everything: bool = False) -> None:
+    """Print the tables of a run: on a terminal the headline, unless everything is asked for; elsewhere all of them."""
+    from pipeline.report import results, tables
+
+    rows, width = results.result_rows(store, run), terminal.width()
+    if rows and width and not everything:
+        echo("\n" + tables.headline(rows, width, f"notbugs show {run['run']} --all --store {store.url}"))
+    elif rows:
+        echo("\n" + tables.result_text(rows, width))
     for line in tables.left_out_of(store, run):
         echo(line, err=True)
 
@@ -42,9 +53,10 @@ def print_json(value: Any) -> None:
 
 
 def recorded(
-    store: Store, run: str | None, fits: Callable[[dict[str, Any]], bool] = lambda run: True
+    store: "Store", run: str | None, fits: Callable[[dict[str, Any]], bool] = lambda run: True
 ) -> dict[str, Any]:
     """A run on record; newer ones whose record is damaged are skipped with a note."""
+    from pipeline.run import runs
 
     def pass_over(name: str) -> None:
         echo(f"skipped run {name}: its record is missing or damaged", err=True)

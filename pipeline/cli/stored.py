@@ -17,9 +17,10 @@ from stages.errors import BadInput, did_you_mean
 
 @main.command()
 @click.argument("name", required=False)
+@click.option("--all", "everything", is_flag=True, help="Of a run: also on a terminal every table, not the headline.")
 @store_option
 @json_option
-def show(name: str | None, store: str, as_json: bool) -> None:
+def show(name: str | None, everything: bool, store: str, as_json: bool) -> None:
     """Show the results of a run, or describe a dataset, model or evaluation: how it was made, how good it is, its path.
 
     NAME is a run (default: the latest in the store) or a node, such as `rand`, `datasets/rand`, or `rand/VERSION`,
@@ -30,7 +31,7 @@ def show(name: str | None, store: str, as_json: bool) -> None:
     if name and not found and name not in (past := place.folders("runs")):
         raise BadInput(names.refusal(place, name, past, "node or run"))
     if not found:
-        _show_run(place, name, as_json)
+        _show_run(place, name, everything, as_json)
         return
     models = any(one.group == "models" for one in found)
     evaluations = listing.entries(place, ("evaluations",)) if models else ()
@@ -41,13 +42,13 @@ def show(name: str | None, store: str, as_json: bool) -> None:
         echo("\n\n".join(map(describe.as_text, about)))
 
 
-def _show_run(store: Store, name: str | None, as_json: bool) -> None:
+def _show_run(store: Store, name: str | None, everything: bool, as_json: bool) -> None:
     found = recorded(store, name, runs.has_results)
     if as_json:
         print_json(results_as_json(store, found))
     else:
         echo(f"run {found['run']}: {found['state']}\nstore {store.url}")
-        print_results(store, found)
+        print_results(store, found, everything)
 
 
 @main.command()

@@ -441,8 +441,8 @@ def _between(seconds: tuple[float, float]) -> dict[str, float]:
     return {"at_least": round(seconds[0], 3), "at_most": round(seconds[1], 3)}
 
 
-def as_text(estimated: Estimate, gpus: int | None) -> str:
-    """An estimate as a table, with notes."""
+def as_text(estimated: Estimate, gpus: int | None, width: int | None = None) -> str:
+    """An estimate as a table, with notes; no wider than the terminal, if a width is given."""
     site = estimated.site
     sites = [site] + ([site.of(gpus)] if gpus else [])
     head = ["to make", "images", "steps", "shards", "size", "device-hours", "warm-up"]
@@ -461,7 +461,8 @@ def as_text(estimated: Estimate, gpus: int | None) -> str:
     total = ["all", "", "", "", size(stored), hours(estimated.device_seconds(site)), ""]
     lines.append([*total, *(" – ".join(map(duration, estimated.wall(each))) for each in sites)])
     walls = [f"time on {each.devices}" for each in sites]
-    return "\n".join([tables.table([*head, *walls], lines), "", *_notes(estimated)])
+    shown = tables.fitted([*head, *walls], lines, width, ("to make", *walls, "size", "images", "device-hours"))
+    return "\n".join([shown, "", *_notes(estimated)])
 
 
 def _notes(estimated: Estimate) -> list[str]:

@@ -610,7 +610,7 @@ def _rate(run: RunResults, node: str) -> str:
     return f"{mean(rates):,.0f}" if rates else "–"
 
 
-ORDER = ("failed", "interrupted", "running", "waiting", "done", "cached")
+ORDER = ("failed", "interrupted", "running", "queued", "waiting", "done", "cached")
 """States in order of precedence: a box of several nodes has the first that occurs."""
 
 

@@ -14,6 +14,9 @@ from pipeline.run.jobs import TrainJob
 from pipeline.run.parcel import unpack
 from stages.errors import BadData, BadInput
 
+BEGAN: dict[str, Any] = {}
+"""What a training yields first, as its processes begin to work: until then it waits for room on the cluster."""
+
 POLL = 1.0
 """Seconds between two checks whether the group is still running."""
 
@@ -27,7 +30,7 @@ SETTINGS = {
 
 
 def steps(pickled_job: bytes, gpu: bool) -> Iterator[dict[str, Any]]:
-    """Make a model with a group of processes; yields the same as ``TrainJob.steps``.
+    """Make a model with a group of processes; yields `BEGAN`, then the same as ``TrainJob.steps``.
 
     Called in a Ray task that reserves nothing: the group's processes are its children and die with it. The group has as
     many processes as fit on the cluster, up to the job's ``workers``; when that number changes, it restarts from the
@@ -125,6 +128,8 @@ def _work(config: dict[str, Any]) -> None:
     from stages.train import Group
 
     context = train.get_context()
+    if context.get_world_rank() == 0:
+        config["reported"].put(BEGAN)
     for metrics in unpack(config["pickled_job"]).train(Group(context.get_world_rank(), context.get_world_size())):
         config["reported"].put(metrics)
 

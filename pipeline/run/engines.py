@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pipeline import terminal
 from pipeline.run.jobs import ModelJob, ShardJob, Unit
@@ -21,7 +21,8 @@ ATTEMPTS = 3
 """Attempts per shard or training; bad data fails at once."""
 
 Report = Callable[[str, dict[str, Any]], None]
-"""Called with the kind of an event (`committed`, `epoch`, `retried`) and its facts."""
+"""Called with the kind of an event (`committed`, `epoch`, `retried`) and its facts; by an engine that `queues`, also
+with `began`, once or more, as workers take up the work."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Stopped(Exception):
 
 class Engine(Protocol):
     """Runs jobs."""
+
+    queues: ClassVar[bool]
+    """Whether work may have to wait for a worker."""
 
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
         """Start work that calls `shards` or `model`, in parallel with other work if the engine can."""
@@ -99,6 +103,8 @@ class Inline:
 
     If the work loads models, threads meanwhile read the next shard and commit the last one.
     """
+
+    queues: ClassVar[bool] = False
 
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
         done: Future[Any] = Future()

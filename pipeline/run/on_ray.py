@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Event
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.run import ddp
 from pipeline.run.engines import (
@@ -74,6 +74,8 @@ class OnRay:
         runtime_env: Ray's runtime environment for workers of a joined cluster; None inside a job, which has its own.
     """
 
+    queues: ClassVar[bool] = True
+
     def __init__(
         self,
         workers: int | None = None,
@@ -117,6 +119,9 @@ class OnRay:
         while True:
             try:
                 for metrics in self._streamed(self._training(job)):
+                    if metrics == ddp.BEGAN:
+                        report("began", {})
+                        continue
                     attempt = 1  # machines come and go: give up only without progress
                     report("epoch", metrics)
                 return
@@ -316,15 +321,21 @@ class ShardScheduler:
         self.failed: list[FailedShard] = []
         self.assigned = self.failed_starts = 0
         self.scaled, self.slowest = 0.0, dict[str, float]()
+        self.first: list[Any] = []
 
     def go(self) -> list[FailedShard]:
         """Make the shards; returns those that failed."""
+        if not self.job.heavy:  # its shards are one task each, which shows only when it ends
+            self.first = [self.ray.remote(_nothing).options(num_cpus=STEP_CPUS, max_retries=0).remote()]
         try:
             while self.waiting or self.running:
                 self._scale()
                 self._assign()
-                for ref in self.engine.wait([*self.worked, *self.running, *self.starting], SCALE_INTERVAL):
-                    if ref in self.starting:
+                for ref in self.engine.wait([*self.first, *self.worked, *self.running, *self.starting], SCALE_INTERVAL):
+                    if ref in self.first:
+                        self.first.remove(ref)
+                        self.report("began", {})
+                    elif ref in self.starting:
                         self._actor_ready(ref)
                     elif ref in self.worked:
                         self._work_done(ref)
@@ -389,6 +400,7 @@ class ShardScheduler:
         self.failed_starts = 0
         slot.answered = time.monotonic()
         self.slots.append(slot)
+        self.report("began", {})
 
     def _stop(self, slot: Slot) -> None:
         if slot.actor is not None:
@@ -583,4 +595,9 @@ def _make(pickled_job: bytes, unit: Unit, attempt: int, limit: float | None) -> 
 
 
 def _steps(pickled_job: bytes) -> Iterator[dict[str, Any]]:
+    yield ddp.BEGAN
     yield from unpack(pickled_job).steps()
+
+
+def _nothing() -> None:
+    """Ends as soon as a worker has room for it."""

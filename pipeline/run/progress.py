@@ -1,45 +1,60 @@
-"""The progress of a run as it is printed: a bar per node on a terminal, plain lines elsewhere."""
+"""The progress of a run as it is printed: on a terminal the whole run and the nodes at work, elsewhere plain lines."""
 
 import sys
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TaskID
-from rich.progress import Progress as Bars
-from rich.table import Column
+from rich.live import Live as Block
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
+from pipeline import terminal
 from pipeline.run.jobs import JOBS
+from pipeline.run.outlook import Left, Outlook
+from pipeline.run.preflight import NodeStatus
 from pipeline.run.runs import Progress
 from pipeline.terminal import clock, echo, visible
 
 QUIET = 10.0
 """Seconds between two plain lines about the same node."""
 
+BAR, BAR_FROM = 12, 72
+"""Characters of a bar, and of the narrowest terminal that has room for one."""
 
-def rate(progress: Progress) -> float | None:
-    """Images per second since the node started, in this run."""
-    if progress.started is None or not progress.images:
+
+def rate(progress: Progress, last: float | None = None) -> float | None:
+    """Images per second from a node's first shard or epoch in this run to its last one so far.
+
+    Args:
+        progress: of the node.
+        last: when that one ended (seconds since 1970); of a node that is done, its end counts.
+    """
+    if progress.started is None or not progress.images or (last is None and progress.seconds is None):
         return None
-    return progress.images / max(1e-9, progress.seconds or time.time() - progress.started)
+    seconds = progress.seconds if last is None else last - progress.started
+    return progress.images / max(1e-9, seconds or 0.0)
 
 
-def left(progress: Progress) -> str:
-    """Time left, estimated from images/s."""
-    speed = rate(progress)
-    if not speed or progress.state != "running":
-        return ""
-    return f"{clock((progress.total_images - progress.images) / speed)} left"
+def seconds_left(progress: Progress, last: float | None) -> float | None:
+    """Time left of a node at work, estimated from its images/s; None before its first shard or epoch is done."""
+    speed = rate(progress, last)
+    if last is None or speed is None or progress.state != "running":
+        return None
+    return max(0.0, (progress.total_images - progress.images) / speed - (time.time() - last))
 
 
-def measured(progress: Progress) -> str:
+def measured(progress: Progress, last: float | None = None) -> list[str]:
     """The last loss of a training, and images/s."""
-    parts = [f"loss {progress.last['loss']:.3f}"] if "loss" in progress.last else []
-    speed = rate(progress)
-    return "  ".join([*parts, *([f"{speed:,.0f} images/s"] if speed else [])])
+    loss = [f"loss {progress.last['loss']:.3f}"] if "loss" in progress.last else []
+    speed = rate(progress, last)
+    return [*loss, *([f"{speed:,.0f} images/s"] if speed else [])]
 
 
 def mixed(progress: Progress) -> str:
@@ -48,11 +63,41 @@ def mixed(progress: Progress) -> str:
     return f"made on unlike devices, so its bytes are no other run's: {each}" if len(progress.devices) > 1 else ""
 
 
-class Lines:
-    """Plain lines on stderr, for logs."""
+def fitted(pieces: Sequence[tuple[int, str]], width: int) -> str:
+    """Pieces of a line in their order, without the least important ones where all of them are too wide.
 
-    def __init__(self) -> None:
-        self.printed: dict[str, float] = {}
+    Args:
+        pieces: importance, 0 for the most important, and text; an empty text is left out.
+        width: of a terminal, in cells.
+    """
+    kept = [(rank, visible(text)) for rank, text in pieces if text]
+    while len(kept) > 1 and cell_len("  ".join(text for _, text in kept)) > width:
+        kept.remove(max(kept, key=lambda piece: piece[0]))
+    return "  ".join(text for _, text in kept)
+
+
+class Display(ABC):
+    """What is known of a run from its events.
+
+    Args:
+        statuses: what `preflight` found.
+
+    Attributes:
+        at_work: node → its progress, from its first shard or epoch to its end.
+        queued: nodes that wait for a worker.
+        last: node → when its last shard or epoch ended.
+        ended: nodes that are there, and of these `cached`, that were there before.
+        failed: nodes that could not be made.
+    """
+
+    def __init__(self, statuses: Sequence[NodeStatus] = ()) -> None:
+        self.total, self.outlook, self.began, self.worked = len(statuses), Outlook(statuses), time.time(), 0.0
+        self.at_work: dict[str, Progress] = {}
+        self.queued: set[str] = set()
+        self.last: dict[str, float] = {}
+        self.ended: set[str] = set()
+        self.cached: set[str] = set()
+        self.failed: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -60,90 +105,175 @@ class Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to restore."""
+        """Answer to Ctrl-C before anything else is ended."""
+        if isinstance(error, KeyboardInterrupt):
+            terminal.say_interrupted()
 
     def __call__(self, node: str, progress: Progress, event: str) -> None:
+        """Take note of an event of a node, and show it."""
+        match event:
+            case "started" if progress.state == "queued":
+                self.queued.add(node)
+            case "started" | "began":
+                self.queued.discard(node)
+                self.at_work[node] = progress
+            case "committed" | "epoch":
+                self.last[node] = time.time()
+            case "done" | "cached" | "failed":
+                self._end(node, progress, event)
+        self.show(node, progress, event)
+
+    def _end(self, node: str, progress: Progress, event: str) -> None:
+        self.queued.discard(node)
+        self.at_work.pop(node, None)
+        if event == "failed":
+            self.failed.add(node)
+            return
+        self.ended.add(node)
+        if event == "cached":
+            self.cached.add(node)
+        elif progress.seconds is not None:
+            self.worked += progress.seconds
+            self.outlook.ran(node, progress.seconds)
+
+    @abstractmethod
+    def show(self, node: str, progress: Progress, event: str) -> None:
+        """Show an event."""
+
+    def left(self) -> Left | None:
+        """Time left of the whole run."""
+        now, rest, spent = time.time(), dict[str, float | None](), self.worked
+        for node, progress in list(self.at_work.items()):
+            since = now - (progress.started or now)
+            spent += since
+            rest[node] = seconds_left(progress, self.last.get(node))
+            if rest[node] is None and (expected := self.outlook.expected(node)) is not None:
+                rest[node] = max(0.0, expected - since)
+        return self.outlook.left(self.ended, self.failed, rest, spent / max(1e-9, now - self.began))
+
+
+class Lines(Display):
+    """Plain lines on stderr, for logs."""
+
+    def __init__(self, statuses: Sequence[NodeStatus] = ()) -> None:
+        super().__init__(statuses)
+        self.printed: dict[str, float] = {}
+
+    def show(self, node: str, progress: Progress, event: str) -> None:
         """Print an event, unless a similar one was printed a moment ago."""
-        if event in ("committed", "epoch") and time.time() - self.printed.get(node, 0.0) < QUIET:
+        often = event in ("committed", "epoch")
+        if node in self.queued or (often and time.time() - self.printed.get(node, 0.0) < QUIET):
             return
         self.printed[node] = time.time()
-        echo(f"{node}: {visible(self._line(progress, event))}", err=True)
+        echo(f"{node}: {visible(self._line(node, progress, event))}", err=True)
 
-    def _line(self, progress: Progress, event: str) -> str:
+    def _line(self, node: str, progress: Progress, event: str) -> str:
         unit = JOBS[progress.stage].counted
         match event:
             case "cached":
                 return f"there already ({progress.version})"
-            case "started":
+            case "started" | "began":
                 found = f", {progress.found} there already" if progress.found else ""
                 return f"started ({progress.stage}, {progress.total} {unit}{found})"
             case "done":
                 return "  ".join(
-                    filter(None, [f"done in {progress.seconds:.1f} s", measured(progress), mixed(progress)])
+                    filter(None, [f"done in {progress.seconds:.1f} s", *measured(progress), mixed(progress)])
                 )
             case "failed":
                 return f"failed: {progress.why}"
             case "retried":
                 return "a step failed and is tried again"
-        return f"{progress.done} of {progress.total} {unit}  {measured(progress)}  {left(progress)}".rstrip()
+        last = self.last.get(node)
+        left = seconds_left(progress, last)
+        parts = [f"{progress.done} of {progress.total} {unit}", *measured(progress, last)]
+        return "  ".join([*parts, *([f"{clock(left)} left"] if left is not None else [])])
 
 
-class _Field(ProgressColumn):
-    """A field of a task as plain text: no markup, no control characters."""
+class Live(Display):
+    """A block at the foot of a terminal: the whole run, and the nodes at work; above it a line for each that ended."""
 
-    def __init__(self, name: str, wraps: bool = False) -> None:
-        super().__init__(Column(no_wrap=not wraps))
-        self.name = name
-
-    def render(self, task: Task) -> Text:
-        """The field, red where the node failed."""
-        return Text(visible(task.fields[self.name]), style="red" if task.fields["failed"] else "")
-
-
-class Live:
-    """A bar per node on a terminal."""
-
-    def __init__(self) -> None:
-        self.bars = Bars(
-            _Field("node"),
-            BarColumn(bar_width=16),
-            _Field("count"),
-            _Field("text", wraps=True),
-            console=Console(stderr=True),
-        )
-        self.tasks: dict[str, TaskID] = {}
+    def __init__(self, statuses: Sequence[NodeStatus] = ()) -> None:
+        super().__init__(statuses)
+        self.console = Console(stderr=True)
+        self.longest = max([cell_len(status.node.id) for status in statuses], default=0)
+        self.block = Block(get_renderable=self._drawn, console=self.console, transient=True, refresh_per_second=2)
 
     def __enter__(self) -> Self:
-        self.bars.start()
+        self.block.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with suppress(OSError):  # the terminal was closed
-            self.bars.stop()
+            self.block.stop()
+            if error is None:
+                self.console.print(Text(fitted(self._whole(over=True), self.console.width)), soft_wrap=True)
+        super().__exit__(kind, error, trace)
 
-    def __call__(self, node: str, progress: Progress, event: str) -> None:
-        """Move the node's bar."""
-        if node not in self.tasks:
-            self.tasks[node] = self.bars.add_task("", total=1, node=node, count="", text="", failed=False)
-        whole = progress.total or 1
-        done = whole if event in ("done", "cached") else progress.done
-        text = {
-            "cached": "there already",
-            "failed": progress.why,
-            "done": f"{measured(progress)}  {progress.seconds} s  {mixed(progress)}",
-        }
-        self.bars.update(
-            self.tasks[node],
-            total=whole,
-            completed=done,
-            count=f"{done}/{whole}".rjust(9),
-            failed=event == "failed",
-            text=text.get(event, f"{measured(progress)}  {left(progress)}"),
-        )
+    def show(self, node: str, progress: Progress, event: str) -> None:
+        """Print a line for a node that ended; the block shows the rest."""
+        if event == "failed":
+            self.console.print(Text(f"{node}  failed: {visible(str(progress.why))}", style="red"))
+        elif event == "done":
+            spent = f"{progress.seconds:.1f} s"
+            pieces = [(0, node.ljust(self._names())), (1, "done"), (2, spent.rjust(8))]
+            line = fitted([*pieces, *((3, text) for text in reversed(measured(progress)))], self.console.width)
+            self.console.print(Text(line, no_wrap=True, overflow="ellipsis"))
+            if unlike := mixed(progress):
+                self.console.print(Text(f"{node}  {visible(unlike)}"))
+
+    def _names(self) -> int:
+        """Width of the column of names: at most two fifths of the terminal."""
+        return max(12, min(self.longest, self.console.width * 2 // 5))
+
+    def _whole(self, over: bool = False) -> list[tuple[int, str]]:
+        """The whole run, in pieces; `over` if it has ended."""
+        left, spent = None if over else self.left(), clock(time.time() - self.began)
+        waiting = self.total - len(self.ended) - len(self.failed) - len(self.at_work) - len(self.queued)
+        return [
+            (0, f"{len(self.ended)} of {self.total} nodes done"),
+            (2, f"{len(self.failed)} failed" if self.failed else ""),
+            (5, f"{len(self.cached)} of them before" if self.cached else ""),
+            (4, f"{len(self.queued)} queued" if self.queued else ""),
+            (3, f"{waiting} waiting" if waiting > 0 else ""),
+            (6, f"in {spent}" if over else f"{spent} so far"),
+            (1, f"{'over ' * left.least}{clock(left.seconds)} left" if left else ""),
+        ]
+
+    def _drawn(self) -> Table:
+        width, names = self.console.width, self._names()
+        bar = BAR if width >= BAR_FROM else 0
+        room = width - names - 2 - (bar + 2 if bar else 0)
+        block = Table.grid(padding=(0, 2, 0, 0))
+        block.add_column(no_wrap=True, overflow="ellipsis", width=names)
+        if bar:
+            block.add_column(width=bar)
+        block.add_column(no_wrap=True, overflow="ellipsis", width=room)
+        (_, done), *rest = self._whole()
+        drawn = [ProgressBar(max(1, self.total), len(self.ended), bar)] if bar else []
+        block.add_row(Text(done, style="bold"), *drawn, Text(fitted(rest, room)))
+        at_work = list(self.at_work.items())
+        most = max(1, self.console.height - 3)
+        for node, progress in at_work[:most]:
+            drawn = [ProgressBar(max(1, progress.total), progress.done, bar)] if bar else []
+            block.add_row(Text(visible(node)), *drawn, Text(fitted(self._of_node(node, progress), room)))
+        if len(at_work) > most:
+            block.add_row(Text(f"and {len(at_work) - most} more"))
+        return block
+
+    def _of_node(self, node: str, progress: Progress) -> list[tuple[int, str]]:
+        """A node at work, in pieces."""
+        last = self.last.get(node)
+        left = seconds_left(progress, last)
+        loss_and_rate = measured(progress, last)
+        return [
+            (0, f"{progress.done}/{progress.total} {JOBS[progress.stage].counted}"),
+            *((3 - number, text) for number, text in enumerate(reversed(loss_and_rate))),
+            (1, f"{clock(left)} left" if left is not None else ""),
+        ]
 
 
-def watcher() -> Lines | Live:
-    """Bars where stderr is a terminal, else lines."""
-    return Live() if sys.stderr.isatty() else Lines()
+def watcher(statuses: Sequence[NodeStatus]) -> Lines | Live:
+    """The display for where stderr goes: a block at the foot of a terminal, else lines."""
+    return Live(statuses) if sys.stderr.isatty() else Lines(statuses)

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,7 +22,7 @@ from pipeline.run.engines import Engine, FailedShard, Inline, reason_of
 from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob, Unit
 from pipeline.run.preflight import NodeStatus, wanted
 from pipeline.store import READERS, Store
-from stages.errors import BadData, BadInput
+from stages.errors import BadData, BadInput, did_you_mean
 
 BEAT = 10.0
 """Seconds between signs of life of a run."""
@@ -45,7 +45,8 @@ class Progress:
     """The progress of a node.
 
     Attributes:
-        state: waiting, running, done, cached, failed, or interrupted: at work when the run ended.
+        state: waiting (for its inputs), queued (for a worker), running, done, cached, failed, or interrupted: at work
+            when the run ended.
         why: one sentence, if it failed or cannot start.
         total, done: shards, or epochs of a training.
         found: of those done, how many were there before this run.
@@ -53,7 +54,8 @@ class Progress:
         total_images: images that this run has to process.
         retries: shards or epochs that were restarted.
         store_retries: requests that its workers sent to the store again.
-        started, seconds: when it began (seconds since 1970), and its duration.
+        started, seconds: when its first shard or epoch began (seconds since 1970), and its duration from then on; while
+            it is queued, `started` is since when.
         work: seconds that all workers together spent working on its shards.
         lost: shards that could not be made, with reasons.
         last: metrics of the last step.
@@ -145,8 +147,8 @@ class Record:
         """Write the record for the last time."""
         self.ended.set()
         for progress in self.nodes.values():
-            if progress.state == "running":
-                progress.state = "interrupted"
+            if progress.state in ("queued", "running"):
+                progress.state = "interrupted" if progress.state == "running" else "waiting"
         self.about |= {"state": state, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
         self.write(turn=True)
 
@@ -179,27 +181,22 @@ class Run:
         self.condemned: dict[str, str] = {}
         self.record = Record(context, experiment, only, self.nodes, watch)
 
-    def go(self, engine: Engine) -> bool:
+    def go(self, engine: Engine, display: AbstractContextManager[Any] | None = None) -> bool:
         """Make every node whose inputs are there, side by side where the engine can.
+
+        Args:
+            engine: what makes them.
+            display: opened for that time; it closes before the record is written for the last time.
 
         Returns:
             Whether everything was made.
         """
         self.context.store.sweep(older_than=time.time() - LEFTOVERS)
-        todo, running = list(self.nodes), dict[Future[Any], Node]()
         self.record.start()
         try:
             self.condemned = removals.condemned(self.context.store)  # after the record is written: see `removals`
-            while todo or running:
-                for node in [n for n in todo if all(i.id in self.made for i in n.inputs.values())]:
-                    todo.remove(node)
-                    running[engine.start(partial(self._make, node, engine))] = node
-                if not running:
-                    self._give_up(todo)
-                    break
-                ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    self._settle(running.pop(future), future)
+            with display or nullcontext():
+                self._make_all(engine)
         except BaseException as error:
             with suppress(OSError, BadInput):  # a store that is away, or full, may be what went wrong
                 self.record.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
@@ -207,6 +204,19 @@ class Run:
         complete = len(self.made) == len(self.nodes)
         self.record.end("done" if complete else "failed")
         return complete
+
+    def _make_all(self, engine: Engine) -> None:
+        todo, running = list(self.nodes), dict[Future[Any], Node]()
+        while todo or running:
+            for node in [n for n in todo if all(i.id in self.made for i in n.inputs.values())]:
+                todo.remove(node)
+                running[engine.start(partial(self._make, node, engine))] = node
+            if not running:
+                self._give_up(todo)
+                break
+            ended, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in ended:
+                self._settle(running.pop(future), future)
 
     def _settle(self, node: Node, future: "Future[Artifact]") -> None:
         progress, error = self.record.nodes[node.id], future.exception()
@@ -232,7 +242,7 @@ class Run:
             progress.state = "cached"
             self.record.note(node.id, "cached")
             return there
-        progress.state, progress.started = "running", time.time()
+        progress.state, progress.started = "queued" if engine.queues else "running", time.time()
         job = checked or JOBS[node.stage](node, self.context, inputs)
         job.inputs = inputs  # until now, what was predicted of them
         job.refuse_mismatch()
@@ -251,11 +261,19 @@ class Run:
         progress.total, progress.done, progress.found = len(units), len(marked), len(marked)
         self.record.note(job.node.id, "started", shards=len(units), there=len(marked))
         self._commit([unit for unit in units if artifacts.mark_path(unit.name) not in there], job, engine, marks)
+        self._begun(job.node)
         marks |= job.committed(marked, there)
         stale = [unit for unit in marked if unit.name not in marks]
         progress.done, progress.found = len(marks), len(marked) - len(stale)
         self._commit(stale, job, engine, marks)
         return job.finish(marks)
+
+    def _begun(self, node: Node) -> None:
+        """A worker took up the node, whose duration counts from now on."""
+        progress = self.record.nodes[node.id]
+        if progress.state == "queued":
+            progress.state, progress.started = "running", time.time()
+            self.record.note(node.id, "began")
 
     def _commit(self, todo: list[Unit], job: ShardJob, engine: Engine, marks: dict[str, dict[str, Any]]) -> None:
         """Have some shards made, and collect their commit marks.
@@ -267,6 +285,9 @@ class Run:
         progress.total_images += sum(unit.samples for unit in todo)
 
         def report(event: str, facts: dict[str, Any]) -> None:
+            self._begun(node)
+            if event == "began":
+                return
             if event == "committed":
                 marks[facts["name"]] = facts
                 progress.done += 1
@@ -286,8 +307,14 @@ class Run:
         progress.total, progress.total_images = job.epochs, job.epoch_images() * job.epochs
         published: list[Artifact] = []
         self.record.note(node.id, "started", epochs=job.epochs)
+        maker = Inline() if job.ready else engine
+        if not maker.queues:
+            self._begun(node)
 
         def report(event: str, facts: dict[str, Any]) -> None:
+            self._begun(node)
+            if event == "began":
+                return
             if "manifest" in facts:
                 published.append(Artifact(node.folder, facts["manifest"]))
                 return
@@ -302,7 +329,7 @@ class Run:
                 progress.retries += 1
             self.record.note(node.id, event, **facts)
 
-        (Inline() if job.ready else engine).model(job, report)
+        maker.model(job, report)
         return published[0]
 
 
@@ -378,8 +405,9 @@ def load_run(
         BadData: the record of the run asked for cannot be read.
     """
     if run is not None:
-        if run not in store.folders("runs"):
-            raise BadInput(f"there is no run {run} in {store.url}; `notbugs status` names the latest")
+        if run not in (known := store.folders("runs")):
+            near = did_you_mean(run, known) or "; `notbugs status` names the latest"
+            raise BadInput(f"there is no run {run} in {store.url}{near}")
         if (found := find(store, run)) is None:
             raise BadData(
                 f"the record of run {run} is missing or damaged; what the run made is there all the same: "

@@ -22,9 +22,9 @@ from PIL import Image
 from support import TINY
 
 from pipeline import terminal
-from pipeline.cli import experiments, main
+from pipeline.cli import main
 from pipeline.report import page
-from pipeline.run import on_ray, runs
+from pipeline.run import engines, on_ray, preflight, runs
 from pipeline.store import Store
 from pipeline.terminal import Unheard, echo, relay, visible
 from stages.errors import BadData
@@ -221,6 +221,21 @@ def test_that_stdout_cannot_be_written_ends_a_command_and_that_stderr_cannot_doe
         echo("nothing fails from now on")
 
 
+@pytest.mark.parametrize(
+    ("columns", "command", "there", "not_there"),
+    [
+        (60, "plan tiny.yaml", ["models/from_other", "state", "stage", "version"], "images"),
+        (80, "status", ["models/from_other", "done"], "why"),
+        (120, "show", ["from_other", "clean accuracy", "95 % interval", "chance"], "in every line"),
+    ],
+)
+def test_what_is_shown_on_a_terminal_is_no_wider(columns, command, there, not_there, made_once):
+    code, said = on_a_terminal([*COMMAND, *command.split(), "--store", "s"], made_once, columns=columns)
+    table = said.replace("\r", "").partition("\n\n")[2].partition("\nin a wider")[0]
+    assert code == 0 and max(map(len, table.splitlines())) <= columns, said
+    assert all(text in table for text in there) and not_there not in table
+
+
 # ------------------------------------------------------------------------------------------ arguments
 
 
@@ -336,7 +351,7 @@ def told(number):
 @pytest.mark.parametrize(
     ("where", "name", "engine", "sentence"),
     [
-        (experiments, "preflight", "inline", "Nothing was begun; the same command again begins it."),
+        (preflight, "preflight", "inline", "Nothing was begun; the same command again begins it."),
         (on_ray, "_begin", "ray", "Nothing was begun; the same command again begins it."),
         (runs.Run, "_make_shards", "inline", "Finished work is kept; continue with: notbugs resume --store {store}"),
         (page, "write", "inline", "Finished work is kept; see it with: notbugs report --store {store}"),
@@ -361,6 +376,18 @@ def test_a_run_that_is_told_to_end_says_what_is_kept_and_how_to_go_on(
         assert "interrupted" in invoke("status", "--store", store).stdout
         invoke("report", "--store", store)
         assert "This run was interrupted: 0 of 1 nodes are finished." in next(store.glob("runs/*/*.html")).read_text()
+
+
+def test_ctrl_c_is_answered_before_what_takes_time(tmp_path, monkeypatch, ctrl_c):
+    """A store that is away keeps the record's last write waiting for minutes, and Ray takes seconds to end."""
+    monkeypatch.setattr(runs.Run, "_make_shards", told(signal.SIGINT))
+    monkeypatch.setattr(runs.Record, "end", lambda record, state: echo(f"record {state}", err=True))
+    monkeypatch.setattr(engines.Inline, "close", lambda engine: echo("engine closed", err=True))
+    file = tmp_path / "loaded.yaml"
+    file.write_text(yaml.safe_dump(LOADED))
+    said = invoke("run", file, "--store", tmp_path / "s", "--engine", "inline", code=130).stderr.splitlines()
+    answer = f"Interrupted. Finished work is kept; continue with: notbugs resume --store {tmp_path}/s"
+    assert [line for line in said[said.index(answer) :] if line] == [answer, "record interrupted", "engine closed"]
 
 
 def test_who_follows_a_job_is_told_that_it_goes_on(monkeypatch, ctrl_c):
@@ -454,14 +481,16 @@ def test_what_was_begun_to_ignore_a_hang_up_goes_on(tmp_path, ctrl_c):
         signal.signal(signal.SIGHUP, before)
 
 
-def on_a_terminal(args, cwd, until, then):
-    """Run the command on a terminal of 60 columns, and act once a text appears; returns exit code and output."""
+def on_a_terminal(args, cwd, until=b"\0", then=None, columns=60):
+    """Run a command on a terminal, and act once a text appears; returns exit code and output."""
     pid, terminal_end = pty.fork()
     if pid == 0:
         os.chdir(cwd)
         in_the_foreground()
-        os.execv(COMMAND[0], [*COMMAND, *args])
-    fcntl.ioctl(terminal_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+        for name in ("COLUMNS", "LINES"):
+            os.unsetenv(name)  # readline, which pytest loads, sets them where os.environ does not see it
+        os.execvp(args[0], args)
+    fcntl.ioctl(terminal_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     said, deadline, done = b"", time.monotonic() + 150, False
     while time.monotonic() < deadline:
         if select.select([terminal_end], [], [], 0.1)[0]:
@@ -482,7 +511,7 @@ def on_a_terminal(args, cwd, until, then):
 @pytest.mark.slow
 def test_ctrl_c_ends_the_measuring_of_a_price_without_a_word_of_its_processes(tiny, write, tmp_path):
     args = ["plan", str(write(tiny)), "--store", "s", "--cost"]
-    code, said = on_a_terminal(args, tmp_path, b"trying: attack", b"\x03")
+    code, said = on_a_terminal([*COMMAND, *args], tmp_path, b"trying: attack", b"\x03")
     assert code == 130 and "Traceback" not in said
     assert said.split()[-1] == "Interrupted."
 
@@ -491,7 +520,7 @@ def test_ctrl_c_ends_the_measuring_of_a_price_without_a_word_of_its_processes(ti
 def test_ctrl_c_on_a_narrow_terminal_leaves_its_sentence_below_the_bars(engine, tiny, write, tmp_path):
     tiny["datasets"]["other"]["attack"] |= {"steps": 3000, "batch_size": 32}
     args = ["run", str(write(tiny)), "--store", "s", "--engine", engine]
-    code, said = on_a_terminal(args, tmp_path, b"datasets/other", b"\x03")
+    code, said = on_a_terminal([*COMMAND, *args], tmp_path, b"datasets/other", b"\x03")
     assert code == 130
     last = re.split(r"\x1b\[[0-9;?]*[A-Za-z]", said)[-1]  # nothing moves the cursor after it
     assert (
@@ -504,7 +533,7 @@ def test_ctrl_c_on_a_narrow_terminal_leaves_its_sentence_below_the_bars(engine, 
 def test_a_terminal_that_is_closed_interrupts_the_run(tiny, write, tmp_path):
     tiny["datasets"]["other"]["attack"] |= {"steps": 3000, "batch_size": 32}
     args = ["run", str(write(tiny)), "--store", "s", "--engine", "inline"]
-    code, _ = on_a_terminal(args, tmp_path, b"datasets/other", None)
+    code, _ = on_a_terminal([*COMMAND, *args], tmp_path, b"datasets/other")
     assert code == 129
     record = runs.load_run(Store(str(tmp_path / "s")), None)
     assert record["state"] == record["nodes"]["datasets/other"]["state"] == "interrupted"

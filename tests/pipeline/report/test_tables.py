@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.experiment.graph import build
 from pipeline.experiment.spec import parse
-from pipeline.report.tables import feature_table, result_text, table
+from pipeline.report.tables import feature_table, fitted, headline, result_text, table
 from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs import Context, EvaluateJob
 from pipeline.store import Store
@@ -172,3 +172,53 @@ def test_features_are_counted():
 def test_a_text_has_only_what_there_is():
     assert len(result_text([row()]).splitlines()) == 3
     assert "and worst case" in result_text([row(under_attack=[attack()])])
+
+
+# ------------------------------------------------------------------------------ tables of a terminal
+
+
+MANY = [
+    row(
+        evaluation=evaluation,
+        model=f"from_{name}@eps=0.5,steps={steps}",
+        trained_on=name,
+        under_attack=[attack()] if evaluation == "robustness" else [attack(surrogate="standard")],
+        agreement={"rule": "next", "accuracy": 0.25},
+    )
+    for evaluation in ("robustness", "transfer")
+    for name in ("robust_features_noise", "other")
+    for steps in (1, 1000)
+]
+"""An experiment with much to show, whose complete table of accuracies has 137 columns."""
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_table_for_a_terminal_is_no_wider_and_says_what_gave_way(width):
+    assert max(map(len, result_text(MANY).splitlines())) > 120
+    every = result_text(MANY, width).splitlines()
+    assert max(map(len, every)) <= width
+    shown = headline(MANY, width, "notbugs show --all").splitlines()
+    assert max(map(len, shown)) <= width and len(shown) < len(every)
+    assert shown[-1] == "more, under attack, transfer: notbugs show --all"
+    head, _, *lines = shown
+    assert len({line for line in lines if " 50.0 %" in line}) == 4, "each once, and told apart"
+    for needed in ("learner", "accuracy", "95 %", "trained on"):
+        assert needed in head
+    given_way = " ".join(lines).partition("in every line: ")[2]
+    assert "chance" in head or "chance 10.0 %" in given_way
+    assert "agrees with next 25.0 %" in given_way
+
+
+def test_columns_give_way_by_importance_and_a_wide_terminal_shows_them_all():
+    head, lines = ["node", "version", "state"], [["a" * 10, "v" * 25, "done"], ["b" * 10, "w" * 25, "there"]]
+    assert fitted(head, lines, 44) == fitted(head, lines, None) == table(head, lines)
+    assert fitted(head, lines, 43, ["node", "state"]).splitlines() == [
+        "node        state",
+        "──────────  ─────",
+        "aaaaaaaaaa  done",
+        "bbbbbbbbbb  there",
+        "in a wider terminal, or a pipe: version",
+    ]
+    assert max(map(len, fitted(head, lines, 8, ["node"]).splitlines())) <= 8
+    lines[0][2] = "to make " * 9
+    assert fitted(head, lines, 43, ["node"]).splitlines()[0] == "node        version", "what has room is shown"

@@ -86,7 +86,8 @@ def begin(job):
     for ref in task.remote(pack(job), False):
         said = ray.get(ref)
         said.pop("store_retries", None)
-        yield said
+        if said != ddp.BEGAN:
+            yield said
 
 
 def processes(name):
@@ -240,7 +241,7 @@ for attempt in range(3):
             num_returns="streaming", max_retries=0, num_cpus=0, scheduling_strategy=here
         ).remote(pack(job), False):
             metrics = ray.get(ref)
-            if second is not None and metrics["epoch"] == 3:
+            if second is not None and metrics.get("epoch") == 3:
                 cluster.remove_node(second, allow_graceful=False)
                 second = None
         break

@@ -10,7 +10,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipeline.cli import experiments, main
+from pipeline.cli import main
+from pipeline.experiment import graph
 from pipeline.run import runs
 from stages import load
 from stages.nets import small_cnn
@@ -65,7 +66,7 @@ def test_a_run_lists_a_source_once_fetches_weights_once_and_builds_its_graph_onc
         return counted
 
     monkeypatch.setattr(load, "list_source", counting("listed", load.list_source))
-    for module in (experiments, runs):
+    for module in (graph, runs):
         monkeypatch.setattr(module, "build", counting("built", module.build))
     weights = {"arch": arch, "weights": f"{url}/w.pt", "shape": [1, 8, 8], "classes": 10}
     file = write(
