@@ -14,8 +14,8 @@ from pipeline.terminal import echo
 from stages.errors import BadInput
 
 
-def context_of(store: str, data: Path, here: Path | None = None) -> Context:
-    return Context(Store(store), data.expanduser().absolute(), here or Path.cwd())
+def context_of(store: str, data: Path, here: Path | None = None, check_files: bool = False) -> Context:
+    return Context(Store(store), data.expanduser().absolute(), here or Path.cwd(), check_files)
 
 
 def results_as_json(store: Store, run: dict[str, Any]) -> dict[str, Any]:

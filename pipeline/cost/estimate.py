@@ -210,7 +210,7 @@ def estimate(
         BadInput: the cost depends on a node that has to be made first.
     """
     known = {status.node.id: status for status in statuses}
-    left = {status.node.id: _left(status, context) for status in statuses if not status.there}
+    left = {status.node.id: _left(status, context) for status in statuses if status.to_make}
     plan = {name: parts_of(known[name], known, left[name]) for name in left}
     longest: dict[bytes, Part] = {}
     for part in (work.part for parts in plan.values() for work in parts):

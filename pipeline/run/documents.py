@@ -25,6 +25,7 @@ Group = _text(f"^{GROUP}$")
 NodeName = Name
 NodeId = _text(f"^{GROUP}/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_.,=-]+)?$")
 Version = _text("^[0-9a-f]{16}$")
+Folder = _text(f"^{GROUP}/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_.,=-]+)?/[0-9a-f]{{16}}$", 512)
 Sha = _text("^[0-9a-f]{64}$")
 ShardName = _text("^[a-z][a-z0-9_]*-[0-9]{6,9}$")
 FileName = _text(r"^[a-z][a-z0-9_-]*\.[a-z]+$")

@@ -36,6 +36,11 @@ def _expand(pattern: str) -> list[str]:
         raise BadInput(f"shards: {pattern} has braces that do not close") from error
 
 
+def tars_of(pattern: str, data: Path) -> list[str]:
+    """Paths or URLs of the tars that a pattern stands for."""
+    return [url if "://" in url else str(data / url) for url in _expand(pattern)]
+
+
 @dataclass(frozen=True)
 class _Spans:
     """Spans in tars, as columns: tar, offset, size."""
@@ -52,8 +57,7 @@ def list_webdataset(load: WebDataset, data: Path) -> Listing:
     reading, found, kinds, passed = Reading(load), dict[str, tuple[list[int], _Spans]](), set[str](), Counter[str]()
     for split, pattern in load.shards.items():
         tars, places, label = dict[str, int](), array("q"), list[int]()
-        urls = [url if "://" in url else str(data / url) for url in _expand(pattern)]
-        for (tar, *span), one, kind in _index(urls, reading, passed):
+        for (tar, *span), one, kind in _index(tars_of(pattern, data), reading, passed):
             places.extend((tars.setdefault(tar, len(tars)), *span))
             label.append(one)
             kinds.add(kind)
