@@ -1,5 +1,7 @@
 """Files of the user's own that a node is made from: changed, it is made again, with what depends on it."""
 
+import copy
+import hashlib
 import json
 import os
 import sys
@@ -11,11 +13,14 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
-from support import contents, tar_of
+from support import TINY, contents, tar_of
 
+import notbugs
 from pipeline.cli import main
+from stages import load
 from stages.images import encode
 from stages.nets import small_cnn
+from stages.shard import unpack
 
 NET = """
 from torch import nn
@@ -166,3 +171,158 @@ def test_contents_are_compared_where_that_is_asked(folder):
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert ask("plan", FOLDER)["datasets/photos"]["there"], "same name, size and time"
     assert files_of(ask("plan", FOLDER, "--check-files")["datasets/photos"]) == ["train/a/0.png"]
+
+
+def shard(*values):
+    """A tar of images of one value each; the label is its parity."""
+    files = [
+        (f"{i:04d}.{ending}", content)
+        for i, value in enumerate(values)
+        for ending, content in (("png", encode(np.full((8, 8, 3), value, np.uint8))), ("cls", b"%d" % (value % 2)))
+    ]
+    return tar_of(*files)
+
+
+def test_shards_and_checkpoints_that_were_changed_are_read_again(folder):
+    data = folder / "data"
+    data.mkdir()
+    for name, values in {"train-0": range(8), "train-1": range(8, 16), "test-0": range(16, 20)}.items():
+        (data / f"{name}.tar").write_bytes(shard(*values))
+    torch.manual_seed(0)
+    torch.save(small_cnn(2, 3).state_dict(), data / "w.pt")
+    brought = {"arch": "small_cnn", "weights": "w.pt", "shape": [3, 8, 8], "classes": 2}
+    shards = {"source": "webdataset", "shards": {"train": "train-{0..1}.tar", "test": "test-0.tar"}, "shard_size": 8}
+    experiment = {
+        "name": "shards",
+        "datasets": {"clean": {"load": shards}},
+        "models": {
+            "brought": {"pretrained": brought},
+            "kept": {"pretrained": brought | {"sha256": _sha(data / "w.pt")}},
+        },
+        "evaluations": {"accuracy": {"models": ["brought"], "on": "clean"}},
+    }
+    assert set(ask("run", experiment).values()) == {"done"}
+    assert set(ask("run", experiment, "--check-files").values()) == {"cached"}
+
+    (data / "train-1.tar").write_bytes(shard(*range(30, 38)))
+    torch.save(small_cnn(2, 3).state_dict(), data / "w.pt")
+    for more in ([], ["--check-files"]):
+        planned = ask("plan", experiment, *more)
+        assert files_of(planned["datasets/clean"]) == ["train/train-1.tar"]
+        assert files_of(planned["models/brought"]) == ["w.pt"]
+        assert planned["models/kept"]["there"], "a digest in the recipe stands for the file"
+    assert ask("run", experiment) == {
+        "datasets/clean": "done",
+        "models/brought": "done",
+        "models/kept": "cached",
+        "evaluations/accuracy": "done",
+    }
+    for path in data.iterdir():
+        path.unlink()
+    assert set(ask("run", experiment).values()) == {"cached"}, "removed after they were read"
+
+
+def _sha(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_run_that_failed_in_mid_way_never_mixes_old_and_new_files(folder):
+    images(folder / "data/photos")
+    for path in sorted((folder / "data/photos/train/b").iterdir())[:3]:
+        path.write_bytes(b"no image")
+    experiment = {"name": "photos", "datasets": {"photos": FOLDER["datasets"]["photos"]}}
+    ask("run", experiment, fails=1)
+    images(folder / "data/photos", value=100)
+    assert ask("run", experiment) == {"datasets/photos": "done"}
+    (made,) = (folder / "s/datasets/photos").iterdir()
+    tars = [unpack(path.stem, path.read_bytes(), 3, 2) for path in made.glob("*.tar")]
+    assert min(tar.images().min() for tar in tars) == 100 and sum(map(len, tars)) == 32
+
+
+def test_a_file_that_changes_under_a_run_fails_the_shard_that_was_made_of_it(folder, monkeypatch):
+    images(folder / "data/photos")
+    read = load.read
+
+    def changing(*args):
+        (folder / "data/photos/train/a/0.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8)) + b"more")
+        return read(*args)
+
+    monkeypatch.setattr(load, "read", changing)
+    experiment = {"name": "photos", "datasets": {"photos": FOLDER["datasets"]["photos"]}}
+    said = ask("run", experiment, fails=1)
+    assert "1 of 8 shards failed, train-00000" in said and "changed after they were listed: run again" in said
+    monkeypatch.undo()
+
+
+def test_a_plan_names_what_differs_from_the_newest_version(folder):
+    experiment = copy.deepcopy(TINY)
+    del experiment["models"]["from_other"], experiment["evaluations"]
+    experiment["datasets"]["clean"]["load"]["limit"] = 64
+    experiment["models"]["standard"]["train"]["epochs"] = 1
+    assert all(node["why"] == [] for node in ask("plan", experiment).values()), "nothing was made before"
+    ask("run", experiment)
+    experiment["datasets"]["other"]["attack"] |= {"eps": 2.5, "stop_at_margin": 3}
+    experiment["datasets"]["control"]["relabel"] = "next"
+    planned = ask("plan", experiment)
+    assert planned["datasets/other"]["why"] == [
+        {"kind": "parameter", "key": "eps", "before": 1.5, "now": 2.5},
+        {"kind": "parameter", "key": "step_size", "before": 0.3, "now": 0.5},  # by default a fifth of eps
+        {"kind": "parameter", "key": "stop_at_margin", "before": None, "now": 3.0},
+    ]
+    assert [reason["key"] for reason in planned["datasets/control"]["why"]] == ["relabel.rule"]
+    experiment["models"]["standard"]["train"]["lr"] = 0.01
+    said = CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
+    line = "eps was 1.5, is 2.5; step_size was 0.3, is 0.5; stop_at_margin was not set, is 3.0"
+    assert f"datasets/other: to make again: {line}\n" in said
+    planned = ask("plan", experiment)
+    (reason, *_), version = planned["datasets/other"]["why"], planned["models/standard"]["version"]
+    assert (reason["kind"], reason["key"], reason["now"]) == ("input", "model", version)
+
+
+def test_the_same_recipe_under_another_name_is_pointed_at(folder):
+    experiment = copy.deepcopy(TINY)
+    del experiment["datasets"]["control"]
+    experiment["datasets"]["clean"]["load"]["limit"] = 64
+    datasets, models = experiment["datasets"], experiment["models"]
+    for model in models.values():
+        model["train"]["epochs"] = 1
+    made = ask("run", experiment | {"models": models | {"twin": models["standard"]}})
+    assert sorted(made[f"models/{name}"] for name in ("twin", "standard")) == ["cached", "done"], "made once in a run"
+
+    moved = {"attack": datasets["other"]["attack"] | {"images": "pure"}, "relabel": "other"}
+    renamed = {
+        "name": "renamed",
+        "datasets": {"pure": datasets["clean"], "moved": moved},
+        "models": {
+            "standard": {"train": models["standard"]["train"] | {"on": "pure"}},
+            "from_other": {"train": models["from_other"]["train"] | {"on": "moved"}},
+        },
+        "evaluations": {"scores": experiment["evaluations"]["accuracy"] | {"on": "pure"}},
+    }
+    planned = ask("plan", renamed)
+    others = {name: node["same_as"] and node["same_as"].rpartition("/")[0] for name, node in planned.items()}
+    assert others == {
+        "datasets/pure": "datasets/clean",
+        "datasets/moved": "datasets/other",
+        "models/standard": None,
+        "models/from_other": None,
+        "evaluations/scores": "evaluations/accuracy",
+    }
+    for _ in range(2):
+        assert set(ask("run", renamed).values()) == {"cached"}
+    for name in ("datasets/pure", "datasets/moved", "evaluations/scores"):
+        assert [path.name for path in (folder / "s" / name).rglob("*") if path.is_file()] == ["manifest.json"]
+    here, there = (notbugs.open(name, store="s") for name in ("moved", "other"))
+    assert (here.name, here[0].label, here.table) == ("moved", there[0].label, there.table)
+    shown = json.loads(CliRunner().invoke(main, ["show", "--store", "s", "--json"]).stdout)
+    rows = {(row["evaluation"], row["on"], row["trained_on"]): row["attack_success_rate"] for row in shown["rows"]}
+    assert rows == {("scores", "pure", "pure"): None, ("scores", "pure", "moved"): there.manifest["success_rate"]}
+    page = CliRunner().invoke(main, ["report", "--store", "s"])
+    assert page.exit_code == 0 and "moved" in Path(page.stdout.strip()).read_text()
+    verified = CliRunner().invoke(main, ["verify", "--store", "s"])
+    assert verified.exit_code == 0 and "datasets/moved" in verified.stdout
+
+    next((folder / "s/datasets/other").glob("*/train-000000.tar")).unlink()
+    assert not ask("plan", renamed)["datasets/moved"]["there"], "what it points at is damaged"
+    assert ask("run", renamed, "--only", "moved")["datasets/moved"] == "done"
+    assert ask("run", experiment, "--only", "other")["datasets/other"] == "cached", "and now the other way round"
