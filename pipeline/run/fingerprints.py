@@ -123,6 +123,7 @@ def unpack(content: bytes) -> pa.Table:
         ValueError: it is none.
     """
     files = pa.ipc.open_file(io.BytesIO(content)).read_all()
+    files.validate(full=True)
     if not files.schema.equals(SCHEMA):
         raise ValueError("not a record of files")
     return files

@@ -134,18 +134,18 @@ def _checked(
     inputs = {role: Artifact.of(parent.folder, found[parent.id].facts) for role, parent in node.inputs.items()}
     job = JOBS[node.stage](node, context, inputs, fetch)
     job.refuse_mismatch()
-    made, why = artifacts.find(context.store, node), list[Reason]()
-    if made is not None and (why := outdated(job, made)):
-        made = None
-    made = made or elsewhere.find(job)
-    marks = [] if made else [f for f in context.store.files(f"{node.folder}/commits") if f.endswith(".json")]
     try:
-        if made is None:
+        job.note_sources()
+        made, why = artifacts.find(context.store, node), list[Reason]()
+        if made is not None and (why := outdated(job, made)):
+            made = None
+        if made is None and (made := elsewhere.find(job)) is None:
             why = why or differences(job)
             _try_models(node, context, found)
         facts = made.manifest if made else job.predict_facts()
     except BadInput as error:
         raise BadInput(f"{job.file_key}: {error}") from error
+    marks = [] if made else [f for f in context.store.files(f"{node.folder}/commits") if f.endswith(".json")]
     others = [one for one in found.values() if (one.node.group, one.node.version) == (node.group, node.version)]
     same = made.folder if made else next((one.same or one.node.folder for one in others), None)
     return NodeStatus(

@@ -225,9 +225,10 @@ class Run:
         progress = self.record.nodes[node.id]
         job = self.jobs.pop(node.id, None) or JOBS[node.stage](node, self.context, inputs)
         job.inputs = inputs  # until now, what was predicted of them
+        job.note_sources()
         if (there := self._find(job)) is not None:
             progress.state = "cached"
-            self.record.note(node.id, "cached")
+            self.record.note(node.id, "cached", at=there.folder)
             return there
         progress.state, progress.started = "running", time.time()
         job.refuse_mismatch()

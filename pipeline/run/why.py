@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.experiment.graph import Node
 from pipeline.run import artifacts, fingerprints
 from pipeline.run.artifacts import Artifact
@@ -72,7 +74,7 @@ def _changed_files(job: ShardJob | ModelJob, made: Artifact) -> list[Reason]:
         return []
     try:
         before = fingerprints.unpack(artifacts.read_file(job.context.store, made, fingerprints.RECORD))
-    except (BadData, ValueError):
+    except (BadData, ValueError, pa.ArrowException):
         text = "the record of the files it was made from is damaged"
         return [Reason("damage", fingerprints.RECORD, None, None, text)]
     changes = fingerprints.changes(before, job.sources, read)

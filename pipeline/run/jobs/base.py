@@ -161,6 +161,14 @@ class Job(ABC):
         """Role → digest of these files."""
         return fingerprints.digests(self.sources)
 
+    def note_sources(self) -> None:
+        """Take the fingerprints of these files, before any of them is read and before the job goes to a worker.
+
+        Raises:
+            BadInput: a source that is there cannot be listed.
+        """
+        _ = self.fingerprints
+
     @property
     def code(self) -> dict[str, str]:
         """Arch → digest of its source code, for each network of the user that runs."""

@@ -82,8 +82,6 @@ def test_a_changed_network_is_not_served_as_it_was(folder):
     assert set(ask("run", experiment).values()) == {"done"}
     (model,) = (folder / "s/models/mine").iterdir()
     before = (model / "weights.safetensors").read_bytes()
-    os.utime("mynets.py", (1, 1))
-    assert set(ask("run", experiment).values()) == {"cached"}, "a time does not change code"
 
     (folder / "mynets.py").write_text(NET.format(width=16))
     (folder / "helper.py").write_text("from torch.nn import Tanh as act\n")
@@ -102,12 +100,8 @@ def test_a_changed_network_is_not_served_as_it_was(folder):
         "models/not_mine": "cached",
     }
     assert (model / "weights.safetensors").read_bytes() != before
-    assert all(node["there"] for node in ask("plan", experiment).values())
-
-    (folder / "helper.py").write_text(
-        "from torch.nn import Sigmoid as act\n"
-    )  # the same weights, read by another network
-    assert files_of(ask("plan", experiment)["datasets/other"]) == ["helper.py"]
+    os.utime("mynets.py", (1, 1))
+    assert set(ask("run", experiment).values()) == {"cached"}, "a time does not change code"
 
 
 def images(root, count=8, value=0):
