@@ -235,7 +235,7 @@ def estimate(
 def _left(status: NodeStatus, context: Context) -> dict[str, int]:
     """The shards that are still to be made, with their images; none for a model."""
     shards: Mapping[str, int] = status.facts.get("shards", {})
-    marked = set(context.store.files(f"{status.node.folder}/commits")) if shards else set()
+    marked = set(context.store.files(f"{status.node.folder}/commits")) if shards and status.partial else set()
     return {name: count for name, count in shards.items() if f"{name}.json" not in marked}
 
 

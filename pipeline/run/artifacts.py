@@ -47,6 +47,9 @@ FORMAT = 3
 NOT_OURS, LOST = "is damaged, or of another version of this program", "is missing, although all else is there"
 """Faults of the document that describes a folder."""
 
+DANGLING = "points at another name, where the node is missing or damaged"
+"""The same of a `Pointer`."""
+
 LAST_BUT_ONE = "recipe.json"
 """The file written just before the manifest: if it exists alone, the manifest was lost."""
 
@@ -497,6 +500,7 @@ def verify(store: Store, folder: str) -> list[Damage]:
     with _reported(store, found, Damage(folder, "manifest.json", "cannot be read")):
         if (manifest := manifest_at(store, folder)) is None and {"manifest.json", LAST_BUT_ONE} & set(there):
             why = NOT_OURS if "manifest.json" in there else LOST
+            why = DANGLING if fits(Pointer, store.find_json(f"{folder}/manifest.json")) else why
             found.append(Damage(folder, "manifest.json", why))
     marks = {name.removeprefix("commits/").removesuffix(".json") for name in there if _is_mark(name)}
     if manifest and "at" in manifest:

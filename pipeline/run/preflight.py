@@ -46,7 +46,7 @@ class NodeStatus:
     Attributes:
         job: how it is made; it has listed its source, or read its pretrained weights, if it had to.
         there: whether it stands in the store, whole.
-        partial: shards that are committed, where it does not.
+        partial: shards that are committed, where it was not finished.
         facts: its manifest, or what is predicted of it.
         why: what differs from the newest artifact of its name, where it is to be made.
         same: folder of the same recipe under another name, which it points at, or will.
@@ -79,6 +79,8 @@ class NodeStatus:
             return f"there{other}"
         if other:
             return f"to make{other}"
+        if self.why and not self.partial:
+            return "to make again"
         return f"{self.partial} shards there, rest to make" if self.partial else "to make"
 
 
@@ -145,7 +147,8 @@ def _checked(
         facts = made.manifest if made else job.predict_facts()
     except BadInput as error:
         raise BadInput(f"{job.file_key}: {error}") from error
-    marks = [] if made else [f for f in context.store.files(f"{node.folder}/commits") if f.endswith(".json")]
+    finished = made is not None or bool(why and artifacts.manifest_at(context.store, node.folder))
+    marks = [] if finished else [f for f in context.store.files(f"{node.folder}/commits") if f.endswith(".json")]
     others = [one for one in found.values() if (one.node.group, one.node.version) == (node.group, node.version)]
     same = made.folder if made else next((one.same or one.node.folder for one in others), None)
     return NodeStatus(

@@ -17,6 +17,7 @@ from support import TINY, contents, tar_of
 
 import notbugs
 from pipeline.cli import main
+from pipeline.store import Store
 from stages import load
 from stages.images import encode
 from stages.nets import small_cnn
@@ -318,5 +319,26 @@ def test_the_same_recipe_under_another_name_is_pointed_at(folder):
 
     next((folder / "s/datasets/other").glob("*/train-000000.tar")).unlink()
     assert not ask("plan", renamed)["datasets/moved"]["there"], "what it points at is damaged"
+    damaged = [CliRunner().invoke(main, ["verify", "datasets/other", "datasets/moved", "--store", "s"]) for _ in "12"]
+    assert "points at another name, where the node is missing or damaged" in damaged[1].stdout
     assert ask("run", renamed, "--only", "moved")["datasets/moved"] == "done"
     assert ask("run", experiment, "--only", "other")["datasets/other"] == "cached", "and now the other way round"
+
+
+def test_shards_on_an_object_store_are_compared_by_one_listing(folder, s3, s3_url):
+    store = Store(s3_url)
+    for name, values in {"a-0": range(8), "a-1": range(8, 16), "b-0": range(16, 20)}.items():
+        store.put(f"{name}.tar", shard(*values))
+    shards = {"source": "webdataset", "shards": {"train": f"{s3_url}/a-{{0..1}}.tar", "test": f"{s3_url}/b-0.tar"}}
+    experiment = {"name": "far", "datasets": {"clean": {"load": shards}}}
+    assert ask("run", experiment) == {"datasets/clean": "done"}
+    before = s3.requests()
+    assert ask("run", experiment) == {"datasets/clean": "cached"}
+    asked = s3.requests() - before
+    store.put("a-1.tar", shard(*range(9)))
+    assert files_of(ask("plan", experiment)["datasets/clean"]) == ["train/a-1.tar"]
+    assert ask("run", experiment) == {"datasets/clean": "done"}
+    for name in ("a-0", "a-1", "b-0"):
+        store.delete(f"{name}.tar")
+    assert ask("run", experiment) == {"datasets/clean": "cached"}
+    assert asked == {"LIST": 1}
