@@ -135,16 +135,17 @@ label rule, and of the versions of its inputs. The node is stored at `<group>/<n
 - Writing out a default, or changing comments, order or layout, does not change the version.
 - Changing a parameter changes the version of the node and of every node made from it. The old versions stay.
 - Two experiments with the same name and recipe share a node. The same recipe under another name has the same version,
-  but is made again, because the name is a folder.
+  and points at what is there.
 - An evaluation's version also depends on the names of its models.
 
 Not part of a version: `about`; `--store`, `--data`, `--engine`, `--workers`, `--gpu`, `--shard-timeout`,
 `--address`; `root` and `download` of the
 torchvision sources; `eval_images` of a training; those parameters of an attack that its method does not use.
 
-A version identifies a request, not bytes. **The contents of your files are not part of it**: the images of a folder,
-the shards of a `webdataset` source, a checkpoint, the code of your own `arch`. If you change such a file, rename it (or
-give a checkpoint's new `sha256`); otherwise the node made from the old file is reused.
+A version identifies a request, not bytes. The contents of your files are not part of it: the images of a folder, the
+shards of a `webdataset` source, a checkpoint, the code of your own `arch`. They are recorded beside the node instead:
+if such a file changes, `notbugs plan` says so, and the node is made again
+([operations](operations.md#changed-files)).
 
 ## Paths
 

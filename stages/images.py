@@ -45,6 +45,9 @@ GREY = ("1", "L", "LA", "La")
 ODD = {"1": "one bit per pixel", "P": "a palette", "PA": "a palette", "LA": "transparency", "RGBA": "transparency"}
 """Pillow's mode → its property that 8-bit grey and RGB lack."""
 
+EIGHT_BITS = {"L": {"L"}, "RGB": {"RGB", "BGR"}}
+"""Pillow's mode → layouts of a file's pixels with 8 bits per channel; BMP has them as blue, green, red."""
+
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -192,8 +195,9 @@ def _odd(opened: ImageFile.ImageFile) -> str | None:
         return "transparency"
     if opened.format in KEPT.values() and getattr(opened, "n_frames", 1) > 1:  # a TIFF would go to its last one
         return "several frames"
+    eight = EIGHT_BITS[opened.mode]
     raw = {args if isinstance(args, str) else (args or (None,))[0] for *_, args in opened.tile}
-    return None if raw <= {opened.mode} else "more or less than 8 bits per channel"
+    return None if raw <= eight else "more or less than 8 bits per channel"
 
 
 def _turn(loaded: Image.Image) -> Image.Transpose | None:

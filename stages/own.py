@@ -35,11 +35,28 @@ def find(arch: str, here: Path) -> Any:
     where, _, name = arch.rpartition(":")
     if not name or not where or not (is_file(where) or all(where.split("."))):
         raise BadInput(f"arch {arch} names no code, expected `package.module:name` or `./folder/file.py:name`")
+    _forget_changed(arch, here)
     with guarded(arch, "cannot be imported", here):
         module = _from_file(where, here) if is_file(where) else _by_name(where, here)
         if not hasattr(module, name):
             raise _Refused(f"{where} has no {name!r}{did_you_mean(name, dir(module))}")
         return getattr(module, name)
+
+
+_read: dict[str, str] = {}
+"""File of the user's → digest of its content when this process last imported it."""
+
+
+def _forget_changed(arch: str, here: Path) -> None:
+    """Have modules imported anew if one of their files has changed since: a notebook's process outlives an edit."""
+    from stages import imports  # it imports this module
+
+    now = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in imports.sources(arch, here).values()}
+    if any(_read.get(file, content) != content for file, content in now.items()):
+        for name, module in list(sys.modules.items()):
+            if getattr(module, "__file__", None) in now:
+                del sys.modules[name]
+    _read.update(now)
 
 
 def is_file(where: str) -> bool:

@@ -928,8 +928,8 @@ class Pretrained(Recipe):
     sha256: str | None = Field(
         None,
         pattern="^[0-9a-f]{64}$",
-        description="SHA-256 that the file must have. Weights are imported once and kept: give the digest to import a "
-        "changed file from the same place.",
+        description="SHA-256 that the file must have. A file from a URL is imported once and kept: give the digest to "
+        "import a changed one.",
     )
     classes: int | None = Field(
         None, ge=2, le=CLASSES, description="Number of classes. Default: the outputs of the checkpoint's last layer."

@@ -9,7 +9,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -117,6 +117,8 @@ class Shard:
         suffix: format of the files: png, jpg or webp.
         attack: N each; an attack's columns of ``samples.parquet``.
         failures: images that were left out.
+        contents: sha256 of the file that each image of the source was read from, also of those left out; None for a
+            file that could not be read, or if there were none.
     """
 
     name: str
@@ -128,6 +130,7 @@ class Shard:
     suffix: str = ENCODED
     attack: dict[str, np.ndarray] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    contents: Sequence[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.index)

@@ -53,6 +53,7 @@ def run(
     only: Sequence[str] = (),
     workers: int | None = None,
     address: str | None = None,
+    check_files: bool = False,
 ) -> Results:
     """Make the missing nodes of an experiment, as ``notbugs run`` does.
 
@@ -62,6 +63,7 @@ def run(
         data: folder of local sources and checkpoints, and of downloads.
         engine: ``inline`` runs in this process, without Ray.
         only: make these nodes and their inputs.
+        check_files: compare images, shards and checkpoints with those of the last run by content, not by size and time.
         workers, address: as the options of ``notbugs run``, for Ray.
 
     Raises:
@@ -72,7 +74,7 @@ def run(
         experiment = spec.read(Path(experiment))
     elif isinstance(experiment, Mapping):
         experiment = spec.parse(dict(experiment))
-    context = Context(Store(str(store)), Path(data), Path.cwd())
+    context = Context(Store(str(store)), Path(data), Path.cwd(), check_files)
     begin = engine_of(experiment, context, RunOptions(workers=workers, engine=engine, address=address))
     checked = preflight(wanted(build(experiment), tuple(only)), context)
     context.store.refuse_unless_writable()

@@ -10,7 +10,7 @@ import click
 
 from pipeline import terminal
 from pipeline.cli.group import main
-from pipeline.cli.options import data_option, json_option, only_option, run_options, store_option
+from pipeline.cli.options import check_files_option, data_option, json_option, only_option, run_options, store_option
 from pipeline.cli.output import context_of, print_json, print_results, recorded, refuse_no_place, results_as_json, write
 from pipeline.launch import RunOptions, engine, watching
 from pipeline.terminal import echo, visible
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @store_option
 @data_option
 @only_option
+@check_files_option
 @json_option
 @click.option("--cost", is_flag=True, help="Estimate the remaining time and cost from trial runs on this machine.")
 @click.option("--gpus", type=click.IntRange(1, 100_000), help="With --cost: also the time on this many such devices.")
@@ -42,12 +43,16 @@ def plan(
     store: str,
     data: Path,
     only: tuple[str, ...],
+    check_files: bool,
     as_json: bool,
     cost: bool,
     gpus: int | None,
     workers: int | None,
 ) -> None:
     """Print the graph of FILE: each node, its version, and whether it is done. Writes nothing.
+
+    For a node that was made before and is to be made again, the reason follows: the keys, inputs or files that differ
+    from the newest version of its name in the store.
 
     With --cost, each kind of work is tried on a few images, in as many processes as a run has workers. The estimate
     gives, for every node that is not done: images, steps (forward and backward passes of a batch), shards, size,
@@ -62,7 +67,7 @@ def plan(
     from pipeline.experiment.graph import build
     from pipeline.run.preflight import preflight, wanted
 
-    context = context_of(store, data)
+    context = context_of(store, data, check_files=check_files)
     statuses = preflight(wanted(build(spec.read(file)), only), context, fetch=False)
     estimated = _estimated(statuses, context, workers) if cost else None
     if as_json:
@@ -78,6 +83,7 @@ def plan(
 def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
     from pipeline.report import tables
     from pipeline.report.scores import percent
+    from pipeline.run.why import sentence
 
     lines = [
         [
@@ -93,6 +99,11 @@ def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
     echo(f"store {store.url}\n")
     head = ["node", "stage", "version", "images", "state", "from"]
     echo(tables.fitted(head, lines, terminal.width(), ("node", "state", "stage")))
+    for status in statuses:
+        if status.why:
+            echo(f"{status.node.id}: to make again: {visible(sentence(status.why))}")
+        elif status.there and status.awaits:
+            echo(f"{status.node.id}: made again if {', '.join(status.awaits)} comes out with other content")
     for status in statuses:
         for line in tables.left_out_lines(status.facts):
             echo(f"{status.node.id}: {line}")
@@ -125,6 +136,9 @@ def _status_as_json(status: "NodeStatus") -> dict[str, Any]:
         "version": node.version,
         "there": status.there,
         "state": status.state,
+        "same_as": status.same,
+        "why": [reason.as_json() for reason in status.why],
+        "awaits": list(status.awaits),
     }
     return said | {
         "shards_there": status.partial,
@@ -145,15 +159,24 @@ def _size(facts: Any) -> str:
 @data_option
 @run_options
 @only_option
+@check_files_option
 @json_option
-def run(file: Path, store: str, data: Path, options: RunOptions, only: tuple[str, ...], as_json: bool) -> None:
+def run(
+    file: Path,
+    store: str,
+    data: Path,
+    options: RunOptions,
+    only: tuple[str, ...],
+    check_files: bool,
+    as_json: bool,
+) -> None:
     """Make whatever FILE (- for standard input) defines and the store lacks, then print the table.
 
     Finished work is never repeated: after a failure or an interruption, run the same command again.
     """
     from pipeline.experiment import spec
 
-    _run(spec.read(file), context_of(store, data), options, only, as_json)
+    _run(spec.read(file), context_of(store, data, check_files=check_files), options, only, as_json)
 
 
 @main.command()
@@ -161,6 +184,7 @@ def run(file: Path, store: str, data: Path, options: RunOptions, only: tuple[str
 @store_option
 @run_options
 @only_option
+@check_files_option
 @json_option
 @click.option(
     "--data", type=click.Path(file_okay=False, path_type=Path), help="As for run [default: the folder of that run]."
@@ -175,6 +199,7 @@ def resume(
     store: str,
     options: RunOptions,
     only: tuple[str, ...],
+    check_files: bool,
     as_json: bool,
     data: Path | None,
     modules: Path | None,
@@ -187,7 +212,7 @@ def resume(
     experiment = spec.parse(found["experiment"], found.get("written"))
     if modules is None:
         _refuse_code(experiment, found["run"], Path(found["here"]))
-    context = context_of(store, data or Path(found["data"]), modules)
+    context = context_of(store, data or Path(found["data"]), modules, check_files)
     _run(experiment, context, options, only or tuple(found["only"]), as_json)
 
 

@@ -40,6 +40,12 @@ data_option = click.option(
     help="Folder of local sources and checkpoints, and for downloads.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+check_files_option = click.option(
+    "--check-files",
+    is_flag=True,
+    help="Compare images, shards and checkpoints with those of the last run by content, not by size and time; reads "
+    "them all.",
+)
 only_option = click.option(
     "--only", multiple=True, metavar="NODE", help="Make only this node and its inputs; may be repeated."
 )

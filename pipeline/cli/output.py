@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from pipeline.store import Store
 
 
-def context_of(store: str, data: Path, here: Path | None = None) -> "Context":
+def context_of(store: str, data: Path, here: Path | None = None, check_files: bool = False) -> "Context":
     from pipeline.run.jobs import Context
     from pipeline.store import Store
 
-    return Context(Store(store), data.expanduser().absolute(), here or Path.cwd())
+    return Context(Store(store), data.expanduser().absolute(), here or Path.cwd(), check_files)
 
 
 def results_as_json(store: "Store", run: dict[str, Any]) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def estimate(
         BadInput: the cost depends on a node that has to be made first.
     """
     known = {status.node.id: status for status in statuses}
-    left = {status.node.id: _left(status, context) for status in statuses if not status.there}
+    left = {status.node.id: _left(status, context) for status in statuses if status.to_make}
     plan = {name: parts_of(known[name], known, left[name]) for name in left}
     longest: dict[bytes, Part] = {}
     for part in (work.part for parts in plan.values() for work in parts):
@@ -235,7 +235,7 @@ def estimate(
 def _left(status: NodeStatus, context: Context) -> dict[str, int]:
     """The shards that are still to be made, with their images; none for a model."""
     shards: Mapping[str, int] = status.facts.get("shards", {})
-    marked = set(context.store.files(f"{status.node.folder}/commits")) if shards else set()
+    marked = set(context.store.files(f"{status.node.folder}/commits")) if shards and status.partial else set()
     return {name: count for name, count in shards.items() if f"{name}.json" not in marked}
 
 

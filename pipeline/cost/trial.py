@@ -290,7 +290,7 @@ class Trials:
         if source not in self.samples:
             status, facts = self.statuses[source], self.statuses[source].facts
             if status.there:
-                name, made = min(facts["shards"]), Artifact(status.node.folder, dict(facts))
+                name, made = min(facts["shards"]), Artifact.of(status.node.folder, facts)
                 tar = artifacts.read_file(self.home.store, made, f"{name}.tar")
                 self.samples[source] = unpack(name, tar, facts["channels"], len(facts["classes"]))
             else:

@@ -124,11 +124,25 @@ def result_rows(store: Store, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     nodes, rows, success = run["nodes"], [], dict[str | None, float | None]()
     for node, progress in nodes.items():
         if node.startswith("evaluations/") and progress["state"] in ("done", "cached"):
-            for row in documents.read(store, f"{node}/{progress['version']}/result.json", Results)["rows"]:
+            for row in _rows_of(store, run, node):
                 if (on := row["trained_on"]) not in success:  # many rows of a sweep go back to one dataset
                     success[on] = dataset_manifest(store, run, on).get("success_rate")
                 rows.append({"kind": "accuracy", **row, "attack_success_rate": success[on]})
     return rows
+
+
+def _rows_of(store: Store, run: Mapping[str, Any], node: str) -> list[dict[str, Any]]:
+    """The rows of an evaluation; of one that points at another's, with this run's names in the place of the other's."""
+    folder = f"{node}/{run['nodes'][node]['version']}"
+    manifest = artifacts.manifest_at(store, folder) or {}
+    rows: list[dict[str, Any]] = documents.read(store, f"{manifest.get('at', folder)}/result.json", Results)["rows"]
+    if "at" not in manifest:
+        return rows
+    asked = next(one for one in build(parse(run["experiment"])) if one.id == node)
+    learned = {role.removeprefix("models."): one.inputs.get("on") for role, one in asked.inputs.items()}
+    names = {model: on.name if on else None for model, on in learned.items()}
+    own = {"evaluation": asked.name, "on": asked.inputs["on"].name}
+    return [row | own | {"trained_on": names[row["model"]]} for row in rows]
 
 
 def dataset_manifest(store: Store, run: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
@@ -198,10 +212,11 @@ class RunResults:
         self.store, self.run = store, run
         self.nodes = {node.id: node for node in build(parse(run["experiment"])) if node.id in run["nodes"]}
         finished = [node for node in self.nodes if run["nodes"][node]["state"] in ("done", "cached")]
+        self.manifests: dict[str, Row] = {}
         with ThreadPoolExecutor(READERS) as pool:
             manifests = list(pool.map(lambda node: artifacts.manifest_at(store, self.folder(node)), finished))
         pairs = zip(finished, manifests, strict=True)
-        self.manifests: dict[str, Row] = {node: manifest for node, manifest in pairs if manifest is not None}
+        self.manifests |= {node: manifest for node, manifest in pairs if manifest is not None}
         self.metrics: dict[str, list[Row]] = {node: self._metrics(node) for node in self.manifests if _is_model(node)}
         rows = result_rows(store, run)
         self.scores = [self._score(result) for result in results(rows)]
@@ -221,14 +236,13 @@ class RunResults:
         Raises:
             BadData: they are not those that were published.
         """
-        content = artifacts.read_file(
-            self.store, Artifact(self.folder(node), dict(self.manifests[node])), "metrics.jsonl"
-        )
+        content = artifacts.read_file(self.store, Artifact.of(self.folder(node), self.manifests[node]), "metrics.jsonl")
         return [json.loads(line) for line in content.splitlines()]
 
     def folder(self, node: str) -> str:
-        """The folder in the store of the version that the run used or made."""
-        return f"{node}/{self.run['nodes'][node]['version']}"
+        """The folder in the store of the version that the run used or made, under this name or another."""
+        own = f"{node}/{self.run['nodes'][node]['version']}"
+        return str(self.manifests[node].get("at", own)) if node in self.manifests else own
 
     def state(self, node: str) -> str:
         return str(self.run["nodes"][node]["state"])

@@ -11,19 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from typing import Annotated, Any, Literal, Self
 
+import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.experiment.graph import GROUPS, Node
-from pipeline.run import documents, tags
+from pipeline.run import documents, fingerprints, tags
 from pipeline.run.documents import (
     Amount,
     Count,
     Document,
     FileName,
+    Folder,
     Group,
     Moment,
     NodeId,
@@ -44,6 +46,9 @@ FORMAT = 3
 
 NOT_OURS, LOST = "is damaged, or of another version of this program", "is missing, although all else is there"
 """Faults of the document that describes a folder."""
+
+DANGLING = "points at another name, where the node is missing or damaged"
+"""The same of a `Pointer`."""
 
 LAST_BUT_ONE = "recipe.json"
 """The file written just before the manifest: if it exists alone, the manifest was lost."""
@@ -80,6 +85,7 @@ class Manifest(Document):
     environment: dict[str, str]
     devices: dict[str, Count]
     settings: dict[str, Count] = Field(default_factory=dict)
+    fingerprints: dict[str, Sha] = Field(default_factory=dict)
     made: Moment
 
     def _digest_of(self, name: str) -> str:
@@ -153,6 +159,16 @@ class EvaluationManifest(Manifest):
 MANIFESTS = {"datasets": DatasetManifest, "models": ModelManifest, "evaluations": EvaluationManifest}
 
 
+class Pointer(Document):
+    """In the place of a manifest: the same recipe was made under another name."""
+
+    format: Literal[3]
+    group: Group
+    name: NodeName
+    version: Version
+    at: Folder
+
+
 class Rows(Document):
     """The rows of a shard, as a file."""
 
@@ -188,6 +204,7 @@ class Statistics(Document):
 class ShardMark(Mark):
     """The commit mark of a dataset's shard."""
 
+    contents: str = ""
     failures: Count
     bytes: Count
     sha256: Sha
@@ -210,12 +227,17 @@ class Artifact:
     """A finished dataset, model or evaluation of the store.
 
     Attributes:
-        folder: ``<group>/<name>/<version>``.
+        folder: ``<group>/<name>/<version>``, in which its files lie: another name's if it points there.
         manifest: its manifest; before it is made, the predicted facts.
     """
 
     folder: str
     manifest: dict[str, Any]
+
+    @classmethod
+    def of(cls, folder: str, manifest: Mapping[str, Any]) -> "Artifact":
+        """The artifact with a manifest, in the folder that this points at."""
+        return cls(manifest.get("at", folder), dict(manifest))
 
     @property
     def content(self) -> str:
@@ -233,10 +255,46 @@ class Artifact:
 
 
 def manifest_at(store: Store, folder: str) -> dict[str, Any] | None:
-    """The manifest of ``<group>/<name>/<version>``; None if it is missing or cannot be trusted."""
+    """The manifest of ``<group>/<name>/<version>``; None if it is missing or cannot be trusted.
+
+    Of a node that points at another, the other's manifest, with its own name and the other's folder as ``at``.
+    """
     group, name, version = folder.split("/")
-    found = documents.find(store, f"{folder}/manifest.json", MANIFESTS[group])
-    return found if found and (found["group"], found["name"], found["version"]) == (group, name, version) else None
+    found = store.find_json(f"{folder}/manifest.json")
+    if found is None or (found.get("group"), found.get("name"), found.get("version")) != (group, name, version):
+        return None
+    if "content" in found:
+        found.pop("at", None)
+        return found if fits(MANIFESTS[group], found) else None
+    if not fits(Pointer, found) or [(parts := found["at"].split("/"))[0], parts[2]] != [group, version]:
+        return None
+    there = documents.find(store, f"{found['at']}/manifest.json", MANIFESTS[group])
+    if there is None or (there["group"], there["name"], there["version"]) != tuple(parts):
+        return None
+    return there | {"name": name, "at": found["at"]}
+
+
+def artifact_at(store: Store, folder: str) -> Artifact | None:
+    """The artifact of ``<group>/<name>/<version>``, with the folder that its files lie in."""
+    manifest = manifest_at(store, folder)
+    return Artifact.of(folder, manifest) if manifest else None
+
+
+def point(store: Store, node: Node, made: Artifact) -> Artifact:
+    """Publish a node as another one of the same recipe, which is there under another name."""
+    own = {"format": FORMAT, "group": node.group, "name": node.name, "version": node.version, "at": made.folder}
+    store.put_json(f"{node.folder}/manifest.json", own)
+    return Artifact(made.folder, made.manifest | {"name": node.name, "at": made.folder})
+
+
+def names_by_version(store: Store, group: str) -> dict[str, list[str]]:
+    """Version → names under which a group has a folder of it."""
+    names, found = [name for name in store.folders(group) if fits(NodeName, name)], dict[str, list[str]]()
+    with ThreadPoolExecutor(READERS) as pool:
+        for name, versions in zip(names, pool.map(lambda name: store.folders(f"{group}/{name}"), names), strict=True):
+            for version in versions:
+                found.setdefault(version, []).append(name)
+    return found
 
 
 def named(store: Store, name: str, groups: Sequence[str] = GROUPS) -> list[str]:
@@ -267,37 +325,27 @@ def named(store: Store, name: str, groups: Sequence[str] = GROUPS) -> list[str]:
 
 def by_name(store: Store, name: str, groups: Sequence[str] = GROUPS) -> list[Artifact]:
     """The finished artifacts that a name stands for, oldest first; arguments and errors as of `named`."""
-    folders = named(store, name, groups)
     with ThreadPoolExecutor(READERS) as pool:
-        manifests = list(pool.map(lambda folder: manifest_at(store, folder), folders))
-    pairs = zip(folders, manifests, strict=True)
-    found = [Artifact(folder, manifest) for folder, manifest in pairs if manifest is not None]
+        found = [one for one in pool.map(partial(artifact_at, store), named(store, name, groups)) if one is not None]
     return sorted(found, key=lambda one: str(one.manifest["made"]))
 
 
-def find(store: Store, node: Node) -> Artifact | None:
-    """The node's artifact in the store; None unless every file and commit mark exists with its stated size."""
-    manifest = manifest_at(store, node.folder)
-    if manifest is None or (node.group == "models" and manifest["design"]["arch"] != node.arch):
+def find(store: Store, node: Node, folder: str | None = None) -> Artifact | None:
+    """The node's artifact in the store; None unless every file and commit mark exists with its stated size.
+
+    Args:
+        store: the store.
+        node: the node.
+        folder: where it may be; by default under its own name.
+    """
+    made = artifact_at(store, folder or node.folder)
+    if made is None or (node.group == "models" and made.manifest["design"]["arch"] != node.arch):
         return None
-    made = Artifact(node.folder, manifest)
-    there = store.files(node.folder, recursive=True)
+    manifest, there = made.manifest, store.files(made.folder, recursive=True)
     whole = all(there.get(name) == file["bytes"] for name, file in made.files.items())
     marked = all(mark_path(name) in there for name in manifest.get("shards", {}))
-    read = node.group != "evaluations" or _compare(store, node.folder, "result.json", made.files["result.json"]) == []
+    read = node.group != "evaluations" or _compare(store, made.folder, "result.json", made.files["result.json"]) == []
     return made if whole and marked and read else None
-
-
-def find_or_withdraw(store: Store, node: Node, inputs: Mapping[str, Artifact]) -> Artifact | None:
-    """The node's artifact if it is whole and made from exactly these inputs; otherwise withdraw its manifest.
-
-    A node that is being remade must not look finished: its old manifest would cover old and new shards.
-    """
-    made = find(store, node)
-    if made is not None and parents_of(made) == {role: one.content for role, one in inputs.items()}:
-        return made
-    withdraw(store, node.folder, set())
-    return None
 
 
 def read_file(store: Store, made: Artifact, name: str, take_back: bool = False) -> bytes:
@@ -342,6 +390,7 @@ def publish(
     files: dict[str, tuple[int, str]],
     content: str,
     inputs: Mapping[str, Artifact],
+    sources: pa.Table,
     facts: dict[str, Any],
 ) -> Artifact:
     """Write the manifest after all other files, which finishes the node.
@@ -352,8 +401,14 @@ def publish(
         files: name → (bytes, sha256) of every file except commit marks.
         content: digest of its content.
         inputs: role → input artifact.
+        sources: the user's own files that it was made from.
         facts: further entries.
     """
+    if sources.num_rows:
+        record = fingerprints.pack(sources)
+        store.put(f"{node.folder}/{fingerprints.RECORD}", record)
+        files = files | {fingerprints.RECORD: (len(record), digest(record))}
+        facts = facts | {"fingerprints": fingerprints.digests(sources)}
     manifest = {
         "format": FORMAT,
         "group": node.group,
@@ -454,8 +509,11 @@ def verify(store: Store, folder: str) -> list[Damage]:
     with _reported(store, found, Damage(folder, "manifest.json", "cannot be read")):
         if (manifest := manifest_at(store, folder)) is None and {"manifest.json", LAST_BUT_ONE} & set(there):
             why = NOT_OURS if "manifest.json" in there else LOST
+            why = DANGLING if fits(Pointer, store.find_json(f"{folder}/manifest.json")) else why
             found.append(Damage(folder, "manifest.json", why))
     marks = {name.removeprefix("commits/").removesuffix(".json") for name in there if _is_mark(name)}
+    if manifest and "at" in manifest:
+        return found  # its files are another's, which is verified itself
     shards = manifest.get("shards", {}) if manifest else {name for name in marks if fits(ShardName, name)}
     listed = {file["name"]: file for file in manifest["files"]} if manifest else {}
     for shard in [] if folder.startswith("models/") else sorted(shards):

@@ -1,6 +1,6 @@
 """All that can be checked of an experiment before its run begins and before anything is written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob
 from pipeline.run.jobs.checks import neutral, tried
+from pipeline.run.why import Reason, differences, outdated
+from pipeline.store import Store
 from stages.apart import forget
 from stages.errors import BadInput, did_you_mean, short, some
 from stages.recipes import is_own
@@ -44,14 +46,20 @@ class NodeStatus:
     Attributes:
         job: how it is made; it has listed its source, or read its pretrained weights, if it had to.
         there: whether it stands in the store, whole.
-        partial: shards that are committed, where it does not.
+        partial: shards that are committed, where it was not finished.
         facts: its manifest, or what is predicted of it.
+        why: what differs from the newest artifact of its name, where it is to be made.
+        same: folder of the same recipe under another name, which it points at, or will.
+        awaits: ids of inputs to be made; where it is there, it is made again if their content comes out different.
     """
 
     job: ShardJob | ModelJob
     there: bool
     partial: int
     facts: Mapping[str, Any]
+    why: Sequence[Reason] = ()
+    same: str | None = None
+    awaits: Sequence[str] = ()
 
     @property
     def node(self) -> Node:
@@ -59,10 +67,20 @@ class NodeStatus:
         return self.job.node
 
     @property
+    def to_make(self) -> bool:
+        """Whether a run makes it: it is not there, and is made under this name."""
+        return not self.there and self.same is None
+
+    @property
     def state(self) -> str:
         """One phrase for a person."""
+        other = f", as {self.same.rpartition('/')[0]}" if self.same else ""
         if self.there:
-            return "there"
+            return f"there{other}"
+        if other:
+            return f"to make{other}"
+        if self.why and not self.partial:
+            return "to make again"
         return f"{self.partial} shards there, rest to make" if self.partial else "to make"
 
 
@@ -84,26 +102,64 @@ def preflight(nodes: list[Node], context: Context, fetch: bool = True) -> list[N
     forget()
     found: dict[str, NodeStatus] = {}
     try:
+        elsewhere = _Elsewhere(context.store)
         for node in nodes:
-            found[node.id] = _checked(node, context, found, fetch)
+            found[node.id] = _checked(node, context, found, fetch, elsewhere)
     finally:
         forget()  # what was tried in another process may be as large as a model's weights
     return list(found.values())
 
 
-def _checked(node: Node, context: Context, found: Mapping[str, NodeStatus], fetch: bool) -> NodeStatus:
-    inputs = {role: Artifact(parent.folder, dict(found[parent.id].facts)) for role, parent in node.inputs.items()}
+class _Elsewhere:
+    """Where else in a store a recipe may have been made: a group is listed once, and only if something is missing."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.names = store, dict[str, dict[str, list[str]]]()
+
+    def find(self, job: ShardJob | ModelJob) -> Artifact | None:
+        """The artifact of the same recipe under another name."""
+        node = job.node
+        if node.group not in self.names:
+            self.names[node.group] = artifacts.names_by_version(self.store, node.group)
+        for name in self.names[node.group].get(node.version, ()):
+            made = (
+                artifacts.find(self.store, node, f"{node.group}/{name}/{node.version}") if name != node.name else None
+            )
+            if made is not None and not outdated(job, made):
+                return made
+        return None
+
+
+def _checked(
+    node: Node, context: Context, found: Mapping[str, NodeStatus], fetch: bool, elsewhere: _Elsewhere
+) -> NodeStatus:
+    inputs = {role: Artifact.of(parent.folder, found[parent.id].facts) for role, parent in node.inputs.items()}
     job = JOBS[node.stage](node, context, inputs, fetch)
     job.refuse_mismatch()
-    made = artifacts.find(context.store, node)
-    marks = [] if made else [f for f in context.store.files(f"{node.folder}/commits") if f.endswith(".json")]
     try:
-        if made is None:
+        job.note_sources()
+        made, why = artifacts.find(context.store, node), list[Reason]()
+        if made is not None and (why := outdated(job, made)):
+            made = None
+        if made is None and (made := elsewhere.find(job)) is None:
+            why = why or differences(job)
             _try_models(node, context, found)
         facts = made.manifest if made else job.predict_facts()
     except BadInput as error:
         raise BadInput(f"{job.file_key}: {error}") from error
-    return NodeStatus(job, made is not None, len(marks), facts)
+    finished = made is not None or bool(why and artifacts.manifest_at(context.store, node.folder))
+    marks = [] if finished else [f for f in context.store.files(f"{node.folder}/commits") if f.endswith(".json")]
+    others = [one for one in found.values() if (one.node.group, one.node.version) == (node.group, node.version)]
+    same = made.folder if made else next((one.same or one.node.folder for one in others), None)
+    return NodeStatus(
+        job,
+        made is not None,
+        len(marks),
+        facts,
+        [] if made else why,
+        same if same != node.folder else None,
+        [parent.id for parent in node.inputs.values() if not found[parent.id].there or found[parent.id].awaits],
+    )
 
 
 def _try_models(node: Node, context: Context, found: Mapping[str, NodeStatus]) -> None:

@@ -174,7 +174,9 @@ class Lines(Display):
                 return f"there already ({progress.version})"
             case "started" | "began":
                 found = f", {progress.found} there already" if progress.found else ""
-                return f"started ({progress.stage}, {progress.total} {unit}{found})"
+                return (
+                    f"started ({progress.stage}, {progress.total} {unit[:-1] if progress.total == 1 else unit}{found})"
+                )
             case "done":
                 return "  ".join(
                     filter(None, [f"done in {progress.seconds:.1f} s", *measured(progress), mixed(progress)])

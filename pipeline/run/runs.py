@@ -21,6 +21,7 @@ from pipeline.run.documents import Amount, Count, Document, Moment, NodeId, RunN
 from pipeline.run.engines import Engine, FailedShard, Inline, reason_of
 from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob, Unit
 from pipeline.run.preflight import NodeStatus, wanted
+from pipeline.run.why import outdated
 from pipeline.store import READERS, Store
 from stages.errors import BadData, BadInput, did_you_mean
 
@@ -176,6 +177,7 @@ class Run:
     ) -> None:
         self.experiment, self.context, self.published = experiment, context, published
         self.jobs = {status.node.id: status.job for status in checked or ()}
+        self.same = {status.node.id: status.same for status in checked or ()}
         self.nodes = [status.node for status in checked] if checked else wanted(build(experiment), only)
         self.made: dict[str, Artifact] = {}
         self.condemned: dict[str, str] = {}
@@ -209,6 +211,8 @@ class Run:
         todo, running = list(self.nodes), dict[Future[Any], Node]()
         while todo or running:
             for node in [n for n in todo if all(i.id in self.made for i in n.inputs.values())]:
+                if any(_same(node, other) for other in running.values()):
+                    continue  # it is being made, under another name
                 todo.remove(node)
                 running[engine.start(partial(self._make, node, engine))] = node
             if not running:
@@ -233,18 +237,19 @@ class Run:
 
     def _make(self, node: Node, engine: Engine) -> Artifact:
         inputs = {role: self.made[parent.id] for role, parent in node.inputs.items()}
-        checked, progress = self.jobs.pop(node.id, None), self.record.nodes[node.id]
+        progress = self.record.nodes[node.id]
         if node.folder in self.condemned:
             progress.why = "waits for `notbugs gc`, which is removing this version"
             removals.wait(self.context.store, self.condemned[node.folder], node.folder)
             progress.why = None
-        if (there := artifacts.find_or_withdraw(self.context.store, node, inputs)) is not None:
+        job = self.jobs.pop(node.id, None) or JOBS[node.stage](node, self.context, inputs)
+        job.inputs = inputs  # until now, what was predicted of them
+        job.note_sources()
+        if (there := self._find(job)) is not None:
             progress.state = "cached"
-            self.record.note(node.id, "cached")
+            self.record.note(node.id, "cached", at=there.folder)
             return there
         progress.state, progress.started = "queued" if engine.queues else "running", time.time()
-        job = checked or JOBS[node.stage](node, self.context, inputs)
-        job.inputs = inputs  # until now, what was predicted of them
         job.refuse_mismatch()
         made = self._make_model(job, engine) if isinstance(job, ModelJob) else self._make_shards(job, engine)
         progress.state, progress.seconds = "done", round(time.time() - progress.started, 1)
@@ -252,6 +257,24 @@ class Run:
         self.published(made)
         self.record.note(node.id, "done", seconds=progress.seconds, devices=progress.devices)
         return made
+
+    def _find(self, job: ShardJob | ModelJob) -> Artifact | None:
+        """The artifact of a job, made from exactly these inputs and files, under its name or another.
+
+        Otherwise its manifest is withdrawn: a node that is being remade must not look finished, since its old manifest
+        would cover old and new shards.
+        """
+        store, node = self.context.store, job.node
+        made = artifacts.find(store, node)
+        if made is not None and not outdated(job, made):
+            return made
+        artifacts.withdraw(store, node.folder, set())
+        others = [self.made[other.id].folder for other in self.nodes if other.id in self.made and _same(node, other)]
+        for folder in dict.fromkeys(filter(None, [self.same.get(node.id), *others])):
+            twin = artifacts.find(store, node, folder) if folder not in self.condemned else None
+            if twin is not None and not outdated(job, twin):
+                return artifacts.point(store, node, twin)
+        return None
 
     def _make_shards(self, job: ShardJob, engine: Engine) -> Artifact:
         """Make the shards that a listing lacks; then read the marks of the rest, and make those without a valid one."""
@@ -331,6 +354,11 @@ class Run:
 
         maker.model(job, report)
         return published[0]
+
+
+def _same(node: Node, other: Node) -> bool:
+    """Whether two nodes are the same recipe under two names."""
+    return (node.group, node.version) == (other.group, other.version)
 
 
 def _brief(facts: Mapping[str, Any]) -> dict[str, Any]:

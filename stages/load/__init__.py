@@ -1,6 +1,7 @@
 """Load clean images: list a source, assign its images to shards, read one shard."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from stages.load.files import Files, place_of
 from stages.load.folder import RESTRICTED_IMAGENET, list_folder, place_in
 from stages.load.listing import Images, Item, Listing, few, printable
 from stages.load.parquet import list_parquet
+from stages.load.stamps import GONE, Stamp, names_of_tars, stamp, stamps_of, stamps_of_images, stamps_of_tars
 from stages.load.synthetic import list_synthetic, synthetic
 from stages.load.webdataset import list_webdataset
 from stages.recipes import Digits, ImageFolder, Load, Parquet, Synthetic, Torchvision, WebDataset
@@ -20,15 +22,23 @@ from stages.seeds import generator
 from stages.shard import Failure, Pixels, Shard, shard_name
 
 __all__ = [
+    "GONE",
     "RESTRICTED_IMAGENET",
     "Images",
     "Item",
     "Listing",
+    "Stamp",
     "assign_to_shards",
+    "contents",
     "list_source",
+    "names_of_tars",
     "printable",
     "probe",
     "read",
+    "stamp",
+    "stamps_of",
+    "stamps_of_images",
+    "stamps_of_tars",
 ]
 
 
@@ -168,6 +178,7 @@ def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: st
             files.append(file)
     _refuse_failures(failures, len(items), load.max_undecodable)
     whole = [file for file in files if file is not None]
+    contents = [opened.contents.get(item.ref) for item in items] if opened.contents else None
     if not (pixels.uniform or whole):
         raise BadData("images of differing sizes: add crop")
     labels = np.array([item.label for item in kept], dtype=np.int64)
@@ -180,7 +191,17 @@ def read(load: Load, name: str, items: Sequence[Item], channels: int, suffix: st
         files=whole or None,
         suffix=suffix or ENCODED,
         failures=failures,
+        contents=contents,
     )
+
+
+def contents(items: Sequence[Item]) -> list[str | None]:
+    """sha256 of the file of each image; None for one that cannot be read."""
+    with Files([item.ref for item in items]) as opened:
+        for item in items:
+            with suppress(BadData, OSError):
+                opened.fetch(item.ref)
+    return [opened.contents.get(item.ref) for item in items]
 
 
 def _said(error: Exception) -> str:

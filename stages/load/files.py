@@ -1,6 +1,7 @@
 """Image files on disk and in object stores. Reads from tars are merged where that is faster."""
 
 import errno
+import hashlib
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +37,8 @@ hundred KiB."""
 class Files:
     """Image files. Images in tars are prefetched concurrently; each tar in an object store is opened once.
 
+    `contents` holds the sha256 of each file that was fetched.
+
     A shard's images are randomly distributed over the source's tars, so most need a request of their own. All files of
     a shard stay in memory until it is read; the packed shard takes as much again.
     """
@@ -44,7 +47,7 @@ class Files:
         refs = list(refs)
         rows = [ref for ref in refs if isinstance(ref, Row)]
         place = {ref: i for i, ref in enumerate(refs) if isinstance(ref, tuple) and not isinstance(ref, Row)}
-        self.pool = ThreadPoolExecutor(READERS)
+        self.pool, self.contents = ThreadPoolExecutor(READERS), dict[Any, str]()
         # All tars are opened before any is read, so that no thread waits for a tar that cannot be opened.
         self.tars = {url: self.pool.submit(_reader, url) for url in dict.fromkeys(url for url, _, _ in place)}
         self.coming = dict[Any, Future[Mapping[Any, bytes | Exception | None]]]()
@@ -72,15 +75,14 @@ class Files:
             BadData: the tar is shorter than when it was listed, or the row has no image.
             OSError: the file cannot be read.
         """
-        if isinstance(ref, Path):
-            return read_file(ref)
-        content = self.coming[ref].result()[ref]
+        content = read_file(ref) if isinstance(ref, Path) else self.coming[ref].result()[ref]
         if content is None:
             raise BadData("holds no bytes of an image")
         if isinstance(content, Exception):
             raise content
-        if not isinstance(ref, Row) and len(content) != ref[2]:
+        if isinstance(ref, tuple) and not isinstance(ref, Row) and len(content) != ref[2]:
             raise BadData("ends inside the image")
+        self.contents[ref] = hashlib.sha256(content).hexdigest()
         return content
 
 
@@ -104,7 +106,7 @@ def place_of(ref: Any) -> str:
     return ref[0] if isinstance(ref, tuple) else printable("/".join(ref.parts[-2:]))
 
 
-def _on_disk(url: str) -> Path | None:
+def local_path(url: str) -> Path | None:
     """The path of a local file, from a path or URL; None for a remote file."""
     if "://" not in url:
         return Path(url)
@@ -120,7 +122,7 @@ def open_file(url: str, patient: bool = True, buffer: int | None = None) -> Bina
         patient: as for `_Remote`.
         buffer: least bytes of a request, `CHUNK` by default.
     """
-    path = _on_disk(url)
+    path = local_path(url)
     return _open(path) if path else BufferedReader(_Remote(url, patient), buffer or CHUNK)
 
 
@@ -137,7 +139,7 @@ def _open(path: Path) -> BinaryIO:
 
 def _reader(url: str) -> Callable[[int, int], bytes]:
     """A thread-safe function that reads a number of bytes at an offset."""
-    path = _on_disk(url)
+    path = local_path(url)
     if path is None:
         return _Remote(url).read_at
 

@@ -47,8 +47,12 @@ class _Paths:
         return cls(root, pa.array([name.encode("utf-8", "surrogateescape") for name in names], pa.large_binary()))
 
     def __getitem__(self, at: int) -> Path:
+        return self.root / self.name(at)
+
+    def name(self, at: int) -> str:
+        """``<class>/<image>``."""
         name: bytes = self.names[at].as_py()
-        return self.root / name.decode("utf-8", "surrogateescape")
+        return name.decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True)

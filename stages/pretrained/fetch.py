@@ -34,6 +34,14 @@ def is_elsewhere(place: str) -> bool:
     return scheme_of(place) not in ("", "file", "package")
 
 
+def local(place: str, data: Path) -> Path | None:
+    """The path of a file that is not fetched from elsewhere; None if it is, or if its place is none."""
+    try:
+        return None if is_elsewhere(place) else _here(place, data)
+    except BadData:
+        return None
+
+
 @contextmanager
 def fetched(place: str, data: Path) -> Iterator[Path]:
     """The local path of a file, given as a path below `data`, ``package://PACKAGE/FILE``, or a URL.

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torchvision import transforms
 
 from stages.errors import BadData
-from stages.images import FORMATS, decode, encode_png, histogram, open_image, read_file
+from stages.images import FORMATS, KEPT, decode, encode_png, histogram, open_image, read_file
 
 SIDES = st.integers(1, 24)
 
@@ -294,6 +294,14 @@ def test_damaged_exif_data_turn_nothing_and_hinder_nothing(exif, kind):
 )
 def test_a_file_is_kept_if_it_is_what_the_format_promises(encoded, suffix, channels, why):
     assert open_image(encoded, channels).why_not_kept(suffix) == why
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_bmp_of_8_bits_per_channel_could_be_kept(mode, monkeypatch):
+    monkeypatch.setitem(KEPT, "bmp", "BMP")
+    out = io.BytesIO()
+    Image.new(mode, (6, 5), 7).save(out, "BMP")
+    assert open_image(out.getvalue(), len(mode)).why_not_kept("bmp") is None
 
 
 # ---- whatever there may be

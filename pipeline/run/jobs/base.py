@@ -5,11 +5,14 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pyarrow as pa
+
 from pipeline.experiment.graph import Node
-from pipeline.run import artifacts
+from pipeline.run import artifacts, fingerprints
 from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import fits
 from pipeline.run.jobs.checks import refuse_model
@@ -18,7 +21,7 @@ from pipeline.store import Store, digest, unsealed
 from stages.design import Design
 from stages.errors import BadInput
 from stages.load import Item
-from stages.recipes import Recipe
+from stages.recipes import Recipe, is_own
 from stages.shard import Shard, split_of, unpack
 
 if TYPE_CHECKING:
@@ -27,11 +30,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """Where things are: the store, the folder of local sources, the folder of the user's own modules."""
+    """Where things are.
+
+    Attributes:
+        store: the store.
+        data: folder of local sources.
+        here: folder of the user's own modules.
+        check_files: whether the user's files are compared by content, not by the time of their last change.
+    """
 
     store: Store
     data: Path
     here: Path
+    check_files: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,37 @@ class Job(ABC):
         Raises:
             BadInput: it cannot be made.
         """
+
+    # ------------------------------------------------------------------------- the user's own files
+
+    @cached_property
+    def sources(self) -> pa.Table:
+        """The user's own files that it is made from, as `fingerprints` has them; without a source that is gone."""
+        return self.own_code
+
+    @cached_property
+    def own_code(self) -> pa.Table:
+        """The source code of the user's networks that it runs: of an attack or evaluation, those of its models."""
+        models = [node for node in (self.node, *self.node.inputs.values()) if node.group == "models"]
+        return fingerprints.code([node.arch for node in models if node.arch and is_own(node.arch)], self.context.here)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Role → digest of these files."""
+        return fingerprints.digests(self.sources)
+
+    def note_sources(self) -> None:
+        """Take the fingerprints of these files, before any of them is read and before the job goes to a worker.
+
+        Raises:
+            BadInput: a source that is there cannot be listed.
+        """
+        _ = self.fingerprints
+
+    @property
+    def code(self) -> dict[str, str]:
+        """Arch → digest of its source code, for each network of the user that runs."""
+        return {role: found for role, found in self.fingerprints.items() if is_own(role)}
 
     # ------------------------------------------------------------------------------------ its cost
 

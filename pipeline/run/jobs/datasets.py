@@ -4,7 +4,7 @@ import io
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.experiment.graph import Node
-from pipeline.run import artifacts
+from pipeline.run import artifacts, fingerprints
 from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs.base import (
     ShardJob,
@@ -36,7 +36,7 @@ from stages import load
 from stages.errors import BadData, BadInput
 from stages.limits import MEMORY
 from stages.load import Images, Item, Listing, printable
-from stages.recipes import Relabel
+from stages.recipes import ImageFolder, Relabel
 from stages.select import kept, select
 from stages.shard import Shard, pack, rows, unpack
 
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 SPARED = "not_transferring_to."
 """Prefix of the roles of models that an attack must not fool."""
+
+MANY = 1000
+"""Images whose files are read together when they are compared by content."""
 
 ROWS = 2**18
 """Approximate rows of a row group of ``samples.parquet``: fewer make the file larger and slower to read."""
@@ -120,8 +123,13 @@ class DatasetJob(ShardJob):
             files,
             artifacts.content_digest(shas),
             self.inputs,
+            self.recorded(marks),
             self.facts() | totals(marks, self.steps) | left_out(table) | computed_on(marks.values()),
         )
+
+    def recorded(self, marks: Mapping[str, dict[str, Any]]) -> pa.Table:
+        """The user's own files that it was made from, for its record."""
+        return self.sources
 
     def _samples(self, marks: Mapping[str, dict[str, Any]]) -> bytes:
         """The rows of all shards as one file; the shards of one row group are held in memory at a time."""
@@ -172,15 +180,60 @@ class LoadJob(DatasetJob):
 
     @cached_property
     def listing(self) -> Listing:
+        assert self.tars is not None  # their sizes and times are from before they are read
         return load.list_source(self.node.recipe, self.context.data, self.fetch)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the images: a unit carries its own."""
-        return self.__dict__ | {"listing": replace(self.listing, items={}), "majority": self.majority}
+        own = {"listing": replace(self.listing, items={}), "majority": self.majority, "sources": self.own_code}
+        return self.__dict__ | own
 
     @cached_property
     def majority(self) -> dict[str, float]:
         return {split: self.listing.majority(split) for split in self.listing.items}
+
+    @cached_property
+    def tars(self) -> dict[str, load.Stamp]:
+        """Sizes and times of the source's tars or parquet files; empty if it has none."""
+        return load.stamps_of_tars(self.node.recipe, self.context.data)
+
+    @cached_property
+    def sources(self) -> pa.Table:
+        recipe, data = self.node.recipe, self.context.data
+        if isinstance(recipe, ImageFolder) and (data / recipe.root).is_dir():
+            names, stamps = load.stamps_of_images(self.listing)
+        elif any(stamp != load.GONE for stamp in self.tars.values()):
+            names, stamps = load.names_of_tars(recipe, data, self.tars), np.array(list(self.tars.values()))
+        else:  # no files; or the source was removed after it was loaded
+            return self.own_code
+        read = self._contents(self._read_all()) if self.context.check_files else None
+        return fingerprints.rows("source", names, stamps[:, 0].tolist(), stamps[:, 1].tolist(), read)
+
+    def recorded(self, marks: Mapping[str, dict[str, Any]]) -> pa.Table:
+        if not self.sources.num_rows:
+            return self.sources
+        read = ((unit.items, fingerprints.split(marks[unit.name]["contents"])) for unit in self.units())
+        contents = pa.array(self._contents(read), pa.string())
+        return self.sources.set_column(self.sources.schema.names.index("content"), "content", contents)
+
+    def _read_all(self) -> Iterator[tuple[Sequence[Item], list[str]]]:
+        """All images of the source, with the digests of their files."""
+        for images in self.listing.items.values():
+            for first in range(0, len(images), MANY):
+                some = images[first : first + MANY]
+                yield some, fingerprints.split(fingerprints.join(load.contents(some)))
+
+    def _contents(self, read: Iterable[tuple[Sequence[Item], Sequence[str]]]) -> list[str]:
+        """Digest of each file of `sources`: of a tar, the sum of those of the images in it that are taken."""
+        one, sums = dict[int, str](), dict.fromkeys(self.tars, 0)
+        for items, contents in read:
+            for item, content in zip(items, contents, strict=True):
+                if isinstance(item.ref, tuple):
+                    place = " ".join(map(str, item.ref[1:]))
+                    sums[item.ref[0]] += int(digest(f"{place} {content}".encode())[: fingerprints.DIGITS], 16)
+                else:
+                    one[item.index] = content
+        return [f"{total % 2**64:016x}" for total in sums.values()] or [one[index] for index in sorted(one)]
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -192,10 +245,20 @@ class LoadJob(DatasetJob):
 
     def units(self) -> list[Unit]:
         spread, data = load.assign_to_shards(self.listing, self.node.recipe), self.context.data
-        return [Unit(name, len(items), {"source": _listed(items, data)}, items) for name, items in spread.items()]
+        return [
+            Unit(name, len(items), {"source": _listed(items, data)} | _stamped(items, self.tars), items)
+            for name, items in spread.items()
+        ]
 
     def read(self, unit: Unit) -> Shard:
-        return load.read(self.node.recipe, unit.name, unit.items, self.listing.channels, self.listing.suffix)
+        shard = load.read(self.node.recipe, unit.name, unit.items, self.listing.channels, self.listing.suffix)
+        if (now := _stamped(unit.items)) and now["files"] != unit.inputs["files"]:
+            raise BadData("files of the source changed after they were listed: run again")
+        return shard
+
+    def commit(self, unit: Unit, result: Shard, facts: dict[str, Any]) -> dict[str, Any]:
+        contents = fingerprints.join(result.contents or ())
+        return super().commit(unit, result, facts | ({"contents": contents} if contents else {}))
 
     def predict_facts(self) -> dict[str, Any]:
         spread = load.assign_to_shards(
@@ -244,6 +307,12 @@ def _listed(items: Sequence[Item], data: Path) -> str:
     return digest(canonical([[i.index, i.label, _named(i.ref, data)] for i in items]))
 
 
+def _stamped(items: Sequence[Item], tars: Mapping[str, load.Stamp] | None = None) -> dict[str, str]:
+    """Digest of the sizes and times of a shard's sources, if they are files."""
+    stamps = load.stamps_of(items, tars)
+    return {} if stamps is None else {"files": digest(canonical(stamps))}
+
+
 def _named(ref: Any, data: Path) -> Any:
     """A file's name and position, independent of where the folder of local sources lies."""
     if isinstance(ref, tuple):
@@ -273,7 +342,7 @@ class ImagesJob(DatasetJob):
 
     def units(self) -> list[Unit]:
         images, found = self.inputs["images"], []
-        others = {role: made.content for role, made in self.inputs.items() if role != "images"}
+        others = {role: made.content for role, made in self.inputs.items() if role != "images"} | self.code
         for split in self.splits():
             for name in images.shards(split):
                 sha = images.files[f"{name}.tar"]["sha256"]

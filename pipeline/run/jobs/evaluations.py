@@ -42,7 +42,7 @@ class ScoreJob(ShardJob):
 
     def units(self) -> list[Unit]:
         images = self.inputs["on"]
-        models = {role: made.content for role, made in self.inputs.items() if role != "on"}
+        models = {role: made.content for role, made in self.inputs.items() if role != "on"} | self.code
         return [
             Unit(name, images.manifest["shards"][name], {"on": images.files[f"{name}.tar"]["sha256"], **models})
             for split in self.splits()
@@ -82,7 +82,9 @@ class ScoreJob(ShardJob):
         files = {"result.json": (len(content), digest(content)), "recipe.json": self._write_recipe()}
         shards = {name: mark["samples"] for name, mark in sorted(marks.items())}
         facts = {"shards": shards} | computed_on(marks.values())
-        return artifacts.publish(self.context.store, self.node, files, digest(canonical(found)), self.inputs, facts)
+        return artifacts.publish(
+            self.context.store, self.node, files, digest(canonical(found)), self.inputs, self.sources, facts
+        )
 
     def _facts(self, model: str) -> dict[str, Any]:
         """What was scored, and on what. Held out are images as they were loaded, of a split that was not trained on."""
@@ -93,7 +95,7 @@ class ScoreJob(ShardJob):
             "split": split,
             "held_out": not on.inputs and not (scored.inputs and scored.recipe.split == split),
             "model": model,
-            "trained_on": self.inputs[f"models.{model}"].manifest.get("trained_on"),
+            "trained_on": scored.inputs["on"].name if "on" in scored.inputs else None,
         }
 
 

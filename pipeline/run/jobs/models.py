@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.experiment.graph import Node
-from pipeline.run import artifacts
+from pipeline.run import artifacts, fingerprints
 from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs.base import Job, computed_on, read_shard, source_of, weights_of
 from pipeline.run.jobs.checks import neutral_split, tried
 from pipeline.run.jobs.work import Part, Trial, Work, assumed_design, scoring_clean
 from pipeline.store import canonical, digest
 from stages.design import Design
-from stages.errors import BadInput
+from stages.errors import BadData, BadInput
+from stages.load import GONE, stamp
+from stages.pretrained import fetch
 from stages.recipes import Pretrained, Recipe
 from stages.seeds import torch_seed
 from stages.shard import Shard
@@ -86,6 +89,10 @@ class ModelJob(Job):
             BadInput: several processes are needed to make it.
         """
 
+    def recorded(self) -> pa.Table:
+        """The user's own files that it was made from, with their contents, for its record."""
+        return self.sources
+
     def _publish(self, design: dict[str, Any], weights: bytes, history: list[dict[str, Any]]) -> Artifact:
         """Write the files and the manifest, again if another run of the same model has put its own between them.
 
@@ -102,7 +109,7 @@ class ModelJob(Job):
             files = {
                 name: (len(content), digest(content)) for name, content in (contents | {"recipe.json": recipe}).items()
             }
-            made = artifacts.publish(store, self.node, files, digest(weights), self.inputs, facts)
+            made = artifacts.publish(store, self.node, files, digest(weights), self.inputs, self.recorded(), facts)
             if all(store.find(f"{folder}/{name}") == content for name, content in contents.items()):
                 return made
 
@@ -240,7 +247,7 @@ class TrainJob(ModelJob):
         names = on.shards(self.node.recipe.split)
         counts = {name: on.manifest["shards"][name] for name in names}
         size = sum(counts.values()) * int(np.prod(on.manifest["image_shape"]))
-        origin = digest(canonical({role: made.content for role, made in self.inputs.items()}))
+        origin = digest(canonical({role: made.content for role, made in self.inputs.items()} | self.code))
         return Examples(names, counts, partial(read_shard, self.context, on), size, origin)
 
     def _watched(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -276,6 +283,7 @@ class PretrainedJob(ModelJob):
     """A model that was trained elsewhere: its file is read once, before the run begins, and published by it."""
 
     key = "pretrained"
+    counted = "checkpoints"
     epochs = threads = workers = 1
     trained_on = None
 
@@ -287,6 +295,25 @@ class PretrainedJob(ModelJob):
             BadInput: it cannot be read, or does not fit the network.
         """
         return tried(self.node, _import, self.node.recipe, self.context.data, self.context.here)
+
+    @cached_property
+    def sources(self) -> pa.Table:
+        return pa.concat_tables([self.own_code, self._weights(self.context.check_files)])
+
+    def _weights(self, read: bool) -> pa.Table:
+        """The checkpoint, if it lies on this machine; a digest in the recipe is part of the version instead."""
+        recipe = self.node.recipe
+        path = fetch.local(recipe.weights, self.context.data) if recipe.sha256 is None else None
+        if path is None or (found := stamp(path)) == GONE:
+            return fingerprints.SCHEMA.empty_table()
+        content = fingerprints.content_of(path) if read else None
+        return fingerprints.rows("weights", [recipe.weights], found[:1], found[1:], [content])
+
+    def recorded(self) -> pa.Table:
+        table = pa.concat_tables([self.own_code, self._weights(read=True)])
+        if fingerprints.digests(table) != self.fingerprints:
+            raise BadData(f"checkpoint {self.node.recipe.weights} changed while it was read: run again")
+        return table
 
     @property
     def ready(self) -> bool:

@@ -58,8 +58,13 @@ def test_plain_lines_say_each_turn_and_not_every_shard(capsys):
             lines("datasets/rand", progress, "committed")
         progress.why = "the disk is full"
         lines("datasets/rand", progress, "failed")
+        lines("models/theirs", Progress("pretrained", "v", state="running", total=1), "started")
     said = capsys.readouterr().err.splitlines()
-    assert said == ["datasets/rand: started (attack, 4 shards)", "datasets/rand: failed: the disk is full"]
+    assert said == [
+        "datasets/rand: started (attack, 4 shards)",
+        "datasets/rand: failed: the disk is full",
+        "models/theirs: started (pretrained, 1 checkpoint)",
+    ]
 
 
 def frame(display):
