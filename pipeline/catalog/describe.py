@@ -34,7 +34,7 @@ def described(store: Store, entry: Entry, evaluations: Sequence[Entry] | None = 
     manifest = artifacts.manifest_at(store, entry.folder)
     if manifest is None:
         return about | {"there": entry.steps}
-    made = Artifact(entry.folder, manifest)
+    made = Artifact.of(entry.folder, manifest)
     about |= manifest | _recipe(store, made)
     match entry.group:
         case "datasets":

@@ -91,7 +91,7 @@ def _read(store: Store, entry: Entry) -> tuple[dict[str, Any], Artifact]:
     manifest = artifacts.manifest_at(store, entry.folder)
     if manifest is None:
         raise BadData(f"{entry.folder}/manifest.json is missing or damaged: run its experiment again")
-    made = Artifact(entry.folder, manifest)
+    made = Artifact.of(entry.folder, manifest)
     return words.recipe_file(store, made), made
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.catalog import listing
-from pipeline.catalog.listing import DAMAGED, FINISHED, Entry
+from pipeline.catalog.listing import DAMAGED, FINISHED, SAME, Entry
 from pipeline.run import artifacts, removals, runs, tags
 from pipeline.store import Store
 from stages.errors import BadInput
@@ -48,7 +48,8 @@ class Plan:
     """Outcome of a look at a store.
 
     Attributes:
-        removable: versions that may go, the newest first: so a version goes before what it was made from.
+        removable: versions that may go: those that point at another first, then the newest first. So a version goes before
+            what it was made from, or points at.
         kept: folder → why it is kept.
     """
 
@@ -79,7 +80,8 @@ def plan(store: Store, policy: Policy) -> Plan:
     kept = _with_inputs(entries, roots, named)
     for run, folders in named.items():
         kept |= {f: f"results of run {run}" for f in folders if f.startswith("evaluations/") and f not in kept}
-    return Plan([entry for entry in entries.values() if entry.folder not in kept], kept)
+    removable = [entry for entry in entries.values() if entry.folder not in kept]
+    return Plan(sorted(removable, key=lambda entry: SAME not in entry.parents), kept)
 
 
 def _named(record: Mapping[str, Any]) -> set[str]:

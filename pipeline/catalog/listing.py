@@ -27,7 +27,7 @@ class Entry:
         when: time of publication; of what has no manifest, of the last write (seconds since 1970).
         bytes: size of the files in the manifest; of what has no manifest, of all files.
         samples: images of a dataset, or images that an evaluation scored; None for a model, or if it is not known.
-        parents: role → folder of the version that it was made from.
+        parents: role → folder of the version that it was made from; of one that points at another, `SAME` → it.
         content: content digest, empty if it is not finished.
         steps: of what is unfinished, what is there: ``3 shards``.
         tags: its tags, sorted.
@@ -120,15 +120,21 @@ def entry(store: Store, folder: str, named: Iterable[str] = ()) -> Entry | None:
     return Entry(folder, state, when, size, None, {}, steps=steps, tags=marked)
 
 
+SAME = "same as"
+"""Role of the version that one of the same recipe points at, which holds its files."""
+
+
 def _finished(folder: str, manifest: Mapping[str, Any], marked: tuple[str, ...]) -> Entry:
+    target = {SAME: manifest["at"]} if "at" in manifest else {}
+    parents = {role: f"{parent['node']}/{parent['version']}" for role, parent in manifest["parents"].items()}
     counts = manifest.get("counts", manifest.get("shards"))
     return Entry(
         folder,
         FINISHED,
         datetime.fromisoformat(manifest["made"]).timestamp(),
-        sum(file["bytes"] for file in manifest["files"]),
+        0 if target else sum(file["bytes"] for file in manifest["files"]),
         None if counts is None else sum(counts.values()),
-        {role: f"{parent['node']}/{parent['version']}" for role, parent in manifest["parents"].items()},
+        target or parents,
         manifest["content"],
         tags=marked,
     )

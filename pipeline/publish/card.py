@@ -169,8 +169,9 @@ def write_all(store: Store, run: Mapping[str, Any]) -> None:
         name = node.removeprefix("datasets/")
         if name != node and state in ("done", "cached") and any(_is_of(row["trained_on"], name) for row in rows):
             folder = f"{node}/{run['nodes'][node]['version']}"
-            if (manifest := artifacts.manifest_at(store, folder)) is not None:
-                write(store, Artifact(folder, manifest), about(run), rows)
+            made = artifacts.artifact_at(store, folder)
+            if made is not None and made.folder == folder:  # else the card lies with the files, under another name
+                write(store, made, about(run), rows)
 
 
 def about(run: Mapping[str, Any]) -> About:

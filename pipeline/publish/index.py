@@ -15,9 +15,9 @@ from pipeline.experiment.graph import GROUPS
 from pipeline.publish import card, croissant, pictures
 from pipeline.report.results import Results
 from pipeline.report.scores import percent
-from pipeline.run import artifacts, documents, runs
+from pipeline.run import artifacts, documents, runs, tags
 from pipeline.run.artifacts import Artifact
-from pipeline.run.documents import Document, NodeId, NodeName, Version, fits
+from pipeline.run.documents import NodeName, Version, fits
 from pipeline.store import READERS, Store
 from pipeline.terminal import size, visible
 from stages.errors import BadInput
@@ -91,14 +91,6 @@ class Shown:
     url: str
 
 
-class Tag(Document):
-    """``tags/<group>/<name>/<tag>.json``."""
-
-    tag: str
-    node: NodeId
-    version: Version
-
-
 def write(store: Store) -> str:
     """Write the page; returns its path in the store.
 
@@ -113,13 +105,13 @@ def write(store: Store) -> str:
 
 def render(store: Store) -> str:
     """The page as HTML."""
-    made, tags = _newest(store), _tags(store)
+    made, tagged = _newest(store), tags.by_folder(tags.every(store))
     by_group = {group: [one for one in made if one.manifest["group"] == group] for group in GROUPS}
     folders, known = [one.folder for one in by_group["datasets"]], {one.folder for one in made}
     there = dict(zip(folders, _each(store.files, folders), strict=True))
 
     def line(one: Artifact) -> Line:
-        return _line(store, one, there.get(one.folder, {}), tags.get(one.folder, []), known)
+        return _line(store, one, there.get(one.folder, {}), tagged.get(one.folder, []), known)
 
     tables = [
         _runs(store),
@@ -153,22 +145,13 @@ def _newest(store: Store) -> list[Artifact]:
         if manifest is None:
             return None
         rest = {key: value for key, value in manifest.items() if key not in ("files", "shards")}
-        return Artifact(folder, rest | {"bytes": sum(file["bytes"] for file in manifest["files"])})
+        held = () if "at" in manifest else manifest["files"]  # the files lie in the folder that it points at
+        return Artifact(folder, rest | {"bytes": sum(file["bytes"] for file in held)})
 
     nodes = [f"{group}/{name}" for group in GROUPS for name in store.folders(group) if fits(NodeName, name)]
     versions = zip(nodes, _each(store.folders, nodes), strict=True)
     folders = [f"{node}/{version}" for node, each in versions for version in each if fits(Version, version)]
     return sorted(filter(None, _each(read, folders)), key=lambda one: str(one.manifest["made"]), reverse=True)
-
-
-def _tags(store: Store) -> dict[str, list[str]]:
-    """``<group>/<name>/<version>`` → its tags."""
-    paths = [f"tags/{path}" for path in store.files("tags", recursive=True) if path.endswith(".json")]
-    found: dict[str, list[str]] = {}
-    for tag in _each(lambda path: documents.find(store, path, Tag), paths):
-        if tag is not None:
-            found.setdefault(f"{tag['node']}/{tag['version']}", []).append(tag["tag"])
-    return found
 
 
 def _anchor(folder: str) -> str:
@@ -193,17 +176,17 @@ HEADS = {
 }
 
 
-def _line(store: Store, one: Artifact, there: Mapping[str, int], tags: Sequence[str], known: set[str]) -> Line:
+def _line(store: Store, one: Artifact, there: Mapping[str, int], tagged: Sequence[str], known: set[str]) -> Line:
     """The line of a node.
 
     Args:
         store, one: the store, and the node.
         there: files in its folder.
-        tags: its tags.
+        tagged: its tags.
         known: folders that have a line.
     """
     manifest = one.manifest
-    begin: list[list[str | Link]] = [[f"{manifest['name']} {manifest['version'][:8]}…"], [", ".join(sorted(tags))]]
+    begin: list[list[str | Link]] = [[f"{manifest['name']} {manifest['version'][:8]}…"], [", ".join(sorted(tagged))]]
     about: dict[str, Callable[[], list[list[str | Link]]]] = {
         "datasets": lambda: [[", ".join(f"{split} {count:,}" for split, count in manifest["counts"].items())]],
         "models": lambda: [[manifest["design"]["arch"]]],
@@ -235,7 +218,7 @@ def _parents(manifest: Mapping[str, Any], known: set[str]) -> list[str | Link]:
 
 def _scores(store: Store, one: Artifact) -> str:
     """The best accuracies of an evaluation."""
-    found = documents.find(store, f"{one.folder}/result.json", Results)
+    found = documents.find(store, f"{one.manifest.get('at', one.folder)}/result.json", Results)
     rows = [row for row in found["rows"] if "accuracy" in row] if found else []
     best = sorted(rows, key=lambda row: -row["accuracy"])
     told = [f"{row['model']} {percent(row['accuracy'])}" for row in best[:SCORES]]

@@ -75,10 +75,10 @@ def _originals(store: Store, manifest: Mapping[str, Any], shard: str, chosen: Se
     if parent is None:
         return []
     folder = f"{parent['node']}/{parent['version']}"
-    there = artifacts.manifest_at(store, folder)
-    if there is None or there["content"] != parent["content"]:
+    there = artifacts.artifact_at(store, folder)
+    if there is None or there.content != parent["content"]:
         return []
-    found = head(store, folder, shard, len(there["classes"]), BEGINNING)
+    found = head(store, there.folder, shard, len(there.manifest["classes"]), BEGINNING)
     return [found[index] for index in chosen if index in found]
 
 
