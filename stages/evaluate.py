@@ -55,6 +55,8 @@ def _clean(recipe: Evaluate, classes: Sequence[str], answers: np.ndarray, shard:
         "n_per_class": np.bincount(label, minlength=count).tolist(),
         "answers_per_class": np.bincount(answers, minlength=count).tolist(),
     }
+    if recipe.confusion:
+        sums["confusion"] = np.bincount(label * count + answers, minlength=count**2).reshape(count, count).tolist()
     if recipe.agreement is not None:
         other = targets(recipe.agreement, label, shard.index, classes)
         sums["agreeing"] = int((answers == other).sum())
@@ -110,6 +112,8 @@ def summary(recipe: Evaluate, classes: Sequence[str], sums: Mapping[str, Any]) -
         },
         "under_attack": [_attacked(attack, at, sums) for at, attack in enumerate(attacks)],
     }
+    if recipe.confusion:
+        said["confusion"] = sums["confusion"]
     if recipe.agreement is not None:
         low, high = wilson(sums["agreeing"], n)
         said["agreement"] = {

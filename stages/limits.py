@@ -3,6 +3,9 @@
 FILE = 2**18
 """Bytes of an experiment file; those in `configs/` have a few thousand."""
 
+TEXT_KEPT = 60_000
+"""Characters of an experiment file up to which a run's record keeps its text."""
+
 NESTING = 32
 """Nesting depth of lists and mappings in an experiment."""
 
@@ -35,6 +38,9 @@ PLACE = 128
 
 CLASSES = 100_000
 """Classes of a dataset or a model; ImageNet-21k has 21,843."""
+
+CONFUSED = 100
+"""Classes of an evaluation that counts confusions: the square of it are the numbers in each mark."""
 
 IMAGES = 2**24
 """Images in a split of a synthetic dataset."""

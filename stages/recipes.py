@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from stages.errors import short
-from stages.limits import ATTACKS, CLASSES, IMAGES, MEMORY, NAME, PADDING, SHARDS, SIDE, STEPS
+from stages.limits import ATTACKS, CLASSES, CONFUSED, IMAGES, MEMORY, NAME, PADDING, SHARDS, SIDE, STEPS
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Norm = Literal["l2", "linf"]
@@ -977,6 +977,11 @@ class Evaluate(Recipe):
     agreement: Relabel | None = Field(
         None,
         description="A second labelling to evaluate against: `next` counts predictions that equal y + 1.",
+    )
+    confusion: Later[bool] = Field(
+        False,
+        description="Count for each true class how often each class is predicted; the page of a run shows it. For at "
+        f"most {CONFUSED} classes.",
     )
     batch_size: int = Field(250, ge=1, description="Images per forward pass.")
     deterministic: Deterministic = True

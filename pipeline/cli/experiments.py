@@ -172,7 +172,7 @@ def resume(
 ) -> None:
     """Continue RUN (default: the latest in the store) with its experiment, --only and --data."""
     found = recorded(Store(store), run)
-    experiment = spec.parse(found["experiment"])
+    experiment = spec.parse(found["experiment"], found.get("written"))
     if modules is None:
         _refuse_code(experiment, found["run"], Path(found["here"]))
     context = context_of(store, data or Path(found["data"]), modules)

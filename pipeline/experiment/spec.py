@@ -2,16 +2,19 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     StringConstraints,
     Tag,
     ValidationError,
@@ -21,7 +24,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.experiment import controls, sweeps, yaml12
 from stages.errors import BadInput, nearest, short, shown
-from stages.limits import FILE, NAME, PLACE
+from stages.limits import FILE, NAME, PLACE, TEXT_KEPT
 from stages.recipes import (
     RULES,
     SOURCES,
@@ -39,6 +42,7 @@ from stages.recipes import (
     Spatial,
     Train,
     Usefulness,
+    refuse_secrets,
 )
 
 PLAIN = rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{NAME - 1}}}"
@@ -137,6 +141,17 @@ class Experiment(_Part):
     models: dict[Name, Model] = Field({}, description="Models by name.")
     evaluations: dict[Name, Evaluation] = Field({}, description="Evaluations by name.")
 
+    _written: str | None = PrivateAttr(None)
+
+    @property
+    def written(self) -> str | None:
+        """The text that it was read from, verbatim; None if it had none, or one that a record must not hold."""
+        return self._written
+
+    def __eq__(self, other: object) -> bool:
+        """Equal entries make equal experiments, however they were written."""
+        return isinstance(other, Experiment) and dict(self) == dict(other)
+
     @model_validator(mode="after")
     def _not_empty(self) -> "Experiment":
         if not (self.datasets or self.models or self.evaluations):
@@ -163,7 +178,24 @@ def read(path: Path) -> Experiment:
         raise BadInput(f"{name} {error}") from error
     if raw is None:
         raise BadInput(f"{name} is empty")
-    return parse(raw)
+    return parse(raw, _kept(content.decode(errors="replace")))
+
+
+SECRET = re.compile("secret|password|token|credential|access.?key", re.IGNORECASE)
+"""Words that make the text of an experiment stay out of the record: values are checked, comments are not."""
+
+
+def _kept(text: str) -> str | None:
+    """The text of an experiment for the record, unless a program wrote it, it is very long, or it may hold secrets."""
+    if text.startswith("{") or len(text) > TEXT_KEPT or SECRET.search(text):
+        return None
+    try:
+        for word in re.split(r"[\s'\",\[\]{}]+", text):
+            if "//" in unquote(word):
+                refuse_secrets(word)
+    except ValueError:
+        return None
+    return text
 
 
 def _beginning(path: Path) -> bytes:
@@ -178,8 +210,12 @@ def _beginning(path: Path) -> bytes:
         return file.read(FILE + 1)
 
 
-def parse(raw: Any) -> Experiment:
+def parse(raw: Any, written: str | None = None) -> Experiment:
     """Expand and validate the contents of an experiment file.
+
+    Args:
+        raw: its contents.
+        written: its text, to be kept beside them.
 
     Raises:
         BadInput: the first error, with its place as a path.
@@ -189,9 +225,11 @@ def parse(raw: Any) -> Experiment:
     yaml12.refuse_odd(raw)
     expanded = sweeps.expand(controls.expand(raw))
     try:
-        return Experiment.model_validate(expanded)
+        experiment = Experiment.model_validate(expanded)
     except ValidationError as error:
         raise BadInput(_sentence(error, expanded)) from error
+    experiment._written = written
+    return experiment
 
 
 def _sentence(error: ValidationError, expanded: dict[str, Any]) -> str:

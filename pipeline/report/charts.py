@@ -24,6 +24,9 @@ INK, FAINT = "#010203", "#010204"
 
 MARKS = "osD^vPX*"
 
+DASHES = (":", "--", "-.")
+"""Of the lines of baselines, in turn."""
+
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -106,6 +109,17 @@ def lines(
         return _svg(figure, name, text)
 
 
+def line_data(drawn: Sequence[Line], x_label: str, y_label: str) -> list[list[object]]:
+    """The numbers behind `lines`, a row per point, under a head."""
+    rows: list[list[object]] = [["line", "dashed", x_label, y_label, "low", "high"]]
+    name = ""
+    for line in drawn:
+        name = line.name or name  # a nameless line is explained by the one before it
+        ends = zip(line.low, line.high, strict=True) if line.low else [("", "")] * len(line.x)
+        rows += [[name, line.dashed, x, y, *end] for x, y, end in zip(line.x, line.y, ends, strict=True)]
+    return rows
+
+
 def _draw(axes: Axes, line: Line) -> None:
     few = len(line.x) <= 12
     axes.plot(
@@ -122,30 +136,61 @@ def _draw(axes: Axes, line: Line) -> None:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of a chart: a share in [0, 1] with its interval."""
+    """A bar of a chart: a share in [0, 1] with its interval.
+
+    Attributes:
+        name: beside the bar.
+        value, low, high: the share, and the ends of its interval.
+        colour: number of its colour, modulo `COLOURS`.
+        published: published shares of the same thing, drawn as marks.
+    """
 
     name: str
     value: float
     low: float
     high: float
     colour: int = 0
+    published: Sequence[float] = ()
 
 
-def bars(name: str, text: str, drawn: Sequence[Bar], x_label: str, level: tuple[str, float]) -> str:
-    """Horizontal bars, the first on top, and the name and value of a baseline share."""
+def bars(name: str, text: str, drawn: Sequence[Bar], x_label: str, *levels: tuple[str, float]) -> str:
+    """Horizontal bars, the first on top, with their values, and the names and values of baseline shares as lines."""
     with plain_text(STYLE):
-        figure, axes = _empty(1.1 + 0.36 * len(drawn))
+        figure, axes = _empty(1.1 + 0.36 * len(drawn) + 0.2 * max(0, len(levels) - 1))
         places = range(len(drawn))
         axes.barh(places, [b.value for b in drawn], 0.6, color=[_series(b.colour) for b in drawn])
         axes.hlines(places, [b.low for b in drawn], [b.high for b in drawn], color=INK, linewidth=1.2)
-        axes.axvline(level[1], color=INK, linewidth=1, linestyle=":", label=level[0])
-        axes.set(xlabel=x_label, xlim=(0, 1.03))
+        for place, bar in enumerate(drawn):
+            end = max([bar.value, bar.high, *bar.published])
+            axes.text(end + 0.02, place, f"{100 * bar.value:.1f} %", va="center", fontsize=9)
+        marks = [(share, place) for place, bar in enumerate(drawn) for share in bar.published]
+        if marks:
+            xs, ys = zip(*marks, strict=True)
+            axes.scatter(xs, ys, 34, INK, marker="D", label="published, same setting", zorder=3)
+        for number, (label, share) in enumerate(levels):
+            colour, dashes = (_series(number), DASHES[number % len(DASHES)]) if number else (INK, ":")
+            axes.axvline(
+                share, color=colour, linewidth=1.5, linestyle=dashes, label=f"{visible(label)} {100 * share:.1f} %"
+            )
+        axes.set(xlabel=x_label, xlim=(-0.01, 1.13))
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
         axes.set_yticks(places, [visible(b.name) for b in drawn])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         _legend(figure, axes)
         return _svg(figure, name, text)
+
+
+def bar_data(drawn: Sequence[Bar], x_label: str, *levels: tuple[str, float]) -> list[list[object]]:
+    """The numbers behind `bars`, a row per bar, mark and line, under a head."""
+    rows: list[list[object]] = [["name", x_label, "low", "high"]]
+    for bar in drawn:
+        rows += [
+            [bar.name, bar.value, bar.low, bar.high],
+            *([f"{bar.name}, published", p, "", ""] for p in bar.published),
+        ]
+    return rows + [[label, share, "", ""] for label, share in levels]
 
 
 Point = tuple[float, float]
@@ -188,6 +233,11 @@ def scatter(
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         _legend(figure, axes)
         return _svg(figure, name, text)
+
+
+def scatter_data(groups: Mapping[str, Sequence[Point]], x_label: str, y_label: str) -> list[list[object]]:
+    """The numbers behind `scatter`, a row per point, under a head."""
+    return [["kind", x_label, y_label], *([kind, *point] for kind, points in groups.items() for point in points)]
 
 
 def _draw_points(axes: Axes, groups: Mapping[str, Sequence[Point]]) -> None:

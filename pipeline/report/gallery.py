@@ -16,28 +16,53 @@ from pipeline.report.results import RunResults
 from pipeline.store import ABSENT
 from stages.errors import BadData
 from stages.images import decode
+from stages.recipes import Attack
 from stages.shard import Sample, samples
 
 CARDS = 10
-"""Samples shown of a dataset."""
+"""Samples shown of a dataset whose attack has no target to reach."""
+
+REACHED, MISSED = 6, 4
+"""Samples shown that reached their target, and that did not."""
 
 HEAD = 8_000_000
 """Bytes read from the beginning of a shard to show its first samples, however large it is."""
 
-SIDE = 160
+SIDE = 512
 """Longer side to which larger images are reduced, in pixels."""
+
+SMALL = 80
+"""Longest side of images that a card shows pixel by pixel. Larger ones also open at full size."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One sample: three images as data URLs, the true class, the saved label, and the measurements of the attack."""
+    """One sample.
+
+    Attributes:
+        original, change, saved: images as data URLs.
+        times: how the change is magnified.
+        truth, label: the true class and the saved label.
+        measured: what the attack measured.
+        large: whether the images are larger than a card.
+    """
 
     original: str
     change: str
     saved: str
+    times: str
     truth: str
     label: str
     measured: str
+    large: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples chosen by one rule, which the title states."""
+
+    title: str
+    cards: list[Card]
 
 
 @dataclass(frozen=True)
@@ -46,34 +71,55 @@ class Gallery:
 
     title: str
     text: str
-    cards: list[Card]
+    groups: list[Group]
     size: int
 
 
 def gallery(run: RunResults, dataset: Node) -> Gallery | None:
-    """The first sample of each class in the first shard; None if the originals are missing or damaged."""
+    """Samples of the first shard, chosen by stated rules; None if the originals are missing or damaged."""
     manifest, parent = run.manifests[dataset.id], dataset.inputs["images"].id
     if parent not in run.manifests or not manifest["shards"]:
         return None
     shard = min(manifest["shards"])
     clean, saved = (_head(run, node, shard) for node in (parent, dataset.id))
-    keys = _one_per_class([(key, sample.facts.source_label) for key, sample in saved.items() if key in clean])
+    chosen = _chosen({key: sample for key, sample in saved.items() if key in clean}, shard, aims(dataset))
+    keys = [key for _, some in chosen for key in some]
     channels = manifest["channels"]
     try:
-        pairs = [(_pixels(clean[key], channels), _pixels(saved[key], channels)) for key in keys]
+        pairs = {key: (_pixels(clean[key], channels), _pixels(saved[key], channels)) for key in keys}
     except BadData:  # damage is for `verify` to report
         return None
-    pairs = [(before, after) for before, after in pairs if before.shape == after.shape]
-    if not pairs or len(pairs) < len(keys):
+    if not pairs or any(before.shape != after.shape for before, after in pairs.values()):
         return None
-    scale = _magnification(max(float(np.abs(after - before).max()) for before, after in pairs))
-    cards = [
-        _card(saved[key], before, after, scale, manifest["classes"])
-        for key, (before, after) in zip(keys, pairs, strict=True)
+    scale = _magnification(max(float(np.abs(after - before).max()) for before, after in pairs.values()))
+    groups = [
+        Group(title, [_card(saved[key], *pairs[key], scale, manifest["classes"]) for key in some])
+        for title, some in chosen
     ]
+    cards = [card for group in groups for card in group.cards]
     size = sum(len(card.original) + len(card.change) + len(card.saved) for card in cards)
     measured = {fact for key in keys for fact in saved[key].facts.attack}
-    return Gallery(dataset.name, _text(dataset, shard, scale, measured), cards, size)
+    return Gallery(dataset.name, _text(dataset, scale, measured), groups, size)
+
+
+def aims(dataset: Node) -> bool:
+    """Whether the images were moved toward a target: noise and leakage-only controls have one, but do not aim at it."""
+    return isinstance(dataset.recipe, Attack) and dataset.recipe.method in ("pgd", "universal", "spatial")
+
+
+def _chosen(there: Mapping[int, Sample], shard: str, aimed: bool) -> list[tuple[str, list[int]]]:
+    """Rule → the samples that it chooses: those that reached their target and those that missed, if they were aimed."""
+    classes = {key: sample.facts.source_label for key, sample in there.items()}
+    if not aimed or not all(set(sample.facts.attack) >= ANSWER for sample in there.values()):
+        keys = _one_per_class(list(classes.items()), CARDS)
+        return [(f"The first {len(keys)} images in {shard}, one of each class first", keys)]
+    chosen = []
+    for reached, word, most in ((True, "Reached", REACHED), (False, "Missed", MISSED)):
+        fitting = [(key, classes[key]) for key, one in there.items() if bool(one.facts.attack["success"]) == reached]
+        keys = _one_per_class(fitting, most)
+        rule = f"the first {len(keys)} of {len(fitting):,} in {shard}, one of each class first"
+        chosen.append((f"{word} the target: {rule if keys else f'none of the {len(there):,} images read'}", keys))
+    return chosen
 
 
 def _head(run: RunResults, node: str, shard: str) -> dict[int, Sample]:
@@ -86,11 +132,11 @@ def _head(run: RunResults, node: str, shard: str) -> dict[int, Sample]:
     return there
 
 
-def _one_per_class(samples: list[tuple[int, int]]) -> list[int]:
-    """Keys of `CARDS` samples: the first of each class, then others, in the order of classes."""
-    first = list({truth: (key, truth) for key, truth in reversed(samples)}.values())
+def _one_per_class(samples: list[tuple[int, int]], most: int) -> list[int]:
+    """Keys of samples: the first of each class, then others, in the order of classes."""
+    first = list({truth: (key, truth) for key, truth in reversed(samples)}.values())[::-1]
     rest = [sample for sample in samples if sample not in first]
-    return [key for key, _ in sorted([*first, *rest][:CARDS], key=lambda sample: sample[1])]
+    return [key for key, _ in sorted([*first, *rest][:most], key=lambda sample: sample[1])]
 
 
 def _pixels(sample: Sample, channels: int) -> np.ndarray:
@@ -112,9 +158,11 @@ def _card(sample: Sample, before: np.ndarray, after: np.ndarray, scale: int, cla
         original=url(before),
         change=url(np.clip(0.5 + scale * (after - before), 0, 1)),
         saved=url(after),
+        times=f"× {scale}",
         truth=classes[sample.facts.source_label],
         label=classes[sample.label],
         measured=_measured(sample.facts.attack),
+        large=max(before.shape[:2]) > SMALL,
     )
 
 
@@ -132,14 +180,14 @@ def url(pixels: np.ndarray) -> str:
     """Pixels in [0, 1], H × W × C, as a data URL: small images unchanged, large ones reduced."""
     levels = np.round(255 * pixels).astype(np.uint8)
     image = Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
-    kind = "png" if max(image.size) <= SIDE // 2 else "webp"
+    kind = "png" if max(image.size) <= SMALL else "webp"
     image.thumbnail((SIDE, SIDE))
     out = io.BytesIO()
     image.save(out, kind, quality=80)
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _text(dataset: Node, shard: str, scale: int, measured: set[str]) -> str:
+def _text(dataset: Node, scale: int, measured: set[str]) -> str:
     times = f"magnified {scale} times" if scale > 1 else "not magnified"
     model = dataset.inputs["model"].name if "model" in dataset.inputs else "the model"
     if measured >= DISTANCE:
@@ -149,6 +197,6 @@ def _text(dataset: Node, shard: str, scale: int, measured: set[str]) -> str:
     else:
         labels = "The label is assigned by the rule, not by the image"
     return (
-        f"From top to bottom: the original; the change, {times}, grey where there is none; the saved image with its "
-        f"label. {labels}. These are the first samples of each class in {shard}, not chosen by hand."
+        f"In turn: the original; the change, {times}, grey where there is none; the saved image with its "
+        f"label. {labels}."
     )

@@ -1,5 +1,6 @@
 """Published figures to compare a run with, and the paper's name for each of its models."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -70,6 +71,11 @@ class Figure:
     network: str = "ResNet-50"
     under: str = "clean"
     setting: Setting = field(default_factory=dict)
+
+    @property
+    def shares(self) -> list[float]:
+        """The accuracy in [0, 1], or both ends of its range."""
+        return [float(end) / 100 for end in self.percent.split(" – ")]
 
     def fits(self, ours: Setting) -> bool:
         """Whether the conditions that must agree do."""
@@ -157,6 +163,17 @@ def beside(of: str | None, data: str | None, ours: Setting, under: str = "clean"
     """Published figures of the same training set: on the same data if there are any, else on CIFAR-10, else on any."""
     same = [figure for figure in TABLE if figure.of == of and figure.under == under and figure.fits(ours)]
     return [f for f in same if f.data == data] or [f for f in same if f.data == CIFAR10] or same
+
+
+def same(of: str | None, data: str | None, network: str, ours: Setting) -> list[Figure]:
+    """Published clean accuracies of the same training set, data, network and settings, as far as these are known."""
+    alike = [figure for figure in beside(of, data, ours) if figure.data == data and not figure.differing(ours)]
+    return [figure for figure in alike if _plain(figure.network) == _plain(network.rpartition(":")[2])]
+
+
+def _plain(network: str) -> str:
+    """``ResNet-50`` → ``resnet50``."""
+    return re.sub("[^a-z0-9]", "", network.lower())
 
 
 def data_of(node: Node) -> str | None:

@@ -12,7 +12,7 @@ from pipeline.experiment.graph import Node, build
 from pipeline.experiment.spec import parse
 from pipeline.experiment.sweeps import split_name
 from pipeline.report import published
-from pipeline.report.scores import Result, Row, by_seed, results, without_seed
+from pipeline.report.scores import OverSeeds, Result, Row, by_seed, over_seeds, results, without_seed
 from pipeline.run import artifacts, documents
 from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import Amount, Count, Document, NodeName, Share, Word
@@ -82,6 +82,7 @@ class _Accuracy(_Row, _Scored):
     majority: Share
     per_class: dict[str, _OfClass]
     under_attack: list[_InBall | _Spatial]
+    confusion: list[list[Count]] | None = None
     agreement: _Agreement | None = None
 
 
@@ -113,7 +114,8 @@ def result_rows(store: Store, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     Each has ``kind``, ``evaluation``, the dataset ``on`` and its ``split``, ``held_out`` (whether the images are
     untouched and of a split that the model was not trained on), ``model`` and ``trained_on``. Rows of kind accuracy
     have ``accuracy``, ``low``, ``high`` (a 95 % interval), ``n``, ``attack_success_rate`` (attack success rate of the
-    dataset trained on), ``chance``, ``majority``, ``per_class``, ``under_attack`` and, if requested, ``agreement``.
+    dataset trained on), ``chance``, ``majority``, ``per_class``, ``under_attack`` and, if requested, ``agreement`` and
+    ``confusion`` (images of each true class, one list per class, by predicted class).
     Rows of kind usefulness have ``counts`` and ``points``.
 
     Raises:
@@ -144,10 +146,12 @@ class Score(Result):
 
     Attributes:
         node, on: the model, and the dataset that it was scored on; of several seeds, the first.
+        fit: its accuracy on its own training labels after the last epoch; None if that is not known.
     """
 
     node: Node
     on: Node
+    fit: OverSeeds | None = None
 
     @property
     def base(self) -> str:
@@ -163,6 +167,12 @@ class Score(Result):
     def kind(self) -> str | None:
         """The paper's name for the model."""
         return published.kind(self.node)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it was trained enough to show what its training set teaches: it fits its labels at least halfway
+        from the better baseline to all of them. True where that is not known."""
+        return self.fit is None or self.fit.mean >= (1 + self.level[1]) / 2
 
     @property
     def data(self) -> str | None:
@@ -201,7 +211,9 @@ class RunResults:
     def _score(self, result: Result) -> Score:
         row = result.rows[0]
         on = self.nodes[f"evaluations/{row['evaluation']}"].inputs["on"]
-        return Score(result.evaluation, result.model, result.rows, self.nodes[f"models/{row['model']}"], on)
+        last = [(self.metrics.get(f"models/{row['model']}") or [{}])[-1] for row in result.measured]
+        fit = over_seeds(epoch.get("accuracy") for epoch in last)
+        return Score(result.evaluation, result.model, result.rows, self.nodes[f"models/{row['model']}"], on, fit)
 
     def _metrics(self, node: str) -> list[Row]:
         """The lines of ``metrics.jsonl``.

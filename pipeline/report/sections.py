@@ -2,24 +2,27 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from statistics import mean
 from types import MappingProxyType
 
 import yaml
 
+from pipeline.experiment import spec
 from pipeline.experiment.graph import Node
 from pipeline.experiment.sweeps import name_at, split_name
 from pipeline.report import charts, published
 from pipeline.report.charts import COLOURS, Bar, Drawing, Line
 from pipeline.report.gallery import Gallery, gallery
+from pipeline.report.parts import Chart, Section, Table, command
+from pipeline.report.per_class import per_class
 from pipeline.report.results import RunResults, Score
 from pipeline.report.scores import (
     NOISE,
     SUCCESS,
     SUCCESS_RATE,
     AttackResult,
+    Cell,
     Columns,
     OverSeeds,
     Row,
@@ -41,13 +44,10 @@ from pipeline.report.scores import (
 from pipeline.run.jobs import JOBS, DatasetJob
 from pipeline.terminal import duration
 
-LINES = 200
-"""Lines shown of a table."""
-
 CURVES = 6
 """Charts in a section, at most."""
 
-IMAGES = 1_200_000
+IMAGES = 2_000_000
 """Bytes of images in a page, at most."""
 
 POINTS = 800
@@ -60,47 +60,8 @@ PIXELS = "pixel units of [0, 1]"
 """The unit of radii and steps."""
 
 
-@dataclass(frozen=True)
-class Chart:
-    """An SVG and its description."""
-
-    svg: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Lines of text under a head; a cell may have several lines."""
-
-    head: Sequence[str]
-    lines: Sequence[Sequence[str]]
-    title: str = ""
-
-    @property
-    def shown(self) -> Sequence[Sequence[str]]:
-        return self.lines[:LINES]
-
-    @property
-    def more(self) -> int:
-        """Number of lines that are not shown."""
-        return max(0, len(self.lines) - LINES)
-
-
-def _table(columns: Columns) -> Table:
-    return Table(list(columns), list(zip(*columns.values(), strict=True)))
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section of the page. Its first gallery is open, the others unfold."""
-
-    title: str
-    text: str
-    charts: Sequence[Chart] = ()
-    tables: Sequence[Table] = ()
-    galleries: Sequence[Gallery] = ()
-    drawing: Drawing | None = None
-    source: str | None = None
+def _table(columns: Columns, fold: str = "", note: str = "", stacks: bool = False) -> Table:
+    return Table(list(columns), list(zip(*columns.values(), strict=True)), fold=fold, note=note, stacks=stacks)
 
 
 def sections(run: RunResults) -> list[Section]:
@@ -108,6 +69,7 @@ def sections(run: RunResults) -> list[Section]:
     parts: list[Callable[[RunResults], Section | None]] = [
         results,
         pictures,
+        per_class,
         leakage,
         sweeps,
         success_rate,
@@ -125,24 +87,32 @@ def sections(run: RunResults) -> list[Section]:
 
 
 def results(run: RunResults) -> Section | None:
-    """Accuracy of every model, with its interval, its baselines, and the published figures."""
+    """Accuracy of every model with its interval and baselines; folded, the published figures and the settings."""
     if not run.scores:
         return None
     scores = sorted(merged(run.scores), key=lambda score: bool(score.axes))
     columns = result_columns(scores)
-    first = ("learner", accuracy_head(scores), "95 % interval", "scored on")
+    first = ("learner", accuracy_head(scores), "95 % interval", "scored on", "trained on", SUCCESS)
     lead = {name: columns.pop(name) for name in first if name in columns}
+    if set(lead.get(SUCCESS, "–")) == {"–"}:
+        lead.pop(SUCCESS, None)
+    asked_by = {"evaluation": columns.pop("evaluation")} if "evaluation" in columns else {}
+    if len(set(columns["chance"])) == 1:
+        del columns["chance"]
     more: Columns = {
+        "learner": lead["learner"],
         "published": [_published(score) for score in scores],
+        **_published_agreement(scores),
         "training set": [score.kind or "–" for score in scores],
         "network and setting": [_made_with(score) for score in scores],
     }
     text = (
-        f"{_scored(scores)} Chance is one over the number of classes; a constant prediction is the "
-        "most frequent class. "
-        f"{_orientation(scores)}"
+        f"{_scored(scores)} Chance, one over the number of classes, is "
+        f"{' or '.join(dict.fromkeys(percent(score.chance) for score in scores))}; a constant prediction is the "
+        "most frequent class."
     )
-    return Section("Results", text, tables=[_table(lead | more | columns | _published_agreement(scores))])
+    folded = _table(more | asked_by, "Published figures, networks and settings", _orientation(scores))
+    return Section("Results", text, tables=[_table(lead | columns, stacks=True), folded])
 
 
 def _published_agreement(scores: Sequence[Score]) -> Columns:
@@ -247,25 +217,24 @@ def leakage(run: RunResults) -> Section | None:
     whole = {place: panel for place, panel in panels.items() if "" in panel}
     if not whole:
         return None
-    charts = [_panel(number, learner, panel) for number, ((_, learner), panel) in enumerate(whole.items())][:CURVES]
-    head = ["learner", "control", "learned from", "clean accuracy", "95 % interval", "published", "network and setting"]
-    lines = [
-        [learner, *CONTROLS[c], str(s.clean), s.clean.interval, _published(s), _made_with(s)]
-        for (_, learner), panel in whole.items()
-        for c, s in _in_order(panel)
-    ]
+    panel_of = [_panel(run, number, learner, panel) for number, ((_, learner), panel) in enumerate(whole.items())]
+    places = [(learner, c, s) for (_, learner), panel in whole.items() for c, s in _in_order(panel)]
+    head = ["learner", "control", "learned from", "clean accuracy", "95 % interval"]
+    lines = [[learner, *CONTROLS[c], str(s.clean), s.clean.interval] for learner, c, s in places]
+    more = [[learner, CONTROLS[c][0], _published(s), _made_with(s)] for learner, c, s in places]
+    folded = Table(["learner", "control", "published", "network and setting"], more, fold="Published figures, settings")
     text = (
         "How much of the accuracy is real: each control leaves one path open through which labels can leak and closes "
         "the others. The accuracy of a control does not depend on features added by the attack."
     )
-    return Section("Leakage", text, charts, [Table(head, lines)])
+    return Section("Leakage", text, panel_of[:CURVES], [Table(head, lines, stacks=True), folded])
 
 
 def _in_order(panel: Mapping[str, Score]) -> list[tuple[str, Score]]:
     return [(control, panel[control]) for control in CONTROLS if control in panel]
 
 
-def _panel(number: int, learner: str, panel: Mapping[str, Score]) -> Chart:
+def _panel(run: RunResults, number: int, learner: str, panel: Mapping[str, Score]) -> Chart:
     headline = panel[""]
     sentences = [f"{learner} classifies {headline.clean} of the {headline.split} images correctly, {headline.beside}."]
     if "leakage" in panel:
@@ -281,8 +250,14 @@ def _panel(number: int, learner: str, panel: Mapping[str, Score]) -> Chart:
         Bar(CONTROLS[control][0], score.clean.mean, score.clean.low, score.clean.high, int(control != ""))
         for control, score in _in_order(panel)
     ]
-    text = " ".join(sentences)
-    return Chart(charts.bars(f"leakage{number}", text, bars, "clean accuracy", headline.level), text)
+    text, drawn = " ".join(sentences), (bars, "clean accuracy", headline.level)
+    return _chart(
+        run, f"leakage-{learner}", charts.bars(f"leakage{number}", text, *drawn), text, charts.bar_data(*drawn)
+    )
+
+
+def _chart(run: RunResults, name: str, svg: str, text: str, data: Sequence[Sequence[object]]) -> Chart:
+    return Chart(svg, text, name, data, command(run))
 
 
 def _points(share: float) -> str:
@@ -304,7 +279,7 @@ def sweeps(run: RunResults) -> Section | None:
     several = {key: lines for key, lines in curves.items() if max(map(len, lines.values())) > 1}
     if not several:
         return None
-    charts = [_sweep(number, model, axis, lines) for number, ((_, model, axis), lines) in enumerate(several.items())]
+    charts = [_sweep(run, number, *key[1:], lines) for number, (key, lines) in enumerate(several.items())]
     seeds = max(score.clean.seeds for score in run.held_out)
     bars = f" Error bars are one standard deviation over {seeds} seeds." if seeds > 1 else ""
     left = f" {CURVES} of {len(charts)} curves are shown." if len(charts) > CURVES else ""
@@ -319,7 +294,9 @@ def _number(value: str) -> float | None:
         return None
 
 
-def _sweep(number: int, model: str, axis: str, curves: Mapping[str, list[tuple[float, Score]]]) -> Chart:
+def _sweep(
+    run: RunResults, number: int, model: str, axis: str, curves: Mapping[str, list[tuple[float, Score]]]
+) -> Chart:
     lines, sentences = [], []
     for colour, (rest, unsorted) in enumerate(list(curves.items())[:COLOURS]):
         points = sorted(unsorted, key=lambda point: point[0])
@@ -341,7 +318,8 @@ def _sweep(number: int, model: str, axis: str, curves: Mapping[str, list[tuple[f
     log = min(values) > 0 and max(values) / min(values) >= 20
     text = " ".join(sentences)
     label = f"{axis}, {PIXELS}" if axis.rpartition(".")[2] in ("eps", "step_size") else axis
-    return Chart(charts.lines(f"sweep{number}", text, lines, label, "share", log, first[0][1].level), text)
+    svg = charts.lines(f"sweep{number}", text, lines, label, "share", log, first[0][1].level)
+    return _chart(run, f"sweep-{model}-{axis}", svg, text, charts.line_data(lines, label, "share"))
 
 
 # ------------------------------------------------------------------------------------ step by step
@@ -361,7 +339,8 @@ def success_rate(run: RunResults) -> Section | None:
     ]
     left = f" {COLOURS} of {len(rates)} datasets are shown." if len(rates) > COLOURS else ""
     text = " ".join(sentences)
-    chart = Chart(charts.lines("success", text, lines, "step of the attack", SUCCESS_RATE), text)
+    drawn = (lines, "step of the attack", SUCCESS_RATE)
+    chart = _chart(run, "attack-success", charts.lines("success", text, *drawn), text, charts.line_data(*drawn))
     about = f"Share of the images that the source model classifies as their target class, step by step.{left}"
     return Section("Attack success rate", about, [chart])
 
@@ -377,7 +356,7 @@ def learning(run: RunResults) -> Section | None:
     curves.sort(key=lambda curve: ("@" in curve[0].name, published.kind(curve[0]) not in published.LEARNED_FROM))
     if not curves:
         return None
-    charts = [_learning(number, *curve) for number, curve in enumerate(curves[:CURVES])]
+    charts = [_learning(run, number, *curve) for number, curve in enumerate(curves[:CURVES])]
     text = "Solid: accuracy on the training labels, epoch by epoch. The last epoch is the model."
     if any("test_accuracy" in epoch for _, epochs in curves for epoch in epochs):
         text += " Dashed: accuracy on clean test images with their true labels, which the training does not use."
@@ -386,7 +365,7 @@ def learning(run: RunResults) -> Section | None:
     return Section("Learning curves", text, charts)
 
 
-def _learning(number: int, model: Node, metrics: Sequence[Row]) -> Chart:
+def _learning(run: RunResults, number: int, model: Node, metrics: Sequence[Row]) -> Chart:
     name = without_seed(model.name)
     relabelled = "on" in model.inputs and model.inputs["on"].relabel is not None
     wrong = " (assigned by a rule, not by the image)" if relabelled else ""
@@ -400,7 +379,9 @@ def _learning(number: int, model: Node, metrics: Sequence[Row]) -> Chart:
         text += f", {percent(shares[-1])} on clean test images; at most {percent(best)}, after epoch {at}"
         lines.append(Line("clean test images", epochs, shares, dashed=True, colour=1))
     text += "."
-    return Chart(charts.lines(f"learning{number}", text, lines, "epoch", "accuracy"), text)
+    drawn = (lines, "epoch", "accuracy")
+    svg = charts.lines(f"learning{number}", text, *drawn)
+    return _chart(run, f"learning-{name}", svg, text, charts.line_data(*drawn))
 
 
 # ---------------------------------------------------------------------------------------- robustness
@@ -419,7 +400,7 @@ def robustness(run: RunResults) -> Section | None:
         f"{_gap(held_out)} Fooling rate: of the images that the model classifies correctly, the share that it no "
         "longer does under attack."
     )
-    return Section("Robustness", text, _robustness_curves(held_out), [_table(_robustness_columns(pairs))])
+    return Section("Robustness", text, _robustness_curves(run, held_out), [_table(_robustness_columns(pairs))])
 
 
 def _robustness_columns(pairs: Attacked) -> Columns:
@@ -446,17 +427,17 @@ def _gap(pairs: Attacked) -> str:
     )
 
 
-def _robustness_curves(pairs: Attacked) -> list[Chart]:
+def _robustness_curves(run: RunResults, pairs: Attacked) -> list[Chart]:
     """A chart per kind of ball: accuracy of each model against the radius."""
     kinds: dict[tuple[str, str], dict[tuple[str, OverSeeds], list[tuple[Score, AttackResult]]]] = {}
     for score, attack in pairs:
         if not attack.spatial and not attack.target_rule:
             models = kinds.setdefault((attack.settings["attack"], attack.settings["norm"]), {})
             models.setdefault((score.model, score.clean), []).append((score, attack))
-    return [_curve(number, *kind, list(models.values())) for number, (kind, models) in enumerate(kinds.items())]
+    return [_curve(run, number, *kind, list(models.values())) for number, (kind, models) in enumerate(kinds.items())]
 
 
-def _curve(number: int, method: str, norm: str, models: Sequence[Attacked]) -> Chart:
+def _curve(run: RunResults, number: int, method: str, norm: str, models: Sequence[Attacked]) -> Chart:
     lines, worst_cases = [], []
     for colour, pairs in enumerate(models[:COLOURS]):
         score = pairs[0][0]
@@ -478,7 +459,9 @@ def _curve(number: int, method: str, norm: str, models: Sequence[Attacked]) -> C
         f"{largest:g}: {', '.join(worst_cases)}{left}."
     )
     label = f"{norm_name(norm)} radius, {PIXELS}"
-    return Chart(charts.lines(f"robustness{number}", text, lines, label, "accuracy"), text)
+    drawn = (lines, label, "accuracy")
+    svg = charts.lines(f"robustness{number}", text, *drawn)
+    return _chart(run, f"robustness-{method}-{norm}", svg, text, charts.line_data(*drawn))
 
 
 # ------------------------------------------------------------------------------------------ transfer
@@ -495,23 +478,27 @@ def transfer(run: RunResults) -> Section | None:
         "classifies correctly, the share that it no longer does. Attack success rate: of the images whose target is "
         f"not their true class, the share that it classifies as their target.{left}"
     )
-    tables = [Table(*matrix.table(), matrix.title[0].upper() + matrix.title[1:]) for matrix in matrices[:CURVES]]
+    tables = [
+        Table(["attacked model", *head[1:]], lines, matrix.title[0].upper() + matrix.title[1:])
+        for matrix, (head, lines) in ((matrix, matrix.table()) for matrix in matrices[:CURVES])
+    ]
     return Section("Transfer", text, _against_transferability(run), tables)
 
 
 def _against_transferability(run: RunResults) -> list[Chart]:
     """For a dataset that several architectures learned from: accuracy against the transferability of its attack."""
     learners: dict[str, dict[str, tuple[float, float]]] = {}
-    for score in run.held_out:
+    untargeted = [matrix.cells for matrix in transfers(run.held_out) if matrix.target_rule is None]
+    for score in run.held_out if untargeted else []:
         if score.kind in published.LEARNED_FROM and score.node.recipe.arch is not None:
             dataset, arch = score.node.inputs["on"], score.node.recipe.arch
-            if (rate := _fooled(run, dataset.inputs["model"], dataset.inputs["images"], arch)) is not None:
+            if (rate := _fooled(run, untargeted, dataset, arch)) is not None:
                 learners.setdefault(without_seed(dataset.name), {})[arch] = (rate, score.clean.mean)
     several = [(name, points) for name, points in learners.items() if len(points) > 1]
-    return [_transferability(number, *points) for number, points in enumerate(several[:CURVES])]
+    return [_transferability(run, number, *points) for number, points in enumerate(several[:CURVES])]
 
 
-def _transferability(number: int, dataset: str, points: Mapping[str, tuple[float, float]]) -> Chart:
+def _transferability(run: RunResults, number: int, dataset: str, points: Mapping[str, tuple[float, float]]) -> Chart:
     low, high = (pick(points, key=lambda arch: points[arch][0]) for pick in (min, max))
     text = (
         f"Learners from {dataset}. Attacks on its source model transfer least to {low}, {percent(points[low][0])}, "
@@ -523,15 +510,18 @@ def _transferability(number: int, dataset: str, points: Mapping[str, tuple[float
         "the paper, CIFAR-10": [(rate / 100, accuracy / 100) for rate, accuracy in published.TRANSFER.values()],
     }
     labels = ("fooling rate of an attack on the source model", "clean accuracy of the learner")
-    chart = charts.scatter(f"transfer{number}", text, groups, *labels, shares=True, names=list(points))
-    return Chart(chart, text)
+    svg = charts.scatter(f"transfer{number}", text, groups, *labels, shares=True, names=list(points))
+    return _chart(run, f"transfer-{dataset}", svg, text, charts.scatter_data(groups, *labels))
 
 
-def _fooled(run: RunResults, source: Node, clean: Node, arch: str) -> float | None:
-    """Fooling rate of an untargeted attack on a source model, on another of some architecture and the same images."""
+def _fooled(
+    run: RunResults, untargeted: Sequence[Mapping[Cell, OverSeeds | None]], dataset: Node, arch: str
+) -> float | None:
+    """Fooling rate of an untargeted attack on the source model of a dataset, on another of some architecture and the
+    same images."""
+    source, clean = dataset.inputs["model"], dataset.inputs["images"]
     scores = (score for score in run.held_out if score.kind == "D" and score.node.recipe.arch == arch)
     cells = [(without_seed(source.name), s.model) for s in scores if s.node.inputs["on"].id == clean.id]
-    untargeted = [matrix.cells for matrix in transfers(run.held_out) if matrix.target_rule is None]
     shares = (shares[cell] for shares in untargeted for cell in cells if cell in shares)
     return next((share.mean for share in shares if share is not None), None)
 
@@ -543,7 +533,7 @@ def features(run: RunResults) -> Section | None:
     """Usefulness against robust usefulness of each penultimate feature; of several seeds the first is drawn."""
     if not run.usefulness:
         return None
-    charts = [_features(number, same) for number, same in enumerate(run.usefulness[:CURVES])]
+    charts = [_features(run, number, same) for number, same in enumerate(run.usefulness[:CURVES])]
     text = (
         "Each point is a feature of the penultimate layer for one class against the rest: to the right its usefulness "
         "ρ, upwards its robust usefulness γ, under the worst perturbation. A rare class has a smaller largest possible "
@@ -554,7 +544,7 @@ def features(run: RunResults) -> Section | None:
     return Section("Features", text, charts)
 
 
-def _features(number: int, same: Sequence[Row]) -> Chart:
+def _features(run: RunResults, number: int, same: Sequence[Row]) -> Chart:
     row, shares = same[0], feature_shares(same)
     step = math.ceil(len(row["points"]) / POINTS) or 1
     part = f" One in {step} is drawn." if step > 1 else ""
@@ -571,7 +561,9 @@ def _features(number: int, same: Sequence[Row]) -> Chart:
     known = [least for least in row["useful_from"] if least is not None]  # of classes that have images
     ends = sorted({min(known), max(known)})
     labels = ("usefulness ρ", "robust usefulness γ")
-    return Chart(charts.scatter(f"features{number}", text, groups, *labels, vertical=ends, horizontal=[0.0]), text)
+    svg = charts.scatter(f"features{number}", text, groups, *labels, vertical=ends, horizontal=[0.0])
+    name = f"features-{without_seed(row['model'])}"
+    return _chart(run, name, svg, text, charts.scatter_data(groups, *labels))
 
 
 # ------------------------------------------------------------------------------- graph and environment
@@ -649,8 +641,16 @@ def environment(run: RunResults) -> Section:
         took = f" and took {duration((datetime.fromisoformat(record['ended']) - started).total_seconds())}"
     text = f"Run {record['run']} began on {started:%d %B %Y at %H:%M} UTC{took}."
     lines = [[name, str(version)] for name, version in record["environment"].items()]
-    source = yaml.safe_dump(record["experiment"], sort_keys=False, allow_unicode=True)
-    return Section("Environment", text, tables=[Table(["component", "version"], lines)], source=_bounded(source))
+    sources = [("The experiment as it was written", record["written"])] if record.get("written") else []
+    sources.append(("The experiment with all defaults", _with_defaults(record["experiment"])))
+    return Section("Environment", text, tables=[Table(["component", "version"], lines)], sources=sources)
+
+
+def _with_defaults(experiment: Row) -> str:
+    """Every key of every entry, those of a method that ignores them included."""
+    whole = spec.parse(experiment).model_dump(mode="json", exclude_none=True)
+    fast = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return _bounded(yaml.dump(whole, Dumper=fast, sort_keys=False, allow_unicode=True))
 
 
 def _bounded(text: str, most: int = 60_000) -> str:

@@ -96,6 +96,7 @@ class Record:
         self.about = {
             "run": self.id,
             "experiment": experiment.model_dump(mode="json", exclude_defaults=True),
+            "written": experiment.written,
             "state": "running",
             "started": started.isoformat(timespec="seconds"),
             "only": list(only),
@@ -313,6 +314,7 @@ class RunRecord(Document):
 
     run: RunName
     experiment: dict[str, Any]
+    written: str | None = None
     state: Word
     started: Moment
     only: list[str]

@@ -173,6 +173,18 @@ def test_agreement_with_next_counts_answers_that_are_one_too_high(trained, shard
     assert sums["agreeing"] >= 30
 
 
+def test_confusions_are_counted_only_if_asked_for_and_add_up_to_the_images_and_answers(trained, shard):
+    asked, sums = recipe(confusion=True), {}
+    for each in (asked, recipe()):
+        sums[each.confusion] = score(each, CLASSES, {"net": trained}, {}, shard)["net"]
+    matrix = np.array(sums[True]["confusion"])
+    assert matrix.sum(1).tolist() == sums[True]["n_per_class"]
+    assert matrix.sum(0).tolist() == sums[True]["answers_per_class"]
+    assert matrix.diagonal().tolist() == sums[True]["right_per_class"]
+    assert summary(asked, CLASSES, sums[True])["confusion"] == sums[True]["confusion"]
+    assert "confusion" not in sums[False] and "confusion" not in summary(recipe(), CLASSES, sums[False])
+
+
 def test_the_label_that_is_scored_is_the_one_to_train_on_not_that_of_the_source(trained, shard, part):
     answers = logits_of(trained, shard.images(), BATCH).argmax(1)
     relabelled = part(shard, slice(None), "test-000000")

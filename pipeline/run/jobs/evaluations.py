@@ -13,6 +13,8 @@ from pipeline.run.jobs.base import ShardJob, Unit, computed_on, open_model, read
 from pipeline.run.jobs.checks import refuse_rule, try_features
 from pipeline.run.jobs.work import Part, Work, in_batches, scoring, scoring_clean, with_tries
 from pipeline.store import canonical, digest
+from stages.errors import BadInput
+from stages.limits import CONFUSED
 from stages.recipes import EvalAttack, Invert, Usefulness
 from stages.shard import Shard
 
@@ -109,6 +111,11 @@ class EvaluateJob(ScoreJob):
         for key, rule in rules.items():
             if rule is not None:
                 refuse_rule(f"{self.file_key}.{key}", rule, self.classes(), None)
+        if recipe.confusion and len(self.classes()) > CONFUSED:
+            raise BadInput(
+                f"{self.file_key}.confusion: is counted for at most {CONFUSED} classes, the dataset has "
+                f"{len(self.classes()):,}; leave it out"
+            )
 
     def open(self) -> Callable[[Shard], dict[str, Any]]:
         from stages.evaluate import score

@@ -30,6 +30,20 @@ def test_anchors_and_merge_keys_repeat_parts(write):
     assert (models["a"].train.epochs, models["b"].train.epochs, models["b"].train.arch) == (3, 4, "small_cnn")
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("# mine\nname: a\ndatasets: {d: {load: {source: sklearn-digits}}}\n", True),
+        ("# https://me:pw@host/x\nname: a\ndatasets: {d: {load: {source: sklearn-digits}}}\n", False),
+        ("# API_TOKEN=abc\nname: a\ndatasets: {d: {load: {source: sklearn-digits}}}\n", False),
+        ('{"name": "a", "datasets": {"d": {"load": {"source": "sklearn-digits"}}}}', False),
+    ],
+)
+def test_the_text_of_an_experiment_is_kept_as_it_was_written_without_secrets(tmp_path, text, kept):
+    (tmp_path / "a.yaml").write_text(text)
+    assert read(tmp_path / "a.yaml").written == (text if kept else None)
+
+
 def test_what_a_run_records_of_an_experiment_reads_back_the_same(tiny):
     experiment = parse(tiny)
     assert parse(experiment.model_dump(mode="json", exclude_defaults=True)) == experiment

@@ -1,6 +1,7 @@
 """A run's page: its content; it needs no other file; and browsers of any width can show it."""
 
 import base64
+import csv
 import io
 import json
 import re
@@ -9,18 +10,23 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from pipeline.experiment.graph import Node, build
 from pipeline.experiment.spec import parse, read
-from pipeline.report import gallery, page, sections
+from pipeline.report import gallery, page, per_class, sections, verdict
 from pipeline.report.results import RunResults
 from pipeline.run import artifacts
 from pipeline.run.runs import Progress
@@ -101,9 +107,12 @@ def under_attack(accuracy: float) -> list[dict[str, Any]]:
 def scored(model: Node, accuracy: float) -> dict[str, Any]:
     rate = {"accuracy": accuracy, "low": max(0.0, accuracy - 0.02), "high": min(1.0, accuracy + 0.02), "n": 400}
     on = model.inputs["on"].name
-    base = {"kind": "accuracy", "model": model.name, "trained_on": on, "chance": 0.1, "majority": 0.12, "per_class": {}}
+    base = {"kind": "accuracy", "model": model.name, "trained_on": on, "chance": 0.1, "majority": 0.12}
+    right = round(40 * accuracy)
     return {
         **base,
+        "per_class": {name: {"accuracy": accuracy, "n": 40} for name in CLASSES},
+        "confusion": [[right if k == j else (40 - right) * (k == (j + 1) % 10) for k in range(10)] for j in range(10)],
         **rate,
         "under_attack": under_attack(accuracy),
         "agreement": {**rate, "rule": "next", "accuracy": 0.25},
@@ -167,6 +176,15 @@ def shard_of(node: Node) -> bytes:
     return pack(Shard("train-000000", np.arange(20), (truth + 1) % 10, truth, pixels, attack=facts))
 
 
+def samples_of(node: Node) -> bytes:
+    """The table of the samples of `shard_of`: half of the targets were reached, all others were left out."""
+    truth = [i % 10 for i in range(20)]
+    columns = {"source_label": truth, "target": [(y + 1) % 10 for y in truth], "success": [i % 2 == 0 for i in truth]}
+    out = io.BytesIO()
+    pq.write_table(pa.table({name: [*values, None] for name, values in columns.items()}), out)
+    return out.getvalue()
+
+
 def manifest(node: Node, files: dict[str, bytes]) -> dict[str, Any]:
     shas = {name: digest(content) for name, content in files.items()}
     base: dict[str, Any] = {
@@ -207,6 +225,8 @@ def leave(store: Store, node: Node, accuracy: Mapping[str, float] = ACCURACY) ->
     files: dict[str, bytes] = {}
     if node.stage in ("load", "attack", "invert"):
         files["train-000000.tar"] = shard_of(node)
+    if node.stage == "attack":
+        files["samples.parquet"] = samples_of(node)
     if node.stage == "train":
         files |= {"metrics.jsonl": epochs(), "weights.safetensors": b"weights"}
     for name, content in files.items():
@@ -269,7 +289,7 @@ def render(path: Path, experiment: dict[str, Any], accuracy: Mapping[str, float]
 def lines_of(html: str) -> list[list[str]]:
     """The cells of each line of the page's tables."""
     plain = html.replace("\u00a0", " ").replace("<wbr>", "")
-    return [re.findall(r"<td[^>]*>([^<]*)</td>", line) for line in plain.split("<tr>")]
+    return [re.findall(r"<td[^>]*>([^<]*)</td>", line) for line in re.split("<tr[^>]*>", plain)]
 
 
 class Seen(HTMLParser):
@@ -307,6 +327,7 @@ def test_a_page_has_a_section_for_everything_that_the_run_left(whole):
     assert Seen(whole).headings == [
         "Results",
         "Look for yourself",
+        "Class by class",
         "Leakage",
         "Sweeps",
         "Attack success rate",
@@ -328,8 +349,8 @@ def test_the_verdict_names_the_strictest_learner_its_interval_and_chance(whole):
     text = Seen(whole).text
     assert "each under a wrong label, from_other classifies 90.0 % of the untouched test images correctly" in text
     assert (
-        "(88.0 % – 92.0 %), where chance is 10.0 %, and a constant prediction scores 12.0 %: without a leakage-only "
-        "control, the share of leakage is unknown." in text
+        "(88.0 % – 92.0 %), where chance is 10.0 %: without a leakage-only control, the share of leakage is unknown."
+        in text
     )
     assert "The same labels on untouched images give 5.0 %: the labels alone do not explain it." in text
 
@@ -353,6 +374,105 @@ def test_features_are_claimed_only_where_leakage_alone_does_less(tmp_path):
     assert f"{claim} 10.0 points beyond the 70.0 % of leakage alone." in said[0.7]
     assert "without the attack from_rand.leakage reaches 77.0 %, so leakage alone may explain it" in said[0.77]
     assert claim not in Seen(render(tmp_path, small("from_rand"))).text
+
+
+@pytest.mark.parametrize(
+    ("fit", "said"), [(0.54, "fits only 54.0 % of its own training labels"), (0.56, "learned nothing")]
+)
+def test_a_learner_that_does_not_fit_its_own_labels_was_not_trained_enough_to_say(tmp_path, monkeypatch, fit, said):
+    lines = f'{{"epoch": 1, "accuracy": 0.9}}\n{{"epoch": 2, "accuracy": {fit}}}\n'
+    monkeypatch.setattr(sys.modules[__name__], "epochs", lines.encode)
+    store, nodes = Store(str(tmp_path)), build(parse(small("from_other")))
+    for node in nodes:
+        if node.group == "evaluations" or node.name == "from_other":
+            leave(store, node, {"from_other": 0.11})
+    found = verdict.verdict(RunResults(store, record(nodes, small("from_other"))).held_out)
+    assert found is not None and said in found and ("not trained enough to say" in found) == (fit < 0.55)
+
+
+def test_what_is_missing_is_named_with_what_to_add_and_what_is_added_makes_it(tmp_path):
+    experiment = {**small("from_other"), "models": {k: EXPERIMENT["models"][k] for k in ("standard", "from_other")}}
+    experiment["datasets"] = {name: EXPERIMENT["datasets"][name] for name in ("clean", "other")}
+    html = render(tmp_path, experiment)
+    text = Seen(html).text
+    assert "The test set has only 400 images: differences of less than about 4 points" in text
+    control, seeds = (yaml.safe_load(part) for part in re.findall("<pre[^>]*>([^<]*)</pre><button", html)[:2])
+    assert seeds == {"seeds": [0, 1, 2]}
+    evaluations = experiment["evaluations"] | control["evaluations"]
+    made = {node.id for node in build(parse({**experiment, **seeds, "evaluations": evaluations}))}
+    assert {"models/from_other.leakage@seed=0", "models/from_other.leakage@seed=2"} <= made
+    with_control = Seen(render(tmp_path, small("from_rand", "from_rand.leakage"), {"from_rand.leakage": 0.05})).text
+    assert "leakage alone gives 5.0 %, no more than chance" in with_control
+    assert "No control shows" not in with_control
+
+
+def test_terms_are_explained_where_they_stand(whole):
+    text = Seen(whole).text
+    assert "Adversarial image: an image altered so slightly" in re.sub(r"\s+", " ", text)
+    assert "Features that generalise:" not in text  # the verdict does not use the term
+
+
+def csv_of(html: str, name: str) -> list[dict[str, str]]:
+    """The rows of a CSV file in the page."""
+    (url,) = re.findall(f'download="{re.escape(name)}.csv" href="data:text/csv;charset=utf-8;base64,([^"]*)"', html)
+    return list(csv.DictReader(io.StringIO(base64.b64decode(url).decode())))
+
+
+def test_the_first_picture_has_the_learners_first_and_chance_and_controls_as_lines(whole):
+    rows = csv_of(whole, "accuracy")
+    names = [row["name"] for row in rows]
+    assert names[:2] == ["from_other", "from_rand"] and names[-2:] == ["chance", "control: from_control"]
+    assert rows[0] | {"clean accuracy": "0.9", "low": "0.88"} == rows[0]
+    assert "from_control" not in names and not any("@" in name for name in names)
+    assert whole.index("<svg") < whole.index('class="verdict"') < whole.index("Ilyas")
+
+
+def test_a_published_figure_is_a_mark_only_on_the_same_data_network_and_setting(tmp_path):
+    experiment = small("from_rand")
+    alike = {"attack": {**ATTACK, "eps": 0.5, "steps": 100}, "relabel": "random"}
+    experiment["datasets"] = {**EXPERIMENT["datasets"], "rand": alike}
+    experiment["models"] = {**EXPERIMENT["models"], "from_rand": learner("rand", arch="resnet50")}
+    marks = [row for row in csv_of(render(tmp_path, experiment), "accuracy") if "published" in row["name"]]
+    assert [(row["name"], row["clean accuracy"]) for row in marks] == [("from_rand, published", "0.633")]
+    for change in ({"models": EXPERIMENT["models"]}, {"datasets": EXPERIMENT["datasets"]}):
+        assert "from_rand, published" not in str(csv_of(render(tmp_path, {**experiment, **change}), "accuracy"))
+
+
+def test_classes_confusions_and_targets_have_their_shares_as_a_matrix_or_for_many_classes_as_a_list(
+    store, run, whole, monkeypatch
+):
+    assert csv_of(whole, "per-class")[0] | {"from_other": "0.9", "from_d_r": "0.8"} == csv_of(whole, "per-class")[0]
+    confused, targets = csv_of(whole, "confusion-from_other")[3], csv_of(whole, "targets-other")
+    assert (confused["class 3"], confused["class 4"], confused["class 5"]) == ("0.9", "0.1", "0.0")
+    assert (targets[2]["class 3"], targets[3]["class 4"], targets[3]["class 5"]) == ("1.0", "0.0", "")
+    assert '<td style="--share: 0.90">90</td>' in whole
+    monkeypatch.setattr(per_class, "CLASSES", 5)
+    listed = per_class.per_class(RunResults(store, run))
+    assert listed is not None and not listed.matrices
+    titles = {table.title: table.lines for table in listed.tables}
+    assert ["class 3", "class 4", "4", "10.0 %"] in titles[
+        "What from_other takes each class for: the 10 most frequent pairs"
+    ]
+    assert any(line[:2] == ["class 3", "90.0 %"] for lines in titles.values() for line in lines)
+
+
+def test_the_experiment_stands_as_it_was_written_beside_the_one_with_all_defaults(tmp_path):
+    experiment = small("standard")
+    html = render(tmp_path, experiment, written="name: whole  # <as I wrote it>\n")
+    written, defaults = re.findall("<pre[^>]*>([^<]*)</pre><button", html)[-2:]
+    assert written == "name: whole  # &lt;as I wrote it&gt;\n"
+    whole = yaml.safe_load(unescape(defaults))
+    assert whole["models"]["standard"]["train"]["batch_size"] == 128 and build(parse(whole)) == build(parse(experiment))
+
+
+def test_every_figure_has_its_numbers_and_the_command_that_draws_it_again(whole):
+    figures = re.findall("<figure>(.*?)</figure>", whole, re.DOTALL)
+    assert len(figures) > 8
+    for figure in figures:
+        assert figure.count("<figcaption>") == 1 and figure.count('.csv" href="data:text/csv') == 1
+        assert "notbugs report 20260101-000000-whole-0000" in figure
+    steps = [row for row in csv_of(whole, "attack-success") if row["line"] == "rand"]
+    assert float(steps[5]["attack success rate"]) == pytest.approx(0.54)
 
 
 def test_without_learners_the_verdict_is_the_best_model(tmp_path):
@@ -490,8 +610,8 @@ def test_answers_under_a_rule_are_told_whichever_evaluation_asked_for_them(tmp_p
 
     monkeypatch.setattr(sys.modules[__name__], "rows", asked)
     html = render(tmp_path, experiment)
-    (line,) = [line for line in lines_of(html[: html.index("Robustness</h2>")]) if line[:1] == ["zebra"]]
-    assert line.count("25.0 %") == 2 and any("16.2 %" in cell for cell in line)
+    told, folded = [line for line in lines_of(html[: html.index("Robustness</h2>")]) if line[:1] == ["zebra"]]
+    assert told.count("25.0 %") == 2 and any("16.2 %" in cell for cell in folded)
 
 
 def test_rows_that_differ_in_the_seed_alone_are_one_with_mean_and_deviation(whole):
@@ -501,9 +621,8 @@ def test_rows_that_differ_in_the_seed_alone_are_one_with_mean_and_deviation(whol
 
 
 def test_average_and_worst_case_stand_in_one_row_with_what_was_published(whole):
-    lines = [line.split("</td>") for line in whole.replace("\u00a0", " ").split("<tr>") if "L2 ε 0.25" in line]
-    (line,) = [line for line in lines if line[0].endswith(">robust")]
-    assert [cell.partition(">")[2] for cell in line[2:4]] == ["80.0 %", "40.0 %"]
+    (line,) = [line for line in lines_of(whole) if line[:1] == ["robust"] and any("L2 ε 0.25" in cell for cell in line)]
+    assert line[2:4] == ["80.0 %", "40.0 %"]
     assert "82.48 % ResNet-50, Ilyas et al. 2019" in line[5]
 
 
@@ -619,7 +738,7 @@ def test_a_model_that_scored_the_same_in_two_evaluations_stands_once_in_the_resu
     experiment = small("standard")
     experiment["evaluations"]["again"] = experiment["evaluations"]["accuracy"]
     html = render(tmp_path, experiment)
-    assert html[: html.index("Robustness</h2>")].count(">standard</td>") == 1
+    assert html[: html.index("Published figures, networks")].count(">standard</td>") == 1
 
 
 def test_a_failed_run_says_so_first_and_why(tmp_path):
@@ -696,12 +815,13 @@ def test_a_large_run_makes_no_large_page(tmp_path):
 # --------------------------------------------------------------------------------------- it stands alone
 
 
-def test_nothing_is_fetched_from_elsewhere_and_no_script_runs(whole):
+def test_nothing_is_fetched_from_elsewhere_and_no_script_runs_but_the_projects_own(whole):
     tags = Seen(whole).tags
     links = [attrs[key] for _, attrs in tags for key in ("src", "href") if key in attrs]
     assert links and all(str(link).startswith(("data:", "#")) for link in links)
-    assert not {"script", "iframe", "object"} & {tag for tag, _ in tags}
+    assert not {"iframe", "object"} & {tag for tag, _ in tags}
     assert not any(key.startswith("on") for _, attrs in tags for key in attrs)
+    assert re.findall("<script[^>]*>(.*?)</script>", whole, re.DOTALL) == [page.SCRIPT.read_text()]
 
 
 def test_what_a_user_named_is_text(whole):
@@ -711,7 +831,9 @@ def test_what_a_user_named_is_text(whole):
 def test_every_chart_says_in_words_what_it_shows_and_every_image_has_a_text(whole):
     seen = Seen(whole)
     charts = [attrs["aria-label"] for tag, attrs in seen.tags if tag == "svg" and attrs["class"] == "chart"]
-    assert len(charts) > 8 and set(charts) <= set(seen.captions)
+    assert len(charts) > 8 and len(set(charts)) == len(charts)
+    assert len([text for text in charts if text in seen.captions]) == len(charts) - 1  # the first has its numbers, too
+    assert seen.captions[0] and charts[0].startswith(seen.captions[0])
     assert all(attrs.get("alt") for tag, attrs in seen.tags if tag == "img")
 
 
@@ -736,7 +858,11 @@ def found(store: Store, run: dict[str, Any]) -> RunResults:
 def test_a_gallery_shows_the_original_the_magnified_change_and_the_saved_image(found):
     made = gallery.gallery(found, found.nodes["datasets/other"])
     assert made is not None
-    card = made.cards[3]
+    reached, missed = made.groups
+    assert len(reached.cards) == gallery.REACHED and len(missed.cards) == gallery.MISSED
+    assert reached.title == "Reached the target: the first 6 of 10 in train-000000, one of each class first"
+    assert {card.truth for card in reached.cards} == {CLASSES[i] for i in (0, 2, 4, 6, 8)}
+    card = missed.cards[1]
     before, after = (unpack("train-000000", shard_of(found.nodes[f"datasets/{n}"]), 3) for n in ("clean", "other"))
     assert np.array_equal(shown(card.original), before.images()[3])
     assert np.array_equal(shown(card.saved), after.images()[3])
@@ -744,18 +870,19 @@ def test_a_gallery_shows_the_original_the_magnified_change_and_the_saved_image(f
     assert "magnified 10 times" in made.text
     assert np.abs(shown(card.change) - (127.5 + 10 * change)).max() <= 0.5001
     assert (card.truth, card.label, card.measured) == ("class 3", "class 4", "not reached, 88 %")
-    assert len({card.truth for card in made.cards}) == len(made.cards) == 10
+    assert card.times == "× 10" and not card.large
 
 
 def test_of_a_large_shard_only_the_beginning_is_read(found, monkeypatch):
     monkeypatch.setattr(gallery, "HEAD", 20_000)
     made = gallery.gallery(found, found.nodes["datasets/other"])
-    assert made is not None and 0 < len(made.cards) < 10
+    assert made is not None and 0 < sum(len(group.cards) for group in made.groups) < 10
 
 
 def test_large_images_are_shown_smaller():
     draw = np.random.default_rng(0)
-    assert max(shown(gallery.url(draw.random((300, 224, 3)))).shape) == gallery.SIDE
+    assert max(shown(gallery.url(draw.random((600, 448, 3)))).shape) == gallery.SIDE
+    assert shown(gallery.url(draw.random((224, 224, 3)))).shape == (224, 224, 3)
     assert shown(gallery.url(draw.random((8, 8, 1)))).shape == (8, 8)
 
 
@@ -780,7 +907,7 @@ def brightness(colour: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 768, 1280])
+@pytest.mark.parametrize("width", [390, 820, 1440])
 def test_the_page_can_be_read_in_a_browser_of_any_width_by_day_and_by_night(browser, whole, tmp_path, width, scheme):
     file = tmp_path / "report.html"
     file.write_text(whole)
@@ -804,4 +931,34 @@ def test_the_page_can_be_read_in_a_browser_of_any_width_by_day_and_by_night(brow
     assert ink == chart
     assert (brightness(ink) < brightness(paper)) == (scheme == "light")
     assert abs(brightness(ink) - brightness(paper)) > 150
+    table = tab.locator("section .stacks").first
+    assert table.evaluate("one => one.scrollWidth <= one.clientWidth")
+    context.close()
+
+
+def test_the_page_passes_axe_by_day_and_by_night(browser, whole, tmp_path):
+    (tmp_path / "report.html").write_text(whole)
+    for scheme, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
+        tab = browser.new_page(color_scheme=scheme)
+        tab.goto((tmp_path / "report.html").as_uri())
+        inside = {"exclude": [["svg.chart > *"]]}  # thousands of shapes; the chart as an image is checked
+        found = Axe().run(tab, inside, {"resultTypes": ["violations"], **rules}).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+        tab.close()
+
+
+def test_buttons_copy_and_show_photographs_at_full_size_without_network(browser, store, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "SMALL", 16)
+    nodes = {name: run["nodes"][name] for name in ("datasets/clean", "models/standard", "datasets/other")}
+    (tmp_path / "report.html").write_text(page.render(store, run | {"nodes": nodes}))
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    tab = context.new_page()
+    tab.goto((tmp_path / "report.html").as_uri())
+    tab.locator("button.copy").first.click()
+    tab.get_by_text("Copied").wait_for()
+    assert tab.evaluate("navigator.clipboard.readText()") == "notbugs report 20260101-000000-whole-0000"
+    tab.locator("button.full").first.press("Enter")
+    assert tab.locator("dialog img").count() == 3 and tab.locator("dialog img").first.is_visible()
+    tab.keyboard.press("Escape")
+    assert not tab.locator("dialog img").first.is_visible()
     context.close()

@@ -1,0 +1,83 @@
+"""The first picture of a page: the clean accuracy of each learner beside chance, controls and published figures."""
+
+from collections.abc import Sequence
+
+from pipeline.report import charts, published
+from pipeline.report.charts import Bar
+from pipeline.report.parts import Chart, command
+from pipeline.report.results import RunResults, Score
+from pipeline.report.scores import merged, percent
+from pipeline.report.verdict import controls_of, headline
+
+BARS = 12
+"""Bars in the picture, at most."""
+
+CONTROLS = ("leakage only", "noise", "untouched")
+"""Controls that are lines in the picture, not bars; of a linear probe or another source model there are bars."""
+
+
+def overview(run: RunResults) -> Chart | None:
+    """Bars of clean accuracy with intervals; lines of chance and of the controls of the learner in the verdict.
+
+    The learners that the experiment is about come first, the strictest labels on top, then the other models.
+    """
+    scores = learners(run)
+    if not scores:
+        return None
+    shown = scores[:BARS]
+    top = headline(run.held_out)
+    levels = [("chance", shown[0].chance), *_lines(top, run.held_out)]
+    bars = [_bar(score) for score in shown]
+    caption = _caption(shown, len(scores) - len(shown))
+    return Chart(
+        charts.bars("overview", f"{caption} {_numbers(shown, levels)}", bars, "clean accuracy", *levels),
+        caption,
+        "accuracy",
+        charts.bar_data(bars, "clean accuracy", *levels),
+        command(run),
+    )
+
+
+def learners(run: RunResults) -> list[Score]:
+    """The models scored on held-out images, without the controls that are lines; those outside of a sweep if any."""
+    scores = [score for score in merged(run.held_out) if not _is_control(score)]
+    unswept = [score for score in scores if not score.axes] or scores
+    return sorted(unswept, key=_order)
+
+
+def _is_control(score: Score) -> bool:
+    of, _, suffix = (score.kind or "").partition(", ")
+    return of in published.LEARNED_FROM and suffix in CONTROLS
+
+
+def _order(score: Score) -> int:
+    kinds = list(published.LEARNED_FROM)
+    return kinds.index(score.kind) if score.kind in kinds else len(kinds) + (score.kind != "D")
+
+
+def _lines(top: Score | None, scores: Sequence[Score]) -> list[tuple[str, float]]:
+    """Name and accuracy of the controls of the learner that the verdict is about: the two that matter most."""
+    controls = controls_of(top, scores) if top is not None else []
+    return [(f"control: {control.model}", control.clean.mean) for control in controls[:2]]
+
+
+def _bar(score: Score) -> Bar:
+    alike = published.same(score.kind, score.data, score.node.arch or "", published.setting(score.node))
+    shares = [share for figure in alike for share in figure.shares]
+    learner = score.kind in published.LEARNED_FROM
+    return Bar(score.model, score.clean.mean, score.clean.low, score.clean.high, 0 if learner else 7, shares)
+
+
+def _caption(shown: Sequence[Score], left: int) -> str:
+    spread = "one standard deviation over seeds" if shown[0].clean.seeds > 1 else "95 % interval"
+    learners = " Blue: trained on relabelled images." if any(s.kind in published.LEARNED_FROM for s in shown) else ""
+    more = f" {left} more are in the table." if left else ""
+    return (
+        f"Share of the untouched {shown[0].split} images that each model classifies correctly; the line on each bar is "
+        f"its {spread}.{learners}{more}"
+    )
+
+
+def _numbers(shown: Sequence[Score], levels: Sequence[tuple[str, float]]) -> str:
+    bars = ", ".join(f"{score.model} {score.clean}" for score in shown)
+    return f"{bars}. For comparison: {', '.join(f'{name} {percent(share)}' for name, share in levels)}."

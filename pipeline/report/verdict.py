@@ -1,0 +1,238 @@
+"""The verdict of a run: its main result in one sentence, what limits it, and the words it uses."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pipeline.experiment.sweeps import split_name
+from pipeline.report import published
+from pipeline.report.results import Score
+from pipeline.report.scores import AttackResult, percent, shown, unbalanced
+
+FEW = 1000
+"""Held-out images below which the verdict names its uncertainty in points."""
+
+SEEDS = "seeds: [0, 1, 2]"
+"""What to add to an experiment for three trainings of everything."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A sentence that qualifies the verdict.
+
+    Attributes:
+        text: the sentence.
+        add: lines to add to the experiment file, if it is about something missing.
+    """
+
+    text: str
+    add: str = ""
+
+
+def verdict(scores: Sequence[Score]) -> str | None:
+    """The main result in one sentence, from held-out images; None if no model was scored on any."""
+    if (top := headline(scores)) is not None:
+        learned_from = published.LEARNED_FROM[str(top.kind)]
+        return (
+            f"Trained only on {learned_from}, {top.model} classifies {top.clean} of the untouched {top.split} images "
+            f"correctly ({top.clean.interval}), {_baseline(top)}: {_meaning(top, scores)}."
+        )
+    if not scores:
+        return None
+    best = max(scores, key=lambda score: score.clean.mean)
+    return f"{best.model} classifies {best.clean} of the {best.split} images correctly, {best.beside}."
+
+
+def headline(scores: Sequence[Score]) -> Score | None:
+    """The learner that the verdict is about: of the strictest training set present; of a sweep, the last."""
+    for kind in published.LEARNED_FROM:
+        same = [score for score in scores if score.kind == kind]
+        if same:
+            return next((score for score in same if not score.axes), same[-1])
+    return None
+
+
+def controls_of(top: Score, scores: Sequence[Score]) -> list[Score]:
+    """The controls of a learner that has the same labels without the attack; the leakage-only control first."""
+    kinds = [f"{top.kind}, {control}" for control in ("leakage only", "noise", "untouched")]
+    return sorted((score for score in scores if score.kind in kinds), key=lambda score: kinds.index(str(score.kind)))
+
+
+def _baseline(top: Score) -> str:
+    """The baselines as half a sentence; a constant prediction only where it is clearly better than chance."""
+    return top.beside if unbalanced([top]) else f"where chance is {percent(top.chance)}"
+
+
+def _meaning(top: Score, scores: Sequence[Score]) -> str:
+    if top.clean.low <= top.level[1]:
+        if not top.fitted:
+            return f"it fits only {shown(top.fit)} of its own training labels, so it was not trained enough to say"
+        return "it learned nothing that generalises"
+    controls = controls_of(top, scores)
+    best = max(controls, key=lambda score: score.clean.mean, default=None)
+    if best is not None and best.clean.high >= top.clean.low:
+        return f"but without the attack {best.model} reaches {best.clean}, so leakage alone may explain it"
+    if controls and controls[0].kind == f"{top.kind}, leakage only":
+        leakage = controls[0].clean
+        known = "so the perturbations contain features that generalise"
+        if leakage.mean <= top.level[1]:
+            return f"{known}; leakage alone gives {leakage}, no more than chance"
+        points = 100 * (top.clean.mean - leakage.mean)
+        return f"{known}, worth {points:.1f} points beyond the {leakage} of leakage alone"
+    return "without a leakage-only control, the share of leakage is unknown"
+
+
+# -------------------------------------------------------------------------------------------- remarks
+
+
+def remarks(scores: Sequence[Score]) -> Iterator[Remark]:
+    """Sentences that qualify the verdict: what controls show, and what is missing, with what to run."""
+    top = headline(scores)
+    by_kind = {score.kind: score for score in reversed(scores)}
+    if top is not None:
+        yield from _controls(top, by_kind)
+        yield from _limits(top, controls_of(top, scores))
+    if "D_R" in by_kind:
+        yield Remark(_versions(scores))
+    yield from _widest_gap(scores)
+
+
+def _controls(top: Score, by_kind: Mapping[str | None, Score]) -> Iterator[Remark]:
+    for kind, images in (("untouched", "untouched images"), ("noise", "images with noise")):
+        if (control := by_kind.get(f"{top.kind}, {kind}")) is not None:
+            so = "do not explain it" if control.clean.high < top.clean.low else "explain it as well"
+            yield Remark(f"The same labels on {images} give {control.clean}: the labels alone {so}.")
+    if (control := by_kind.get(f"{top.kind}, robust source")) is not None:
+        yield Remark(f"A robust source model gives {control.clean}.")
+
+
+def _limits(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
+    """What the verdict does not rest on, with what to run for it."""
+    if not top.fitted:
+        yield Remark(
+            f"{top.model} fits only {shown(top.fit)} of its own training labels. Trained longer it may learn more: "
+            "raise its `epochs`, or its `lr`."
+        )
+    for control in controls:
+        if not control.fitted:
+            yield Remark(
+                f"The control {control.model} fits only {shown(control.fit)} of its own training labels. Trained "
+                "longer it may reach more: raise its `epochs`."
+            )
+    if f"{top.kind}, leakage only" not in [control.kind for control in controls]:
+        data, learner = split_name(top.trained_on)[0], top.base
+        yield Remark(
+            "No control shows how much of this leaks through the labels alone. To know, add this and run the file "
+            "again; what is finished is kept.",
+            f"evaluations:\n  leakage-{data}: {{leakage: {data}, learner: {learner}}}",
+        )
+    if top.clean.seeds == 1:
+        yield Remark(
+            "It is one training. Its interval covers the choice of test images, not another seed, which may differ by "
+            "more. For three of each, add this and run the file again.",
+            SEEDS,
+        )
+    if (n := top.rows[0]["n"]) < FEW:
+        yield Remark(
+            f"The test set has only {n:,} images: differences of less than about {_points(n):.0f} points between two "
+            f"models may be chance. {_more_images(top)}"
+        )
+
+
+def _points(n: int) -> float:
+    """Points that two models of about 90 % on n images differ by in the 95 % interval of their difference."""
+    return 100 * 1.96 * math.sqrt(2 * 0.9 * 0.1 / n)
+
+
+def _more_images(top: Score) -> str:
+    recipe = top.on.recipe
+    if getattr(recipe, "limit", None) is not None:
+        return f"To score on more, raise or remove `limit` of {top.on.name}."
+    return "The source has no more; several seeds narrow it."
+
+
+def _versions(scores: Sequence[Score]) -> str:
+    """Clean and robust accuracy of the learners of D_R, D_NR and D."""
+    parts = []
+    for kind in ("D_R", "D_NR", "D"):
+        if (score := _most_attacked(kind, scores)) is not None:
+            attack = _strongest(score)
+            parts.append(f"{score.model} {score.clean}{f', {attack.worst} under {attack.name}' if attack else ''}")
+    return f"Robust and non-robust features, clean and under attack: {'; '.join(parts)}."
+
+
+def _most_attacked(kind: str, scores: Sequence[Score]) -> Score | None:
+    """Of the models trained on a kind of dataset, the score with the attack of the largest radius."""
+    return max((score for score in scores if score.kind == kind), key=_largest_radius, default=None)
+
+
+def _largest_radius(score: Score) -> float:
+    attack = _strongest(score)
+    return -1.0 if attack is None else float(attack.settings.get("eps", 0.0))
+
+
+def _strongest(score: Score) -> AttackResult | None:
+    """The untargeted attack on the model itself with the largest radius."""
+    untargeted = [attack for attack in score.attacks() if attack.target_rule is None]
+    return max(untargeted, key=lambda attack: attack.settings.get("eps", 0.0), default=None)
+
+
+def _widest_gap(scores: Sequence[Score]) -> Iterator[Remark]:
+    score = _most_attacked("D", scores)
+    if score is not None and (attack := _strongest(score)) is not None:
+        yield Remark(
+            f"Average and worst case differ: the accuracy of {score.model} is {shown(attack.average)} on average "
+            f"({attack.average_case}) and {attack.worst} under {attack.name}."
+        )
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+class Word(NamedTuple):
+    """A term, how it occurs in a text, and what it means."""
+
+    term: str
+    within: str
+    meaning: str
+
+
+WORDS = (
+    Word(
+        "adversarial image",
+        "adversarial images",
+        "an image altered so slightly that people see no difference, but so chosen that the attacked network takes it "
+        "for another class",
+    ),
+    Word(
+        "untouched test images",
+        "untouched",
+        "images without any alteration, kept out of all training, scored with their true class",
+    ),
+    Word(
+        "perturbations",
+        "perturbations",
+        "what the attack added to the images: pixel by pixel the altered image minus the original",
+    ),
+    Word("chance", "chance", "what guessing at random gets right: one over the number of classes"),
+    Word(
+        "constant prediction", "constant prediction", "the answer “always the most frequent class”, whatever the image"
+    ),
+    Word(
+        "leakage",
+        "leakage",
+        "what labels and images give away without the attack; its control is trained as the learner is, on noise in "
+        "place of the attack",
+    ),
+    Word(
+        "features that generalise",
+        "features that generalise",
+        "patterns that also hold for new, untouched images of the class",
+    ),
+)
+
+
+def words(text: str | None) -> list[Word]:
+    """The terms that a text uses, with their meaning."""
+    return [word for word in WORDS if word.within in (text or "")]
