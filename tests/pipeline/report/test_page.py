@@ -408,7 +408,7 @@ def test_what_is_missing_is_named_with_what_to_add_and_what_is_added_makes_it(tm
 
 def test_terms_are_explained_where_they_stand(whole):
     text = Seen(whole).text
-    assert "Adversarial image: an image altered so slightly" in re.sub(r"\s+", " ", text)
+    assert "Adversarial image: an image altered pixel by pixel" in re.sub(r"\s+", " ", text)
     assert "Features that generalise:" not in text  # the verdict does not use the term
 
 
