@@ -41,7 +41,8 @@ def verdict(scores: Sequence[Score]) -> str | None:
     if not scores:
         return None
     best = max(scores, key=lambda score: score.clean.mean)
-    return f"{best.model} classifies {best.clean} of the {best.split} images correctly, {best.beside}."
+    short = "" if best.fitted else f"; it fits only {shown(best.fit)} of its own training labels: train it longer"
+    return f"{best.model} classifies {best.clean} of the {best.split} images correctly, {best.beside}{short}."
 
 
 def headline(scores: Sequence[Score]) -> Score | None:
