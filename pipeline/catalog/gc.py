@@ -48,8 +48,8 @@ class Plan:
     """Outcome of a look at a store.
 
     Attributes:
-        removable: versions that may go: those that point at another first, then the newest first. So a version goes before
-            what it was made from, or points at.
+        removable: versions that may go: those that point at another first, then the newest first. So a version goes
+            before what it was made from, or points at.
         kept: folder → why it is kept.
     """
 

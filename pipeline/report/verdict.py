@@ -41,7 +41,8 @@ def verdict(scores: Sequence[Score]) -> str | None:
     if not scores:
         return None
     best = max(scores, key=lambda score: score.clean.mean)
-    return f"{best.model} classifies {best.clean} of the {best.split} images correctly, {best.beside}."
+    short = "" if best.fitted else f"; it fits only {shown(best.fit)} of its own training labels: train it longer"
+    return f"{best.model} classifies {best.clean} of the {best.split} images correctly, {best.beside}{short}."
 
 
 def headline(scores: Sequence[Score]) -> Score | None:
@@ -202,8 +203,8 @@ WORDS = (
     Word(
         "adversarial image",
         "adversarial images",
-        "an image altered so slightly that people see no difference, but so chosen that the attacked network takes it "
-        "for another class",
+        "an image altered pixel by pixel, within a small radius, so that the attacked network takes it for another "
+        "class",
     ),
     Word(
         "untouched test images",
@@ -214,6 +215,11 @@ WORDS = (
         "perturbations",
         "perturbations",
         "what the attack added to the images: pixel by pixel the altered image minus the original",
+    ),
+    Word(
+        "95 % interval",
+        " – ",
+        "in brackets, the range in which the accuracy on more images of the same kind is to be expected",
     ),
     Word("chance", "chance", "what guessing at random gets right: one over the number of classes"),
     Word(

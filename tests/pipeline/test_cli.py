@@ -453,10 +453,13 @@ def test_damaged_weights_that_are_read_as_input_are_made_again_by_the_next_run(f
 
 def test_resume_makes_only_what_the_run_was_asked_for(tiny, write, tmp_path):
     store = tmp_path / "s"
-    make(write(tiny), store, "--only", "clean")
+    file = write(tiny)
+    make(file, store, "--only", "clean")
     next(store.glob("datasets/clean/*/manifest.json")).unlink()
     invoke("resume", "--store", store, "--engine", "inline")
     assert set(contents(store)) == {"datasets/clean"}
+    records = [json.loads(record.read_text()) for record in store.glob("runs/*/run.json")]
+    assert [record["written"] for record in records] == 2 * [file.read_text()]
 
 
 def test_the_majority_share_is_that_of_the_images_that_are_kept(tmp_path, write, monkeypatch):

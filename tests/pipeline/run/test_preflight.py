@@ -85,3 +85,19 @@ def test_a_run_lists_a_source_once_fetches_weights_once_and_builds_its_graph_onc
         assert made.exit_code == 0, made.output
         assert asked == {"/w.pt": 1}, "what is there is not fetched again"
         assert calls == ({"built": 2, "listed": 1} if there else {"built": 1, "listed": 1})
+
+
+@pytest.mark.parametrize(("classes", "refused"), [(100, False), (101, True)])
+def test_confusions_of_too_many_classes_are_refused_before_the_work(classes, refused, write, tmp_path):
+    images = {"source": "synthetic", "images": {"train": 256, "test": 256}, "classes": classes, "size": 8}
+    file = write(
+        {
+            "name": "many",
+            "datasets": {"clean": {"load": images}},
+            "models": {"standard": {"train": {"on": "clean", "arch": "small_cnn", "epochs": 1}}},
+            "evaluations": {"accuracy": {"models": ["standard"], "on": "clean", "confusion": True}},
+        }
+    )
+    result = CliRunner().invoke(main, ["plan", str(file), "--store", str(tmp_path / "s")])
+    assert result.exit_code == (2 if refused else 0)
+    assert ("at most 100 classes, the dataset has 101" in result.output) == refused
