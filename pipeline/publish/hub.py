@@ -169,6 +169,8 @@ def _explained(repo: str) -> Iterator[None]:
     unreachable: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         yield
+    except errors.OfflineModeIsEnabled as error:
+        raise BadInput(f"HF_HUB_OFFLINE is set, so the Hub cannot be reached for {repo}: unset it") from error
     except (unreachable, RuntimeError) as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) else error  # uploads wrap what went wrong
         if isinstance(cause, errors.HfHubHTTPError):

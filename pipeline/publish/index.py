@@ -41,7 +41,7 @@ BEGINNING = 64_000
 SCORES = 4
 """Scores told of an evaluation."""
 
-VERDICT = re.compile(r'<p class="verdict">(.*?)</p>', re.DOTALL)
+VERDICT = re.compile(r'<p class="verdict"[^>]*>(.*?)</p>', re.DOTALL)
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from typing import get_args
 
 import pytest
@@ -116,6 +117,7 @@ def test_what_the_experiment_does_not_say_is_unknown_and_what_it_says_changes_no
     about = {"license": "https://example.org/terms", "source": "a drawer | a shelf"}
     file.write_text(json.dumps({**LOADED, "about": about}))
     before = readme.stat().st_mtime_ns
+    time.sleep(1)  # runs are named by the second
     run("run", file, "--store", store, "--engine", "inline")
     assert readme.stat().st_mtime_ns == before, "nothing was made, so no card is either"
     run("card", "clean", "--store", store)

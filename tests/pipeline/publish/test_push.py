@@ -28,7 +28,8 @@ def hub(monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # other tests import it offline
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # set where other tests import it
+    huggingface_hub.close_session()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with Hub() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
