@@ -12,6 +12,7 @@ from support import reseal
 import notbugs
 from pipeline.cli import main
 from pipeline.publish import index
+from pipeline.run import tags
 from pipeline.store import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -65,8 +66,7 @@ def test_every_link_leads_to_a_file_of_the_store_or_a_line_of_the_page(opened):
 
 def test_tags_stand_beside_their_version_and_names_are_text(copy):
     other = notbugs.open("other", store=copy)
-    tag = {"tag": "paper", "node": "datasets/other", "version": other.version, "content": "0" * 64}
-    Store(str(copy)).put_json("tags/datasets/other/paper.json", tag)
+    tags.put(Store(str(copy)), f"datasets/other/{other.version}", other.manifest["content"], "paper")
     run = next((copy / "runs").iterdir())
     reseal(copy, run / "run.json", lambda record: {**record, "state": "failed"})
     report = run / "report.html"
