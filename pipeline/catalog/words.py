@@ -114,7 +114,7 @@ def _recipe(group: str, stage: str, parameters: Mapping[str, Any], parents: Mapp
 
 def _attack(recipe: Attack, relabel: Relabel | None) -> str:
     rule = relabel.rule if relabel else "unknown"
-    label = f"labelled with the target, {_RULES.get(rule, rule)}"
+    label = f"labelled with the target, {RULES.get(rule, rule)}"
     match recipe.method:
         case "none":
             return f"{recipe.images} unchanged, {label}"
@@ -129,13 +129,14 @@ def _attack(recipe: Attack, relabel: Relabel | None) -> str:
     return f"{recipe.images} attacked by {how} on {recipe.model}{spared}: {_ball(recipe)}; {label}"
 
 
-_RULES = {
-    "random": "a random class",
-    "other": "a random wrong class",
-    "next": "the next class",
+RULES = {
+    "random": "a class drawn uniformly from all classes",
+    "other": "a class drawn uniformly from the wrong classes",
+    "next": "the class after the true one, cyclically",
     "least_likely": "the class that the model finds least likely",
-    "map": "given by a map of classes",
+    "map": "the class that a fixed map assigns to the true one",
 }
+"""Label rule → the class that an image gets."""
 
 
 def _ball(recipe: Ball) -> str:

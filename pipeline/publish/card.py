@@ -12,11 +12,11 @@ from typing import Any
 import jinja2
 import yaml
 
+from pipeline.catalog.words import in_words
 from pipeline.experiment.spec import About
 from pipeline.publish import croissant
 from pipeline.publish import pictures as sheets
 from pipeline.publish.pictures import Pictures
-from pipeline.publish.words import how
 from pipeline.report import results
 from pipeline.report.scores import SUCCESS_RATE, percent, result_columns
 from pipeline.report.scores import results as grouped
@@ -109,7 +109,7 @@ def write(store: Store, made: Artifact, about: About, rows: Sequence[Mapping[str
     """
     recipe = recipe_of(store, made)
     shown = sheets.pictures(store, made)
-    text = f"{how(recipe, made.manifest['parents'])} {_warning(recipe)}".strip()
+    text = f"{_sentence(in_words(made.manifest, recipe))} {_warning(recipe)}".strip()
     document = croissant.describe(made.manifest, recipe, about, text)
     files = {
         **({sheets.NAME: shown.picture} if shown else {}),
@@ -199,7 +199,7 @@ def render(
         name=manifest["name"],
         version=manifest["version"],
         content=manifest["content"],
-        how=how(recipe, manifest["parents"]),
+        how=_sentence(in_words(manifest, recipe)),
         mislabelled=_warning(recipe),
         about=about,
         facts=_facts(manifest),
@@ -216,6 +216,10 @@ def render(
         citation=croissant.CITATION,
     )
     return f"---\n{_metadata(manifest, about, shown, layout)}---\n" + "\n".join(map(visible, text.split("\n"))) + "\n"
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _cell(text: Any) -> str:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.catalog.words import in_words
+from pipeline.catalog.words import RULES, in_words
 from pipeline.experiment import spec
 from pipeline.experiment.graph import build
+from stages import recipes
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
@@ -39,10 +40,11 @@ def test_every_node_of_the_configs_has_a_sentence(config):
             "images of image-folder val, 224×224 pixels",
         ),
         ({"datasets": {"x": {"attack": ATTACK | {"method": "noise"}, "relabel": "next"}}},
-            "clean with random noise, L2 ε 1.5, labelled with the target, the next class"),
+            "clean with random noise, L2 ε 1.5, labelled with the target, the class after "
+            "the true one, cyclically"),
         ({"datasets": {"x": {"attack": ATTACK | {"not_transferring_to": ["other"]}, "relabel": "random"}}},
             "clean attacked by targeted PGD on standard, not fooling other: L2 ε 1.5, 100 steps of 0.3; labelled with "
-            "the target, a random class"),
+            "the target, a class drawn uniformly from all classes"),
         ({"datasets": {"x": {"invert": {"images": "clean", "model": "standard"}}}},
             "images with the features of clean under standard, from another image, 1000 steps of 0.1"),
         ({"datasets": {"x": {"select": {"images": "moved", "by": "margin", "keep": "top", "share": 0.25}}}},
@@ -75,3 +77,7 @@ def test_a_recipe_of_another_revision_is_listed_by_its_keys():
     file["parameters"] = file["parameters"] | {"unknown": 3}
     text = in_words({"group": "datasets", "parents": {}}, file)
     assert "unknown 3" in text
+
+
+def test_every_label_rule_has_words():
+    assert set(RULES) == set(recipes.RULES)
