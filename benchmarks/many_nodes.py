@@ -24,6 +24,7 @@ from pipeline.experiment.graph import Node, build
 from pipeline.experiment.spec import Experiment, parse
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
+from pipeline.run.fingerprints import SCHEMA
 from pipeline.run.jobs import Context
 from pipeline.run.runs import Record
 from pipeline.store import Store, digest
@@ -73,7 +74,7 @@ def publish(store: Store, node: Node, shards: int, made: dict[str, Artifact]) ->
     content = artifacts.content_digest(tars) if tars else shas.get("weights.safetensors", shas["recipe.json"])
     files = {name: (len(contents[name]), sha) for name, sha in shas.items()}
     inputs = {role: made[one.id] for role, one in node.inputs.items()}
-    return artifacts.publish(store, node, files, content, inputs, facts(node, names))
+    return artifacts.publish(store, node, files, content, inputs, SCHEMA.empty_table(), facts(node, names))
 
 
 def facts(node: Node, names: list[str]) -> dict[str, Any]:
@@ -174,8 +175,17 @@ def _children() -> float:
 @click.option("--samples", default=1_300_000, show_default=True, help="Of all datasets together.")
 @click.option("--rounds", default=3, show_default=True)
 def main(nodes: int, samples: int, rounds: int) -> None:
-    """Measure ls, show, log and a dry gc on a store of many nodes, beside a command that reads no store."""
-    asked = ["--help", "ls", "ls --json", "show moved0", "log clean", "log from_moved0", "gc --keep 1 --dry-run"]
+    """Measure ls, show, log, a dry gc and index on a store of many nodes, beside a command that reads no store."""
+    asked = [
+        "--help",
+        "ls",
+        "ls --json",
+        "show moved0",
+        "log clean",
+        "log from_moved0",
+        "gc --keep 1 --dry-run",
+        "index",
+    ]
     took: dict[str, list[Took]] = {name: [] for name in asked}
     with tempfile.TemporaryDirectory() as folder:
         total = fill(Store(folder), nodes, samples)

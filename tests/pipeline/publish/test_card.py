@@ -81,7 +81,10 @@ def test_croissant_names_the_inputs_and_the_activity_in_the_terms_of_prov(opened
 
 def test_the_card_says_how_it_was_made_with_which_figures_and_that_labels_are_wrong(opened):
     text, made = (folder(opened[0], "other") / "README.md").read_text(), notbugs.open("other", store=opened[0])
-    assert "Clean attacked by targeted PGD on standard: L2 ε 1.5, 3 steps of 0.3; labelled with the target, a class" in text
+    assert (
+        "Clean attacked by targeted PGD on standard: L2 ε 1.5, 3 steps of 0.3; labelled with the target, a class"
+        in text
+    )
     assert "**The labels are wrong on purpose.**" in text and f"{100 * made.manifest['success_rate']:.1f} %" in text
     assert "| from_other |" in text and "| standard |" not in text, "the learners of this dataset, no others"
     assert "labels are wrong" not in (folder(opened[0], "clean") / "README.md").read_text()

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import shutil
+from collections import Counter
 from contextlib import redirect_stderr
 
 import numpy as np
@@ -101,6 +102,17 @@ def test_hugging_face_datasets_and_pandas_read_parquet_with_images_and_class_nam
     first = frame.iloc[0]
     assert pixels(Image.open(io.BytesIO(first["image"]["bytes"]))) == expected[first["key"]][2]
     assert frame["l2"].tolist() == source.table["l2"].to_pylist(), "measurements are exact"
+
+
+def test_duckdb_asks_all_files_of_a_split_at_once(exported, expected):
+    import duckdb
+
+    found = duckdb.sql(
+        f"select label, count(*), octet_length(first(image.bytes)) > 0 from '{exported('parquet')}/data/train-*.parquet' "
+        "group by label order by label"
+    ).fetchall()
+    counts = Counter(label for label, _, _ in expected.values())
+    assert found == [(label, counts[label], True) for label in sorted(counts)]
 
 
 @pytest.mark.filterwarnings("ignore")
