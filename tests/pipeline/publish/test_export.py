@@ -108,8 +108,8 @@ def test_duckdb_asks_all_files_of_a_split_at_once(exported, expected):
     import duckdb
 
     found = duckdb.sql(
-        f"select label, count(*), octet_length(first(image.bytes)) > 0 from '{exported('parquet')}/data/train-*.parquet' "
-        "group by label order by label"
+        "select label, count(*), octet_length(first(image.bytes)) > 0 "
+        f"from '{exported('parquet')}/data/train-*.parquet' group by label order by label"
     ).fetchall()
     counts = Counter(label for label, _, _ in expected.values())
     assert found == [(label, counts[label], True) for label in sorted(counts)]
