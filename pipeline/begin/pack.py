@@ -50,8 +50,8 @@ def make(experiment: Experiment, context: Context, options: RunOptions) -> Artif
     """
     begin = engine(experiment, context, options)
     checked = preflight(build(experiment), context)
-    context.store.refuse_unless_writable()
     watch = watching(options, checked)
+    context.store.refuse_unless_writable()
     attempt = runs.Run(experiment, context, (), watch, checked)
     (node,) = attempt.nodes
     del checked  # a source's listing is large, and the run lets go of it

@@ -62,8 +62,7 @@ def in_words(manifest: Mapping[str, Any], file: Mapping[str, Any]) -> str:
         recipe = _recipe(manifest["group"], file["stage"], file["parameters"], manifest["parents"])
         relabel = None if file["relabel"] is None else Relabel.model_validate(file["relabel"])
     except (ValidationError, KeyError):  # written by another revision, whose keys were others
-        listed = ", ".join(f"{key} {short(str(value))}" for key, value in file["parameters"].items())
-        return f"{file['stage']} with {listed}"
+        return _keys(file)
     match recipe:
         case Attack():
             return _attack(recipe, relabel)
@@ -87,7 +86,12 @@ def in_words(manifest: Mapping[str, Any], file: Mapping[str, Any]) -> str:
             return (
                 f"usefulness of the features of {_listed(recipe.models)} on {recipe.on} {recipe.split}, {_ball(recipe)}"
             )
-    return _source(recipe)
+    return _source(recipe) if "source" in file["parameters"] else _keys(file)
+
+
+def _keys(file: Mapping[str, Any]) -> str:
+    listed = ", ".join(f"{key} {short(str(value))}" for key, value in file["parameters"].items())
+    return f"{file['stage']} with {listed}"
 
 
 _END = {"top": "largest", "bottom": "smallest"}

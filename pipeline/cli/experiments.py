@@ -262,8 +262,8 @@ def _run(
 
     begin = engine(experiment, context, options)
     checked = preflight(wanted(build(experiment), only), context)
-    context.store.refuse_unless_writable()
     watch = watching(options, checked)
+    context.store.refuse_unless_writable()
     attempt = runs.Run(experiment, context, only, watch, checked, after_node(context.store, experiment.about))
     del checked  # a source's listing is large, and the run lets go of it
     echo(f"run {attempt.record.id}\nstore {context.store.url}", err=True)

@@ -124,11 +124,11 @@ def _chosen(there: Mapping[int, Sample], shard: str, aimed: bool) -> list[tuple[
     return chosen
 
 
-def head(store: Store, folder: str, shard: str, classes: int, first: int = HEAD) -> dict[int, Sample]:
-    """Index → sample, for the samples that lie whole in the first bytes of a shard of a dataset's folder."""
+def head(store: Store, folder: str, shard: str, classes: int, first: int | None = None) -> dict[int, Sample]:
+    """Index → sample, for the samples that lie whole in the first bytes, by default `HEAD`, of a dataset's shard."""
     there: dict[int, Sample] = {}
     with suppress(BadData, *ABSENT):  # the rest is cut off, or damaged
-        tar = store.read(f"{folder}/{shard}.tar", first=first)
+        tar = store.read(f"{folder}/{shard}.tar", first=first or HEAD)
         for sample in samples(shard, tar, classes):
             there[sample.facts.index] = sample
     return there

@@ -1,6 +1,7 @@
 """All that can be checked of an experiment before its run begins and before anything is written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,17 +137,18 @@ def _checked(
     inputs = {role: Artifact.of(parent.folder, found[parent.id].facts) for role, parent in node.inputs.items()}
     job = JOBS[node.stage](node, context, inputs, fetch)
     job.refuse_mismatch()
-    try:
+    with _blaming(job):
         job.note_sources()
-        made, why = artifacts.find(context.store, node), list[Reason]()
-        if made is not None and (why := outdated(job, made)):
-            made = None
-        if made is None and (made := elsewhere.find(job)) is None:
-            why = why or differences(job)
+    made, why = artifacts.find(context.store, node), list[Reason]()
+    if made is not None and (why := outdated(job, made)):
+        made = None
+    if made is None and (made := elsewhere.find(job)) is None:
+        why = why or differences(job)
+        with _blaming(job):
             _try_models(node, context, found)
-        facts = made.manifest if made else job.predict_facts()
-    except BadInput as error:
-        raise BadInput(f"{job.file_key}: {error}") from error
+            facts = job.predict_facts()
+    else:
+        facts = made.manifest
     finished = made is not None or bool(why and artifacts.manifest_at(context.store, node.folder))
     marks = [] if finished else [f for f in context.store.files(f"{node.folder}/commits") if f.endswith(".json")]
     others = [one for one in found.values() if (one.node.group, one.node.version) == (node.group, node.version)]
@@ -160,6 +162,15 @@ def _checked(
         same if same != node.folder else None,
         [parent.id for parent in node.inputs.values() if not found[parent.id].there or found[parent.id].awaits],
     )
+
+
+@contextmanager
+def _blaming(job: ShardJob | ModelJob) -> Iterator[None]:
+    """Name the entry of the file that a refusal is about."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{job.file_key}: {error}") from error
 
 
 def _try_models(node: Node, context: Context, found: Mapping[str, NodeStatus]) -> None:

@@ -1,6 +1,7 @@
 """Learning curves and rates as TensorBoard event files, beside the progress that is printed."""
 
 import math
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,7 +57,7 @@ class Events:
         """Write the values of an event, and print it."""
         if event == "epoch":
             self._write(node, progress, progress.last)
-        elif event == "committed" and (speed := rate(progress)):
+        elif event == "committed" and (speed := rate(progress, time.time())):
             self._write(node, progress, {"images_per_second": speed})
         self.shown(node, progress, event)
 

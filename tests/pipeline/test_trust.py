@@ -1,8 +1,10 @@
 """A store is data: damage is found and repaired, and foreign content is never obeyed."""
 
+import itertools
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -445,7 +447,7 @@ def as_nobody(folder: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
-    for above in (folder, *folder.parents[:2]):
+    for above in (folder, *itertools.takewhile(lambda one: one != Path(tempfile.gettempdir()), folder.parents)):
         above.chmod(0o755)
     os.seteuid(65534)
     try:

@@ -92,7 +92,7 @@ def test_parquet_goes_to_an_object_store_and_a_set_of_torchvision_to_a_folder(da
     pq.write_table(table, data / "t.parquet")
     assert pack(data, "t.parquet", f"{s3_url}/packed").exit_code == 0
     there = Store(f"{s3_url}/packed").files("")
-    assert set(there) == {"train-000000.tar", "samples.parquet", "recipe.json", "manifest.json"}
+    assert set(there) == {"train-000000.tar", "samples.parquet", "recipe.json", "sources.arrow", "manifest.json"}
     assert pack(data, "cifar10", data / "cifar", "--limit", 6).exit_code == 0
     assert len(read(data / "cifar")) == 6 and len(read(data / "cifar", "test")) == 6
 
