@@ -8,7 +8,7 @@ FIGURES ?= digits
 # Files of tests go to two processes: much of the time a test waits for one that starts or ends.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart test test-slow lint format docs figures site wheel lock clean
+.PHONY: help quickstart test test-slow lint format docs figures pictures site wheel lock clean
 
 help: ## What there is to make.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ docs: $(VENV)/.dev ## Write docs/experiment-file.md and the schema from the mode
 
 figures: $(VENV)/.dev ## Run the experiments in FIGURES (digits), record them, write their tables.
 	NOTBUGS_STORE=$(STORE) $(BIN)/python docs/make_figures.py --record $(FIGURES)
+
+pictures: $(VENV)/.dev ## Draw the README's terminal and page from the latest run in STORE; needs chromium.
+	$(BIN)/python docs/make_pictures.py $(STORE)
 
 site: $(VENV)/.site ## The site of docs/, in build/site; every warning is an error.
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
