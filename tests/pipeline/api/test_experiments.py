@@ -1,6 +1,7 @@
 """Experiments from Python: the same versions and results as from a file."""
 
 import copy
+import shutil
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ def test_a_file_and_its_python_twin_have_equal_versions(tmp_path):
 
 
 def test_a_run_returns_its_results_and_a_second_one_makes_nothing_again(opened, tmp_path):
-    store, found = opened
+    store, found = shutil.copytree(opened[0], tmp_path / "store"), opened[1]
     table = found.to_pandas()
     assert table["model"].tolist() == ["standard", "from_other"] and table["accuracy"].between(0, 1).all()
     assert found.page.endswith("report.html")
