@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from stages.errors import BadInput
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipeline.run.jobs import Context
     from pipeline.run.preflight import NodeStatus
     from pipeline.run.progress import Display
+    from pipeline.run.runs import Run
     from pipeline.run.tensorboard import Events
 
 STORE, DATA = "notbugs-store", "data"
@@ -51,7 +52,53 @@ class RunOptions:
         return given
 
 
-def watching(options: RunOptions, statuses: "Sequence[NodeStatus]") -> "Display | Events":
+class Prepared(NamedTuple):
+    """A run that may begin.
+
+    Attributes:
+        run: the run, on record once it goes.
+        begin: starts the engine.
+        display: of its events; None if they are not shown.
+    """
+
+    run: "Run"
+    begin: "Callable[[], Engine]"
+    display: "Display | Events | None"
+
+
+def prepare(
+    experiment: "Experiment",
+    context: "Context",
+    options: RunOptions,
+    only: tuple[str, ...] = (),
+    cards: bool = True,
+    shown: bool = True,
+) -> Prepared:
+    """Check everything about a run before it begins; nothing is written to the store.
+
+    Args:
+        experiment, context, options: what is made, where, and how.
+        only: names or ids of the wanted nodes.
+        cards: whether datasets get their cards as they are made.
+        shown: whether its progress is printed.
+
+    Raises:
+        BadInput: the experiment, its sources, the store or the options are unfit.
+    """
+    from pipeline.experiment.graph import build
+    from pipeline.publish.after import after_node
+    from pipeline.run.preflight import preflight, wanted
+    from pipeline.run.runs import Run, unnoticed
+
+    begin = engine(experiment, context, options)
+    checked = preflight(wanted(build(experiment), only), context)
+    display = _watching(options, checked) if shown else None
+    context.store.refuse_unless_writable()
+    published = after_node(context.store, experiment.about) if cards else unnoticed
+    return Prepared(Run(experiment, context, only, display or unnoticed, checked, published), begin, display)
+
+
+def _watching(options: RunOptions, statuses: "Sequence[NodeStatus]") -> "Display | Events":
     """The display of a run's events: the progress that is printed, and event files where they are asked for.
 
     Args:

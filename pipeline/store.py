@@ -49,6 +49,13 @@ ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """Errors which mean that there is no such file."""
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+
+def at_once(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Do some reading for every item, several at a time."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(work, items))
 
 
 class Stat(NamedTuple):
@@ -172,8 +179,7 @@ class Store:
     def find_all(self, paths: Iterable[str]) -> dict[str, bytes | None]:
         """Several files, read concurrently; None for each that is missing."""
         names = list(paths)
-        with ThreadPoolExecutor(READERS) as pool:
-            return dict(zip(names, pool.map(self.find, names), strict=True))
+        return dict(zip(names, at_once(self.find, names), strict=True))
 
     def files(self, folder: str, recursive: bool = False) -> dict[str, int]:
         """Paths of the files below a folder, relative to it → bytes; empty if there is no such folder.
@@ -239,6 +245,16 @@ class Store:
         except BaseException:
             Path(beside).unlink(missing_ok=True)  # on a full disk, half a shard would take the space of the next
             raise
+
+    def put_and_read_back(self, path: str, content: bytes) -> None:
+        """Write a file as `put` does, and read it back.
+
+        Raises:
+            BadData: it reads back with other bytes.
+        """
+        self.put(path, content)
+        if self.read(path) != content:
+            raise BadData(f"{self.at(path)} reads back with other bytes than were written")
 
     def put_json(self, path: str, value: Mapping[str, Any]) -> bytes:
         """Write a document as readable JSON with its `seal`; return the bytes."""

@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import picture
 from pipeline.experiment import spec
-from pipeline.experiment.graph import build
 from pipeline.experiment.spec import Experiment
-from pipeline.launch import DATA, STORE, RunOptions
-from pipeline.launch import engine as engine_of
-from pipeline.publish.after import after_node, after_run
+from pipeline.launch import DATA, STORE, RunOptions, prepare
+from pipeline.publish.after import after_run
 from pipeline.report import page, results
 from pipeline.run import runs
 from pipeline.run.jobs import Context
-from pipeline.run.preflight import preflight, wanted
 from pipeline.store import Store
 from stages.errors import BadData
 
@@ -75,12 +72,8 @@ def run(
     elif isinstance(experiment, Mapping):
         experiment = spec.parse(dict(experiment))
     context = Context(Store(str(store)), Path(data), Path.cwd(), check_files)
-    begin = engine_of(experiment, context, RunOptions(workers=workers, engine=engine, address=address))
-    checked = preflight(wanted(build(experiment), tuple(only)), context)
-    context.store.refuse_unless_writable()
-    published = after_node(context.store, experiment.about)
-    attempt = runs.Run(experiment, context, tuple(only), checked=checked, published=published)
-    del checked  # a source's listing is large, and the run lets go of it
+    options = RunOptions(workers=workers, engine=engine, address=address)
+    attempt, begin, _ = prepare(experiment, context, options, tuple(only), shown=False)
     made = begin()
     try:
         complete = attempt.go(made)

@@ -5,13 +5,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline import terminal
-from pipeline.experiment.graph import build
 from pipeline.experiment.spec import Experiment
-from pipeline.launch import RunOptions, engine, watching
-from pipeline.run import artifacts, runs
+from pipeline.launch import RunOptions, prepare
+from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
 from pipeline.run.jobs import Context
-from pipeline.run.preflight import preflight
 from pipeline.store import LARGEST_JSON, Store, digest
 from stages.errors import BadData, BadInput, some
 
@@ -48,17 +46,12 @@ def make(experiment: Experiment, context: Context, options: RunOptions) -> Artif
         BadInput: its source, or the store, is missing or unfit.
         BadData: it cannot be made; finished shards are kept.
     """
-    begin = engine(experiment, context, options)
-    checked = preflight(build(experiment), context)
-    watch = watching(options, checked)
-    context.store.refuse_unless_writable()
-    attempt = runs.Run(experiment, context, (), watch, checked)
+    attempt, begin, display = prepare(experiment, context, options, cards=False)
     (node,) = attempt.nodes
-    del checked  # a source's listing is large, and the run lets go of it
     terminal.if_interrupted("Finished shards are kept; the same command continues.")
     working = begin()
     try:
-        attempt.go(working, watch)
+        attempt.go(working, display)
     finally:
         working.close()
     if node.id not in attempt.made:

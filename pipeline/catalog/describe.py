@@ -10,7 +10,7 @@ from pipeline.report import results, tables
 from pipeline.report.scores import attack_name, percent
 from pipeline.run import artifacts, documents
 from pipeline.run.artifacts import Artifact
-from pipeline.store import Store
+from pipeline.store import Store, at_once
 from stages.errors import BadData
 
 Rows = list[dict[str, Any]]
@@ -31,11 +31,10 @@ def described(store: Store, entry: Entry, evaluations: Sequence[Entry] | None = 
         what is not finished, only what `Entry.as_json` gives and ``there``.
     """
     about = entry.as_json() | {"path": store.at(entry.folder)}
-    manifest = artifacts.manifest_at(store, entry.folder)
-    if manifest is None:
+    made = artifacts.artifact_at(store, entry.folder)
+    if made is None:
         return about | {"there": entry.steps}
-    made = Artifact.of(entry.folder, manifest)
-    about |= manifest | _recipe(store, made)
+    about |= made.manifest | _recipe(store, made)
     match entry.group:
         case "datasets":
             return about | {"open": opens(store, entry)}
@@ -92,7 +91,7 @@ def scores(store: Store, model: Entry, evaluations: Sequence[Entry]) -> Rows:
     """The rows about a model in all evaluations of this version of it, the newest evaluation first."""
     name = model.node.partition("/")[2]
     of_model = [one for one in evaluations if model.folder in one.parents.values()]
-    found = listing.at_once(lambda one: documents.find(store, f"{one.folder}/result.json", results.Results), of_model)
+    found = at_once(lambda one: documents.find(store, f"{one.folder}/result.json", results.Results), of_model)
     each = [row for result in found if result for row in result["rows"]]
     return [{"kind": "accuracy", **row} for row in each if row["model"] == name]
 

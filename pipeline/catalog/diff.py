@@ -88,10 +88,9 @@ def of_versions(store: Store, a: Entry, b: Entry) -> Difference:
 
 
 def _read(store: Store, entry: Entry) -> tuple[dict[str, Any], Artifact]:
-    manifest = artifacts.manifest_at(store, entry.folder)
-    if manifest is None:
+    made = artifacts.artifact_at(store, entry.folder)
+    if made is None:
         raise BadData(f"{entry.folder}/manifest.json is missing or damaged: run its experiment again")
-    made = Artifact.of(entry.folder, manifest)
     return words.recipe_file(store, made), made
 
 

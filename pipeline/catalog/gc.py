@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.catalog import listing
 from pipeline.catalog.listing import DAMAGED, FINISHED, SAME, Entry
 from pipeline.run import artifacts, removals, runs, tags
-from pipeline.store import Store
+from pipeline.store import Store, at_once
 from stages.errors import BadInput
 
 UNDER_WAY = 3600.0
@@ -147,7 +147,7 @@ def _with_inputs(
 
 def sized(store: Store, entries: Sequence[Entry]) -> list[Entry]:
     """Versions with the size of all their files, which includes those that no manifest lists; the largest first."""
-    sizes = listing.at_once(lambda entry: sum(store.files(entry.folder, recursive=True).values()), entries)
+    sizes = at_once(lambda entry: sum(store.files(entry.folder, recursive=True).values()), entries)
     found = [replace(entry, bytes=size) for entry, size in zip(entries, sizes, strict=True)]
     return sorted(found, key=lambda entry: (-entry.bytes, entry.folder))
 

@@ -1,20 +1,15 @@
 """Every version in a store, from the listings of its folders and one document for each version."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline.experiment.graph import GROUPS
 from pipeline.run import artifacts, runs, tags
-from pipeline.run.documents import NodeName, Version, fits
-from pipeline.store import READERS, Store
+from pipeline.store import Store, at_once
 
 FINISHED, UNFINISHED, DAMAGED = "finished", "unfinished", "damaged"
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -75,12 +70,6 @@ class Entry:
         }
 
 
-def at_once(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Do some reading for every item, several at a time."""
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(work, items))
-
-
 def entries(store: Store, groups: Sequence[str] = GROUPS) -> list[Entry]:
     """Every version in a store, the newest first.
 
@@ -90,9 +79,7 @@ def entries(store: Store, groups: Sequence[str] = GROUPS) -> list[Entry]:
         BadInput: the store cannot be read.
     """
     named = tags.by_folder(tags.every(store))
-    names = [f"{group}/{name}" for group in groups for name in store.folders(group) if fits(NodeName, name)]
-    versions = at_once(store.folders, names)
-    folders = [f"{node}/{v}" for node, each in zip(names, versions, strict=True) for v in each if fits(Version, v)]
+    folders = artifacts.folders(store, groups)
     return newest_first(at_once(lambda folder: entry(store, folder, named.get(folder, ())), folders))
 
 

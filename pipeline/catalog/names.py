@@ -6,7 +6,7 @@ from pipeline.catalog import listing
 from pipeline.catalog.listing import Entry
 from pipeline.experiment.graph import GROUPS
 from pipeline.run import artifacts, removals, tags
-from pipeline.store import Store
+from pipeline.store import Store, at_once
 from stages.errors import BadInput, did_you_mean, some
 
 
@@ -23,9 +23,9 @@ def versions(store: Store, name: str) -> list[Entry]:
     """
     folders = artifacts.named(store, name)
     nodes = sorted({folder.rpartition("/")[0] for folder in folders})
-    found = listing.at_once(lambda node: tags.by_folder(tags.every(store, f"{tags.ROOT}/{node}")), nodes)
+    found = at_once(lambda node: tags.by_folder(tags.every(store, f"{tags.ROOT}/{node}")), nodes)
     marked = {folder: names for each in found for folder, names in each.items()}
-    return listing.newest_first(listing.at_once(lambda f: listing.entry(store, f, marked.get(f, ())), folders))
+    return listing.newest_first(at_once(lambda f: listing.entry(store, f, marked.get(f, ())), folders))
 
 
 def refusal(store: Store, name: str, others: Sequence[str] = (), what: str = "node") -> str:

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ import click
 
 from pipeline.cli.group import main
 from pipeline.cli.options import data_option, json_option, run_options, store_option
-from pipeline.cli.output import context_of, print_json
+from pipeline.cli.output import context_of, counting, print_json
 from pipeline.experiment import spec, yaml12
 from pipeline.experiment.graph import build
 from pipeline.launch import RunOptions
 from pipeline.report.tables import left_out_lines
-from pipeline.run.progress import QUIET
 from pipeline.store import Store
 from pipeline.terminal import echo
 from stages.errors import BadInput
@@ -169,7 +167,7 @@ def pack(
     refuse_foreign(node.version, place)
     place.refuse_unless_writable()
     made = make(experiment, context, options)
-    found = lay_down(context.store, made, place, _Copying(place.url))
+    found = lay_down(context.store, made, place, counting("files"))
     patterns = _patterns(place, made.manifest["shards"])
     if as_json:
         facts = {"dest": place.url, "files": len(made.files) + 1, "there_before": found, "shards": patterns}
@@ -191,18 +189,6 @@ def _refuse_secrets(what: str, url: str) -> None:
             refuse_secrets(url)
     except ValueError as error:
         raise BadInput(f"{what}: {error}") from error
-
-
-class _Copying:
-    """Prints now and then how far the copying is."""
-
-    def __init__(self, where: str) -> None:
-        self.where, self.printed = where, time.monotonic()
-
-    def __call__(self, done: int, count: int) -> None:
-        if time.monotonic() - self.printed > QUIET or done == count:
-            self.printed = time.monotonic()
-            echo(f"{self.where}: {done:,} of {count:,} files", err=True)
 
 
 def _patterns(place: Store, shards: dict[str, Any]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +11,15 @@ from pipeline import terminal
 from pipeline.cli.group import main
 from pipeline.cli.options import check_files_option, data_option, json_option, only_option, run_options, store_option
 from pipeline.cli.output import context_of, print_json, print_results, recorded, refuse_no_place, results_as_json, write
-from pipeline.launch import RunOptions, engine, watching
+from pipeline.launch import Prepared, RunOptions, prepare
 from pipeline.terminal import echo, visible
 from stages.errors import BadInput
 
 if TYPE_CHECKING:
     from pipeline.cost.estimate import Estimate
     from pipeline.experiment.spec import Experiment
-    from pipeline.run import runs
-    from pipeline.run.engines import Engine
     from pipeline.run.jobs import Context
     from pipeline.run.preflight import NodeStatus
-    from pipeline.run.progress import Display
-    from pipeline.run.tensorboard import Events
     from pipeline.store import Store
 
 
@@ -255,34 +250,25 @@ def _run(
     terminal.if_interrupted("Nothing was begun; the same command again begins it.")
     if sys.stderr.isatty():  # networks are tried, which takes seconds; elsewhere, an error is the only line
         echo(f"checking {experiment.name}", err=True)
-    from pipeline.experiment.graph import build
-    from pipeline.publish.after import after_node
-    from pipeline.run import runs
-    from pipeline.run.preflight import preflight, wanted
-
-    begin = engine(experiment, context, options)
-    checked = preflight(wanted(build(experiment), only), context)
-    watch = watching(options, checked)
-    context.store.refuse_unless_writable()
-    attempt = runs.Run(experiment, context, only, watch, checked, after_node(context.store, experiment.about))
-    del checked  # a source's listing is large, and the run lets go of it
-    echo(f"run {attempt.record.id}\nstore {context.store.url}", err=True)
+    prepared = prepare(experiment, context, options, only)
+    run = prepared.run.record.id
+    echo(f"run {run}\nstore {context.store.url}", err=True)
     if options.engine == "ray":
         echo(f"joining Ray at {options.address}" if options.address else "starting Ray", err=True)
-    complete = _attempt(attempt, begin, watch)
+    complete = _attempt(prepared)
     terminal.if_interrupted(f"Finished work is kept; see it with: notbugs report --store {context.store.url}")
-    _conclude(context.store, attempt.record.id, complete, as_json)
+    _conclude(context.store, run, complete, as_json)
 
 
-def _attempt(attempt: "runs.Run", begin: "Callable[[], Engine]", watch: "Display | Events") -> bool:
+def _attempt(prepared: Prepared) -> bool:
     from pipeline.cluster import JOB_VARIABLE
 
     if JOB_VARIABLE in os.environ:  # Ray stops a job by SIGINT, and what a shell began in the background ignores it
         terminal.listen(force=True)
-    engine = begin()
+    engine = prepared.begin()
     try:
-        terminal.if_interrupted(f"Finished work is kept; continue with: {_again(attempt.context.store)}")
-        return attempt.go(engine, watch)
+        terminal.if_interrupted(f"Finished work is kept; continue with: {_again(prepared.run.context.store)}")
+        return prepared.run.go(engine, prepared.display)
     finally:
         engine.close()
 

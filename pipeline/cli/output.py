@@ -1,6 +1,7 @@
 """Output that several commands share: documents, results, files that `--out` names."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,3 +88,21 @@ def _written(path: Path | None) -> Iterator[None]:
         yield
     except OSError as error:
         raise BadInput(f"--out {path}: cannot be written: {error.strerror}") from error
+
+
+QUIET = 10.0
+"""Seconds between two lines of progress."""
+
+
+def counting(what: str) -> Callable[[int, int], None]:
+    """A function that prints how much is done, from time to time and at the end of long work."""
+    printed = started = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal printed
+        now = time.monotonic()
+        if now - printed > QUIET or (done == total and now - started > QUIET):
+            printed = now
+            echo(f"{done} of {total} {what}", err=True)
+
+    return show

@@ -1,35 +1,37 @@
 """Commands that show a store, and take datasets out of it: card, export, push, index."""
 
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.catalog import names
 from pipeline.cli.group import main
 from pipeline.cli.options import json_option, store_option
-from pipeline.cli.output import print_json
+from pipeline.cli.output import counting, print_json
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
 from pipeline.store import Store
 from pipeline.terminal import echo, size
-from stages.errors import BadInput, did_you_mean
+from stages.errors import BadInput
 
 if TYPE_CHECKING:
     from pipeline.publish.push import Plan
 
 
-def _dataset(store: Store, name: str) -> Artifact:
-    """The newest version of a dataset, or the one named.
+def _version(store: Store, name: str) -> Artifact:
+    """The newest finished version that a name stands for.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is none, or nodes of two groups have the name.
     """
-    if found := artifacts.by_name(store, name, ("datasets",)):
-        return found[-1]
-    known = store.folders("datasets")
-    near = did_you_mean(name, known, f"it has {', '.join(known) or 'none'}")
-    raise BadInput(f"{store.url} has no finished dataset {name}{near}")
+    folder = names.one(store, name).folder
+    if (made := artifacts.artifact_at(store, folder)) is None:
+        raise BadInput(f"{folder} was removed meanwhile: run its experiment again")
+    return made
+
+
+def _dataset(store: Store, name: str) -> Artifact:
+    return _version(store, name if name.startswith("datasets/") else f"datasets/{name}")
 
 
 @main.command()
@@ -91,7 +93,7 @@ def export_(name: str, dest: str, form: str, store: str, as_json: bool) -> None:
     from pipeline.publish.export import export
 
     place, to = Store(store), _destination(dest)
-    done = export(place, _dataset(place, name), form, to, _progress("shards"))
+    done = export(place, _dataset(place, name), form, to, counting("shards"))
     if as_json:
         print_json({"dest": to.url, "format": form, "files": done.files, "bytes": done.bytes, "found": done.found})
     else:
@@ -110,24 +112,6 @@ def _destination(dest: str) -> Store:
     place = Store(dest)
     place.refuse_unless_writable()
     return place
-
-
-QUIET = 10.0
-"""Seconds between two lines of progress."""
-
-
-def _progress(what: str) -> Callable[[int, int], None]:
-    """A function that prints how much is done, from time to time and at the end of long work."""
-    printed = started = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        nonlocal printed
-        now = time.monotonic()
-        if now - printed > QUIET or (done == total and now - started > QUIET):
-            printed = now
-            echo(f"{done} of {total} {what}", err=True)
-
-    return show
 
 
 @main.command()
@@ -154,30 +138,15 @@ def push(name: str, dest: str, dry_run: bool, private: bool, store: str, as_json
         repo, made, there = hub.repository(dest), _dataset(place, name), hub.api()
         plan = hub.plan(there, repo, place, made)
         if not dry_run:
-            hub.push(there, repo, place, made, plan, private, _progress("files"))
+            hub.push(there, repo, place, made, plan, private, counting("files"))
     else:
         if private:
             raise BadInput("--private is for the Hub: leave it out")
-        made, to = _node(place, name), Store(dest) if dry_run else _destination(dest)
+        made, to = _version(place, name), Store(dest) if dry_run else _destination(dest)
         plan = push.to_store(place, made, to)
         if not dry_run:
-            push.copy(place, made, to, plan, _progress("files"))
+            push.copy(place, made, to, plan, counting("files"))
     _print_plan(plan, made, dry_run, as_json)
-
-
-def _node(store: Store, name: str) -> Artifact:
-    """The newest version of a node, or the one named.
-
-    Raises:
-        BadInput: there is none, or nodes of two groups have the name.
-    """
-    found = artifacts.by_name(store, name)
-    groups = sorted({one.manifest["group"] for one in found})
-    if len(groups) > 1:
-        raise BadInput(f"{name} is the name of several nodes: say {' or '.join(f'{group}/{name}' for group in groups)}")
-    if not found:
-        raise BadInput(f"{store.url} has no finished node {name}; `notbugs index` lists them")
-    return found[-1]
 
 
 def _print_plan(plan: "Plan", made: Artifact, dry_run: bool, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from pipeline.catalog.words import in_words
+from pipeline.catalog.words import in_words, recipe_file
 from pipeline.experiment.spec import About
 from pipeline.publish import croissant
 from pipeline.publish import pictures as sheets
@@ -22,9 +22,9 @@ from pipeline.report.scores import SUCCESS_RATE, percent, result_columns
 from pipeline.report.scores import results as grouped
 from pipeline.run import artifacts, runs
 from pipeline.run.artifacts import Artifact
-from pipeline.store import Store, unsealed
+from pipeline.store import Store
 from pipeline.terminal import size, visible
-from stages.errors import BadData, BadInput
+from stages.errors import BadInput
 from stages.shard import COLUMNS
 
 NAME = "README.md"
@@ -107,7 +107,7 @@ def write(store: Store, made: Artifact, about: About, rows: Sequence[Mapping[str
     Raises:
         BadData: the recipe is damaged.
     """
-    recipe = recipe_of(store, made)
+    recipe = recipe_file(store, made)
     shown = sheets.pictures(store, made)
     text = f"{_sentence(in_words(made.manifest, recipe))} {_warning(recipe)}".strip()
     document = croissant.describe(made.manifest, recipe, about, text)
@@ -141,18 +141,6 @@ def told_of(store: Store, made: Artifact) -> tuple[About, Sequence[Mapping[str, 
         if run["nodes"].get(node, {}).get("version") == version:
             return about(run), results.result_rows(store, run)
     return About(), ()
-
-
-def recipe_of(store: Store, made: Artifact) -> dict[str, Any]:
-    """The contents of a dataset's ``recipe.json``.
-
-    Raises:
-        BadData: it is damaged.
-    """
-    recipe = unsealed(f"{made.folder}/recipe.json", artifacts.read_file(store, made, "recipe.json"))
-    if recipe is None:
-        raise BadData(f"{store.at(made.folder)}/recipe.json is damaged: `notbugs verify` withdraws it")
-    return recipe
 
 
 def write_all(store: Store, run: Mapping[str, Any]) -> None:

@@ -13,8 +13,8 @@ from pipeline.publish.formats import FORMATS, File
 from pipeline.run import documents
 from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import Count, Document, Sha
-from pipeline.store import Store, digest
-from stages.errors import BadData, BadInput
+from pipeline.store import Store, at_once, digest
+from stages.errors import BadInput
 
 MARKS = ".export"
 
@@ -108,8 +108,7 @@ def _marks(place: Store, there: Mapping[str, int], asked: Mapping[str, str]) -> 
     if there and not paths:
         raise BadInput(f"{place.url} has other files ({min(there)}): name an empty folder")
     found: dict[str, list[dict[str, Any]]] = {}
-    with ThreadPoolExecutor(16) as pool:
-        marks = pool.map(lambda path: documents.find(place, path, Mark), paths)
+    marks = at_once(lambda path: documents.find(place, path, Mark), paths)
     for path, mark in zip(paths, marks, strict=True):
         if mark is None:
             continue  # damaged: its unit is written again
@@ -127,7 +126,5 @@ def _put(place: Store, file: File) -> dict[str, Any]:
         BadData: it reads back with other bytes.
     """
     name, content = file
-    place.put(name, content)
-    if place.read(name) != content:
-        raise BadData(f"{place.at(name)} reads back with other bytes than were written")
+    place.put_and_read_back(name, content)
     return {"name": name, "bytes": len(content), "sha256": digest(content)}

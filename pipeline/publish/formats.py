@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.catalog.words import recipe_file
 from pipeline.publish import card, pictures
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
@@ -155,7 +156,7 @@ class Parquet(Format):
         if shown is not None:
             yield pictures.NAME, shown.picture
         about, rows = card.told_of(self.store, self.made)
-        recipe = card.recipe_of(self.store, self.made)
+        recipe = recipe_file(self.store, self.made)
         yield card.NAME, card.render(self.made, recipe, about, shown, rows, card.PARQUET).encode()
 
 

@@ -3,11 +3,10 @@
 import base64
 import html
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jinja2
 
@@ -17,8 +16,7 @@ from pipeline.report.results import Results
 from pipeline.report.scores import percent
 from pipeline.run import artifacts, documents, runs, tags
 from pipeline.run.artifacts import Artifact
-from pipeline.run.documents import NodeName, Version, fits
-from pipeline.store import READERS, Store
+from pipeline.store import Store, at_once
 from pipeline.terminal import size, visible
 from stages.errors import BadInput
 
@@ -42,9 +40,6 @@ SCORES = 4
 """Scores told of an evaluation."""
 
 VERDICT = re.compile(r'<p class="verdict"[^>]*>(.*?)</p>', re.DOTALL)
-
-A = TypeVar("A")
-B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -108,14 +103,14 @@ def render(store: Store) -> str:
     made, tagged = _newest(store), tags.by_folder(tags.every(store))
     by_group = {group: [one for one in made if one.manifest["group"] == group] for group in GROUPS}
     folders, known = [one.folder for one in by_group["datasets"]], {one.folder for one in made}
-    there = dict(zip(folders, _each(store.files, folders), strict=True))
+    there = dict(zip(folders, at_once(store.files, folders), strict=True))
 
     def line(one: Artifact) -> Line:
         return _line(store, one, there.get(one.folder, {}), tagged.get(one.folder, []), known)
 
     tables = [
         _runs(store),
-        *(_table(group.capitalize(), HEADS[group], _each(line, each)) for group, each in by_group.items()),
+        *(_table(group.capitalize(), HEADS[group], at_once(line, each)) for group, each in by_group.items()),
     ]
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -132,11 +127,6 @@ def render(store: Store) -> str:
     return "\n".join(map(visible, text.split("\n")))
 
 
-def _each(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(work, items))
-
-
 def _newest(store: Store) -> list[Artifact]:
     """Every finished node, newest first; of its manifest what the page tells, since those of all nodes are large."""
 
@@ -148,10 +138,8 @@ def _newest(store: Store) -> list[Artifact]:
         held = () if "at" in manifest else manifest["files"]  # the files lie in the folder that it points at
         return Artifact(folder, rest | {"bytes": sum(file["bytes"] for file in held)})
 
-    nodes = [f"{group}/{name}" for group in GROUPS for name in store.folders(group) if fits(NodeName, name)]
-    versions = zip(nodes, _each(store.folders, nodes), strict=True)
-    folders = [f"{node}/{version}" for node, each in versions for version in each if fits(Version, version)]
-    return sorted(filter(None, _each(read, folders)), key=lambda one: str(one.manifest["made"]), reverse=True)
+    found = at_once(read, artifacts.folders(store))
+    return sorted(filter(None, found), key=lambda one: str(one.manifest["made"]), reverse=True)
 
 
 def _anchor(folder: str) -> str:
@@ -253,8 +241,8 @@ def _pictures(store: Store, made: Sequence[Artifact], there: Mapping[str, Mappin
 
 def _runs(store: Store) -> Table:
     names = runs.names(store)
-    found = [run for run in _each(lambda name: runs.find(store, name), names[:RUNS]) if run is not None]
-    heads = _each(lambda run: store.find(f"runs/{run['run']}/report.html", BEGINNING), found)
+    found = [run for run in at_once(lambda name: runs.find(store, name), names[:RUNS]) if run is not None]
+    heads = at_once(lambda run: store.find(f"runs/{run['run']}/report.html", BEGINNING), found)
     head = ("run", "state", "started", "nodes", "verdict")
     lines = [_run(run, page) for run, page in zip(found, heads, strict=True)]
     return _table("Runs", head, lines, len(names) - len(found))

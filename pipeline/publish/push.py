@@ -11,7 +11,7 @@ from pipeline.publish import card, croissant, pictures
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import fits
-from pipeline.store import READERS, Store, digest, unsealed
+from pipeline.store import Store, at_once, digest, unsealed
 from stages.errors import BadData, BadInput
 
 MANIFEST = "manifest.json"
@@ -70,8 +70,7 @@ def files(store: Store, made: Artifact, marks: bool) -> list[File]:
     if not marks:
         return [*listed, *beside]
     names = sorted(made.manifest.get("shards", {}))
-    with ThreadPoolExecutor(READERS) as pool:
-        shards = [file for each in pool.map(lambda name: _shard(store, made, name), names) for file in each]
+    shards = [file for each in at_once(lambda name: _shard(store, made, name), names) for file in each]
     return [*shards, *(file for file in listed if not file.name.endswith(".tar")), *beside]
 
 
@@ -154,10 +153,7 @@ def copy(
 
     def send(unit: Sequence[File]) -> int:
         for file in unit:
-            content, path = read(store, made, file), f"{made.folder}/{file.name}"
-            place.put(path, content)
-            if place.read(path) != content:
-                raise BadData(f"{place.at(path)} reads back with other bytes than were written")
+            place.put_and_read_back(f"{made.folder}/{file.name}", read(store, made, file))
         return len(unit)
 
     done = 0

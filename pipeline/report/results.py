@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,7 +15,7 @@ from pipeline.report.scores import OverSeeds, Result, Row, by_seed, over_seeds, 
 from pipeline.run import artifacts, documents
 from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import Amount, Count, Document, NodeName, Share, Word
-from pipeline.store import READERS, Store
+from pipeline.store import Store, at_once
 
 # ---------------------------------------------------------------------------------------- result.json
 
@@ -213,8 +212,7 @@ class RunResults:
         self.nodes = {node.id: node for node in build(parse(run["experiment"])) if node.id in run["nodes"]}
         finished = [node for node in self.nodes if run["nodes"][node]["state"] in ("done", "cached")]
         self.manifests: dict[str, Row] = {}
-        with ThreadPoolExecutor(READERS) as pool:
-            manifests = list(pool.map(lambda node: artifacts.manifest_at(store, self.folder(node)), finished))
+        manifests = at_once(lambda node: artifacts.manifest_at(store, self.folder(node)), finished)
         pairs = zip(finished, manifests, strict=True)
         self.manifests |= {node: manifest for node, manifest in pairs if manifest is not None}
         self.metrics: dict[str, list[Row]] = {node: self._metrics(node) for node in self.manifests if _is_model(node)}

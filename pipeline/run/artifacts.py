@@ -7,7 +7,6 @@ damaged. Every run checks sizes, from one listing; `verify` checks bytes.
 import platform
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,7 +36,7 @@ from pipeline.run.documents import (
     Word,
     fits,
 )
-from pipeline.store import READERS, Store, canonical, digest
+from pipeline.store import Store, at_once, canonical, digest
 from stages.design import Design
 from stages.errors import BadData, BadInput
 from stages.shard import split_of
@@ -289,11 +288,10 @@ def point(store: Store, node: Node, made: Artifact) -> Artifact:
 
 def names_by_version(store: Store, group: str) -> dict[str, list[str]]:
     """Version → names under which a group has a folder of it."""
-    names, found = [name for name in store.folders(group) if fits(NodeName, name)], dict[str, list[str]]()
-    with ThreadPoolExecutor(READERS) as pool:
-        for name, versions in zip(names, pool.map(lambda name: store.folders(f"{group}/{name}"), names), strict=True):
-            for version in versions:
-                found.setdefault(version, []).append(name)
+    found: dict[str, list[str]] = {}
+    for folder in folders(store, (group,)):
+        _, name, version = folder.split("/")
+        found.setdefault(version, []).append(name)
     return found
 
 
@@ -325,9 +323,8 @@ def named(store: Store, name: str, groups: Sequence[str] = GROUPS) -> list[str]:
 
 def by_name(store: Store, name: str, groups: Sequence[str] = GROUPS) -> list[Artifact]:
     """The finished artifacts that a name stands for, oldest first; arguments and errors as of `named`."""
-    with ThreadPoolExecutor(READERS) as pool:
-        found = [one for one in pool.map(partial(artifact_at, store), named(store, name, groups)) if one is not None]
-    return sorted(found, key=lambda one: str(one.manifest["made"]))
+    found = at_once(partial(artifact_at, store), named(store, name, groups))
+    return sorted(filter(None, found), key=lambda one: str(one.manifest["made"]))
 
 
 def find(store: Store, node: Node, folder: str | None = None) -> Artifact | None:
@@ -484,16 +481,11 @@ class Damage:
     shard: str | None = None
 
 
-def folders(store: Store) -> list[str]:
+def folders(store: Store, groups: Sequence[str] = GROUPS) -> list[str]:
     """Every ``<group>/<name>/<version>`` of a store; other folders are ignored."""
-    return [
-        f"{group}/{name}/{version}"
-        for group in GROUPS
-        for name in store.folders(group)
-        if fits(NodeName, name)
-        for version in store.folders(f"{group}/{name}")
-        if fits(Version, version)
-    ]
+    nodes = [f"{group}/{name}" for group in groups for name in store.folders(group) if fits(NodeName, name)]
+    versions = zip(nodes, at_once(store.folders, nodes), strict=True)
+    return [f"{node}/{version}" for node, each in versions for version in each if fits(Version, version)]
 
 
 def verify(store: Store, folder: str) -> list[Damage]:

@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,7 @@ from pipeline.run.engines import Engine, FailedShard, Inline, reason_of
 from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob, Unit
 from pipeline.run.preflight import NodeStatus, wanted
 from pipeline.run.why import outdated
-from pipeline.store import READERS, Store
+from pipeline.store import Store, at_once
 from stages.errors import BadData, BadInput, did_you_mean
 
 BEAT = 10.0
@@ -154,6 +154,10 @@ class Record:
         self.write(turn=True)
 
 
+def unnoticed(*_: Any) -> None:
+    """Take no notice of an event."""
+
+
 class Run:
     """Makes the missing nodes of an experiment.
 
@@ -171,9 +175,9 @@ class Run:
         experiment: Experiment,
         context: Context,
         only: tuple[str, ...] = (),
-        watch: Watcher = lambda node, progress, event: None,
+        watch: Watcher = unnoticed,
         checked: Sequence[NodeStatus] | None = None,
-        published: Callable[[Artifact], None] = lambda made: None,
+        published: Callable[[Artifact], None] = unnoticed,
     ) -> None:
         self.experiment, self.context, self.published = experiment, context, published
         self.jobs = {status.node.id: status.job for status in checked or ()}
@@ -404,8 +408,7 @@ def find(store: Store, run: str) -> dict[str, Any] | None:
 def records(store: Store) -> dict[str, dict[str, Any] | None]:
     """Every run of a store with its record, the newest first; None for each whose record cannot be trusted."""
     runs = names(store)
-    with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip(runs, pool.map(partial(find, store), runs), strict=True))
+    return dict(zip(runs, at_once(partial(find, store), runs), strict=True))
 
 
 def names(store: Store) -> list[str]:

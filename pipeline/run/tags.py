@@ -5,13 +5,12 @@ overwrite each other's.
 """
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.run import documents
 from pipeline.run.documents import Document, Moment, NodeId, Sha, TagName, Version, fits
-from pipeline.store import READERS, Store
+from pipeline.store import Store, at_once
 from stages.errors import BadData, BadInput
 
 ROOT = "tags"
@@ -50,9 +49,7 @@ def find(store: Store, node: str, tag: str) -> dict[str, Any] | None:
 def every(store: Store, below: str = ROOT) -> dict[str, dict[str, Any] | None]:
     """All tags below a folder, by path; None for each that is damaged."""
     names = [f"{below}/{path}" for path in store.files(below, recursive=True) if path.endswith(".json")]
-    with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda path: documents.find(store, path, Tag), names)
-        return dict(zip(names, found, strict=True))
+    return dict(zip(names, at_once(lambda path: documents.find(store, path, Tag), names), strict=True))
 
 
 def by_folder(found: Mapping[str, dict[str, Any] | None]) -> dict[str, list[str]]:

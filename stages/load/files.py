@@ -193,8 +193,8 @@ def _patiently(url: str, work: Callable[[], T], patient: bool = True) -> T:
         raise ConnectionError(f"{url} cannot be read: {said(error)}") from error
 
 
-def list_objects(url: str) -> dict[str, int]:
-    """The files below a folder of an object store, by their path in it → bytes; one request per 1,000 files.
+def list_objects(url: str, recursive: bool = True) -> dict[str, fs.FileInfo]:
+    """The files in a folder of an object store, by their path in it; one request per 1,000 files.
 
     Raises:
         BadInput: the store refuses.
@@ -207,7 +207,7 @@ def list_objects(url: str) -> dict[str, int]:
     def listing() -> tuple[str, list[fs.FileInfo]]:
         filesystem, folder = _connect(url)
         folder = folder.rstrip("/")
-        return folder, filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=True))
+        return folder, filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=recursive))
 
     try:
         folder, found = _patiently(url, listing, patient=False)
@@ -215,7 +215,7 @@ def list_objects(url: str) -> dict[str, int]:
         raise
     except ValueError as error:
         raise BadInput(f"{url} is no place that can be read: {str(error).splitlines()[0]}") from error
-    return {info.path[len(folder) + 1 :]: info.size for info in found if info.type == fs.FileType.File}
+    return {info.path[len(folder) + 1 :]: info for info in found if info.type == fs.FileType.File}
 
 
 def below(url: str, path: str) -> str:

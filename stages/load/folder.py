@@ -93,14 +93,14 @@ class _InStore:
 
     def __init__(self, place: str, skipped: Counter[str]) -> None:
         self.place, self.found = place, dict[str, dict[str, int]]()
-        for path, size in list_objects(place).items():
+        for path, info in list_objects(place).items():
             name, slash, _ = path.partition("/")
             if why := HIDDEN if is_hidden(path) else None if slash else "files in no class's folder":
                 skipped[why] += 1
             elif _kind(path) is None:
                 skipped[_unread(path.rpartition("/")[2])] += 1
             else:
-                self.found.setdefault(name, {})[path] = size
+                self.found.setdefault(name, {})[path] = info.size
         self.classes = list(self.found)
         if not self.found:
             raise BadInput(f"image folder {place} holds no class folders: expected {place.rstrip('/')}/<class>/<image>")

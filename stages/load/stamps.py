@@ -6,11 +6,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
-from pyarrow import fs
 
-from stages import remote
 from stages.errors import BadInput
-from stages.load.files import READERS, local_path
+from stages.load.files import READERS, list_objects, local_path
 from stages.load.listing import Item, Listing, printable
 from stages.load.patterns import expand, matches
 from stages.recipes import Load, Parquet, WebDataset
@@ -116,17 +114,8 @@ def stamp(path: Path) -> Stamp:
 
 def _listed(folder: str) -> dict[str, Stamp]:
     """Name → stamp of each object directly in a folder of an object store; empty if that does not answer."""
-
-    def refuse(error: Exception) -> None:
-        if sentence := remote.refusal(folder, error):
-            raise BadInput(sentence) from error
-
-    def listing() -> list[fs.FileInfo]:
-        filesystem, root = remote.connect(folder)
-        return list(filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)))
-
     try:
-        infos = remote.retry(listing, remote.FIRST_PATIENCE, refuse)
-    except (BadInput, OSError, ValueError):  # reading the source reports it, where that is needed
+        found = list_objects(folder, recursive=False)
+    except (BadInput, OSError):  # reading the source reports it, where that is needed
         return {}
-    return {info.base_name: (info.size, info.mtime_ns) for info in infos if info.type == fs.FileType.File}
+    return {name: (info.size, info.mtime_ns) for name, info in found.items()}
