@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STORE ?= notbugs-store
 FIGURES ?= digits
-# Files of tests go to two processes: much of the time a test waits for one that starts or ends.
+# Files of tests go to two processes: much of the time a test waits for one that starts or ends. Slow ones want the whole machine.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help quickstart test test-slow lint format docs figures pictures site wheel lock clean
@@ -20,7 +20,7 @@ test: $(VENV)/.dev ## Every test that is not slow.
 	$(PYTEST)
 
 test-slow: $(VENV)/.dev ## Kills, long runs, the wheel in a fresh environment.
-	$(PYTEST) -m slow
+	$(BIN)/pytest -m slow
 
 lint: $(VENV)/.dev ## ruff and mypy.
 	$(BIN)/ruff check .

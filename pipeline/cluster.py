@@ -16,6 +16,7 @@ from typing import Any
 import pipeline
 import stages
 from pipeline.experiment.spec import Experiment, recipes
+from pipeline.run.engines import reason_of
 from pipeline.run.parcel import SENT, staged
 from pipeline.store import Store, canonical, digest
 from stages import own
@@ -137,15 +138,15 @@ class Cluster:
         if not address.startswith(("http://", "https://")):
             raise BadInput(f"--address {address}: must be the cluster's job server, such as http://localhost:8265")
         self.address = address
-        _use_token()
         from ray import exceptions
         from ray.job_submission import JobSubmissionClient
 
         for logger in TALKATIVE:
             logging.getLogger(logger).setLevel(logging.WARNING)
 
+        token = _authorization()
         try:
-            self.client = JobSubmissionClient(address)
+            self.client = JobSubmissionClient(address, headers=token)
         except exceptions.AuthenticationError as error:
             raise BadInput(_token_sentence(address)) from error
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -358,11 +359,17 @@ def _refuse_unsent(experiment: Experiment, here: Path, left: list[Path]) -> None
             )
 
 
-def _use_token() -> None:
-    """Have Ray use this machine's token. It does so only on request, before it is imported."""
-    default = Path.home() / ".ray" / "auth_token"
-    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or default.exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+def _authorization() -> dict[str, str]:
+    """The header with this machine's token, from where Ray looks for it. Ray itself reads it only where a variable of
+    the whole process says so, which a local cluster of the same process would heed too."""
+    token, file = os.environ.get("RAY_AUTH_TOKEN", ""), os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    place = Path(file) if file else Path.home() / ".ray" / "auth_token"
+    if not token and place.is_file():
+        try:
+            token = place.read_text(encoding="ascii")
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{place}: holds no token that can be read ({reason_of(error)})") from error
+    return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
 
 
 def _token_sentence(address: str) -> str:

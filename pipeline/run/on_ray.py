@@ -59,6 +59,9 @@ PATIENCE = (10, 600.0)
 CONNECT_TIMEOUT = 10.0
 """Seconds in which a cluster must accept a connection."""
 
+GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
+"""Ray's variable for how often to try to join a cluster, and for the seconds in which a local one must start."""
+
 LONGEST = 400
 """Most characters of Ray's error messages to show; the rest is for its developers."""
 
@@ -198,8 +201,12 @@ def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
         BadInput: it cannot be started or joined.
     """
     ours = signal.getsignal(signal.SIGTERM)
-    if address not in (None, "auto", "local"):
+    joins = address not in (None, "auto", "local")
+    if joins:
         _refuse_silent(str(address))
+    once = joins and GCS_WAIT not in os.environ
+    if once:  # an attempt takes 40 s where something else has the port
+        os.environ[GCS_WAIT] = "1"
     try:
         ray.init(address=address or "local", **options)
     except SystemExit:  # SIGTERM, while Ray started
@@ -210,6 +217,8 @@ def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
         ray.shutdown()
         raise BadInput(_why_not(error, address)) from error
     finally:
+        if once:
+            del os.environ[GCS_WAIT]
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)
 
@@ -228,7 +237,6 @@ def _refuse_silent(address: str) -> None:
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "that is no name of a host"
         raise BadInput(f"--address {address}: no Ray cluster answers there ({why})") from error
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # attempts of 40 s, if another has the port
 
 
 def _why_not(error: Exception, address: str | None) -> str:

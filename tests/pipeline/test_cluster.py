@@ -676,6 +676,21 @@ def test_the_right_token_is_found_where_ray_puts_it(cluster, outside, tmp_path):
     assert found.returncode == 0, found.stderr
 
 
+def test_a_token_is_this_clusters_alone(cluster, monkeypatch):
+    """A variable that says so to Ray held for the whole process: its next local cluster asked for a token, too."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", cluster.environment["RAY_AUTH_TOKEN_PATH"])
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    Cluster(cluster.address).jobs()  # raises without the token
+    assert "RAY_AUTH_MODE" not in os.environ
+
+
+def test_a_token_that_cannot_be_read_is_named(cluster, outside, tmp_path):
+    (tmp_path / "token").write_bytes(b"\xff\xfe")
+    refused = outside("jobs", "--address", cluster.address, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith(f"Error: {tmp_path}/token: holds no token that can be read")
+
+
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "127.0.0.1:8265", "auto"])
 def test_an_address_that_is_no_job_server_is_refused(address, outside):
     refused = outside("jobs", "--address", address)

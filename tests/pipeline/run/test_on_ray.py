@@ -291,6 +291,7 @@ def test_what_ray_says_in_many_lines_becomes_a_sentence(error, address, said, mo
     monkeypatch.setattr("ray.init", fail)
     with pytest.raises(BadInput, match=re.escape(said)):
         on_ray.OnRay(address=address)
+    assert on_ray.GCS_WAIT not in os.environ, "a local cluster of the same process would heed it, too"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "x", "::", f"{'a' * 70}:1", "h:99999"])
