@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -62,6 +62,9 @@ CONNECT_TIMEOUT = 10.0
 GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
 """Ray's variable for how often to try to join a cluster, and for the seconds in which a local one must start."""
 
+LEAVE = 10.0
+"""Most seconds in which threads leave Ray before it ends: one that is inside may never return, and would hold us up."""
+
 LONGEST = 400
 """Most characters of Ray's error messages to show; the rest is for its developers."""
 
@@ -101,6 +104,7 @@ class OnRay:
             _begin(ray, address, options | {"runtime_env": sent or None})
         self.gpu = gpu if gpu is not None else any(node.gpus for node in self.nodes())
         self.pool = ThreadPoolExecutor(64, thread_name_prefix="node")
+        self.started: list[Future[Any]] = []
 
     def nodes(self) -> "list[Machine]":
         """The nodes of the cluster that are alive."""
@@ -112,7 +116,8 @@ class OnRay:
         ]
 
     def start(self, work: Callable[[], Any]) -> "Future[Any]":
-        return self.pool.submit(work)
+        self.started.append(self.pool.submit(work))
+        return self.started[-1]
 
     def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[FailedShard]:
         return ShardScheduler(self, job, units, report).go()
@@ -173,8 +178,9 @@ class OnRay:
 
     def close(self) -> None:
         self.stopping.set()
-        self.ray.shutdown()
         self.pool.shutdown(wait=False, cancel_futures=True)
+        wait(self.started, LEAVE)
+        self.ray.shutdown()
 
 
 def _job_config() -> Any:

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 import numpy as np
@@ -15,6 +16,7 @@ from local_cluster import LocalCluster
 from support import command, contents
 
 from pipeline.run import on_ray
+from pipeline.run.engines import Stopped
 from pipeline.run.on_ray import IN_FLIGHT
 from stages.errors import BadInput
 from stages.shard import unpack
@@ -302,6 +304,18 @@ def test_an_address_at_which_nobody_listens_is_refused_at_once(address):
     ):
         on_ray.OnRay(address=address)
     assert time.monotonic() - began < 30
+
+
+def test_what_runs_leaves_ray_before_it_ends():
+    """A thread that was inside never returned, one time in ten on a busy machine, and the program never ended."""
+    engine, inside = on_ray.OnRay(workers=1), threading.Event()
+    try:
+        endless = engine.ray.remote(lambda: time.sleep(600)).remote()
+        waiting = engine.start(lambda: inside.set() or engine.wait([endless]))
+        assert inside.wait(60)
+    finally:
+        engine.close()
+    assert waiting.done() and isinstance(waiting.exception(), Stopped)
 
 
 @pytest.mark.slow
