@@ -141,7 +141,7 @@ def class_number(name: str, classes: Sequence[str]) -> int:
     part = [c for c in classes if name.lower() in c.lower()]
     near = part or [classes[lower.index(c)] for c in nearest(name.lower(), lower, 3)]
     hint = f"did you mean {' or '.join(map(repr, near[:3]))}?" if near else f"they are {some(classes)}"
-    raise BadInput(f"--to {name}: is none of the model's {len(classes)} classes; {hint}")
+    raise BadInput(f"--to {name}: is not one of the model's {len(classes)} classes; {hint}")
 
 
 def read(path: Path, shape: Sequence[int]) -> np.ndarray:

@@ -169,7 +169,7 @@ def _blaming_the_file() -> Iterator[None]:
     except BadData:
         raise
     except UnidentifiedImageError as error:
-        raise BadData(f"cannot be decoded: is none of {', '.join(FORMATS)}") from error
+        raise BadData(f"cannot be decoded: not one of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise BadData(f"has more than {PIXELS:,} pixels: make it smaller") from error
     except Exception as error:  # decoders raise anything on damaged data

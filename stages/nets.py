@@ -188,8 +188,8 @@ def build(arch: str, classes: int, channels: int, here: Path) -> nn.Module:
 
     if arch not in models.list_models(module=models):
         raise BadInput(
-            f"arch {arch!r} is none of {', '.join(OURS)}, no torchvision classifier, "
-            "and neither `package.module:name` nor `./folder/file.py:name`"
+            f"arch {arch!r} is not one of {', '.join(OURS)}, not a torchvision classifier, "
+            "and not of the form `package.module:name` or `./folder/file.py:name`"
         )
     model: nn.Module = models.get_model(arch, weights=None, num_classes=classes, **WITHOUT_HEADS.get(arch, {}))
     return model

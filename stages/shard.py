@@ -321,7 +321,7 @@ def _sample(sample: str, content: dict[str, bytes], split: str, classes: int) ->
         raise BadData(f"holds sample {sample} with a damaged json{place}: {first['msg']}") from error
     label = int(content["cls"]) if re.fullmatch(rb"[0-9]{1,9}", content["cls"]) else classes
     if max(label, facts.source_label, facts.target) >= classes:
-        raise BadData(f"holds sample {sample} with a label that is no number below {classes}")
+        raise BadData(f"holds sample {sample} with a label that is not a number below {classes}")
     if (key(facts.index), facts.split) != (sample, split):
         raise BadData(f"holds sample {sample}, which its json calls {key(facts.index)} of {facts.split}")
     return Sample(content[suffix], suffix, label, facts)

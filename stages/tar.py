@@ -89,7 +89,7 @@ def walk(file: BinaryIO) -> Iterator[Member]:
         at, zeros = at + BLOCK, 0
         if kind in BEFORE:
             if size > LARGEST_BEFORE:
-                raise BadData(f"is damaged: at byte {at:,} stands a name of {size:,} bytes, at most {LARGEST_BEFORE:,}")
+                raise BadData(f"is damaged: the name at byte {at:,} has {size:,} bytes, at most {LARGEST_BEFORE:,}")
             said |= _said(kind, file.read(size), at)
         else:
             member = _member(kind, size, name, said, at)
@@ -145,7 +145,7 @@ def _said(kind: bytes, content: bytes, at: int) -> dict[bytes, bytes]:
     records = _records(content, at) if kind in (*PAX, GLOBAL) else {}
     said = {key: value for key, value in records.items() if key in (b"path", b"size") and value}
     if kind == GLOBAL and said:
-        raise BadData(f"is damaged: before byte {at:,} stands one path or size for all members")
+        raise BadData(f"is damaged: before byte {at:,}, a header sets one path or size for all members")
     return said | ({SPARSE: b"yes"} if any(key.startswith(SPARSE) for key in records) else {})
 
 
@@ -158,7 +158,7 @@ def _records(content: bytes, at: int) -> dict[bytes, bytes]:
         record = content[first + len(digits) + 1 : first + length]
         key, equals, value = record.partition(b"=")
         if not equals or not value.endswith(b"\n"):
-            raise BadData(f"is damaged: what stands about a member at byte {at:,} cannot be read")
+            raise BadData(f"is damaged: the extended header of the member at byte {at:,} cannot be read")
         records[key] = value[:-1]
         first += length
     return records

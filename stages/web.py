@@ -118,7 +118,7 @@ def _get(url: str, headers: Mapping[str, str] = MappingProxyType({})) -> HTTPRes
         error.close()
         raise
     except (InvalidURL, ValueError) as error:
-        raise BadData("cannot be fetched: that is no address") from error
+        raise BadData("cannot be fetched: it is not a valid URL") from error
     except HTTPException as error:
         raise OSError("what answers is no web server") from error
     return answer

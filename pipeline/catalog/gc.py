@@ -40,7 +40,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.keep is None and self.older_than is None and not self.unreferenced:
-            raise BadInput("nothing says what may go: add --keep N, --older-than AGE or --unreferenced")
+            raise BadInput("gc needs to know what to remove: add --keep N, --older-than AGE or --unreferenced")
 
 
 @dataclass(frozen=True)

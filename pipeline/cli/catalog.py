@@ -237,4 +237,4 @@ def _agreed(found: list[listing.Entry], as_json: bool) -> bool:
         echo(f"Remove {_count(found)}, {size(_total(found))}? [y/N] ", err=True, nl=False)
         if answer := sys.stdin.readline():
             return answer.strip().lower() in ("y", "yes")
-    raise BadInput("nobody is there to be asked: add --yes to remove, or --dry-run to list")
+    raise BadInput("there is no terminal to confirm on: add --yes to remove, or --dry-run to list")

@@ -80,7 +80,7 @@ def _add(expanded: dict[str, Any], raw: dict[str, Any], name: str, asked: Leakag
     learner = _learner(place, asked, models)
     robust = asked.robust or _only(models, lambda train: "adversarial" in train, f"{place}.robust", None)
     if robust and robust not in models:
-        raise BadInput(f"{place}.robust: names {shown(robust)}, which is none of the models")
+        raise BadInput(f"{place}.robust: names {shown(robust)}, which is not one of the models")
     sets = _sets(dataset, asked, robust)
     learners = _learners(models[learner], asked, list(sets), robust)
     _put(place, expanded, "datasets", {f"{data}.{control}": entry for control, entry in sets.items()})

@@ -122,7 +122,7 @@ def _refuse_dangling(place: str, key: str, target: str, parts: dict[str, Any]) -
     group, _, name = target.partition("/")  # the name may contain more slashes
     known = [place.partition("/")[2] for place in parts if place.startswith(f"{group}/")]
     hint = did_you_mean(name, known, otherwise=f"there are {some(known) or 'none'}")
-    raise BadInput(f"{place.replace('/', '.')}.{key}: names {shown(name)}, which is none of the {group}{hint}")
+    raise BadInput(f"{place.replace('/', '.')}.{key}: names {shown(name)}, which is not one of the {group}{hint}")
 
 
 def _node(place: str, part: Any, inputs: dict[str, Node]) -> Node:

@@ -58,7 +58,7 @@ def load(content: bytes) -> Any:
     except BadInput:
         raise
     except (ValueError, OverflowError) as error:  # from int() and chr() in PyYAML
-        raise BadInput("is not YAML: a \\U in quotes, or a % directive, names what there is not") from error
+        raise BadInput("is not YAML: it has an invalid \\U escape or % directive") from error
 
 
 def _wrong(what: str, mark: Any, so: str = "cannot be read") -> BadInput:

@@ -77,7 +77,7 @@ class Files:
         """
         content = read_file(ref) if isinstance(ref, Path) else self.coming[ref].result()[ref]
         if content is None:
-            raise BadData("holds no bytes of an image")
+            raise BadData("holds no image")
         if isinstance(content, Exception):
             raise content
         if isinstance(ref, tuple) and not isinstance(ref, Row) and len(content) != ref[2]:

@@ -91,7 +91,7 @@ def _fitted(
     model.register_forward_hook(lambda _, __, logits: answers.append(logits))
     nets.probe(model, shape, design.classes, recipe.arch)
     if not all(logits.isfinite().all() for logits in answers):
-        raise BadData(f"makes arch {recipe.arch} answer a black image with what is no number (NaN or infinite)")
+        raise BadData(f"makes arch {recipe.arch} give NaN or infinite logits for a black image")
     return design, save(model.network)
 
 
@@ -194,7 +194,7 @@ def _of_pixels(normaliser: Normaliser) -> tuple[list[float], list[float]]:
     """Mean and standard deviation for pixels from 0 to 1; files may have them for pixels from 0 to 255."""
     mean, std = (_numbers(entry).double().flatten().tolist() for entry in (normaliser.mean, normaliser.std))
     if not all(abs(value) < inf for value in mean) or not all(0 < value < inf for value in std):
-        raise BadData(f"has in {normaliser} what normalises no image: {mean}, {std}")
+        raise BadData(f"has in {normaliser} a mean and std that normalise no image: {mean}, {std}")
     scale = 255 if max(map(abs, (*mean, *std))) > 2 else 1
     return [value / scale for value in mean], [value / scale for value in std]
 
@@ -267,9 +267,7 @@ def _converted(entry: Entry, own: Tensor) -> Tensor:
     finite = converted.isfinite()
     if not finite.all() and own.isfinite().all():
         count = int((~finite).sum())
-        raise BadData(
-            f"has in {entry.name} {count} of {own.numel()} numbers that are none (NaN or infinite): it is damaged"
-        )
+        raise BadData(f"has {count} NaN or infinite values among the {own.numel()} of {entry.name}: it is damaged")
     return converted
 
 
@@ -280,4 +278,6 @@ def _numbers(entry: Entry) -> Tensor:
 
 def _refuse_odd(entry: Entry) -> None:
     if entry.stored.odd:
-        raise BadData(f"has in {entry.name} what is {entry.stored.odd}: save the network's weights as dense tensors")
+        raise BadData(
+            f"has a tensor {entry.name} that is {entry.stored.odd}: save the network's weights as dense tensors"
+        )

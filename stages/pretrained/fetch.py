@@ -75,7 +75,7 @@ def _here(place: str, data: Path) -> Path:
     try:
         return data / Path(place).expanduser()
     except RuntimeError as error:
-        raise BadData("cannot be read: whose home ~ is, is not known here") from error
+        raise BadData("cannot be read: the home folder behind ~ is unknown here") from error
 
 
 def _in_package(place: str) -> Path:
@@ -105,12 +105,12 @@ def _refuse_unless_file(path: Path, where: str) -> None:
     except OSError as error:
         raise BadData(f"cannot be read: {error.strerror}{where}") from error
     except ValueError as error:
-        raise BadData("cannot be read: that is no path") from error
+        raise BadData("cannot be read: it is not a valid path") from error
     if S_ISDIR(kind.st_mode):
         inside = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHTS)
         raise BadData(f"is a folder: name the file in it{f', such as {inside[0]}' if inside else ''}")
     if not S_ISREG(kind.st_mode):
-        raise BadData("is no file but a pipe or a device: write what it gives into a file, and name that")
+        raise BadData("is a pipe or a device, not a file: save its content to a file, and name that")
     if kind.st_size > MOST:
         raise BadData(f"has {kind.st_size:,} bytes: more than {MOST:,} are not read")
 
@@ -135,7 +135,7 @@ def _download(place: str, out: BinaryIO) -> None:
 def _copy(place: str, out: BinaryIO) -> None:
     """Copy a file from an object store in large chunks; retry each while the store is unavailable."""
     if not place.partition("?")[0].split("/", 3)[3:] or place.partition("?")[0].endswith("/"):
-        raise BadData("cannot be read: it names no file, expected for example s3://bucket/folder/file")
+        raise BadData("cannot be read: it does not name a file, expected for example s3://bucket/folder/file")
     with open_file(place, patient=False) as file:  # fail fast if the URL is mistyped
         while piece := file.read(CHUNK):
             out.write(piece)

@@ -195,7 +195,7 @@ class _Torch:
         shape, stride, (offset,), dtype = _whole(shape), _whole(stride), _whole([offset]), dtype or storage.dtype
         odd = storage.odd or ("conjugate or negative" if len(more) > 2 and more[2] else "")
         if prod(shape) > max(storage.count, REPEATED):
-            odd = "larger than what is stored of it"
+            odd = "larger than its stored data"
         place = (storage.key, offset, shape, stride, dtype)
         return Stored(shape, dtype, lambda: self._read(storage, dtype, offset, shape, stride), odd, place)
 
@@ -327,7 +327,7 @@ def _legacy(content: mmap.mmap) -> Any:
 
 STARTS = {
     b"PK": "is an empty or damaged zip archive: fetch it again",
-    b"\x93NUMPY": f"is an array of numpy: {TORCH}",
+    b"\x93NUMPY": f"is a NumPy array: {TORCH}",
     b"\x89HDF\r\n\x1a\n": f"is an HDF5 file, as Keras writes them: {TORCH}",
     b"GGUF": f"is a GGUF file: {TORCH}",
     b"\x80": "is a pickle that torch.save did not write: load it where it was made, and torch.save its state dict",

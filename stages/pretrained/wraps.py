@@ -87,7 +87,7 @@ def entries_of(held: Any) -> list[Entry]:
 
 def _stored(value: Any) -> Stored | None:
     if isinstance(value, Thing) and value.path.endswith("._reconstruct") and isinstance(value.state, tuple):
-        odd = "an array of numpy: make tensors of such with torch.from_numpy"
+        odd = "a NumPy array: convert it with torch.from_numpy"
         return Stored((), NUMPY, lambda: torch.empty(0), odd)
     return value if isinstance(value, Stored) else None
 
@@ -275,6 +275,6 @@ def _refuse_others(others: Sequence[Entry], start: str, total: int, recipe: Pret
     if strange and recipe.key is None:
         some = ", ".join(entry.name for entry in strange[:3]) + (", …" if len(strange) > 3 else "")
         raise BadData(
-            f"has beside the weights of arch {recipe.arch} what is none of its layers ({some}): to leave it out, add "
+            f"has entries that belong to no layer of arch {recipe.arch} ({some}): to leave them out, add "
             f"`key: {_key(start)}`"
         )

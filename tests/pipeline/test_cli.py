@@ -220,7 +220,7 @@ def test_an_image_folder_becomes_a_dataset_with_failures_on_record(tmp_path, wri
     assert said["image_shape"] == [3, 8, 8]
     shown = invoke("show", "pictures", "--store", "s").stdout
     assert "majority class of train: 50.0 %" in shown
-    reason = "1 left out: cannot be decoded: is none of PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM; the first: a/07.png"
+    reason = "1 left out: cannot be decoded: not one of PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM; the first: a/07.png"
     assert f"\n  {reason}\n" in shown
     assert f"\ndatasets/pictures: {reason}\n" in printed
     assert f"datasets/pictures: {reason}\n" in invoke("show", "--store", "s").stderr
@@ -583,7 +583,7 @@ BAD = {
     "eps below": (change(*ATTACK, "eps", to=-1), "datasets.other.attack.eps: must be greater than 0, got -1"),
     "names nothing": (
         change(*ATTACK, "model", to="standart"),
-        "names 'standart', which is none of the models; did you",
+        "names 'standart', which is not one of the models; did you",
     ),
     "cycle": (change("models", "standard", "train", "on", to="other"), "goes in a circle"),
     "no such split": (
@@ -605,7 +605,7 @@ BAD = {
     ),
     "arch unknown": (
         change("models", "standard", "train", "arch", to="resnet1"),
-        "models.standard.train: arch 'resnet1' is none of",
+        "models.standard.train: arch 'resnet1' is not one of",
     ),
     "arch not importable": (change("models", "standard", "train", "arch", to="no.such:net"), "cannot be imported"),
     "arch refuses the images": (change("models", "standard", "train", "arch", to="alexnet"), "refuses images of 1×8×8"),

@@ -252,11 +252,11 @@ WRONG = {
     "probe of another shape": (
         changed("models.from_other.train", {"on": "other", "probe": "brought", "batch_size": 32})
         | {"datasets": KINDS["datasets"]},
-        "models.from_other.train.probe: names 'brought', which is none of the models",
+        "models.from_other.train.probe: names 'brought', which is not one of the models",
     ),
     "surrogate that is not there": (
         changed("evaluations.accuracy.attacks", [{"eps": 1, "surrogate": "nobody"}]),
-        "evaluations.accuracy.attacks.surrogate: names 'nobody', which is none of the models",
+        "evaluations.accuracy.attacks.surrogate: names 'nobody', which is not one of the models",
     ),
     "probe without a linear layer": (
         changed("models.probing", {"train": {"on": "other", "probe": "convolved", "batch_size": 32, "threads": 1}})

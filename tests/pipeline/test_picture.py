@@ -111,14 +111,14 @@ def test_a_picture_of_any_size_is_brought_to_the_models(store, tmp_path):
     [
         (
             ("--model", "standard", "--to", "airliner"),
-            "--to airliner: is none of the model's 10 classes; they are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n",
+            "--to airliner: is not one of the model's 10 classes; they are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n",
         ),
         (("--model", "standard", "--to", "1", "--rotate", "--eps", "3"), "--rotate: does not use --eps"),
         (
             ("--model", "standard", "--to", "1", "--rotate", "--norm", "l2", "--steps", "100"),
             "--rotate: does not use --norm and --steps",
         ),
-        (("--model", "standard", "--to", "10"), "--to 10: is none of the model's 10 classes"),
+        (("--model", "standard", "--to", "10"), "--to 10: is not one of the model's 10 classes"),
         (("--model", "nobody", "--to", "1"), "--model nobody: neither the store"),
         (("--model", "standard", "--to", "1", "--eps", "0.001"), "eps 0.001 is less than one 8-bit level"),
         (("--model", "standard", "--to", "1", "--eps", "8", "--norm", "linf"), "8-bit levels, write eps: 8/255"),
@@ -150,7 +150,7 @@ def test_a_file_that_is_no_picture_is_one_sentence(store, tmp_path):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda file: file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "is none of PNG, JPEG"),
+        (lambda file: file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not one of PNG, JPEG"),
         (lambda file: Image.new("1", (13_000, 13_000)).save(file), "has more than 89,478,485 pixels: make it smaller"),
         (os.mkfifo, "is no regular file"),
         (Path.mkdir, "cannot be read: Is a directory"),

@@ -148,7 +148,7 @@ def test_only_the_formats_that_are_named_are_tried(encoded, monkeypatch):
         raise AssertionError("a program was started")
 
     monkeypatch.setattr(subprocess, "Popen", run)
-    with pytest.raises(BadData, match=r"^cannot be decoded: is none of PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM$"):
+    with pytest.raises(BadData, match=r"^cannot be decoded: not one of PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM$"):
         decode(encoded, 3)
 
 

@@ -120,7 +120,7 @@ def test_a_row_without_an_image_and_a_damaged_group_are_failures_with_their_plac
     shard = read(load, name, items, listing.channels, listing.suffix)
     why = {failure.index: failure.error for failure in shard.failures}
     assert set(why) == {2, 5, 6, 7, 8, 9}
-    assert why[2] == f"{path}: row 2 of row group 0: holds no bytes of an image"
+    assert why[2] == f"{path}: row 2 of row group 0: holds no image"
     assert re.search(r"row 0 of row group 1: is (damaged|no parquet file)", why[5])
 
 

@@ -101,7 +101,7 @@ def test_a_folder_without_a_test_split_is_scored_on_what_there_is(here):
     [
         (lambda data: (photos(data / "a"), photos(data / "b")), (), "several sources, a, b: name one with --images"),
         (lambda data: data.mkdir(), ("images",), "holds no images; expected train/<class>/<image>, or parquet files"),
-        (lambda data: photos(data / "a"), ("--images", "gone"), "gone is no folder, and gone is none of cifar10"),
+        (lambda data: photos(data / "a"), ("--images", "gone"), "gone is neither a folder nor one of cifar10"),
         (lambda data: photos(data / "a"), ("--out", "no/where.yaml"), "no/where.yaml cannot be written"),
     ],
 )

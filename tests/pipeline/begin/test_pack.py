@@ -111,7 +111,7 @@ def cifar(data, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (("gone", "out"), "gone is no folder, and gone is none of cifar10, cifar100, mnist, fashion-mnist"),
+        (("gone", "out"), "gone is neither a folder nor one of cifar10, cifar100, mnist, fashion-mnist"),
         (("https://user:word@far.example/t.parquet", "out"), "a URL with credentials would be stored and shown"),
         (("s3://", "out"), "s3:// is no place that can be read: Not a valid bucket name"),
         (("cifar10", "out", "--crop", 8), "--crop: images of cifar10 are taken as they are; leave it out"),

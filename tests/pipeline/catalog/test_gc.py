@@ -130,10 +130,10 @@ def test_a_symbolic_link_is_not_followed(twice, tmp_path):
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        ([], "nothing says what may go: add --keep N, --older-than AGE or --unreferenced"),
+        ([], "gc needs to know what to remove: add --keep N, --older-than AGE or --unreferenced"),
         (["--older-than", "3 months"], "is no age; write hours, days or weeks"),
-        (["--keep", 1], "nobody is there to be asked"),
-        (["--keep", 1, "--json"], "nobody is there to be asked"),
+        (["--keep", 1], "there is no terminal to confirm on"),
+        (["--keep", 1, "--json"], "there is no terminal to confirm on"),
     ],
 )
 def test_a_request_that_does_not_say_enough_removes_nothing(args, sentence, twice):

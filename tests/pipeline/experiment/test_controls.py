@@ -77,7 +77,7 @@ def test_without_a_robust_model_its_controls_are_left_out():
         ({"learner": "nobody"}, "evaluations.leak.learner: names 'nobody', which is no model that is trained"),
         ({"lerner": "x"}, "evaluations.leak.lerner: unknown key, known keys: leakage, learner"),
         ({"share": 2}, "evaluations.leak.share: must be less than 1, got 2"),
-        ({"robust": "nobody"}, "evaluations.leak.robust: names 'nobody', which is none of the models"),
+        ({"robust": "nobody"}, "evaluations.leak.robust: names 'nobody', which is not one of the models"),
         (
             {"learner": "standard"},
             "evaluations.leak.learner: names 'standard', which is no model that is trained on rand",

@@ -147,7 +147,7 @@ def test_a_circle_of_many_is_told_in_short():
 def test_a_name_that_is_no_node_is_refused_whatever_it_holds(tiny, name):
     tiny["models"]["from_other"]["train"]["on"] = name
     with pytest.raises(
-        BadInput, match=r"^models.from_other.train.on: names .*, which is none of the datasets; "
+        BadInput, match=r"^models.from_other.train.on: names .*, which is not one of the datasets; "
     ) as refused:
         build(parse(tiny))
     assert len(str(refused.value)) < 300

@@ -193,7 +193,7 @@ REFUSED = {
     "useful within 30": ({"evaluations.u": {"usefulness": {"models": ["standard"], "on": "clean", "eps": 30}}}, "eps"),
     # What has no meaning.
     "filters that cannot whiten": ({"models.standard.train.whiten": True}, "takes an even number of them, at most 18"),
-    "a name with slashes": ({"models.from_other.train.on": "../../x"}, "on: names '../../x', which is none of the"),
+    "a name with slashes": ({"models.from_other.train.on": "../../x"}, "on: names '../../x', which is not one of the"),
     "half a fraction": (attack(eps="8/0"), "attack.eps: must be a valid number, unable to parse string as a number"),
     "not a number": (attack(eps=float("nan")), "attack.eps: must be a finite number, got nan"),
     "true for a number": (attack(steps=True), "datasets.other.attack: steps must not be true or false"),

@@ -103,7 +103,7 @@ ELSE = {
         "is a zip archive (a.txt, b/model.pth, c, …)",
     ),
     "empty zip": (archive(), "is an empty or damaged zip archive"),
-    "npy": (array(np.save, np.ones(3)), "is an array of numpy"),
+    "npy": (array(np.save, np.ones(3)), "is a NumPy array"),
     "npz": (array(np.savez, np.ones(3)), "holds arrays of numpy"),
     "HDF5": (b"\x89HDF\r\n\x1a\n\0", "is an HDF5 file, as Keras writes them"),
     "Keras": (archive(**{"metadata.json": "", "config.json": "", "model.weights.h5": ""}), "is a model of Keras"),
