@@ -50,6 +50,11 @@ def _is_control(score: Score) -> bool:
     return of in published.LEARNED_FROM and suffix in CONTROLS
 
 
+def _is_relabelled(score: Score) -> bool:
+    """Whether the model was trained on relabelled images, however they were perturbed."""
+    return (score.kind or "").partition(", ")[0] in published.LEARNED_FROM
+
+
 def _order(score: Score) -> int:
     kinds = list(published.LEARNED_FROM)
     return kinds.index(score.kind) if score.kind in kinds else len(kinds) + (score.kind != "D")
@@ -64,13 +69,13 @@ def _lines(top: Score | None, scores: Sequence[Score]) -> list[tuple[str, float]
 def _bar(score: Score) -> Bar:
     alike = published.same(score.kind, score.data, score.node.arch or "", published.setting(score.node))
     shares = [share for figure in alike for share in figure.shares]
-    learner = score.kind in published.LEARNED_FROM
-    return Bar(score.model, score.clean.mean, score.clean.low, score.clean.high, 0 if learner else 7, shares)
+    colour = 0 if _is_relabelled(score) else 7
+    return Bar(score.model, score.clean.mean, score.clean.low, score.clean.high, colour, shares)
 
 
 def _caption(shown: Sequence[Score], left: int) -> str:
     spread = "one standard deviation over seeds" if shown[0].clean.seeds > 1 else "95 % interval"
-    learners = " Blue: trained on relabelled images." if any(s.kind in published.LEARNED_FROM for s in shown) else ""
+    learners = " Blue: trained on relabelled images." if any(map(_is_relabelled, shown)) else ""
     more = f" {left} more are in the table." if left else ""
     return (
         f"Share of the untouched {shown[0].split} images that each model classifies correctly; the line on each bar is "

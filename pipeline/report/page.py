@@ -41,7 +41,7 @@ def render(store: Store, run: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_unbroken
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "prose": _prose}
     found = verdict(results.held_out) or _inventory(results)
     limits = list(remarks(results.held_out))
     script = Markup(SCRIPT.read_text(encoding="utf-8"))
@@ -63,6 +63,11 @@ def render(store: Store, run: Mapping[str, Any]) -> str:
 def _unbroken(value: Any) -> Any:
     """Keep a number, its deviation and its percent sign on one line."""
     return value.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0") if isinstance(value, str) else value
+
+
+def _prose(text: str) -> Markup:
+    """A text with its `code` marked up as such."""
+    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _breakable(name: str) -> Markup:

@@ -41,6 +41,8 @@ def per_class(run: RunResults) -> Section | None:
     if not matrices and not tables:
         return None
     text = "Which classes each learner recognises, what it takes the others for, and which targets the attacks reached."
+    if (left := len(scores) - LEARNERS) > 0:
+        text += f" {left} more learners are in the tables of `notbugs show --json`."
     if scores and not confused:
         text += " Confusions are counted where an evaluation has `confusion: true`."
     return Section("Class by class", text, tables=tables, matrices=matrices)

@@ -388,6 +388,9 @@ def test_a_learner_that_does_not_fit_its_own_labels_was_not_trained_enough_to_sa
             leave(store, node, {"from_other": 0.11})
     found = verdict.verdict(RunResults(store, record(nodes, small("from_other"))).held_out)
     assert found is not None and said in found and ("not trained enough to say" in found) == (fit < 0.55)
+    html = page.render(store, record(nodes, small("from_other")))
+    plain = re.sub(r"<(pre|script|style)\b.*?</\1>", "", html, flags=re.DOTALL)
+    assert "`" not in plain and ("raise its <code>epochs</code>" in plain) == (fit < 0.55)
 
 
 def test_what_is_missing_is_named_with_what_to_add_and_what_is_added_makes_it(tmp_path):
@@ -425,6 +428,19 @@ def test_the_first_picture_has_the_learners_first_and_chance_and_controls_as_lin
     assert rows[0] | {"clean accuracy": "0.9", "low": "0.88"} == rows[0]
     assert "from_control" not in names and not any("@" in name for name in names)
     assert whole.index("<svg") < whole.index('class="verdict"') < whole.index("Ilyas")
+
+
+def test_every_learner_of_relabelled_images_is_blue_however_they_were_perturbed(tmp_path):
+    """Universal perturbations left a grey bar under a caption that called it blue."""
+    experiment = small("standard", "from_other")
+    blue = {}
+    for method in ("pgd", "universal"):
+        other = {"attack": {**ATTACK, "method": method}, "relabel": "other"}
+        experiment["datasets"] = {**EXPERIMENT["datasets"], "other": other}
+        html = render(tmp_path / method, experiment)
+        picture = html[html.index("<svg") : html.index("</svg>")]
+        blue[method] = picture.count("fill: var(--c0)")
+    assert blue["universal"] == blue["pgd"] > 0
 
 
 def test_a_published_figure_is_a_mark_only_on_the_same_data_network_and_setting(tmp_path):
