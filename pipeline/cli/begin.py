@@ -44,7 +44,7 @@ def init(kind: str | None, images: str | None, out: Path, data: Path) -> None:
     """Write a commented experiment file for the images at hand.
 
     Without KIND, for what lies below --data: CIFAR-10, ImageNet, an image folder (train/<class>/<image>) or parquet
-    files, looked at for classes, sizes and colours; for scikit-learn's digits if nothing lies there.
+    files, whose classes, sizes and colours it reads; for scikit-learn's digits if there is none of these.
 
     \b
     digits    scikit-learn's handwritten digits: a minute, no download

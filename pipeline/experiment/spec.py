@@ -81,7 +81,7 @@ class Dataset(_Part):
     relabel: Relabel | None = Field(None, description="Rule for the target class, which becomes the label.")
     invert: Invert | None = Field(None, description="Find images that a model represents as it does another dataset's.")
     select: Select | None = Field(
-        None, description="Keep those of another dataset's images that an attack did most to."
+        None, description="Keep the images of another dataset that have the largest, or smallest, values of a column."
     )
 
     @model_validator(mode="after")

@@ -13,6 +13,9 @@ from pipeline.report.scores import AttackResult, percent, shown, unbalanced
 FEW = 1000
 """Held-out images below which the verdict names its uncertainty in points."""
 
+LOW_SUCCESS = 0.5
+"""Attack success rate below which the verdict names it."""
+
 SEEDS = "seeds: [0, 1, 2]"
 """What to add to an experiment for three trainings of everything."""
 
@@ -92,11 +95,28 @@ def remarks(scores: Sequence[Score]) -> Iterator[Remark]:
     top = headline(scores)
     by_kind = {score.kind: score for score in reversed(scores)}
     if top is not None:
+        yield from _source(top, scores)
         yield from _controls(top, by_kind)
         yield from _limits(top, controls_of(top, scores))
     if "D_R" in by_kind:
         yield Remark(_versions(scores))
     yield from _widest_gap(scores)
+
+
+def _source(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
+    """Whether the source model and the attack were good enough for the dataset to teach anything."""
+    attacked = top.node.inputs["on"].inputs.get("model")
+    source = next((score for score in scores if attacked is not None and score.node.id == attacked.id), None)
+    if source is not None and source.clean.low <= source.level[1]:
+        yield Remark(
+            f"The source model, {source.model}, classifies {source.clean} correctly, no better than chance, so its "
+            "perturbations cannot teach a class. Train it longer; for a checkpoint, check `mean`, `std` and `outputs`."
+        )
+    elif top.success is not None and top.success.mean < LOW_SUCCESS:
+        yield Remark(
+            f"The attack reached its target for only {top.success} of the images, and the others carry little of their "
+            "label: raise its `eps` or `steps`."
+        )
 
 
 def _controls(top: Score, by_kind: Mapping[str | None, Score]) -> Iterator[Remark]:
@@ -124,14 +144,14 @@ def _limits(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
     if f"{top.kind}, leakage only" not in [control.kind for control in controls]:
         data, learner = split_name(top.trained_on)[0], top.base
         yield Remark(
-            "No control shows how much of this leaks through the labels alone. To know, add this and run the file "
-            "again; what is finished is kept.",
+            "No control measures how much of this is leakage. To measure it, add this and run the file again; finished "
+            "work is kept.",
             f"evaluations:\n  leakage-{data}: {{leakage: {data}, learner: {learner}}}",
         )
     if top.clean.seeds == 1:
         yield Remark(
             "It is one training. Its interval covers the choice of test images, not another seed, which may differ by "
-            "more. For three of each, add this and run the file again.",
+            "more. To train each model three times, add this and run the file again.",
             SEEDS,
         )
     if (n := top.rows[0]["n"]) < FEW:
@@ -150,7 +170,7 @@ def _more_images(top: Score) -> str:
     recipe = top.on.recipe
     if getattr(recipe, "limit", None) is not None:
         return f"To score on more, raise or remove `limit` of {top.on.name}."
-    return "The source has no more; several seeds narrow it."
+    return "The source has no more."
 
 
 def _versions(scores: Sequence[Score]) -> str:

@@ -101,7 +101,7 @@ def test_a_torchvision_network_is_built_by_its_name(tmp_path):
 @pytest.mark.parametrize("arch", ["resnet_9000", "", "fcn_resnet50", "raft_small"])
 def test_a_name_that_is_no_classifier_is_refused_with_what_there_is(arch, tmp_path):
     with pytest.raises(
-        BadInput, match=r"small_cnn, fast_resnet, resnet9, .*cifar_densenet121, no torchvision classifier"
+        BadInput, match=r"small_cnn, fast_resnet, resnet9, .*cifar_densenet121, not a torchvision classifier"
     ):
         build(arch, 10, 3, tmp_path)
 

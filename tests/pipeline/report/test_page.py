@@ -393,6 +393,25 @@ def test_a_learner_that_does_not_fit_its_own_labels_was_not_trained_enough_to_sa
     assert "`" not in plain and ("raise its <code>epochs</code>" in plain) == (fit < 0.55)
 
 
+def test_a_source_model_at_chance_is_said_before_the_learner_is_blamed(tmp_path):
+    """A checkpoint without its normalisation: the page advised more epochs for the learner, and named no source."""
+    models = small("standard", "from_other")
+    said = {
+        accuracy: Seen(render(tmp_path / str(accuracy), models, {"standard": accuracy, "from_other": 0.1})).text
+        for accuracy in (0.11, 0.8)
+    }
+    claim = "The source model, standard, classifies"
+    assert f"{claim} 11.0 % correctly, no better than chance" in said[0.11] and claim not in said[0.8]
+    assert "check mean, std and outputs" in said[0.11]
+
+
+def test_an_attack_that_seldom_reached_its_target_is_said(store, run, monkeypatch):
+    scores, claim = RunResults(store, run).held_out, "The attack reached its target for only 98.0 % of the images"
+    assert not [remark for remark in verdict.remarks(scores) if claim in remark.text]
+    monkeypatch.setattr(verdict, "LOW_SUCCESS", 0.99)
+    assert [remark for remark in verdict.remarks(scores) if claim in remark.text]
+
+
 def test_what_is_missing_is_named_with_what_to_add_and_what_is_added_makes_it(tmp_path):
     experiment = {**small("from_other"), "models": {k: EXPERIMENT["models"][k] for k in ("standard", "from_other")}}
     experiment["datasets"] = {name: EXPERIMENT["datasets"][name] for name in ("clean", "other")}
