@@ -14,11 +14,12 @@ from stages.recipes import is_own
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution without bias, batch norm, ReLU."""
+    """Convolution without bias, max pooling if asked for, batch norm, ReLU."""
 
-    def __init__(self, width_in: int, width_out: int, kernel: int = 3, stride: int = 1) -> None:
+    def __init__(self, width_in: int, width_out: int, kernel: int = 3, stride: int = 1, pool: bool = False) -> None:
         super().__init__(
             nn.Conv2d(width_in, width_out, kernel, stride, padding=1, bias=False),
+            *([nn.MaxPool2d(2)] if pool else []),
             nn.BatchNorm2d(width_out),
             nn.ReLU(),
         )
@@ -96,6 +97,23 @@ class Scaled(nn.Module):
         return f"{self.factor:g}"
 
 
+def slim_resnet(classes: int, channels: int) -> nn.Module:
+    """ResNet-9 at half its width and without its last stage: 32-64-128, for 32 pixels; half a million parameters.
+
+    Max pooling comes before batch norm, on a quarter of the pixels. The logits are divided by 5, as in Jordan's
+    replication of the 2019 experiment.
+    """
+    return nn.Sequential(
+        ConvBlock(channels, 32),
+        ConvBlock(32, 64, pool=True),
+        Residual(64),
+        ConvBlock(64, 128, pool=True),
+        Residual(128),
+        *_head(nn.AdaptiveMaxPool2d(1), 128, classes),
+        Scaled(1 / 5),
+    )
+
+
 class AirGroup(nn.Sequential):
     """Two 3 × 3 convolutions, the first with max pooling, each with batch norm and GELU.
 
@@ -160,7 +178,14 @@ def _stem(channels: int, width: int) -> nn.Conv2d:
 
 CIFAR = {f"cifar_{name}": _cifar(name) for name in ("resnet18", "resnet50", "vgg16_bn", "densenet121")}
 
-OURS = {"small_cnn": small_cnn, "fast_resnet": fast_resnet, "resnet9": resnet9, "airnet": airnet, **CIFAR}
+OURS = {
+    "small_cnn": small_cnn,
+    "fast_resnet": fast_resnet,
+    "slim_resnet": slim_resnet,
+    "resnet9": resnet9,
+    "airnet": airnet,
+    **CIFAR,
+}
 
 
 WITHOUT_HEADS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}

@@ -761,8 +761,8 @@ class Train(Recipe):
     split: Split = Field("train", description="Its split.")
     arch: str | None = Field(
         None,
-        description="`small_cnn`, `fast_resnet`, `resnet9`, `airnet`, any torchvision classifier, or your own network "
-        "as `package.module:name` or `./folder/file.py:name`.",
+        description="`small_cnn`, `fast_resnet`, `slim_resnet`, `resnet9`, `airnet`, any torchvision classifier, or "
+        "your own network as `package.module:name` or `./folder/file.py:name`.",
     )
     probe: str | None = Field(
         None,

@@ -85,6 +85,12 @@ def test_airnet_has_the_size_its_docstring_states():
     assert round((learned + scales) / 1e6, 1) == 2.0
 
 
+def test_slim_resnet_has_the_size_its_docstring_states():
+    # Convolutions without bias, two numbers of batch norm per channel, and the head.
+    wide = [(3, 32), (32, 64), (64, 64), (64, 64), (64, 128), (128, 128), (128, 128)]
+    assert parameters(build("slim_resnet", 10, 3, Path())) == sum(9 * a * b + 2 * b for a, b in wide) + 1290 == 464_170
+
+
 def test_small_cnn_has_the_size_its_docstring_states():
     # Convolutions 3·32·9 and so on without bias, two numbers of batch norm per channel, and the head.
     wide = [(1, 32), (32, 64), (64, 128)]
@@ -101,7 +107,8 @@ def test_a_torchvision_network_is_built_by_its_name(tmp_path):
 @pytest.mark.parametrize("arch", ["resnet_9000", "", "fcn_resnet50", "raft_small"])
 def test_a_name_that_is_no_classifier_is_refused_with_what_there_is(arch, tmp_path):
     with pytest.raises(
-        BadInput, match=r"small_cnn, fast_resnet, resnet9, .*cifar_densenet121, not a torchvision classifier"
+        BadInput,
+        match=r"small_cnn, fast_resnet, slim_resnet, resnet9, .*cifar_densenet121, not a torchvision classifier",
     ):
         build(arch, 10, 3, tmp_path)
 

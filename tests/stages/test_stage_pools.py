@@ -41,7 +41,9 @@ def test_maxima_are_torchs_bit_for_bit_and_so_is_which_of_equal_ones_gets_the_gr
     assert torch.equal(grad, their_grad)
 
 
-@pytest.mark.parametrize(("arch", "side"), [("small_cnn", 8), ("resnet9", 32), ("fast_resnet", 32), ("alexnet", 96)])
+@pytest.mark.parametrize(
+    ("arch", "side"), [("small_cnn", 8), ("resnet9", 32), ("fast_resnet", 32), ("slim_resnet", 32), ("alexnet", 96)]
+)
 def test_a_network_with_them_is_the_same_function_under_the_same_names(arch, side, tmp_path):
     model = Classifier(Design(arch, 10, (3, side, side), (0.5,) * 3, (0.25,) * 3), tmp_path).eval()
     other = steady(copy.deepcopy(model.network))
