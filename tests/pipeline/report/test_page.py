@@ -9,7 +9,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -32,6 +32,7 @@ from pipeline.run import artifacts
 from pipeline.run.runs import Progress
 from pipeline.store import Store, digest
 from stages.design import Design
+from stages.evaluate import wilson
 from stages.shard import Shard, pack, unpack
 
 # ------------------------------------------------------------------------------------ a made-up run
@@ -352,14 +353,15 @@ def test_the_verdict_names_the_strictest_learner_its_interval_and_chance(whole):
         "(88.0 % – 92.0 %), where chance is 10.0 %: without a leakage-only control, the share of leakage is unknown."
         in text
     )
-    assert "The same labels on untouched images give 5.0 %: the labels alone do not explain it." in text
+    assert "The same labels on untouched images give 5.0 %: the labels alone do not explain the result." in text
 
 
 def test_a_learner_at_chance_learned_nothing_and_labels_that_do_as_much_are_said_to(tmp_path):
     models = small("from_other", "from_control")
-    assert "it learned nothing that generalises" in render(tmp_path, models, {"from_other": 0.11})
+    nothing = Seen(render(tmp_path, models, {"from_other": 0.11})).text
+    assert "no better than a constant prediction (12.0 %), so there is no sign that it learned anything that" in nothing
     text = Seen(render(tmp_path, models, {"from_other": 0.5, "from_control": 0.49})).text
-    assert "the labels alone explain it as well" in text
+    assert "the labels alone may explain the result" in text
     assert "but without the attack from_control reaches 49.0 %, so leakage alone may explain it" in text
 
 
@@ -377,9 +379,9 @@ def test_features_are_claimed_only_where_leakage_alone_does_less(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fit", "said"), [(0.54, "fits only 54.0 % of its own training labels"), (0.56, "learned nothing")]
+    ("fit", "said"), [(0.54, "fits only 54.0 % of its own training labels"), (0.56, "no better than a constant")]
 )
-def test_a_learner_that_does_not_fit_its_own_labels_was_not_trained_enough_to_say(tmp_path, monkeypatch, fit, said):
+def test_a_learner_that_does_not_fit_its_own_labels_gives_no_conclusion(tmp_path, monkeypatch, fit, said):
     lines = f'{{"epoch": 1, "accuracy": 0.9}}\n{{"epoch": 2, "accuracy": {fit}}}\n'
     monkeypatch.setattr(sys.modules[__name__], "epochs", lines.encode)
     store, nodes = Store(str(tmp_path)), build(parse(small("from_other")))
@@ -387,7 +389,7 @@ def test_a_learner_that_does_not_fit_its_own_labels_was_not_trained_enough_to_sa
         if node.group == "evaluations" or node.name == "from_other":
             leave(store, node, {"from_other": 0.11})
     found = verdict.verdict(RunResults(store, record(nodes, small("from_other"))).held_out)
-    assert found is not None and said in found and ("not trained enough to say" in found) == (fit < 0.55)
+    assert found is not None and said in found and ("inconclusive" in found) == (fit < 0.55)
     html = page.render(store, record(nodes, small("from_other")))
     plain = re.sub(r"<(pre|script|style)\b.*?</\1>", "", html, flags=re.DOTALL)
     assert "`" not in plain and ("raise its <code>epochs</code>" in plain) == (fit < 0.55)
@@ -401,7 +403,8 @@ def test_a_source_model_at_chance_is_said_before_the_learner_is_blamed(tmp_path)
         for accuracy in (0.11, 0.8)
     }
     claim = "The source model, standard, classifies"
-    assert f"{claim} 11.0 % correctly, no better than chance" in said[0.11] and claim not in said[0.8]
+    assert f"{claim} 11.0 % correctly, no better than a constant prediction (12.0 %), so" in said[0.11]
+    assert claim not in said[0.8]
     assert "check mean, std and outputs" in said[0.11]
 
 
@@ -417,15 +420,27 @@ def test_what_is_missing_is_named_with_what_to_add_and_what_is_added_makes_it(tm
     experiment["datasets"] = {name: EXPERIMENT["datasets"][name] for name in ("clean", "other")}
     html = render(tmp_path, experiment)
     text = Seen(html).text
-    assert "The test set has only 400 images: differences of less than about 4 points" in text
+    assert "The test set has only 400 images: a difference of less than about 2.8 points" in text
     control, seeds = (yaml.safe_load(part) for part in re.findall("<pre[^>]*>([^<]*)</pre><button", html)[:2])
     assert seeds == {"seeds": [0, 1, 2]}
     evaluations = experiment["evaluations"] | control["evaluations"]
     made = {node.id for node in build(parse({**experiment, **seeds, "evaluations": evaluations}))}
     assert {"models/from_other.leakage@seed=0", "models/from_other.leakage@seed=2"} <= made
     with_control = Seen(render(tmp_path, small("from_rand", "from_rand.leakage"), {"from_rand.leakage": 0.05})).text
-    assert "leakage alone gives 5.0 %, no more than chance" in with_control
+    assert "leakage alone gives 5.0 %, no more than a constant prediction (12.0 %)" in with_control
     assert "No control shows" not in with_control
+
+
+@pytest.mark.parametrize("accuracy", [0.1, 0.5, 0.9, 1.0])
+def test_the_difference_that_may_be_chance_is_that_of_two_models_of_this_accuracy(store, run, accuracy):
+    """It was that of two models of 90 %, whatever the accuracy."""
+    n, (score,) = 400, [s for s in RunResults(store, run).held_out if s.model == "from_other"]
+    low, high = wilson(round(accuracy * n), n)
+    scored = replace(score, rows=[{**score.rows[0], "accuracy": accuracy, "low": low, "high": high, "n": n}])
+    (points,) = re.findall(r"less than about ([\d.]+) points", " ".join(r.text for r in verdict.remarks([scored])))
+    one, other = np.random.default_rng(0).binomial(n, accuracy, (2, 50_000)) / n
+    measured = 100 * float(np.quantile(np.abs(one - other), 0.95))
+    assert float(points) == pytest.approx(measured, rel=0.1) if accuracy < 1 else 0 < float(points) < 2
 
 
 def test_terms_are_explained_where_they_stand(whole):
