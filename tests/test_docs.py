@@ -156,6 +156,17 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
     assert listed == {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}, "docs/index.md lists every page"
 
 
+def test_results_without_a_record_have_the_command_and_the_commit_that_made_them() -> None:
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    sections = re.split("^## ", text, flags=re.MULTILINE)[1:]
+    for section in sections:
+        title = section.partition("\n")[0]
+        if "<!-- table:" not in section:
+            assert re.search(r"commits? [0-9a-f]{7}\b", section), f"{title}: which commit made it?"
+            assert re.search(r"^(git .* && |\(.*\| |)(notbugs run|python -m)|`pytest", section, re.M), f"{title}: how?"
+    assert len(sections) > 5
+
+
 RECORDS = sorted((ROOT / "docs/figures").glob("*.json"))
 
 
