@@ -68,26 +68,26 @@ def _baseline(top: Score) -> str:
     return top.beside if unbalanced([top]) else f"where chance is {percent(top.chance)}"
 
 
-def _level(score: Score) -> str:
-    """The better baseline, in a sentence."""
-    name, share = score.level
-    return name if name == "chance" else f"a {name} ({percent(share)})"
+def _level(score: Score, share: float) -> str:
+    """The baseline that an accuracy does not exceed, in a sentence."""
+    return "chance" if share <= score.chance else f"a constant prediction ({percent(score.constant)})"
 
 
 def _meaning(top: Score, scores: Sequence[Score]) -> str:
     if top.clean.low <= top.level[1]:
         if not top.fitted:
             return f"it fits only {shown(top.fit)} of its own training labels, so the result is inconclusive"
-        return f"no better than {_level(top)}, so there is no sign that it learned anything that generalises"
+        level = _level(top, top.clean.low)
+        return f"no better than {level}, so there is no sign that it learned anything that generalises"
     controls = controls_of(top, scores)
     best = max(controls, key=lambda score: score.clean.mean, default=None)
     if best is not None and best.clean.high >= top.clean.low:
-        return f"but without the attack {best.model} reaches {best.clean}, so leakage alone may explain it"
+        return f"without the attack, {best.model} reaches {best.clean}, so leakage alone may explain it"
     if controls and controls[0].kind == f"{top.kind}, leakage only":
         leakage = controls[0].clean
-        known = "so the perturbations contain features that generalise"
+        known = "the perturbations contain features that generalise"
         if leakage.mean <= top.level[1]:
-            return f"{known}; leakage alone gives {leakage}, no more than {_level(top)}"
+            return f"{known}; leakage alone gives {leakage}, no more than {_level(top, leakage.mean)}"
         points = 100 * (top.clean.mean - leakage.mean)
         return f"{known}, worth {points:.1f} points beyond the {leakage} of leakage alone"
     return "without a leakage-only control, the share of leakage is unknown"
@@ -115,9 +115,9 @@ def _source(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
     source = next((score for score in scores if attacked is not None and score.node.id == attacked.id), None)
     if source is not None and source.clean.low <= source.level[1]:
         yield Remark(
-            f"The source model, {source.model}, classifies {source.clean} correctly, no better than {_level(source)}, "
-            "so its perturbations cannot carry features of a class. Train it longer; for a checkpoint, check `mean`, "
-            "`std` and `outputs`."
+            f"The source model, {source.model}, classifies {source.clean} correctly, no better than "
+            f"{_level(source, source.clean.low)}, so its perturbations cannot carry features of a class. Train it "
+            "longer; for a checkpoint, check `mean`, `std` and `outputs`."
         )
     elif top.success is not None and top.success.mean < LOW_SUCCESS:
         yield Remark(
