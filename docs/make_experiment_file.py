@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.experiment import controls, spec
+from pipeline.experiment import controls, schema, spec, sweeps
 from pipeline.experiment.graph import build
 from pipeline.run.jobs import Context
 from pipeline.run.preflight import preflight
@@ -409,6 +409,8 @@ def _table(model: type[BaseModel]) -> str:
         meaning = field.description or "Which source this is."
         kind = _type(field.annotation, field.metadata)
         lines.append(f"| `{name}` | {_cell(kind)} | {_default(field)} | {_cell(meaning)} |")
+    if model in (spec.Experiment, spec.Dataset, spec.Model):  # written out before the models read the file
+        lines.append(f"| `{sweeps.SEEDS}` | list of integer (≥ 0) | none | {schema.SEEDS['description']} |")
     return "\n".join(lines) + "\n"
 
 

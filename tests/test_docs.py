@@ -1,14 +1,20 @@
 """The documents agree with the code, and with each other."""
 
 import importlib.util
+import itertools
 import json
 import re
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
 
 from pipeline.cli import main
 from pipeline.experiment import spec
@@ -101,6 +107,12 @@ def test_every_command_and_option_named_exists(page: Path) -> None:
             assert option[0] in every, f"{page.name}: {span}"
 
 
+def test_the_table_of_commands_has_each() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Commands\n")[2].partition("\n## ")[0]
+    named = [re.findall(r"`(?:notbugs )?(\w+)", line.split("|")[1]) for line in table.splitlines() if line[:3] == "| `"]
+    assert {name for line in named for name in line} == set(main.commands)
+
+
 def _options(command: click.Command) -> set[str]:
     return {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
 
@@ -111,11 +123,48 @@ def test_python_shown_compiles(page: Path) -> None:
         compile(body, page.name, "exec")
 
 
+def test_the_blocks_of_the_readme_lead_from_photographs_to_a_network_and_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied in order into a folder with photographs; in the place of a run, the experiment is read."""
+    for split, label in itertools.product(("train", "val"), ("ant", "bee")):
+        (tmp_path / "photos" / split / label).mkdir(parents=True)
+        Image.new("RGB", (96, 80)).save(tmp_path / "photos" / split / label / "one.png")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    path = text[text.index("## Your own photographs") : text.index("## The shards in your own training")]
+    archs = list[str | None]()
+    for language, body in FENCE.findall(path):
+        if language:
+            (name,) = re.findall(r"`([\w.]+)`\n\n```" + language, path)
+            Path(name).write_text(body, encoding="utf-8")
+        for words in () if language else (shlex.split(line, comments=True) for line in body.splitlines()):
+            if words[:2] == ["notbugs", "run"]:
+                archs += [node.arch for node in build(spec.read(Path(words[2]))) if node.name == "standard"]
+            elif words[:2] == ["notbugs", "init"]:
+                assert CliRunner().invoke(main, words[1:]).exit_code == 0
+            elif words[0] == "sed":
+                Path(words[-1]).write_bytes(subprocess.run(words[:-2], capture_output=True, check=True).stdout)
+    assert archs == ["fast_resnet", "nets:net", "nets:net"]
+    assert runpy.run_path("nets.py")["net"](2, 3)(torch.zeros(2, 3, 64, 64)).shape == (2, 2)
+
+
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     lists = re.findall(r"^```{toctree}\n(.*?)^```$", index, re.MULTILINE | re.DOTALL)
     listed = {line for body in lists for line in body.splitlines() if line and not line.startswith(":")}
     assert listed == {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}, "docs/index.md lists every page"
+
+
+def test_results_without_a_record_have_the_command_and_the_commit_that_made_them() -> None:
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    sections = re.split("^## ", text, flags=re.MULTILINE)[1:]
+    for section in sections:
+        title = section.partition("\n")[0]
+        if "<!-- table:" not in section:
+            assert re.search(r"commits? [0-9a-f]{7}\b", section), f"{title}: which commit made it?"
+            assert re.search(r"^(git .* && |\(.*\| |)(notbugs run|python -m)|`pytest", section, re.M), f"{title}: how?"
+    assert len(sections) > 5
 
 
 RECORDS = sorted((ROOT / "docs/figures").glob("*.json"))

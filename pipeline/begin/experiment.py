@@ -102,7 +102,7 @@ def _images(found: Found) -> Start:
     counts = " and ".join(f"{count:,} {split}" for split, count in found.counts.items())
     names = "classes" if len(found.classes) > 1 else "class"
     eps = round((1.5 * side / 28) if found.grey else (0.5 * side / 32), 2)
-    batch = 2 ** max(0, int(math.log2(max(1, min(128, found.counts.get("train", 1) // 4)))))
+    batch = 2 ** max(1, int(math.log2(max(1, min(128, found.counts.get("train", 1) // 4)))))
     train = f"arch: {'small_cnn' if side <= SMALL else 'fast_resnet'}, batch_size: {batch}, augment: flip"
     return Start(
         f"{len(found.classes):,} {names} ({some(found.classes, 3)}), {counts} images, "

@@ -77,7 +77,7 @@ def in_words(manifest: Mapping[str, Any], file: Mapping[str, Any]) -> str:
         case Train():
             return _training(recipe)
         case Pretrained():
-            return f"{recipe.arch} with weights made elsewhere: {recipe.weights}"
+            return f"{recipe.arch} with pretrained weights: {recipe.weights}"
         case Evaluate():
             attacks = len(recipe.attacks) + len(recipe.spatial)
             under = f", clean and under {attacks} attack{'s' * (attacks != 1)}" if attacks else ""

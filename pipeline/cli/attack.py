@@ -25,16 +25,19 @@ from stages.recipes import Norm
 @click.option(
     "--model",
     required=True,
-    help="A model of the store, such as standard, or a torchvision classifier, such as resnet50 (weights are fetched).",
+    help="A model in the store, such as standard, or a torchvision classifier, such as resnet50 (downloads weights).",
 )
-@click.option("--to", "target", required=True, metavar="CLASS", help="The class, by name or number.")
-@click.option("--arch", metavar="MODULE:NAME", help="The model's network, if it is your own code.")
+@click.option("--to", "target", required=True, metavar="CLASS", help="The target class, by name or index.")
+@click.option("--arch", metavar="MODULE:NAME", help="The model's network, if it is code of your own.")
 @click.option("--out", type=click.Path(path_type=Path), help="The picture to write [default: IMAGE-as-CLASS.png].")
-@click.option("--norm", type=click.Choice(get_args(Norm)), default="l2", show_default=True, help="Norm of the ball.")
-@click.option("--eps", type=Number(0, min_open=True), metavar="LENGTH", help="Radius in units of [0, 1], 0.5 or "
-              "8/255 [default: L2 0.5 for 32 pixels, larger in proportion; L∞ 8/255].")  # fmt: skip
+@click.option(
+    "--norm", type=click.Choice(get_args(Norm)), default="l2", show_default=True, help="Norm of the perturbation."
+)
+@click.option("--eps", type=Number(0, min_open=True), metavar="LENGTH", help="Largest norm of the "
+              "perturbation, in pixel units of [0, 1], as 0.5 or 8/255 [default: L2 0.5 × side / 32, at least 0.5; L∞ "
+              "8/255].")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Steps of PGD.")
-@click.option("--rotate", is_flag=True, help="Search over rotations and shifts instead.")
+@click.option("--rotate", is_flag=True, help="Search rotations and shifts instead of a ball.")
 @store_option
 @data_option
 @json_option
@@ -52,10 +55,10 @@ def attack(
     data: Path,
     as_json: bool,
 ) -> None:
-    """Attack one IMAGE toward a class: the pig that becomes an airliner.
+    """Perturb an IMAGE so that a model classifies it as CLASS.
 
-    Writes a picture of the original, the magnified perturbation and the result, with the model's predictions, and the
-    adversarial image as a file of its own.
+    Writes two PNG files: one with the original, the magnified perturbation and the adversarial image side by side, with
+    the model's predictions; and the adversarial image alone.
     """
     if rotate:
         _refuse_idle("norm", "eps", "steps")

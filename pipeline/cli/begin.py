@@ -24,7 +24,7 @@ from stages.recipes import SOURCES, refuse_secrets
 LISTED = 20
 """Classes up to which their names are printed."""
 
-MARKS = {"good": "ok", "attention": "look", "broken": "mend"}
+MARKS = {"good": "ok", "attention": "warn", "broken": "fail"}
 
 
 @main.command()
@@ -37,18 +37,18 @@ MARKS = {"good": "ok", "attention": "look", "broken": "mend"}
     type=click.Path(dir_okay=False, path_type=Path),
     default="experiment.yaml",
     show_default=True,
-    help="The file to write; an existing one is left alone.",
+    help="The file to write; an existing file is not overwritten.",
 )
 @data_option
 def init(kind: str | None, images: str | None, out: Path, data: Path) -> None:
-    """Write a commented experiment file for the images at hand.
+    """Write a commented experiment file for your images.
 
-    Without KIND, for what lies below --data: CIFAR-10, ImageNet, an image folder (train/<class>/<image>) or parquet
-    files, whose classes, sizes and colours it reads; for scikit-learn's digits if there is none of these.
+    Without KIND, for the images in --data: CIFAR-10, ImageNet, an image folder (train/<class>/<image>) or parquet
+    files, whose classes, sizes and colours it reads; for scikit-learn's digits if there are none.
 
     \b
     digits    scikit-learn's handwritten digits: a minute, no download
-    images    the image folder or parquet files of --images, or below --data
+    images    the image folder or parquet files at --images, or in --data
     cifar10   the paper's CIFAR-10, sized for two CPU cores
     imagenet  ImageNet with a pretrained ResNet-50, for GPUs
     """
@@ -72,7 +72,7 @@ def _write_new(path: Path, text: str) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise BadInput(f"{path} exists already, and is left alone: name another file with --out") from error
+        raise BadInput(f"{path} exists already and was not overwritten: name another file with --out") from error
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror}") from error
 
@@ -97,13 +97,13 @@ def schema() -> None:
 @main.command()
 @store_option
 @data_option
-@click.option("--address", help="A Ray cluster to look for, as host:6379 [default: only a local Ray is looked at].")
+@click.option("--address", help="Ray cluster to check, as host:6379 [default: a local one].")
 @json_option
 def doctor(store: str, data: Path, address: str | None, as_json: bool) -> None:
     """Check whether this machine is ready for a run; each line says what to do.
 
-    Looks at Python and packages, GPU, Ray, the store (where it writes and removes an empty file), disk, shared memory
-    and ports. Exit code 1 if something must be mended first.
+    Checks Python and packages, GPU, Ray, the store (in which it writes and removes an empty file), disk, shared memory
+    and ports. Exit code 1 if a run would fail.
     """
     from pipeline.begin.doctor import examine
 
@@ -124,7 +124,7 @@ def doctor(store: str, data: Path, address: str | None, as_json: bool) -> None:
 @click.argument("dest")
 @click.option("--name", help="Name of the dataset in the store [default: from SOURCE].")
 @click.option("--shard-size", type=click.IntRange(1), default=1000, show_default=True, help="Images per shard.")
-@click.option("--resize", type=click.IntRange(1), help="Shorter side after resizing, in pixels [default: as it is].")
+@click.option("--resize", type=click.IntRange(1), help="Shorter side after resizing, in pixels [default: unchanged].")
 @click.option("--crop", type=click.IntRange(1), help="Side of the centre crop, in pixels [default: none].")
 @click.option("--limit", type=click.IntRange(1), help="At most this many images of each split.")
 @store_option
@@ -147,8 +147,8 @@ def pack(
     images (also a pattern, or their folder), each a path relative to --data or a URL; or cifar10, cifar100, mnist,
     fashion-mnist. DEST is a folder, or an s3:// or gs:// URL.
 
-    It is a run with one dataset, which the store keeps, too: after a stop, the same command continues. Files without
-    --resize and --crop are kept as they are where all are png, jpg or webp.
+    It is a run of one dataset, which also stays in the store: after an interruption, the same command continues.
+    Without --resize and --crop, the files are kept unchanged if all are png, all jpg or all webp.
     """
     from pipeline.begin.pack import lay_down, make, refuse_foreign
     from pipeline.begin.source import recipe_for

@@ -29,7 +29,7 @@ from stages.errors import BadInput, short
 def ls(group: str | None, store: str, as_json: bool) -> None:
     """List what a store holds, the newest first: every version of its datasets, models and evaluations, and its runs.
 
-    A state is finished, unfinished (a run goes on from there) or damaged (`notbugs verify`). The size is that of the
+    The state is finished, unfinished (a run continues it) or damaged (`notbugs verify`). The size is that of the
     files in a version's manifest.
     """
     place = Store(store)
@@ -65,8 +65,8 @@ def _minute(moment: str) -> str:
 def log(name: str, store: str, as_json: bool) -> None:
     """Show the lineage of NAME as a tree: what it was made from, and what was made from it.
 
-    NAME is as for `notbugs show`; of several versions, the newest is meant. A version that stands in a tree twice has
-    its branches once; the second time it ends in "…".
+    NAME is as for `notbugs show`; of several versions, the newest is taken. A version that occurs twice in a tree has
+    its branches once; the second time, it ends in "…".
     """
     place = Store(store)
     up, down = lineage.lineage(place, names.one(place, name, finished=False).folder)
@@ -88,7 +88,7 @@ def diff(a: str, b: str, store: str, as_json: bool) -> None:
     """Compare A and B: two versions of datasets, models or evaluations, or two runs.
 
     Prints which parameters differ, which inputs, and which figures, by how much. Each is as for `notbugs show`; of a
-    name with several versions, the newest is meant: `notbugs diff rand/v1 rand`.
+    name with several versions, the newest is taken: `notbugs diff rand/v1 rand`.
     """
     place = Store(store)
     past = place.folders("runs")
@@ -132,14 +132,14 @@ def _value(value: Any) -> str:
 @click.argument("version")
 @click.argument("tag", required=False)
 @click.option("--force", is_flag=True, help="Move the tag if another version has it.")
-@click.option("--remove", is_flag=True, help="Take the tag VERSION away from NAME.")
+@click.option("--remove", is_flag=True, help="Remove the tag VERSION from NAME.")
 @store_option
 @json_option
 def tag(name: str, version: str, tag: str | None, force: bool, remove: bool, store: str, as_json: bool) -> None:
-    """Give VERSION of NAME a TAG, to be used wherever a version is: `notbugs show rand/v1`.
+    """Give VERSION of NAME a TAG, which then names it in any command: `notbugs show rand/v1`.
 
     VERSION is one that `notbugs ls` shows, its first digits, or another tag. A tag stays with its version unless it is
-    moved with --force, and `notbugs gc` keeps what has one. To take one away: `notbugs tag NAME TAG --remove`.
+    moved with --force, and `notbugs gc` keeps what has one. To remove one: `notbugs tag NAME TAG --remove`.
     """
     place = Store(store)
     if remove == (tag is not None):
@@ -176,7 +176,7 @@ class Age(click.ParamType):  # type: ignore[type-arg]
 @click.option("--keep", type=click.IntRange(0), metavar="N", help="Keep the newest N finished versions of each name.")
 @click.option("--older-than", type=Age(), metavar="AGE", help="Keep what is younger than AGE, as 12h, 30d or 8w.")
 @click.option("--unreferenced", is_flag=True, help="Keep what any run on record names.")
-@click.option("--dry-run", is_flag=True, help="Only list what would go.")
+@click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @store_option
 @json_option
@@ -185,10 +185,10 @@ def gc(
 ) -> None:
     """Remove versions that nothing needs, after listing them with their sizes and asking.
 
-    At least one of --keep, --older-than and --unreferenced says what may go; of several, each must let a version go.
-    Always kept are versions with a tag, versions that a run under way names, what any kept version was made from, and
-    the records and evaluations of runs. A run at the same time does no harm. What is gone is made again by the run that
-    needs it.
+    At least one of --keep, --older-than and --unreferenced is required; a version is removed only if all that are given
+    allow it. Always kept are versions with a tag, versions in a run under way, whatever a kept version was made from,
+    and the records and evaluations of runs. It is safe while a run is under way. A run that needs a removed version
+    makes it again.
     """
     place, policy = Store(store), collection.Policy(keep, older_than, unreferenced)
     planned = collection.plan(place, policy)

@@ -46,12 +46,12 @@ def plan(
 ) -> None:
     """Print the graph of FILE: each node, its version, and whether it is done. Writes nothing.
 
-    For a node that was made before and is to be made again, the reason follows: the keys, inputs or files that differ
-    from the newest version of its name in the store.
+    For a node that was made before and is to be made again, it prints the reason: the keys, inputs or files that differ
+    from the newest version of that name in the store.
 
     With --cost, each kind of work is tried on a few images, in as many processes as a run has workers. The estimate
     gives, for every node that is not done: images, steps (forward and backward passes of a batch), shards, size,
-    device-hours (of a GPU, or of a CPU where there is none), and the time of a run for it alone; with --gpus N, also
+    device-hours (of a GPU, or of a CPU where there is none), and the time to make it alone; with --gpus N, also
     the time on N such devices. For attacks and inversions, other batch sizes are tried and the fastest is reported. A
     trial takes about ten seconds for each kind of work, longer for large images.
     """

@@ -76,7 +76,7 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--shard-timeout",
         type=Number(0, 1e8, min_open=True),
         metavar="SECONDS",
-        help="Limit for one step of a shard; a slower step is ended and retried elsewhere "
+        help="Limit for one step of a shard; a slower step is stopped and retried on another worker "
         "[default: ten times the slowest step so far, at least 600].",
     )
     @functools.wraps(command)

@@ -38,11 +38,11 @@ def _dataset(store: Store, name: str) -> Artifact:
 @click.argument("name")
 @store_option
 def card(name: str, store: str) -> None:
-    """Write the card of a dataset again: README.md for the Hugging Face Hub, croissant.json, and a picture of samples.
+    """Rebuild the card of a dataset: README.md for the Hugging Face Hub, croissant.json, and a picture of samples.
 
     NAME is a dataset (its newest version), or `datasets/NAME/VERSION`. A run writes the cards of the datasets that it
-    makes. This command adds what the newest run that names the dataset knows: results of models trained on it, and
-    `about` of the experiment file.
+    makes. This command adds what the newest run with the dataset has: the results of models trained on it, and `about`
+    of the experiment file.
     """
     from pipeline.publish import card as cards
 
@@ -56,8 +56,8 @@ def card(name: str, store: str) -> None:
 def index(store: str) -> None:
     """Write index.html of the whole store: runs with their verdicts, datasets with pictures, models, evaluations.
 
-    One page of less than 2 MB that loads nothing from elsewhere; its links to reports and cards work where the page
-    lies. Each run writes it at its end.
+    One page of less than 2 MB that loads nothing from the network; its links to reports and cards are relative to the
+    store. Each run writes it when it ends.
     """
     from pipeline.publish import index as page
 

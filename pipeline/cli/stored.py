@@ -17,14 +17,16 @@ from stages.errors import BadInput, did_you_mean
 
 @main.command()
 @click.argument("name", required=False)
-@click.option("--all", "everything", is_flag=True, help="Of a run: also on a terminal every table, not the headline.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Of a run: every table, also on a terminal, not only the headline."
+)
 @store_option
 @json_option
 def show(name: str | None, everything: bool, store: str, as_json: bool) -> None:
-    """Show the results of a run, or describe a dataset, model or evaluation: how it was made, how good it is, its path.
+    """Show the results of a run, or describe a dataset, model or evaluation: how it was made, its figures, its path.
 
     NAME is a run (default: the latest in the store) or a node, such as `rand`, `datasets/rand`, or `rand/VERSION`,
-    where VERSION may be a tag or the first digits. All versions that it stands for are shown, the newest first.
+    where VERSION may be a tag or the first digits. All matching versions are shown, the newest first.
     """
     place = Store(store)
     found = names.versions(place, name) if name else []
@@ -59,8 +61,8 @@ def _show_run(store: Store, name: str | None, everything: bool, as_json: bool) -
 def verify(nodes: tuple[str, ...], keep: bool, store: str, as_json: bool) -> None:
     """Read every byte of the store, or of the nodes NAMES, and check it against manifests and commit marks.
 
-    Damaged files are discarded (their commit marks are removed), so that the next run rebuilds them. A NAME is as for
-    `notbugs show`.
+    Damaged files are discarded (their commit marks are removed), so that the next run makes them again. A NAME is as
+    for `notbugs show`.
     """
     place = Store(store)
     folders, records = _chosen(place, nodes)

@@ -40,7 +40,7 @@ def per_class(run: RunResults) -> Section | None:
         _add(part, matrices, tables)
     if not matrices and not tables:
         return None
-    text = "Which classes each learner recognises, what it takes the others for, and which targets the attacks reached."
+    text = "The accuracy of each learner by class, its confusions, and the success of the attacks by class and target."
     if (left := len(scores) - LEARNERS) > 0:
         text += f" {left} more learners are in the tables of `notbugs show --json`."
     if scores and not confused:
@@ -64,12 +64,12 @@ def _accuracies(run: RunResults, scores: Sequence[Score]) -> tuple[list[Matrix],
     shares = {name: [_of_class(score, name) for score in alike] for name in classes}
     title, columns = "Accuracy of each class", [score.model for score in alike]
     if len(classes) <= CLASSES:
-        text = f"Share of the {alike[0].split} images of a class that each learner classifies correctly, in %."
+        text = f"Share of the {alike[0].split} images of each class that a learner classifies correctly, in %."
         rows = list(shares.values())
         return [Matrix(title, text, "class \\ learner", classes, columns, rows, "per-class", command(run))], []
     known = sorted((name for name in classes if shares[name][0] is not None), key=lambda name: shares[name][0] or 0.0)
     ends = known if len(known) <= 2 * EXTREMES else [*known[:EXTREMES], *known[-EXTREMES:]]
-    title += f": the {EXTREMES} that {columns[0]} recognises least, and the {EXTREMES} that it recognises most"
+    title += f": the {EXTREMES} lowest and the {EXTREMES} highest of {columns[0]}"
     return [], [Table(["class", *columns], [[name, *map(percent, shares[name])] for name in ends], title)]
 
 
@@ -85,10 +85,12 @@ def _confusion(run: RunResults, score: Score) -> Matrix | Table:
     for row in score.rows:
         for true, line in enumerate(row.get("confusion", [])):
             counts.update({(true, predicted): number for predicted, number in enumerate(line)})
-    title = f"What {score.model} takes each class for"
-    text = f"Share of the {score.split} images of a class (row) that are taken for each class (column), in %."
+    title = f"Confusions of {score.model}"
+    text = f"Share of the {score.split} images of a class (row) that it classifies as each class (column), in %."
     totals = [sum(counts[true, other] for other in range(len(classes))) for true in range(len(classes))]
-    return _pairs(run, title, text, ("true class", "taken for"), classes, counts, totals, f"confusion-{score.model}")
+    return _pairs(
+        run, title, text, ("true class", "predicted class"), classes, counts, totals, f"confusion-{score.model}"
+    )
 
 
 def _targets(run: RunResults, dataset: Node) -> Matrix | Table | None:
@@ -106,7 +108,7 @@ def _targets(run: RunResults, dataset: Node) -> Matrix | Table | None:
     pairs = list(zip(rows["source_label"], rows["target"], strict=True))
     tried, reached = Counter(pairs), Counter(p for p, hit in zip(pairs, rows["success"], strict=True) if hit)
     classes = list(made.manifest["classes"])
-    title = f"Which targets were reached: {dataset.name}, {percent(made.manifest.get('success_rate'))} of all"
+    title = f"Attack success by target: {dataset.name}, {percent(made.manifest.get('success_rate'))} of all"
     text = (
         "Share of the attacks from a class (row) toward a target (column) that reached it, in %; empty: none was made."
     )

@@ -226,8 +226,8 @@ class Result:
 
     @property
     def trained_on(self) -> str:
-        """The dataset's name, without its seed."""
-        return without_seed(self.rows[0]["trained_on"] or "elsewhere")
+        """The dataset's name, without its seed; of pretrained weights, that they are."""
+        return without_seed(self.rows[0]["trained_on"] or "pretrained")
 
     @property
     def success(self) -> OverSeeds | None:

@@ -137,9 +137,9 @@ def _scored(scores: Sequence[Score]) -> str:
 
 def _orientation(scores: Sequence[Score]) -> str:
     if any(score.data for score in scores):
-        data = "of the same data if there are any; where the network differs, they name it"
+        data = "of the same data, where there are any, and name the network where it differs"
     else:
-        data = "of other data, which they name: a guide, not a comparison"
+        data = "of other data, which is named: a guide, not a comparison"
     return f"The published figures are {data}. Settings that differ from ours are listed, as far as they are known."
 
 
@@ -198,8 +198,8 @@ CONTROLS = {
     "probe": ("linear probe", "a linear layer on the features of a robust model"),
     "leakage": ("leakage only", "noise in place of the attack; no change where the label was right already"),
     "robust-source": ("robust source", "the same attack on a robust source model"),
-    "top": ("top margins", "the images whose new label has the largest margins in the source model"),
-    "bottom": ("bottom margins", "those whose new label has the smallest margins"),
+    "top": ("top margins", "the images with the largest margins of the new label in the source model"),
+    "bottom": ("bottom margins", "those with the smallest margins of the new label"),
 }
 """Suffix of a model's name → name of the control, and what the model learned from."""
 
@@ -224,8 +224,8 @@ def leakage(run: RunResults) -> Section | None:
     more = [[learner, CONTROLS[c][0], _published(s), _made_with(s)] for learner, c, s in places]
     folded = Table(["learner", "control", "published", "network and setting"], more, fold="Published figures, settings")
     text = (
-        "How much of the accuracy is real: each control leaves one path open through which labels can leak and closes "
-        "the others. The accuracy of a control does not depend on features added by the attack."
+        "How much of the accuracy has another explanation than non-robust features: each control tests one such "
+        "explanation, which suffices if the control is as accurate as the headline."
     )
     return Section("Leakage", text, panel_of[:CURVES], [Table(head, lines, stacks=True), folded])
 
@@ -239,7 +239,8 @@ def _panel(run: RunResults, number: int, learner: str, panel: Mapping[str, Score
     sentences = [f"{learner} classifies {headline.clean} of the {headline.split} images correctly, {headline.beside}."]
     if "leakage" in panel:
         rest = headline.clean.mean - panel["leakage"].clean.mean
-        sentences.append(f"Leakage alone gives {panel['leakage'].clean}, {_points(rest)} less.")
+        than = "less" if rest >= 0 else "more"
+        sentences.append(f"Leakage alone gives {panel['leakage'].clean}, {_points(abs(rest))} {than}.")
     if "probe" in panel:
         sentences.append(f"A linear probe on robust features gives {panel['probe'].clean}.")
     if "robust-source" in panel:
@@ -357,7 +358,7 @@ def learning(run: RunResults) -> Section | None:
     if not curves:
         return None
     charts = [_learning(run, number, *curve) for number, curve in enumerate(curves[:CURVES])]
-    text = "Solid: accuracy on the training labels, epoch by epoch. The last epoch is the model."
+    text = "Solid: accuracy on the training labels, epoch by epoch. The model is that of the last epoch."
     if any("test_accuracy" in epoch for _, epochs in curves for epoch in epochs):
         text += " Dashed: accuracy on clean test images with their true labels, which the training does not use."
     if len(curves) > CURVES:
@@ -397,8 +398,8 @@ def robustness(run: RunResults) -> Section | None:
     held_out = [(score, attack) for score, attack in pairs if score.held_out]
     text = (
         f"Average case: {NOISE}, or all rotations and shifts tried. Worst case: robust accuracy, under the attack. "
-        f"{_gap(held_out)} Fooling rate: of the images that the model classifies correctly, the share that it no "
-        "longer does under attack."
+        f"{_gap(held_out)} Fooling rate: the share of the correctly classified images that the model misclassifies "
+        "under attack."
     )
     return Section("Robustness", text, _robustness_curves(run, held_out), [_table(_robustness_columns(pairs))])
 
@@ -474,9 +475,9 @@ def transfer(run: RunResults) -> Section | None:
         return None
     left = f" {CURVES} of {len(matrices)} tables are shown." if len(matrices) > CURVES else ""
     text = (
-        "Columns are source models, lines are attacked models. Fooling rate: of the images that the attacked model "
-        "classifies correctly, the share that it no longer does. Attack success rate: of the images whose target is "
-        f"not their true class, the share that it classifies as their target.{left}"
+        "Columns are source models, rows are attacked models. Fooling rate: the share of the images that the attacked "
+        "model classifies correctly without the attack and misclassifies under it. Attack success rate: the share of "
+        f"the images with a target other than their true class that it classifies as their target.{left}"
     )
     tables = [
         Table(["attacked model", *head[1:]], lines, matrix.title[0].upper() + matrix.title[1:])
@@ -536,8 +537,8 @@ def features(run: RunResults) -> Section | None:
     charts = [_features(run, number, same) for number, same in enumerate(run.usefulness[:CURVES])]
     text = (
         "Each point is a feature of the penultimate layer for one class against the rest: to the right its usefulness "
-        "ρ, upwards its robust usefulness γ, under the worst perturbation. A rare class has a smaller largest possible "
-        "ρ, so each class has its own threshold above which a feature is useful: the vertical lines are the "
+        "ρ, upwards its robust usefulness γ, under the worst perturbation. The largest possible ρ is smaller for a "
+        "rare class, so each class has its own threshold above which a feature is useful: the vertical lines are the "
         "smallest and the largest of these thresholds, one line if they are equal. A useful feature above the "
         "horizontal line, γ = 0, is robust; below it, non-robust."
     )

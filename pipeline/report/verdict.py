@@ -68,20 +68,26 @@ def _baseline(top: Score) -> str:
     return top.beside if unbalanced([top]) else f"where chance is {percent(top.chance)}"
 
 
+def _level(score: Score, share: float) -> str:
+    """The baseline that an accuracy does not exceed, in a sentence."""
+    return "chance" if share <= score.chance else f"a constant prediction ({percent(score.constant)})"
+
+
 def _meaning(top: Score, scores: Sequence[Score]) -> str:
     if top.clean.low <= top.level[1]:
         if not top.fitted:
-            return f"it fits only {shown(top.fit)} of its own training labels, so it was not trained enough to say"
-        return "it learned nothing that generalises"
+            return f"it fits only {shown(top.fit)} of its own training labels, so the result is inconclusive"
+        level = _level(top, top.clean.low)
+        return f"no better than {level}, so there is no sign that it learned anything that generalises"
     controls = controls_of(top, scores)
     best = max(controls, key=lambda score: score.clean.mean, default=None)
     if best is not None and best.clean.high >= top.clean.low:
-        return f"but without the attack {best.model} reaches {best.clean}, so leakage alone may explain it"
+        return f"without the attack, {best.model} reaches {best.clean}, so leakage alone may explain it"
     if controls and controls[0].kind == f"{top.kind}, leakage only":
         leakage = controls[0].clean
-        known = "so the perturbations contain features that generalise"
+        known = "the perturbations contain features that generalise"
         if leakage.mean <= top.level[1]:
-            return f"{known}; leakage alone gives {leakage}, no more than chance"
+            return f"{known}; leakage alone gives {leakage}, no more than {_level(top, leakage.mean)}"
         points = 100 * (top.clean.mean - leakage.mean)
         return f"{known}, worth {points:.1f} points beyond the {leakage} of leakage alone"
     return "without a leakage-only control, the share of leakage is unknown"
@@ -109,20 +115,21 @@ def _source(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
     source = next((score for score in scores if attacked is not None and score.node.id == attacked.id), None)
     if source is not None and source.clean.low <= source.level[1]:
         yield Remark(
-            f"The source model, {source.model}, classifies {source.clean} correctly, no better than chance, so its "
-            "perturbations cannot teach a class. Train it longer; for a checkpoint, check `mean`, `std` and `outputs`."
+            f"The source model, {source.model}, classifies {source.clean} correctly, no better than "
+            f"{_level(source, source.clean.low)}, so its perturbations cannot carry features of a class. Train it "
+            "longer; for a checkpoint, check `mean`, `std` and `outputs`."
         )
     elif top.success is not None and top.success.mean < LOW_SUCCESS:
         yield Remark(
-            f"The attack reached its target for only {top.success} of the images, and the others carry little of their "
-            "label: raise its `eps` or `steps`."
+            f"The attack reached its target for only {top.success} of the images; the others carry weaker features of "
+            "their label. Raise its `eps` or `steps`."
         )
 
 
 def _controls(top: Score, by_kind: Mapping[str | None, Score]) -> Iterator[Remark]:
     for kind, images in (("untouched", "untouched images"), ("noise", "images with noise")):
         if (control := by_kind.get(f"{top.kind}, {kind}")) is not None:
-            so = "do not explain it" if control.clean.high < top.clean.low else "explain it as well"
+            so = "do not explain the result" if control.clean.high < top.clean.low else "may explain the result"
             yield Remark(f"The same labels on {images} give {control.clean}: the labels alone {so}.")
     if (control := by_kind.get(f"{top.kind}, robust source")) is not None:
         yield Remark(f"A robust source model gives {control.clean}.")
@@ -132,38 +139,43 @@ def _limits(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
     """What the verdict does not rest on, with what to run for it."""
     if not top.fitted:
         yield Remark(
-            f"{top.model} fits only {shown(top.fit)} of its own training labels. Trained longer it may learn more: "
-            "raise its `epochs`, or its `lr`."
+            f"{top.model} fits only {shown(top.fit)} of its own training labels. Trained longer, it may learn more: "
+            "raise its `epochs` or its `lr`."
         )
     for control in controls:
         if not control.fitted:
             yield Remark(
                 f"The control {control.model} fits only {shown(control.fit)} of its own training labels. Trained "
-                "longer it may reach more: raise its `epochs`."
+                "longer, it may reach a higher accuracy: raise its `epochs`."
             )
     if f"{top.kind}, leakage only" not in [control.kind for control in controls]:
         data, learner = split_name(top.trained_on)[0], top.base
         yield Remark(
-            "No control measures how much of this is leakage. To measure it, add this and run the file again; finished "
-            "work is kept.",
+            "No control measures how much of this is leakage. To measure it, add this and run the file again (finished "
+            "work is kept).",
             f"evaluations:\n  leakage-{data}: {{leakage: {data}, learner: {learner}}}",
         )
     if top.clean.seeds == 1:
         yield Remark(
-            "It is one training. Its interval covers the choice of test images, not another seed, which may differ by "
-            "more. To train each model three times, add this and run the file again.",
+            "Each model was trained once. The interval covers the choice of test images, not the variation between "
+            "seeds, which may be larger. To train each model three times, add this and run the file again.",
             SEEDS,
         )
     if (n := top.rows[0]["n"]) < FEW:
         yield Remark(
-            f"The test set has only {n:,} images: differences of less than about {_points(n):.0f} points between two "
-            f"models may be chance. {_more_images(top)}"
+            f"The test set has only {n:,} images: a difference of less than about {_points(top):.1f} points between "
+            f"two models of about this accuracy may be chance. {_more_images(top)}"
         )
 
 
-def _points(n: int) -> float:
-    """Points that two models of about 90 % on n images differ by in the 95 % interval of their difference."""
-    return 100 * 1.96 * math.sqrt(2 * 0.9 * 0.1 / n)
+def _points(top: Score) -> float:
+    """Half of the 95 % interval, in points, of the difference between two models of this accuracy on as many images.
+
+    From their own Wilson intervals (Newcombe 1998, method 10), as if each were scored on a test set of its own: on the
+    same images, the interval is usually narrower.
+    """
+    share, low, high = (float(top.rows[0][key]) for key in ("accuracy", "low", "high"))
+    return 100 * math.hypot(share - low, high - share)
 
 
 def _more_images(top: Score) -> str:
@@ -239,22 +251,21 @@ WORDS = (
     Word(
         "95 % interval",
         " – ",
-        "in brackets, the range in which the accuracy on more images of the same kind is to be expected",
+        "the Wilson score interval, in brackets: over many random samples of test images, about 95 % of such intervals "
+        "contain the model's accuracy on all images of that kind",
     ),
-    Word("chance", "chance", "what guessing at random gets right: one over the number of classes"),
-    Word(
-        "constant prediction", "constant prediction", "the answer “always the most frequent class”, whatever the image"
-    ),
+    Word("chance", "chance", "the accuracy of guessing at random: one over the number of classes"),
+    Word("constant prediction", "constant prediction", "predicting the most frequent class for every image"),
     Word(
         "leakage",
         "leakage",
-        "what labels and images give away without the attack; its control is trained as the learner is, on noise in "
-        "place of the attack",
+        "what can be learned from the labels and images without the attack; its control is trained like the learner, "
+        "on noise in place of perturbations",
     ),
     Word(
         "features that generalise",
         "features that generalise",
-        "patterns that also hold for new, untouched images of the class",
+        "patterns that also predict the class of new, untouched images",
     ),
 )
 

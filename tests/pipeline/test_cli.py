@@ -311,7 +311,7 @@ def test_a_users_net_and_a_users_checkpoint(tiny, write, tmp_path, monkeypatch):
     tiny["models"]["brought"] = {"pretrained": {"arch": "own_nets:linear", "weights": "own.pt", "shape": [1, 8, 8]}}
     tiny["evaluations"]["accuracy"]["models"].append("brought")
     result = make(write(tiny), "s")
-    assert "elsewhere" in result.stdout
+    assert "pretrained" in result.stdout
 
 
 def folder(root, per_class):

@@ -54,7 +54,7 @@ def test_without_images_it_is_the_digits_experiment_and_an_existing_file_is_left
     assert text.splitlines()[0] == "# yaml-language-server: $schema=notbugs.schema.json"
     assert Path("notbugs.schema.json").exists()
     again = init("cifar10")
-    assert again.exit_code == 2 and "exists already, and is left alone" in again.output
+    assert again.exit_code == 2 and "exists already and was not overwritten" in again.output
     assert Path("experiment.yaml").read_text() == text
 
 

@@ -53,7 +53,7 @@ def test_every_node_of_the_configs_has_a_sentence(config):
             "a linear layer on the features of standard trained on clean train for 30 epochs from lr 0.05, "
             "adversarially: L2 ε 0.5, 7 steps of 0.1, seed 0"),
         ({"models": {"x": {"pretrained": {"arch": "resnet50", "weights": "IMAGENET1K_V2"}}}},
-            "resnet50 with weights made elsewhere: IMAGENET1K_V2"),
+            "resnet50 with pretrained weights: IMAGENET1K_V2"),
         ({"evaluations": {"x": {"models": ["standard", "other"], "on": "clean", "attacks": [{"eps": [0.5, 1]}]}}},
             "accuracy of standard, other on clean test, clean and under 2 attacks"),
         ({"evaluations": {"x": {"usefulness": {"models": ["standard"], "on": "clean", "eps": 0.25}}}},

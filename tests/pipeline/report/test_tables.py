@@ -49,7 +49,7 @@ def row(**facts):
 def test_the_table_of_results_has_dataset_target_learner_accuracy_interval_and_chance():
     shown = result_text([row(), row(model="n", trained_on=None, attack_success_rate=None)])
     assert "90.0 %" in shown and "40.0 % – 60.0 %" in shown and "10.0 %" in shown
-    assert "elsewhere" in shown and "constant prediction" not in shown
+    assert "pretrained" in shown and "constant prediction" not in shown
 
 
 def test_an_unbalanced_test_set_shows_what_a_constant_answer_scores():
