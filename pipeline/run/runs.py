@@ -31,6 +31,9 @@ BEAT = 10.0
 EVENTS = 60.0
 """Seconds between two writes of all events so far."""
 
+WAITS = 60.0
+"""Seconds for which no worker takes up anything until the watcher is told, then and as often again."""
+
 LOST_AFTER = 60.0
 """Seconds without a sign of life after which a run counts as dead."""
 
@@ -112,6 +115,7 @@ class Record:
         }
         self.events: list[str] = []
         self.told = 0.0
+        self.waited = 0.0
 
     def note(self, node: str, event: str, **facts: Any) -> None:
         """Record an event and call the watcher; a change of a node's state is written at once."""
@@ -130,9 +134,22 @@ class Record:
     def _beat(self) -> None:
         while not self.ended.wait(BEAT):
             try:
+                self._tell_waiting()
                 self.write()
             except (OSError, BadInput):
                 continue  # the store is away: the missing sign of life shows it, and the work itself reports it
+
+    def _tell_waiting(self) -> None:
+        """Tell the watcher of the node that has waited longest for a worker, while none is at work."""
+        with self.lock:
+            queued = {node: one for node, one in self.nodes.items() if one.state == "queued" and one.started}
+            if not queued or any(one.state == "running" for one in self.nodes.values()):
+                return
+            first = min(queued, key=lambda node: queued[node].started or 0.0)
+            since = max(self.waited, queued[first].started or 0.0)
+            if time.time() - since >= WAITS:
+                self.waited = time.time()
+                self.watch(first, queued[first], "waits")
 
     def write(self, turn: bool = False) -> None:
         """Write the record; the events, which no object store can append to, seldom or at a turn."""
