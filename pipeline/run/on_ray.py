@@ -564,9 +564,10 @@ def _load_of(slot: Slot) -> int:
 
 def _no_worker(error: BaseException) -> str:
     """What to do where no worker starts."""
+    why = reason_of(error).partition(". ")[0]
     return (
-        f"no worker started in {ATTEMPTS} attempts ({reason_of(error)[:LONGEST]}): if the machine is busy or short of "
-        "memory, run again with --workers 1 or --engine inline, which go on from what is there"
+        f"no worker started in {ATTEMPTS} attempts ({why}): if the machine is busy or short of memory, run again with "
+        "--workers 1 or --engine inline, which go on from what is there"
     )
 
 

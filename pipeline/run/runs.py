@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,9 @@ LOST_AFTER = 60.0
 
 TOMORROW = 86_400.0
 """Seconds by which a clock may be ahead before its dates are ignored."""
+
+NAMED = re.compile(r"\d{8}-\d{6}-(.+)-[0-9a-f]{4}")
+"""The name of a run: when it began, its experiment, and four random digits."""
 
 LEFTOVERS = 3600.0
 """Age in seconds from which a new run deletes half-written files."""
@@ -444,7 +448,8 @@ def load_run(
 
     Args:
         store: where.
-        run: its name; by default the newest that fits, or the newest where none does.
+        run: its name, or an experiment's, of whose runs, or by default of all, the newest that fits is meant, or the
+            newest where none does.
         fits: what is asked of it, where no name is given.
         pass_over: called with the name of each newer run whose record cannot be read.
 
@@ -452,8 +457,15 @@ def load_run(
         BadInput: there is no such run, or none at all.
         BadData: the record of the run asked for cannot be read.
     """
+    candidates = names(store)
+    if (
+        run is not None
+        and run not in candidates
+        and (of := [name for name in candidates if experiment_of(name) == run])
+    ):
+        candidates, run = of, None
     if run is not None:
-        if run not in (known := store.folders("runs")):
+        if run not in (known := candidates):
             near = did_you_mean(run, known) or "; `notbugs status` names the latest"
             raise BadInput(f"there is no run {run} in {store.url}{near}")
         if (found := find(store, run)) is None:
@@ -463,7 +475,7 @@ def load_run(
             )
         return found
     newest = None
-    for name in names(store):
+    for name in candidates:
         if (found := find(store, name)) is None:
             pass_over(name)
         elif fits(found):
@@ -473,6 +485,12 @@ def load_run(
     if newest is None:
         raise BadInput(f"there are no runs in {store.url}: `notbugs run FILE --store …` makes one")
     return newest
+
+
+def experiment_of(run: str) -> str | None:
+    """The name of a run's experiment, which is a part of the run's."""
+    found = NAMED.fullmatch(run)
+    return found[1] if found else None
 
 
 def has_results(record: Mapping[str, Any]) -> bool:
