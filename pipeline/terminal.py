@@ -42,8 +42,8 @@ PLAIN = str.maketrans(
 """ASCII for the project's own symbols, for terminals without them."""
 
 
-LONG = 10.0
-"""Seconds between two lines about what takes long."""
+LONG = (10.0, 60.0)
+"""Seconds between two lines about what takes long: on a terminal, and elsewhere, where lines are for a log."""
 
 
 class Unheard(Exception):
@@ -123,7 +123,7 @@ def noting_long(what: str | None) -> Iterator[Callable[[str], None]]:
         step = f" {name}"
 
     def note() -> None:
-        while not ended.wait(LONG):
+        while not ended.wait(LONG[not sys.stderr.isatty()]):
             echo(f"{what}{step}, {clock(time.monotonic() - began)} so far", err=True)
 
     if what is not None:

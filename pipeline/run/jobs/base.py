@@ -131,9 +131,7 @@ class Job(ABC):
             raise BadInput(f"{self.file_key}: {why}")
         for role, model in self.node.inputs.items():
             if model.group == "models":
-                refuse_model(
-                    f"{self.file_key}.{role.partition('.')[0]}", model.name, self.inputs[role].manifest, images
-                )
+                refuse_model(f"{self.file_key}.{role.partition('.')[0]}", model, self.inputs[role].manifest, images)
 
     @abstractmethod
     def predict_facts(self) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def test_few_steps_an_epoch_and_a_slow_source_are_remarked_on(tiny, write, tmp_p
 
     listed = load.list_source
     monkeypatch.setattr(load, "list_source", slowly)
-    monkeypatch.setattr(terminal, "LONG", 0.1)
+    monkeypatch.setattr(terminal, "LONG", (0.1, 0.1))
     tiny["models"]["standard"]["train"]["batch_size"] = 64
     args = [str(write(tiny)), "--store", str(tmp_path / "s"), "--only", "standard"]
     remark = (
