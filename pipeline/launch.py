@@ -94,10 +94,10 @@ def prepare(
     begin = engine(experiment, context, options)
     with terminal.noting_long("checking" if shown else None) as at:
         checked = preflight(wanted(build(experiment), only), context, at=at)
-    for line in remarks(checked) if shown else ():
-        terminal.echo(line, err=True)
     display = _watching(options, checked) if shown else None
     context.store.refuse_unless_writable()
+    for line in remarks(checked) if shown else ():
+        terminal.echo(line, err=True)
     published = after_node(context.store, experiment.about) if cards else unnoticed
     return Prepared(Run(experiment, context, only, display or unnoticed, checked, published), begin, display)
 
