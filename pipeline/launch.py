@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from pipeline import terminal
 from stages.errors import BadInput
 
 if TYPE_CHECKING:
@@ -87,13 +88,16 @@ def prepare(
     """
     from pipeline.experiment.graph import build
     from pipeline.publish.after import after_node
-    from pipeline.run.preflight import preflight, wanted
+    from pipeline.run.preflight import preflight, remarks, wanted
     from pipeline.run.runs import Run, unnoticed
 
     begin = engine(experiment, context, options)
-    checked = preflight(wanted(build(experiment), only), context)
+    with terminal.noting_long("checking" if shown else None) as at:
+        checked = preflight(wanted(build(experiment), only), context, at=at)
     display = _watching(options, checked) if shown else None
     context.store.refuse_unless_writable()
+    for line in remarks(checked) if shown else ():
+        terminal.echo(line, err=True)
     published = after_node(context.store, experiment.about) if cards else unnoticed
     return Prepared(Run(experiment, context, only, display or unnoticed, checked, published), begin, display)
 

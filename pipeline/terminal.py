@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -40,6 +40,10 @@ PLAIN = str.maketrans(
     | {"│": "|", "├": "|", "└": "`"}
 )
 """ASCII for the project's own symbols, for terminals without them."""
+
+
+LONG = (10.0, 60.0)
+"""Seconds between two lines about what takes long: on a terminal, and elsewhere, where lines are for a log."""
 
 
 class Unheard(Exception):
@@ -100,6 +104,34 @@ def echo(text: object = "", err: bool = False, nl: bool = True) -> None:
         _mute(stream)
         if not err:
             raise Unheard(error) from error
+
+
+@contextmanager
+def noting_long(what: str | None) -> Iterator[Callable[[str], None]]:
+    """Print a line on stderr every few seconds, while something takes long.
+
+    Args:
+        what: the work, such as ``checking``; None prints nothing.
+
+    Yields:
+        A function that takes the name of each step as it begins.
+    """
+    step, began, ended = "", time.monotonic(), threading.Event()
+
+    def begin(name: str) -> None:
+        nonlocal step
+        step = f" {name}"
+
+    def note() -> None:
+        while not ended.wait(LONG[not sys.stderr.isatty()]):
+            echo(f"{what}{step}, {clock(time.monotonic() - began)} so far", err=True)
+
+    if what is not None:
+        threading.Thread(target=note, daemon=True, name="long").start()
+    try:
+        yield begin
+    finally:
+        ended.set()
 
 
 def width() -> int | None:

@@ -236,6 +236,19 @@ class ImageFolder(_Geometry):
         "group are left out.",
     )
     balance: bool = Field(False, description="Keep the same number of images of every class, drawn with the seed.")
+    test_share: Later[float | None] = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the folder of `train` that becomes the split `test`, for folders without one: of each "
+        "class the images whose names have the lowest hashes, at least one. They are in no other split.",
+    )
+
+    @model_validator(mode="after")
+    def _one_test_split(self) -> Self:
+        if self.test_share is not None and set(self.splits) != {"train"}:
+            raise ValueError("test_share makes `test` from `train`: `splits` must be the folder of train alone")
+        return self
 
     @field_validator("root")
     @classmethod

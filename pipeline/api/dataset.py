@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.launch import STORE
-from pipeline.run import artifacts, tags
+from pipeline.run import artifacts, runs, tags
 from pipeline.run.artifacts import Artifact
 from pipeline.run.documents import NodeName, fits
 from pipeline.store import Store, unsealed
-from stages.errors import BadData, BadInput, did_you_mean
+from stages.errors import BadData, BadInput, did_you_mean, some
 from stages.images import Decoded, open_image
 from stages.shard import SUFFIXES, key
 
@@ -228,7 +228,13 @@ HEADER = 512
 """Bytes of a tar member's header."""
 
 
-def open_dataset(name: str, store: str | Path = STORE, version: str | None = None, tag: str | None = None) -> Dataset:
+def open_dataset(
+    name: str,
+    store: str | Path = STORE,
+    version: str | None = None,
+    tag: str | None = None,
+    run: str | None = None,
+) -> Dataset:
     """Open a dataset of a store.
 
     Args:
@@ -236,16 +242,21 @@ def open_dataset(name: str, store: str | Path = STORE, version: str | None = Non
         store: folder, or s3:// or gs:// URL.
         version: sixteen hexadecimal digits, or a prefix; by default the newest version.
         tag: a tag that `notbugs tag` gave to a version.
+        run: a run, or an experiment, for its latest run: the version that it made or found.
 
     Raises:
-        BadInput: there is no such dataset, version or tag.
-        BadData: the tag is damaged.
+        BadInput: there is no such dataset, version, tag or run, or more than one of the last three is given.
+        BadData: the tag, or the run's record, is damaged.
     """
     place = Store(str(store))
     if not fits(NodeName, name):
         raise BadInput(f"{name!r} is no name of a dataset")
+    if sum(each is not None for each in (version, tag, run)) > 1:
+        raise BadInput(f"a version of {name} is named by `version`, by `tag` or by `run`, got several: keep one")
     if tag is not None:
-        version = _tagged(place, name, version, tag)
+        version = _tagged(place, name, tag)
+    elif run is not None:
+        version = _of_run(place, name, run)
     named = artifacts.by_name(place, name, ("datasets",))
     if found := [one for one in named if one.manifest["version"].startswith(version or "")]:
         return Dataset(place, found[-1])
@@ -257,14 +268,28 @@ def open_dataset(name: str, store: str | Path = STORE, version: str | None = Non
     raise BadInput(f"the store {place.url} has no {what}{hint}")
 
 
-def _tagged(store: Store, name: str, version: str | None, tag: str) -> str:
+def _of_run(store: Store, name: str, run: str) -> str:
+    """The version that a run made or found.
+
+    Raises:
+        BadInput: there is no such run, or the dataset is none of its.
+        BadData: the run's record is damaged.
+    """
+    record = runs.load_run(store, run)
+    node = record["nodes"].get(f"datasets/{name}")
+    if node is None:
+        known = [each.partition("/")[2] for each in record["nodes"] if each.startswith("datasets/")]
+        hint = did_you_mean(name, known, f"it has {some(known)}")
+        raise BadInput(f"run {record['run']} has no dataset {name}{hint}")
+    return str(node["version"])
+
+
+def _tagged(store: Store, name: str, tag: str) -> str:
     """The version that has a tag.
 
     Raises:
-        BadInput: there is no such tag, or a version was given too.
+        BadInput: there is no such tag.
     """
-    if version is not None:
-        raise BadInput(f"a version of {name} is named by `version` or by `tag`, got both: leave out one")
     node = f"datasets/{name}"
     if found := tags.find(store, node, tag):
         return str(found["version"])

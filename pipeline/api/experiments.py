@@ -60,7 +60,8 @@ def run(
         data: folder of local sources and checkpoints, and of downloads.
         engine: ``inline`` runs in this process, without Ray.
         only: make these nodes and their inputs.
-        check_files: compare images, shards and checkpoints with those of the last run by content, not by size and time.
+        check_files: compare all images, shards and checkpoints with those of the last run by content, not only
+            those of the same size and another time.
         workers, address: as the options of ``notbugs run``, for Ray.
 
     Raises:

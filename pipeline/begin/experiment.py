@@ -23,6 +23,9 @@ SCHEMA = "notbugs.schema.json"
 SMALL, MIDDLE, LARGE = 40, 64, 224
 """Sides in pixels: up to the first, images keep their size; larger ones become the second, and ImageNet's the third."""
 
+SHARE = 0.2
+"""Share of the images that is kept for the test where a folder has no test split."""
+
 IMAGENET = 1000
 """Classes of ImageNet."""
 
@@ -48,6 +51,12 @@ class Start:
     source: str
     learner: str
     notes: str
+
+    @property
+    def tested(self) -> bool:
+        """Whether there are test images; else scores are of training images."""
+        splits = self.load.get("splits") or self.load.get("files") or {"test": ""}
+        return "test" in splits or "test_share" in self.load
 
 
 TRAIN = "{{train: {{on: clean, {}}}}}"
@@ -102,7 +111,7 @@ def _images(found: Found) -> Start:
     counts = " and ".join(f"{count:,} {split}" for split, count in found.counts.items())
     names = "classes" if len(found.classes) > 1 else "class"
     eps = round((1.5 * side / 28) if found.grey else (0.5 * side / 32), 2)
-    batch = 2 ** max(1, int(math.log2(max(1, min(128, found.counts.get("train", 1) // 4)))))
+    batch = 2 ** max(1, int(math.log2(max(1, min(128, found.counts.get("train", 1) // 8)))))
     train = f"arch: {'small_cnn' if side <= SMALL else 'fast_resnet'}, batch_size: {batch}, augment: flip"
     return Start(
         f"{len(found.classes):,} {names} ({some(found.classes, 3)}), {counts} images, "
@@ -136,7 +145,10 @@ def start(kind: str | None, place: str | None, data: Path) -> Start:
     if kind == "imagenet":
         return _imagenet(place)
     found = look(recipe_for(place, data), data)
-    whole = found.recipe.get("source") == "image-folder" and len(found.classes) == IMAGENET
+    folder = found.recipe.get("source") == "image-folder"
+    if folder and "test" not in found.counts:
+        found = look({**found.recipe, "test_share": SHARE}, data)
+    whole = folder and len(found.classes) == IMAGENET
     return _imagenet(place) if whole and kind is None else _images(found)
 
 
@@ -169,18 +181,22 @@ def _holds_images(data: Path, classes: list[str]) -> bool:
     return any(entry.is_file() for name in classes for entry in (data / name).iterdir())
 
 
-def as_yaml(name: str, begun: Start) -> str:
+def as_yaml(name: str, begun: Start, where: str = "") -> str:
     """The experiment file.
+
+    Args:
+        name: the experiment's.
+        begun: what it is about.
+        where: further arguments of `plan` and `run`.
 
     Raises:
         BadInput: the name cannot be an experiment's.
     """
     if not re.fullmatch(PLAIN, name):
         raise BadInput(f"{name!r} cannot name an experiment: use letters, digits, `_`, `.` and `-`")
-    splits = begun.load.get("splits") or begun.load.get("files") or {"test": ""}
-    values = {**asdict(begun), "load": _flow(begun.load), "split": "test" if "test" in splits else "train"}
+    values = {**asdict(begun), "load": _flow(begun.load), "split": "test" if begun.tested else "train"}
     template = Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True)
-    return str(template.render(values, name=name, schema=SCHEMA))
+    return str(template.render(values, name=name, schema=SCHEMA, where=where))
 
 
 def _flow(value: Any) -> str:

@@ -56,13 +56,15 @@ def init(kind: str | None, images: str | None, out: Path, data: Path) -> None:
     from pipeline.experiment.schema import schema as schema_
 
     begun = experiment.start(kind, images, data.expanduser())
-    text = experiment.as_yaml(_name_of(images or kind or begun.load.get("root") or begun.load["source"]), begun)
+    where = "" if begun.load["source"] in ("sklearn-digits", "cifar10") else f" --data {data}"
+    text = experiment.as_yaml(_name_of(images or kind or begun.load.get("root") or begun.load["source"]), begun, where)
     spec.parse(yaml12.load(text.encode()))
     _write_new(out, text)
     beside = out.with_name(experiment.SCHEMA)
     if not beside.exists():
         _write_new(beside, json.dumps(schema_(), indent=1, ensure_ascii=False) + "\n")
-    where = "" if begun.load["source"] in ("sklearn-digits", "cifar10") else f" --data {data}"
+    if not begun.tested:
+        echo("Warning: there is no test split, so scores will be of training images; name one in `load`", err=True)
     echo(f"{out}: {begun.title}\nNext: notbugs plan {out}{where}")
 
 

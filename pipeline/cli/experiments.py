@@ -46,8 +46,8 @@ def plan(
 ) -> None:
     """Print the graph of FILE: each node, its version, and whether it is done. Writes nothing.
 
-    For a node that was made before and is to be made again, it prints the reason: the keys, inputs or files that differ
-    from the newest version of that name in the store.
+    For a node whose version was made before and is to be made again, it prints the reason; for a new version, the keys
+    and inputs that differ from the newest one of that name in the store. Remarks on the recipes come last.
 
     With --cost, each kind of work is tried on a few images, in as many processes as a run has workers. The estimate
     gives, for every node that is not done: images, steps (forward and backward passes of a batch), shards, size,
@@ -63,7 +63,8 @@ def plan(
     from pipeline.run.preflight import preflight, wanted
 
     context = context_of(store, data, check_files=check_files)
-    statuses = preflight(wanted(build(spec.read(file)), only), context, fetch=False)
+    with terminal.noting_long("checking") as at:
+        statuses = preflight(wanted(build(spec.read(file)), only), context, fetch=False, at=at)
     estimated = _estimated(statuses, context, workers) if cost else None
     if as_json:
         nodes = [_status_as_json(status) | _cost_as_json(status, estimated, gpus) for status in statuses]
@@ -78,6 +79,7 @@ def plan(
 def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
     from pipeline.report import tables
     from pipeline.report.scores import percent
+    from pipeline.run.preflight import remarks
     from pipeline.run.why import sentence
 
     lines = [
@@ -96,7 +98,8 @@ def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
     echo(tables.fitted(head, lines, terminal.width(), ("node", "state", "stage")))
     for status in statuses:
         if status.why:
-            echo(f"{status.node.id}: to make again: {visible(sentence(status.why))}")
+            what = "to make again" if status.again else "differs from its newest version in the store"
+            echo(f"{status.node.id}: {what}: {visible(sentence(status.why))}")
         elif status.there and status.awaits:
             echo(f"{status.node.id}: made again if {', '.join(status.awaits)} comes out with other content")
     for status in statuses:
@@ -104,6 +107,8 @@ def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
             echo(f"{status.node.id}: {line}")
         for split, share in status.facts.get("majority", {}).items():
             echo(f"{status.node.id} {split}: a constant prediction scores {percent(share)}")
+    for line in remarks(statuses):
+        echo(line)
 
 
 def _estimated(statuses: "list[NodeStatus]", context: "Context", workers: int | None) -> "Estimate":
@@ -134,6 +139,7 @@ def _status_as_json(status: "NodeStatus") -> dict[str, Any]:
         "same_as": status.same,
         "why": [reason.as_json() for reason in status.why],
         "awaits": list(status.awaits),
+        "remark": status.remark,
     }
     return said | {
         "shards_there": status.partial,
@@ -199,7 +205,10 @@ def resume(
     data: Path | None,
     modules: Path | None,
 ) -> None:
-    """Continue RUN (default: the latest in the store) with its experiment, --only and --data."""
+    """Continue RUN, or an experiment's latest run (default: the latest in the store).
+
+    The experiment, --only and --data are those of that run.
+    """
     from pipeline.experiment import spec
     from pipeline.store import Store
 
@@ -314,7 +323,7 @@ def _conclude(store: "Store", run: str, complete: bool, as_json: bool) -> None:
 @store_option
 @json_option
 def status(run: str | None, store: str, as_json: bool) -> None:
-    """Show the progress of RUN (default: the latest in the store)."""
+    """Show the progress of RUN, or of an experiment's latest run (default: the latest in the store)."""
     from pipeline.report import tables
     from pipeline.store import Store
 
@@ -351,7 +360,10 @@ def _at_work(progress: dict[str, Any]) -> str:
 @store_option
 @click.option("--out", type=click.Path(path_type=Path), help="Also write a copy to this file.")
 def report_(run: str | None, store: str, out: Path | None) -> None:
-    """Rebuild the page of RUN (default: the latest in the store): report.html, one file that needs no network."""
+    """Rebuild the page of RUN, or of an experiment's latest run (default: the latest in the store).
+
+    It is report.html, one file that needs no network.
+    """
     refuse_no_place(out)
     from pipeline.report import page
     from pipeline.store import Store

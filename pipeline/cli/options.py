@@ -43,8 +43,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 check_files_option = click.option(
     "--check-files",
     is_flag=True,
-    help="Compare images, shards and checkpoints with those of the last run by content, not by size and time; reads "
-    "them all.",
+    help="Compare all images, shards and checkpoints with those of the last run by content, not only those of the same "
+    "size and another time.",
 )
 only_option = click.option(
     "--only", multiple=True, metavar="NODE", help="Make only this node and its inputs; may be repeated."

@@ -25,13 +25,16 @@ from stages.errors import BadInput, did_you_mean
 def show(name: str | None, everything: bool, store: str, as_json: bool) -> None:
     """Show the results of a run, or describe a dataset, model or evaluation: how it was made, its figures, its path.
 
-    NAME is a run (default: the latest in the store) or a node, such as `rand`, `datasets/rand`, or `rand/VERSION`,
-    where VERSION may be a tag or the first digits. All matching versions are shown, the newest first.
+    NAME is a run (default: the latest in the store), an experiment, for its latest run, or a node, such as `rand`,
+    `datasets/rand`, or `rand/VERSION`, where VERSION may be a tag or the first digits. All matching versions are shown,
+    the newest first.
     """
     place = Store(store)
     found = names.versions(place, name) if name else []
-    if name and not found and name not in (past := place.folders("runs")):
-        raise BadInput(names.refusal(place, name, past, "node or run"))
+    if name and not found:
+        past = place.folders("runs")
+        if name not in past and name not in map(runs.experiment_of, past):
+            raise BadInput(names.refusal(place, name, past, "node, run or experiment"))
     if not found:
         _show_run(place, name, everything, as_json)
         return

@@ -2,7 +2,8 @@
 
 A version identifies a recipe, which names such files but not their content. So a node records the files beside its
 manifest, and a node whose files have changed is made again. A file is compared by its size and the time of its last
-change, or on request by its content; source code, which is small and which git gives new times, always by its content.
+change; by its content if no more than times differ, or on request; source code, which is small and which git gives new
+times, always by its content.
 """
 
 import hashlib

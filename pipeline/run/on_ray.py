@@ -62,6 +62,13 @@ CONNECT_TIMEOUT = 10.0
 GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
 """Ray's variable for how often to try to join a cluster, and for the seconds in which a local one must start."""
 
+STARTS = {"RAY_worker_register_timeout_seconds": "180", "RAY_pop_worker_max_retries": "1"}
+"""Seconds in which a worker of a local Ray must start, and further tries. Ray's own 60 s are too few on a busy machine.
+On top come our ATTEMPTS, so that a run gives up after about 18 minutes."""
+
+NOT_STARTED = "Failed to startup worker"
+"""The beginning of Ray's message where it has given up on starting a worker for a task."""
+
 LEAVE = 10.0
 """Most seconds in which threads leave Ray before it ends: one that is inside may never return, and would hold us up."""
 
@@ -140,6 +147,8 @@ class OnRay:
                 reason = f"its process died: {_death(error)}" if died else reason_of(error)
                 if attempt == ATTEMPTS and died:
                     raise BadData(f"{ATTEMPTS} processes died over it, the last one: {_death(error)}") from error
+                if attempt == ATTEMPTS and self.not_started(error):
+                    raise BadData(_no_worker(error)) from error
                 if attempt == ATTEMPTS or hopeless(error):
                     raise
                 report("retried", {"attempt": attempt, "reason": reason})
@@ -175,6 +184,10 @@ class OnRay:
             if done or (deadline is not None and time.monotonic() > deadline):
                 return list(done)
         raise Stopped
+
+    def not_started(self, error: BaseException) -> bool:
+        """Whether Ray has given up on starting a worker, be it slow or broken."""
+        return isinstance(error, self.ray.exceptions.ActorUnschedulableError) or NOT_STARTED in str(error)
 
     def close(self) -> None:
         self.stopping.set()
@@ -213,6 +226,9 @@ def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
     once = joins and GCS_WAIT not in os.environ
     if once:  # an attempt takes 40 s where something else has the port
         os.environ[GCS_WAIT] = "1"
+    if address is None:
+        for variable, value in STARTS.items():
+            os.environ.setdefault(variable, value)
     try:
         ray.init(address=address or "local", **options)
     except SystemExit:  # SIGTERM, while Ray started
@@ -401,15 +417,17 @@ class ShardScheduler:
         self.slots += [Slot(node=place) for place in places[: max(0, missing)]]
 
     def _actor_ready(self, ref: Any) -> None:
-        """An actor has started, or died before it could."""
-        slot = self.starting.pop(ref)
+        """An actor has started, or died or was given up before it could."""
+        slot, died = self.starting.pop(ref), self.ray.exceptions
         try:
             slot.node = self.ray.get(ref)
-        except self.ray.exceptions.RayActorError as error:
+        except (died.RayActorError, died.ActorUnschedulableError) as error:
             self.failed_starts += 1
             self.scaled = 0.0
             if self.failed_starts >= ATTEMPTS and not self.slots:
-                raise BadData(f"workers die as they start: {reason_of(error)}") from error
+                slow = self.engine.not_started(error)
+                why = _no_worker(error) if slow else f"workers die as they start: {reason_of(error)}"
+                raise BadData(why) from error
             return
         self.failed_starts = 0
         slot.answered = time.monotonic()
@@ -500,7 +518,8 @@ class ShardScheduler:
         elif isinstance(error, died.ObjectLostError | died.NodeDiedError | died.LocalRayletDiedError):
             self._requeue(task, error)
         elif task.attempt == ATTEMPTS or hopeless(error):
-            self.failed.append(FailedShard(task.unit.name, reason_of(error)))
+            why = _no_worker(error) if self.engine.not_started(error) else reason_of(error)
+            self.failed.append(FailedShard(task.unit.name, why))
         else:
             self._retry(task, reason_of(error))
             task.attempt += 1
@@ -541,6 +560,15 @@ class ShardScheduler:
 
 def _load_of(slot: Slot) -> int:
     return slot.load
+
+
+def _no_worker(error: BaseException) -> str:
+    """What to do where no worker starts."""
+    why = reason_of(error).partition(". ")[0]
+    return (
+        f"no worker started in {ATTEMPTS} attempts ({why}): if the machine is busy or short of memory, run again with "
+        "--workers 1 or --engine inline, which go on from what is there"
+    )
 
 
 def _death(error: BaseException) -> str:

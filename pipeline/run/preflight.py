@@ -1,6 +1,6 @@
 """All that can be checked of an experiment before its run begins and before anything is written."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +52,7 @@ class NodeStatus:
         why: what differs from the newest artifact of its name, where it is to be made.
         same: folder of the same recipe under another name, which it points at, or will.
         awaits: ids of inputs to be made; where it is there, it is made again if their content comes out different.
+        again: whether this version of it was made before, and is to be made once more.
     """
 
     job: ShardJob | ModelJob
@@ -61,6 +62,7 @@ class NodeStatus:
     why: Sequence[Reason] = ()
     same: str | None = None
     awaits: Sequence[str] = ()
+    again: bool = False
 
     @property
     def node(self) -> Node:
@@ -73,6 +75,11 @@ class NodeStatus:
         return not self.there and self.same is None
 
     @property
+    def remark(self) -> str | None:
+        """Advice on the recipe of a node that is to be made."""
+        return self.job.remark() if self.to_make else None
+
+    @property
     def state(self) -> str:
         """One phrase for a person."""
         other = f", as {self.same.rpartition('/')[0]}" if self.same else ""
@@ -80,12 +87,14 @@ class NodeStatus:
             return f"there{other}"
         if other:
             return f"to make{other}"
-        if self.why and not self.partial:
+        if self.again and not self.partial:
             return "to make again"
         return f"{self.partial} shards there, rest to make" if self.partial else "to make"
 
 
-def preflight(nodes: list[Node], context: Context, fetch: bool = True) -> list[NodeStatus]:
+def preflight(
+    nodes: list[Node], context: Context, fetch: bool = True, at: Callable[[str], None] = lambda node: None
+) -> list[NodeStatus]:
     """Check all that can be checked without doing the work, and find out what is there already.
 
     Sources are listed, pretrained weights read, networks built and tried once on empty images, splits and maps held
@@ -96,6 +105,7 @@ def preflight(nodes: list[Node], context: Context, fetch: bool = True) -> list[N
         nodes: what is to be made, each after its inputs.
         context: where.
         fetch: whether sources and weights that are not there may be downloaded.
+        at: called with the id of each node before it is checked: a large source takes long to list.
 
     Raises:
         BadInput: the first thing that cannot be.
@@ -105,10 +115,16 @@ def preflight(nodes: list[Node], context: Context, fetch: bool = True) -> list[N
     try:
         elsewhere = _Elsewhere(context.store)
         for node in nodes:
+            at(node.id)
             found[node.id] = _checked(node, context, found, fetch, elsewhere)
     finally:
         forget()  # what was tried in another process may be as large as a model's weights
     return list(found.values())
+
+
+def remarks(statuses: Sequence[NodeStatus]) -> list[str]:
+    """The advice on all nodes, a line each."""
+    return [f"{status.job.file_key}: {status.remark}" for status in statuses if status.remark]
 
 
 class _Elsewhere:
@@ -149,8 +165,12 @@ def _checked(
             facts = job.predict_facts()
     else:
         facts = made.manifest
-    finished = made is not None or bool(why and artifacts.manifest_at(context.store, node.folder))
-    marks = [] if finished else [f for f in context.store.files(f"{node.folder}/commits") if f.endswith(".json")]
+    again = made is None and bool(why and artifacts.manifest_at(context.store, node.folder))
+    marks = (
+        []
+        if made is not None or again
+        else [f for f in context.store.files(f"{node.folder}/commits") if f.endswith(".json")]
+    )
     others = [one for one in found.values() if (one.node.group, one.node.version) == (node.group, node.version)]
     same = made.folder if made else next((one.same or one.node.folder for one in others), None)
     return NodeStatus(
@@ -161,6 +181,7 @@ def _checked(
         [] if made else why,
         same if same != node.folder else None,
         [parent.id for parent in node.inputs.values() if not found[parent.id].there or found[parent.id].awaits],
+        again,
     )
 
 

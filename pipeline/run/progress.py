@@ -162,7 +162,7 @@ class Lines(Display):
     def show(self, node: str, progress: Progress, event: str) -> None:
         """Print an event, unless a similar one was printed a moment ago."""
         often = event in ("committed", "epoch")
-        if node in self.queued or (often and time.time() - self.printed.get(node, 0.0) < QUIET):
+        if (node in self.queued and event != "waits") or (often and time.time() - self.printed.get(node, 0.0) < QUIET):
             return
         self.printed[node] = time.time()
         echo(f"{node}: {visible(self._line(node, progress, event))}", err=True)
@@ -185,6 +185,8 @@ class Lines(Display):
                 return f"failed: {progress.why}"
             case "retried":
                 return "a step failed and is tried again"
+            case "waits":
+                return f"waits for a worker, {clock(time.time() - (progress.started or time.time()))} so far"
         last = self.last.get(node)
         left = seconds_left(progress, last)
         parts = [f"{progress.done} of {progress.total} {unit}", *measured(progress, last)]

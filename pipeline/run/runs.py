@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,11 +32,17 @@ BEAT = 10.0
 EVENTS = 60.0
 """Seconds between two writes of all events so far."""
 
+WAITS = 60.0
+"""Seconds for which no worker takes up anything until the watcher is told, then and as often again."""
+
 LOST_AFTER = 60.0
 """Seconds without a sign of life after which a run counts as dead."""
 
 TOMORROW = 86_400.0
 """Seconds by which a clock may be ahead before its dates are ignored."""
+
+NAMED = re.compile(r"\d{8}-\d{6}-(.+)-[0-9a-f]{4}")
+"""The name of a run: when it began, its experiment, and four random digits."""
 
 LEFTOVERS = 3600.0
 """Age in seconds from which a new run deletes half-written files."""
@@ -112,6 +119,7 @@ class Record:
         }
         self.events: list[str] = []
         self.told = 0.0
+        self.waited = 0.0
 
     def note(self, node: str, event: str, **facts: Any) -> None:
         """Record an event and call the watcher; a change of a node's state is written at once."""
@@ -130,9 +138,22 @@ class Record:
     def _beat(self) -> None:
         while not self.ended.wait(BEAT):
             try:
+                self._tell_waiting()
                 self.write()
             except (OSError, BadInput):
                 continue  # the store is away: the missing sign of life shows it, and the work itself reports it
+
+    def _tell_waiting(self) -> None:
+        """Tell the watcher of the node that has waited longest for a worker, while none is at work."""
+        with self.lock:
+            queued = {node: one for node, one in self.nodes.items() if one.state == "queued" and one.started}
+            if not queued or any(one.state == "running" for one in self.nodes.values()):
+                return
+            first = min(queued, key=lambda node: queued[node].started or 0.0)
+            since = max(self.waited, queued[first].started or 0.0)
+            if time.time() - since >= WAITS:
+                self.waited = time.time()
+                self.watch(first, queued[first], "waits")
 
     def write(self, turn: bool = False) -> None:
         """Write the record; the events, which no object store can append to, seldom or at a turn."""
@@ -427,7 +448,8 @@ def load_run(
 
     Args:
         store: where.
-        run: its name; by default the newest that fits, or the newest where none does.
+        run: its name, or an experiment's, of whose runs, or by default of all, the newest that fits is meant, or the
+            newest where none does.
         fits: what is asked of it, where no name is given.
         pass_over: called with the name of each newer run whose record cannot be read.
 
@@ -435,8 +457,15 @@ def load_run(
         BadInput: there is no such run, or none at all.
         BadData: the record of the run asked for cannot be read.
     """
+    candidates = names(store)
+    if (
+        run is not None
+        and run not in candidates
+        and (of := [name for name in candidates if experiment_of(name) == run])
+    ):
+        candidates, run = of, None
     if run is not None:
-        if run not in (known := store.folders("runs")):
+        if run not in (known := candidates):
             near = did_you_mean(run, known) or "; `notbugs status` names the latest"
             raise BadInput(f"there is no run {run} in {store.url}{near}")
         if (found := find(store, run)) is None:
@@ -446,7 +475,7 @@ def load_run(
             )
         return found
     newest = None
-    for name in names(store):
+    for name in candidates:
         if (found := find(store, name)) is None:
             pass_over(name)
         elif fits(found):
@@ -456,6 +485,12 @@ def load_run(
     if newest is None:
         raise BadInput(f"there are no runs in {store.url}: `notbugs run FILE --store …` makes one")
     return newest
+
+
+def experiment_of(run: str) -> str | None:
+    """The name of a run's experiment, which is a part of the run's."""
+    found = NAMED.fullmatch(run)
+    return found[1] if found else None
 
 
 def has_results(record: Mapping[str, Any]) -> bool:

@@ -78,6 +78,9 @@ def _changed_files(job: ShardJob | ModelJob, made: Artifact) -> list[Reason]:
         text = "the record of the files it was made from is damaged"
         return [Reason("damage", fingerprints.RECORD, None, None, text)]
     changes = fingerprints.changes(before, job.sources, read)
+    if changes and not read and all(one.what == "changed" and one.before == one.now for one in changes):
+        touched = frozenset(one.file for one in changes)
+        changes = fingerprints.changes(before, job.sources_with_contents(touched), by_content=True)
     found = [Reason("file", one.file, one.before, one.now, _about(one)) for one in changes[:MOST]]
     more = f"{len(changes):,} files changed"
     return found + ([Reason("files", "", None, len(changes), more)] if len(changes) > MOST else [])

@@ -1,5 +1,6 @@
 """Image folders in ImageNet's layout: one sub-folder per class."""
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -115,7 +116,7 @@ class _InStore:
 
 def place_in(load: ImageFolder, split: str, data: Path) -> Path | str:
     """Path or URL of a split's folder."""
-    sub = load.splits[split]
+    sub = load.splits[split] if split in load.splits else load.splits["train"]  # a share of it: `test_share`
     return below(load.root, "" if sub == "." else sub) if "://" in load.root else data / load.root / sub
 
 
@@ -130,7 +131,8 @@ def list_folder(load: ImageFolder, data: Path) -> Listing:
 
 def _list(load: ImageFolder, data: Path) -> Listing:
     if "://" not in load.root and not (root := data / load.root).is_dir():
-        raise BadInput(f"image folder {root} {_what_lacks(root)}")
+        hint = "" if Path(load.root).is_absolute() else ": `root` is relative to the folder that --data names"
+        raise BadInput(f"image folder {root} {_what_lacks(root)}{hint}")
     skipped = Counter[str]()
     places = {split: place_in(load, split, data) for split in load.splits}
     folders = {
@@ -151,12 +153,12 @@ def _list(load: ImageFolder, data: Path) -> Listing:
                 f"image folder {folder.place} has no image of {some(without)}: add some, or remove the class"
             )
         paths = [file for inside in files.values() for file in inside]
-        images = Images.whole(label, folder.refs(paths), first)
-        if load.balance:
-            images = _balanced(images, load, split, len(classes))
-        if load.keeps_bytes:
-            kinds |= {_kind(paths[i]) for i in (images.indices - first).tolist()}
-        items[split], first = images, first + len(label)
+        whole = Images.whole(label, folder.refs(paths), first)
+        for part, images in _parts(load, split, whole, paths).items():
+            items[part] = _balanced(images, load, part, len(classes)) if load.balance else images
+            if load.keeps_bytes:
+                kinds |= {_kind(paths[i]) for i in (items[part].indices - first).tolist()}
+        first += len(label)
     kind = kinds.pop() if len(kinds) == 1 else None
     return Listing(classes, items, load.channels or 3, kind if kind in KEPT else None, dict(+skipped))
 
@@ -164,7 +166,10 @@ def _list(load: ImageFolder, data: Path) -> Listing:
 def _class_folders(folder: Path, skipped: Counter[str]) -> dict[str, Path]:
     """Printable name of each class → its folder."""
     if not folder.is_dir():
-        raise BadInput(f"image folder {folder} {_what_lacks(folder)}: `splits` names the sub-folder of each split")
+        raise BadInput(
+            f"image folder {folder} {_what_lacks(folder)}: `splits` names the sub-folder of each split"
+            f"{_folders_beside(folder)}"
+        )
     inside = {entry.name: _what(entry) for entry in _entries(folder, skipped)}
     skipped["files in no class's folder"] += sum(what != "folder" for what in inside.values())
     found = {printable(name): folder / name for name, what in inside.items() if what == "folder"}
@@ -175,6 +180,14 @@ def _class_folders(folder: Path, skipped: Counter[str]) -> dict[str, Path]:
 
 def _what_lacks(folder: Path) -> str:
     return "is no folder" if os.path.lexists(folder) else "does not exist"
+
+
+def _folders_beside(folder: Path) -> str:
+    """What the folder of a missing split holds instead, for a hint."""
+    parent = folder.parent
+    inside = _entries(parent, Counter()) if parent.is_dir() else ()
+    beside = [printable(entry.name) for entry in inside if _what(entry) == "folder"]
+    return f"; {parent} holds {some(beside)}" if beside else ""
 
 
 def _entries(folder: Path, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:
@@ -238,6 +251,30 @@ def _unread(name: str) -> str:
         return "files without an extension"
     ordinary = suffix.isalnum() and suffix.isascii() and len(suffix) < 6
     return f"{suffix.lower()} files" if ordinary else "files of other kinds"
+
+
+def _parts(load: ImageFolder, split: str, images: Images, paths: list[str]) -> dict[str, Images]:
+    """The images of a folder by split: all in its own, or a share of each class in `test`.
+
+    The order of hashes decides, so that where files are added, hardly any other changes its split.
+
+    Raises:
+        BadInput: a class has no image for one of the two.
+    """
+    if load.test_share is None:
+        return {split: images}
+    test = np.zeros(len(images), dtype=bool)
+    hashes = [hashlib.sha256(os.fsencode(path)).digest() for path in paths]
+    for label in np.unique(images.labels):
+        inside = sorted(np.flatnonzero(images.labels == label).tolist(), key=hashes.__getitem__)
+        share = max(1, round(load.test_share * len(inside)))
+        if share >= len(inside):
+            name = printable(paths[inside[0]]).partition("/")[0]
+            raise BadInput(
+                f"test_share {load.test_share:g} leaves no image of {name} to train on: it has {len(inside)}"
+            )
+        test[inside[:share]] = True
+    return {"test": images[np.flatnonzero(test)], split: images[np.flatnonzero(~test)]}
 
 
 def _balanced(images: Images, load: ImageFolder, split: str, classes: int) -> Images:

@@ -230,9 +230,12 @@ def differs(
     arch: str, name: str, there: Sequence[int] | None, here: Sequence[int] | None, count: int, total: int
 ) -> str:
     said = ["nothing" if shape is None else f"{tuple(shape)}" for shape in (there, here)]
+    channels, hint = [tuple(shape or ())[1:2] for shape in (there, here)], ""
+    if sorted(channels) == [(1,), (3,)]:
+        hint = f": it takes images of {channels[0][0]} channel{'s' * (channels[0] > (1,))}, the first number of `shape`"
     return (
         f"does not fit arch {arch}: {name} is {said[0]} in the checkpoint and {said[1]} in the arch "
-        f"({count} of {total} entries differ)"
+        f"({count} of {total} entries differ){hint}"
     )
 
 

@@ -713,7 +713,7 @@ def test_resume_looks_for_data_where_the_run_did(tmp_path, write, monkeypatch):
 def test_a_missing_file_an_unknown_run_and_an_unknown_node(tiny, write, tmp_path):
     assert "cannot be read" in invoke("run", tmp_path / "none.yaml", code=2).stderr
     assert "no runs" in invoke("status", "--store", tmp_path, code=2).stderr
-    assert "no node or run named x" in invoke("show", "x", "--store", tmp_path, code=2).stderr
+    assert "no node, run or experiment named x" in invoke("show", "x", "--store", tmp_path, code=2).stderr
     assert "no run x" in invoke("status", "x", "--store", tmp_path, code=2).stderr
     assert "nothing" in invoke("verify", "--store", tmp_path, code=2).stderr
     assert "no such node" in invoke("plan", write(tiny), "--only", "x", "--store", tmp_path / "s", code=2).stderr
@@ -730,7 +730,7 @@ def test_debug_shows_the_traceback(tiny, write, tmp_path):
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["show", "othr"], "no node or run named othr; did you mean 'other'?"),
+        (["show", "othr"], "no node, run or experiment named othr; did you mean 'other'?"),
         (["show", "datasets/othr"], "did you mean 'datasets/other'?"),
         (["verify", "other", "stadard"], "no node stadard to verify; did you mean 'standard'?"),
         (["verify", "qqq"], "no node qqq to verify\n"),

@@ -235,7 +235,11 @@ WRONG = {
                 "standard": {"pretrained": {"arch": "small_cnn", "weights": "ten.pt", "shape": [1, 8, 8]}},
             }
         },
-        "standard takes images of 1×8×8, the dataset has 3×12×12",
+        "standard takes images of 1×8×8, the dataset has 3×12×12: if its network takes these, too, give it `shape: [3",
+    ),
+    "other channels": (
+        changed("models.standard", {"pretrained": {"arch": "small_cnn", "weights": "ten.pt", "shape": [3, 8, 8]}}),
+        "(1 of 20 entries differ): it takes images of 1 channel, the first number of `shape`",
     ),
     "size refused": (
         changed("models.standard.train.arch", "vgg11"),

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import resource
+import shutil
 import socket
 import tarfile
 from collections import Counter
@@ -26,7 +27,16 @@ import stages.remote
 import stages.shard
 from stages.errors import BadData, BadInput
 from stages.images import decode
-from stages.load import RESTRICTED_IMAGENET, Images, Item, Listing, assign_to_shards, list_source, read
+from stages.load import (
+    RESTRICTED_IMAGENET,
+    Images,
+    Item,
+    Listing,
+    assign_to_shards,
+    list_source,
+    read,
+    stamps_of_images,
+)
 from stages.recipes import Digits, ImageFolder, Synthetic, Torchvision
 from stages.recipes import WebDataset as Shards
 from stages.shard import Shard, pack, rows, unpack
@@ -632,7 +642,7 @@ def test_a_folder_of_which_most_images_fail_is_refused_at_once(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="nowhere does not exist"):
+    with pytest.raises(BadInput, match="nowhere does not exist: `root` is relative to the folder that --data names"):
         list_source(asked("nowhere"), tmp_path)
 
 
@@ -667,9 +677,36 @@ def test_the_order_of_the_splits_in_the_file_numbers_no_image_otherwise(tmp_path
         assert [item.index for images in listed[0] for item in images] == list(range(sum(map(len, listed[0]))))
 
 
+def test_a_share_of_the_training_folder_becomes_the_test_split_by_the_names_of_its_files(tmp_path):
+    folder(tmp_path, splits=("train",), each=20)
+    recipe = asked(splits={"train": "train"}, test_share=0.2)
+
+    def parts():
+        listed = list_source(recipe, tmp_path)
+        names, stamps = stamps_of_images(listed)
+        assert len(names) == len(stamps) == len(set(names))
+        return listed, {split: {name for name in names if name.startswith(split)} for split in listed.items}
+
+    listed, before = parts()
+    assert {split: np.bincount(images.labels).tolist() for split, images in listed.items.items()} == {
+        "test": [4] * len(listed.classes),
+        "train": [16] * len(listed.classes),
+    }
+    indices = np.concatenate([images.indices for images in listed.items.values()])
+    assert sorted(indices.tolist()) == list(range(len(indices))), "positions in the folder, each once"
+    new = tmp_path / "train" / listed.classes[0]
+    shutil.copy(next(new.iterdir()), new / "new.png")
+    _, after = parts()
+    assert len(before["test"] ^ after["test"]) <= 2, "hardly an image changes its split"
+    with pytest.raises(BadInput, match=r"test_share 0.99 leaves no image of \w+ to train on: it has 2[01]"):
+        list_source(asked(splits={"train": "train"}, test_share=0.99), tmp_path)
+    with pytest.raises(ValueError, match="`splits` must be the folder of train alone"):
+        asked(test_share=0.2)
+
+
 def test_a_split_that_is_not_there_is_refused(tmp_path):
     folder(tmp_path, splits=("train",))
-    with pytest.raises(BadInput, match=r"val does not exist: `splits` names"):
+    with pytest.raises(BadInput, match=r"val does not exist: `splits` names .*; .* holds train"):
         list_source(asked(), tmp_path)
     assert list(list_source(asked(splits={"train": "train"}), tmp_path).items) == ["train"]
 

@@ -131,9 +131,7 @@ class Job(ABC):
             raise BadInput(f"{self.file_key}: {why}")
         for role, model in self.node.inputs.items():
             if model.group == "models":
-                refuse_model(
-                    f"{self.file_key}.{role.partition('.')[0]}", model.name, self.inputs[role].manifest, images
-                )
+                refuse_model(f"{self.file_key}.{role.partition('.')[0]}", model, self.inputs[role].manifest, images)
 
     @abstractmethod
     def predict_facts(self) -> dict[str, Any]:
@@ -143,12 +141,20 @@ class Job(ABC):
             BadInput: it cannot be made.
         """
 
+    def remark(self) -> str | None:
+        """Advice on a recipe that can be made as it is, but is hardly meant so; asked where its input is known."""
+        return None
+
     # ------------------------------------------------------------------------- the user's own files
 
     @cached_property
     def sources(self) -> pa.Table:
         """The user's own files that it is made from, as `fingerprints` has them; without a source that is gone."""
         return self.own_code
+
+    def sources_with_contents(self, files: frozenset[str]) -> pa.Table:
+        """The same, with the contents of some of these files, which are read."""
+        return self.sources
 
     @cached_property
     def own_code(self) -> pa.Table:

@@ -47,7 +47,7 @@ def try_features(model: Node, design: Mapping[str, Any], layer: str | None, here
         tried(model, features.refuse_without, Design.from_json({**design, "arch": model.arch}), layer, here)
 
 
-def refuse_model(place: str, name: str, model: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
+def refuse_model(place: str, node: Node, model: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
     """Refuse a model of other classes, or for images of another shape, than a dataset has.
 
     Raises:
@@ -55,10 +55,13 @@ def refuse_model(place: str, name: str, model: Mapping[str, Any], dataset: Mappi
     """
     design, classes, shape = model["design"], len(dataset["classes"]), dataset["image_shape"]
     if design["classes"] not in (None, classes):
-        raise BadInput(f"{place}: {name} knows {design['classes']} classes, the dataset has {classes}")
+        raise BadInput(f"{place}: {node.name} knows {design['classes']} classes, the dataset has {classes}")
     if shape is not None and list(design["shape"]) != list(shape):
         sizes = ["×".join(map(str, s)) for s in (design["shape"], shape)]
-        raise BadInput(f"{place}: {name} takes images of {sizes[0]}, the dataset has {sizes[1]}")
+        hint = (
+            f": if its network takes these, too, give it `shape: {list(shape)}`" if node.stage == "pretrained" else ""
+        )
+        raise BadInput(f"{place}: {node.name} takes images of {sizes[0]}, the dataset has {sizes[1]}{hint}")
 
 
 def refuse_rule(place: str, rule: Relabel, classes: list[str], model: str | None) -> None:

@@ -209,19 +209,39 @@ class LoadJob(DatasetJob):
         read = self._contents(self._read_all()) if self.context.check_files else None
         return fingerprints.rows("source", names, stamps[:, 0].tolist(), stamps[:, 1].tolist(), read)
 
+    def sources_with_contents(self, files: frozenset[str]) -> pa.Table:
+        names = self.sources["file"].to_pylist()
+        named = dict(zip(self.tars or self._indices(), names, strict=True))
+
+        def wanted(item: Item) -> bool:
+            return named[item.ref[0] if isinstance(item.ref, tuple) else item.index] in files
+
+        read = self._contents(self._read_all(wanted))
+        contents = [content if name in files else None for name, content in zip(names, read, strict=True)]
+        return self._with_contents(contents)
+
+    def _with_contents(self, contents: Sequence[str | None]) -> pa.Table:
+        at = self.sources.schema.names.index("content")
+        return self.sources.set_column(at, "content", pa.array(contents, pa.string()))
+
+    def _indices(self) -> list[int]:
+        """Indices of the images in the order of `sources`."""
+        return [index for images in self.listing.items.values() for index in images.indices.tolist()]
+
     def recorded(self, marks: Mapping[str, dict[str, Any]]) -> pa.Table:
         if not self.sources.num_rows:
             return self.sources
         read = ((unit.items, fingerprints.split(marks[unit.name]["contents"])) for unit in self.units())
-        contents = pa.array(self._contents(read), pa.string())
-        return self.sources.set_column(self.sources.schema.names.index("content"), "content", contents)
+        return self._with_contents(self._contents(read))
 
-    def _read_all(self) -> Iterator[tuple[Sequence[Item], list[str]]]:
-        """All images of the source, with the digests of their files."""
+    def _read_all(
+        self, wanted: Callable[[Item], bool] = lambda item: True
+    ) -> Iterator[tuple[Sequence[Item], list[str]]]:
+        """The images of the source that are wanted, with the digests of their files."""
         for images in self.listing.items.values():
             for first in range(0, len(images), MANY):
-                some = images[first : first + MANY]
-                yield some, fingerprints.split(fingerprints.join(load.contents(some)))
+                if some := [item for item in images[first : first + MANY] if wanted(item)]:
+                    yield some, fingerprints.split(fingerprints.join(load.contents(some)))
 
     def _contents(self, read: Iterable[tuple[Sequence[Item], Sequence[str]]]) -> list[str]:
         """Digest of each file of `sources`: of a tar, the sum of those of the images in it that are taken."""
@@ -233,7 +253,9 @@ class LoadJob(DatasetJob):
                     sums[item.ref[0]] += int(digest(f"{place} {content}".encode())[: fingerprints.DIGITS], 16)
                 else:
                     one[item.index] = content
-        return [f"{total % 2**64:016x}" for total in sums.values()] or [one[index] for index in sorted(one)]
+        return [f"{total % 2**64:016x}" for total in sums.values()] or [
+            one.get(index, fingerprints.UNREAD) for index in self._indices()
+        ]
 
     def facts(self) -> dict[str, Any]:
         return {

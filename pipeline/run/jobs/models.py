@@ -1,6 +1,7 @@
 """How models are made."""
 
 import json
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,10 @@ SHORT: dict[str, Any] = {
 }
 """What does not change the speed of a training's step, and two epochs: equal for all, so that equally fast trainings
 are measured once."""
+
+
+FEW_STEPS = 5
+"""Steps of an epoch below which the batch size is remarked on."""
 
 
 class ModelJob(Job):
@@ -161,6 +166,16 @@ class TrainJob(ModelJob):
         if recipe.probe:
             tried(self.node, features.refuse_without, design, None, self.context.here)
         return {"design": dict(design.as_json())}
+
+    def remark(self) -> str | None:
+        count, batch = self.epoch_images(), self.node.recipe.batch_size
+        steps, better = count // batch, 2 ** max(1, int(math.log2(max(1, count // (2 * FEW_STEPS)))))
+        if steps >= FEW_STEPS or better >= batch:
+            return None
+        return (
+            f"batch_size {batch} makes {steps} step{'s' * (steps > 1)} an epoch of {count} images, which is little to "
+            f"learn from; batch_size {better} makes {count // better}"
+        )
 
     def _predicted_design(self) -> Design | None:
         """Its design, with a placeholder for mean and deviation; None where that is not known yet."""
@@ -308,6 +323,9 @@ class PretrainedJob(ModelJob):
             return fingerprints.SCHEMA.empty_table()
         content = fingerprints.content_of(path) if read else None
         return fingerprints.rows("weights", [recipe.weights], found[:1], found[1:], [content])
+
+    def sources_with_contents(self, files: frozenset[str]) -> pa.Table:
+        return pa.concat_tables([self.own_code, self._weights(read=True)])
 
     def recorded(self) -> pa.Table:
         table = pa.concat_tables([self.own_code, self._weights(read=True)])

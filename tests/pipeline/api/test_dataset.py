@@ -7,9 +7,11 @@ import pickle
 import numpy as np
 import pytest
 import webdataset as wds
+from click.testing import CliRunner
 from PIL import Image
 
 import notbugs
+from pipeline.cli import main
 
 
 @pytest.mark.filterwarnings(
@@ -56,6 +58,24 @@ def test_a_dataset_travels_to_another_process(opened):
 def test_the_newest_version_is_opened_unless_another_is_asked_for(opened):
     found = notbugs.open("clean", store=opened[0])
     assert notbugs.open("clean", store=opened[0], version=found.version[:6]).version == found.version
+
+
+def test_what_a_run_made_is_found_by_its_name_or_its_experiments(opened, tmp_path):
+    store, results = opened
+    for run in (results.run, "tiny"):
+        assert notbugs.open("other", store=store, run=run).version == notbugs.open("other", store=store).version
+    for name, run, sentence in [
+        ("others", "tiny", f"run {results.run} has no dataset others; did you mean 'other'"),
+        ("other", "tinny", "there is no run tinny"),
+    ]:
+        with pytest.raises(notbugs.BadInput, match=sentence):
+            notbugs.open(name, store=store, run=run)
+    for verb, line in [("status", f"run {results.run}: done"), ("show", f"run {results.run}: done")]:
+        said = CliRunner().invoke(main, [verb, "tiny", "--store", str(store)])
+        assert said.exit_code == 0 and said.stdout.startswith(line), said.output
+    copy = tmp_path / "page.html"
+    assert CliRunner().invoke(main, ["report", "tiny", "--store", str(store), "--out", str(copy)]).exit_code == 0
+    assert copy.exists()
 
 
 @pytest.mark.parametrize(

@@ -89,11 +89,21 @@ def test_the_large_sets_have_an_experiment_each_whether_they_are_there_or_not(ki
     assert {node.id for node in build(spec.read(Path("experiment.yaml")))} >= {"models/standard", "datasets/control"}
 
 
-def test_a_folder_without_a_test_split_is_scored_on_what_there_is(here):
+def test_a_folder_without_a_test_split_gets_one_and_tables_without_one_a_warning(here):
     photos(here / "data/photos", splits=("train",))
-    init()
-    assert "these are scores of training images" in Path("experiment.yaml").read_text()
-    planned(Path("experiment.yaml"), here)
+    assert "2 classes (ant, bee), 10 train and 2 test images" in init("--images", "photos").stdout
+    text = Path("experiment.yaml").read_text()
+    assert "plan FILE --data data " in text and "the folder that --data names" in text
+    assert "test_share: 0.2" in text and "scores of training images" not in text
+    clean, *rest = planned(Path("experiment.yaml"), here)
+    assert clean.facts["counts"] == {"test": 2, "train": 10}
+    assert not any(status.remark for status in rest), "its own batch size is no reason for one"
+
+    table = pa.table({"image": [next((here / "data").rglob("*.png")).read_bytes()] * 8, "label": [0, 1] * 4})
+    pq.write_table(table, here / "data/all.parquet")
+    warned = init("--images", "all.parquet", "--out", "tables.yaml")
+    assert "Warning: there is no test split" in warned.stderr
+    assert "these are scores of training images" in Path("tables.yaml").read_text()
 
 
 @pytest.mark.parametrize(

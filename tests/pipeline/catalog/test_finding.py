@@ -142,7 +142,7 @@ def test_a_tag_stands_wherever_a_version_does_and_stays(anywhere):
     assert notbugs.open("other", store=anywhere.store, tag="paper").version == old
     with pytest.raises(notbugs.BadInput, match=r"has no tag papr; did you mean 'paper'\?"):
         notbugs.open("other", store=anywhere.store, tag="papr")
-    with pytest.raises(notbugs.BadInput, match="got both"):
+    with pytest.raises(notbugs.BadInput, match="got several"):
         notbugs.open("other", store=anywhere.store, tag="v1", version=old)
     assert f"{old} (paper, v1)" in invoke("log", "other/v1", *at).stdout
     assert f"datasets/other/{old}: whole\n" == invoke("verify", "other/v1", *at).stdout

@@ -15,8 +15,11 @@ from safetensors.torch import load_file
 from support import TINY, command, contents, reseal
 
 from pipeline.cli import main
+from pipeline.experiment.spec import parse
 from pipeline.run import runs
-from pipeline.run.engines import expected, reason_of
+from pipeline.run.engines import Inline, expected, reason_of
+from pipeline.run.jobs import Context
+from pipeline.store import Store
 from stages.errors import BadData
 
 LONG = {"steps": 60, "batch_size": 32}
@@ -337,3 +340,25 @@ def test_debug_shows_where_a_node_failed_of_what_nobody_foresaw(tiny, write, tmp
     usual, debug = (CliRunner().invoke(main, [*more, *args]).stderr for more in ([], ["--debug"]))
     assert "unexpected: 'there' (KeyError)" in usual and "Traceback" not in usual
     assert "Traceback" in debug and 'raise KeyError("there")' in debug
+
+
+class Busy(Inline):
+    """An engine whose worker keeps the work waiting."""
+
+    queues = True
+
+    def shards(self, job, units, report):
+        time.sleep(0.5)
+        return super().shards(job, units, report)
+
+
+def test_while_no_worker_takes_up_the_work_a_run_says_so(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "BEAT", 0.05)
+    monkeypatch.setattr(runs, "WAITS", 0.2)
+    said = []
+    context = Context(Store(str(tmp_path / "s")), tmp_path, tmp_path)
+    run = runs.Run(parse(tiny), context, ("clean",), lambda node, progress, event: said.append((node, event)))
+    assert run.go(Busy())
+    waits = ("datasets/clean", "waits")
+    began = said.index(("datasets/clean", "began"))
+    assert waits in said[:began] and waits not in said[began:]

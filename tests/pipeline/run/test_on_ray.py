@@ -8,17 +8,22 @@ import socket
 import subprocess
 import threading
 import time
+from functools import partial
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+import ray
 import yaml
 from local_cluster import LocalCluster
 from support import command, contents
 
 from pipeline.run import on_ray
-from pipeline.run.engines import Stopped
+from pipeline.run.engines import ATTEMPTS, Stopped
+from pipeline.run.jobs import Unit
 from pipeline.run.on_ray import IN_FLIGHT
-from stages.errors import BadInput
+from stages.errors import BadData, BadInput
 from stages.shard import unpack
 
 pytestmark = pytest.mark.timeout(900)
@@ -222,6 +227,30 @@ def test_where_workers_die_as_they_start_the_run_says_so_and_ends(folder, notbug
     assert run.returncode == 1
     assert "datasets/other: failed, workers die as they start: " in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (
+            ray.exceptions.ActorUnschedulableError(
+                "Could not create the actor because worker startup repeatedly failed."
+            ),
+            "no worker started in 3 attempts .*startup repeatedly failed.*run again with --workers 1 or --engine",
+        ),
+        (ray.exceptions.RayActorError(), "workers die as they start: "),
+    ],
+)
+def test_a_start_of_which_ray_despairs_is_tried_again_and_ends_with_what_to_do(error, why):
+    """On a machine that was only busy, the first such error ended the last node of a run."""
+    engine = MagicMock(workers=1, gpu=False, ray=MagicMock(exceptions=ray.exceptions))
+    engine.nodes.return_value, engine.wait.side_effect = [on_ray.Machine("here", 2, 0)], lambda refs, timeout: refs[:1]
+    engine.not_started = partial(on_ray.OnRay.not_started, engine)
+    engine.ray.get.side_effect = error
+    job = SimpleNamespace(heavy=True)
+    with pytest.raises(BadData, match=why):
+        on_ray.ShardScheduler(engine, job, [Unit("train-000000", 1, {})], lambda *_: None).go()
+    assert engine.ray.get.call_count == ATTEMPTS
 
 
 # -------------------------------------------------------------------------------------- nodes of a cluster

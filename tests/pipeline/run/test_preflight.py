@@ -1,5 +1,6 @@
 """Checks before a run starts."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -10,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from pipeline import terminal
 from pipeline.cli import main
 from pipeline.experiment import graph
 from pipeline.run import runs
@@ -101,3 +103,26 @@ def test_confusions_of_too_many_classes_are_refused_before_the_work(classes, ref
     result = CliRunner().invoke(main, ["plan", str(file), "--store", str(tmp_path / "s")])
     assert result.exit_code == (2 if refused else 0)
     assert ("at most 100 classes, the dataset has 101" in result.output) == refused
+
+
+def test_few_steps_an_epoch_and_a_slow_source_are_remarked_on(tiny, write, tmp_path, monkeypatch):
+    def slowly(*args):
+        time.sleep(0.3)
+        return listed(*args)
+
+    listed = load.list_source
+    monkeypatch.setattr(load, "list_source", slowly)
+    monkeypatch.setattr(terminal, "LONG", (0.1, 0.1))
+    tiny["models"]["standard"]["train"]["batch_size"] = 64
+    args = [str(write(tiny)), "--store", str(tmp_path / "s"), "--only", "standard"]
+    remark = (
+        "models.standard.train: batch_size 64 makes 3 steps an epoch of 192 images, which is little to learn from; "
+        "batch_size 16 makes 12\n"
+    )
+    planned = CliRunner().invoke(main, ["plan", *args])
+    assert planned.exit_code == 0 and planned.stdout.endswith(remark)
+    assert planned.stderr.startswith("checking datasets/clean, 0:00:00 so far\n")
+    made = CliRunner().invoke(main, ["run", *args, "--engine", "inline"])
+    assert made.exit_code == 0 and remark in made.stderr
+    again = CliRunner().invoke(main, ["plan", *args])
+    assert remark not in again.stdout, "it is made"

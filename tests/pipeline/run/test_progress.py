@@ -52,7 +52,10 @@ def test_plain_lines_say_each_turn_and_not_every_shard(capsys):
         progress.state = "queued"
         lines("datasets/rand", progress, "started")
         assert capsys.readouterr().err == "", "it waits for a worker"
-        progress.state = "running"
+        progress.started -= 60
+        lines("datasets/rand", progress, "waits")
+        assert capsys.readouterr().err == "datasets/rand: waits for a worker, 0:01:00 so far\n"
+        progress.started, progress.state = time.time(), "running"
         lines("datasets/rand", progress, "began")
         for progress.done in range(1, 4):
             lines("datasets/rand", progress, "committed")
