@@ -57,12 +57,16 @@ def until(holds, seconds=180):
 # ------------------------------------------------------------------------------------ a job that succeeds
 
 
+SMALL = copy.deepcopy(TINY)
+SMALL["datasets"]["clean"]["load"]["limit"] = 128  # two shards of each split
+
+
 @pytest.fixture(scope="module")
 def inline(tmp_path_factory):
     """The small experiment made inline: the finished process, and its results."""
     folder = tmp_path_factory.mktemp("inline")
     made = subprocess.run(
-        [command(), "run", save(TINY, folder), "--store", "s", "--engine", "inline"],
+        [command(), "run", save(SMALL, folder), "--store", "s", "--engine", "inline"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -76,7 +80,7 @@ def inline(tmp_path_factory):
 def submitted(cluster, s3_server, tmp_path_factory):
     """The small experiment made as a job, in a bucket: the finished `submit --follow`, and the URL of the store."""
     url, folder = "s3://tests/submitted", tmp_path_factory.mktemp("submitted")
-    done = cluster.notbugs("submit", save(TINY, folder), "--store", url, "--follow", cwd=folder)
+    done = cluster.notbugs("submit", save(SMALL, folder), "--store", url, "--follow", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done, url
 
@@ -104,6 +108,8 @@ def test_a_followed_job_says_what_a_run_here_says_and_leaves_the_same_bytes(inli
     files = s3_server.contents(url.removeprefix("s3://"))
     manifests = [json.loads(content) for name, content in files.items() if name.endswith("/manifest.json")]
     assert {f"{facts['group']}/{facts['name']}": facts["content"] for facts in manifests} == made
+    marks = [json.loads(content) for name, content in files.items() if re.match("datasets/.*/commits/.*json$", name)]
+    assert {mark["attempt"] for mark in marks} == {1}
 
 
 def test_the_id_of_a_job_is_all_that_submit_prints_before_its_log(submitted):
@@ -160,7 +166,7 @@ def test_no_secret_is_in_the_list_of_jobs_in_a_log_or_in_the_store(cluster, subm
 
 def test_status_show_plan_and_verify_need_the_store_alone(submitted, s3, tmp_path, notbugs):
     _, url = submitted
-    save(TINY, tmp_path)
+    save(SMALL, tmp_path)
     status = notbugs("status", "--store", url)
     assert "done" in status.stdout.splitlines()[0], status.stderr
     assert "accuracy" in notbugs("show", "accuracy", "--store", url).stdout
@@ -172,7 +178,7 @@ def test_status_show_plan_and_verify_need_the_store_alone(submitted, s3, tmp_pat
 
 def test_what_is_in_the_store_already_is_not_made_again_by_a_further_job(cluster, submitted, tmp_path):
     done, url = submitted
-    again = cluster.notbugs("submit", save(TINY, tmp_path), "--store", url, "--follow", cwd=tmp_path)
+    again = cluster.notbugs("submit", save(SMALL, tmp_path), "--store", url, "--follow", cwd=tmp_path)
     assert again.returncode == 0
     assert job_of(again) == job_of(done).removesuffix("-1") + "-2"
     assert again.stdout.count("there already") == 6

@@ -48,7 +48,7 @@ def moody(classes):
 """
 
 
-def experiment(arch, **more):
+def experiment(arch):
     """A training of the user's network, and a dataset attacked through it."""
     return {
         "name": "mine",
@@ -59,9 +59,7 @@ def experiment(arch, **more):
                 "relabel": "other",
             },
         },
-        "models": {
-            "mine": {"train": {"on": "clean", "arch": arch, "epochs": 1, "batch_size": 32, "threads": 1, **more}}
-        },
+        "models": {"mine": {"train": {"on": "clean", "arch": arch, "epochs": 1, "batch_size": 32, "threads": 1}}},
     }
 
 
@@ -163,9 +161,7 @@ def test_nothing_in_the_users_folder_is_taken_for_what_is_installed_here_or_in_a
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(experiment("./nets/mine.py:net")))
     done = notbugs("run", "experiment.yaml", "--store", "ray")
     assert done.returncode == 0, done.stderr
-    inline = notbugs("run", "experiment.yaml", "--store", "inline", "--engine", "inline")
-    assert inline.returncode == 0, inline.stderr
-    assert contents(tmp_path / "ray") == contents(tmp_path / "inline") != {}
+    assert set(contents(tmp_path / "ray")) == {"datasets/clean", "datasets/other", "models/mine"}
 
 
 BEGUN = {
@@ -229,20 +225,23 @@ if any("default_worker" in part for part in sys.orig_argv):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [{}, {"workers": 2}], ids=["one worker", "two workers"])
-def test_a_worker_that_runs_other_code_refuses_the_job(training, elsewhere, tmp_path, notbugs, monkeypatch):
+def test_a_worker_that_runs_other_code_refuses_the_job_alone_or_in_a_group(elsewhere, tmp_path, notbugs, monkeypatch):
     copy, _ = elsewhere
     with (copy / "stages/pgd.py").open("a") as file:
         file.write("# another version\n")
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(MISLED.format(str(copy)))
-    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(experiment("small_cnn", **training)))
-    made = notbugs("run", "experiment.yaml", "--store", "s", "--only", "clean")
+    what = experiment("small_cnn")
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(what))
+    made = notbugs("run", "experiment.yaml", "--store", "s", "--only", "clean", "--engine", "inline")
     assert made.returncode == 0, made.stderr
+    what["models"]["group"] = {"train": what["models"]["mine"]["train"] | {"workers": 2}}
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(what))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     done = notbugs("run", "experiment.yaml", "--store", "s")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert (
-        f"models/mine: failed, a worker on {artifacts.host()} runs other code, of {copy}, than this command, of "
-        in (done.stderr)
-    )
+    for model in ("mine", "group"):
+        assert (
+            f"models/{model}: failed, a worker on {artifacts.host()} runs other code, of {copy}, than this command, of "
+            in done.stderr
+        )

@@ -16,7 +16,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread, Timer
 
-import psutil
 import pytest
 from s3 import ACCESS_KEY, SECRET_KEY, S3Server
 from support import command
@@ -389,36 +388,6 @@ def test_an_experiment_on_s3_has_the_bytes_of_a_local_one_and_no_keys(
         looked = notbugs(*arguments, "--store", s3_url)
         assert (looked.returncode, looked.stderr) == (0, "")
         assert SECRET_KEY not in looked.stdout
-
-
-@pytest.mark.slow
-def test_an_experiment_goes_on_when_the_server_is_killed_in_the_middle(s3, s3_url, write, tiny, local, tmp_path):
-    line = [command(), "run", str(write(tiny)), "--store", s3_url]
-    with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
-        wait_until(lambda: any(Store(s3_url).folders("datasets/other")), running)
-        lines = [" ".join(found.info["cmdline"] or ()) for found in psutil.process_iter(["cmdline"])]
-        with away(s3, 2):
-            said = running.communicate(timeout=240)[0]
-    assert running.returncode == 0, said
-    same(s3.contents(s3_url.removeprefix("s3://")), local)
-    assert not [one for one in lines if SECRET_KEY in one or ACCESS_KEY in one]
-
-
-def wait_until(true, running: subprocess.Popen, timeout: float = 240) -> None:
-    end = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < end and running.poll() is None
-        time.sleep(0.2)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_whole_digits_experiment_on_s3_has_the_bytes_of_a_local_one(s3, s3_url, notbugs, tmp_path):
-    file = ROOT / "configs/digits.yaml"
-    for store in (s3_url, tmp_path / "store"):
-        made = notbugs("run", file, "--store", store, timeout=900)
-        assert made.returncode == 0, made.stderr
-    same(s3.contents(s3_url.removeprefix("s3://")), on_disk(tmp_path / "store"))
 
 
 # -------------------------------------------------------------------------------------------- the end

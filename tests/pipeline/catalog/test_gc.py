@@ -282,13 +282,13 @@ def test_a_killed_removal_loses_nothing_that_is_needed_and_the_next_one_goes_on(
 
 
 @pytest.mark.slow
-def test_twenty_kills_beside_runs_lose_nothing_that_is_needed(twice, tmp_path, monkeypatch):
+def test_eight_kills_beside_runs_lose_nothing_that_is_needed(twice, tmp_path, monkeypatch):
     """Beside each removal an experiment is run that needs what is removed."""
     monkeypatch.setattr(removals, "SILENCE", 2.0)
     monkeypatch.setattr(removals, "POLL", 0.05)
     draw, before, old = random.Random(20261126), contents_of(twice.store), olds(twice.store)
     needed = {folder: content for folder, content in before.items() if folder not in old.values()}
-    stores = [shutil.copytree(twice.store, tmp_path / f"kill{number}") for number in range(20)]
+    stores = [shutil.copytree(twice.store, tmp_path / f"kill{number}") for number in range(8)]
     ready, deaths, remade = start_gc(stores[0], draw.randrange(1, 15)), 0, 0
     for number, store in enumerate(stores):
         removal = ready
@@ -307,4 +307,4 @@ def test_twenty_kills_beside_runs_lose_nothing_that_is_needed(twice, tmp_path, m
         assert removal.returncode in (0, -signal.SIGKILL) or "paused for so long" in why, why
         intact(store, kept)
         deaths, remade = deaths + (removal.returncode < 0), remade + ("from_other: done" in made.stderr)
-    assert deaths >= 10 and remade >= 5, (deaths, remade)
+    assert deaths >= 4 and remade >= 2, (deaths, remade)
