@@ -61,10 +61,7 @@ class Start:
 
 TRAIN = "{{train: {{on: clean, {}}}}}"
 
-AIRNET = (
-    "arch: airnet, batch_size: 500, momentum: 0.85, nesterov: true, weight_decay: 1.3e-3, schedule: triangular, "
-    "ema: 0.99, whiten: true, augment: shift-flip"
-)
+SLIM = "arch: slim_resnet, nesterov: true, schedule: triangular, warmup: 0.23"
 
 
 def _digits() -> Start:
@@ -84,9 +81,8 @@ def _cifar10() -> Start:
         "CIFAR-10: 10 classes, colour, 32 × 32 pixels, downloaded if --data lacks it. ε is the paper's.",
         {"source": "cifar10"},
         0.5, 0.15, 12,
-        TRAIN.format(f"{AIRNET}, epochs: 10, lr: 0.73, norm_bias_lr: 64, warmup: 0.23"),
-        "arch: airnet, batch_size: 500, epochs: 12, lr: 0.15, nesterov: true, weight_decay: 5e-4, "
-        "schedule: triangular, warmup: 0.1, ema: 0.99, whiten: true, augment: shift-flip",
+        TRAIN.format(f"{SLIM}, epochs: 10, batch_size: 500, lr: 0.5, augment: shift-flip"),
+        f"{SLIM}, epochs: 16, batch_size: 125, lr: 0.1, augment: flip",
         "The network and rates of configs/cifar10.yaml; learners need a lower rate.",
     )  # fmt: skip
 

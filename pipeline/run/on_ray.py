@@ -604,8 +604,12 @@ class _Worker:
         self.pickled_job = pickled_job
 
     def started(self) -> str:
-        """The node's id, once the actor is scheduled and runs the driver's code."""
+        """The node's id, once the actor is scheduled, runs the driver's code, and has read what takes long to import.
+
+        A shard has a limit on its time, and on a busy machine torch alone may take half a minute.
+        """
         import ray
+        import torch  # noqa: F401
 
         unpack(self.pickled_job)
         return str(ray.get_runtime_context().get_node_id())
