@@ -31,6 +31,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """The same weights in a test, whatever ran before it in its process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def digits() -> dict[str, Shard]:
     """scikit-learn's digits, one shard per split."""
