@@ -276,13 +276,12 @@ class Trials:
         recipe = part.node.recipe.model_copy(update={"max_undecodable": 1.0})
         job, unit = LoadJob(replace(part.node, recipe=recipe), self.context, {}), self._first(listed)
         job.listing = listed.listing
-        return job, replace(unit, samples=batch, items=unit.items[:batch])
+        return job, replace(job.part(unit, batch), samples=batch)
 
     def _first(self, job: LoadJob) -> Unit:
         """The first shard of a load, as far as it is looked at."""
         if job.node.id not in self.firsts:
-            unit = job.units()[0]
-            self.firsts[job.node.id] = replace(unit, items=unit.items[:SAMPLE])
+            self.firsts[job.node.id] = job.part(job.units()[0], SAMPLE)
         return self.firsts[job.node.id]
 
     def _sample(self, source: str) -> Shard:

@@ -272,6 +272,11 @@ class LoadJob(DatasetJob):
             for name, items in spread.items()
         ]
 
+    def part(self, unit: Unit, count: int) -> Unit:
+        """A unit of the first images of another."""
+        items = unit.items[:count]
+        return replace(unit, samples=len(items), items=items, inputs={**unit.inputs, **_stamped(items, self.tars)})
+
     def read(self, unit: Unit) -> Shard:
         shard = load.read(self.node.recipe, unit.name, unit.items, self.listing.channels, self.listing.suffix)
         if (now := _stamped(unit.items)) and now["files"] != unit.inputs["files"]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tarfile
 from dataclasses import replace
 
 import pytest
@@ -278,6 +279,31 @@ def test_what_may_differ_in_size_has_no_price(tmp_path):
     }
     with pytest.raises(estimate.BadInput, match="not known before they are loaded: first make it, with --only photos"):
         costs(experiment, tmp_path)
+
+
+@pytest.mark.parametrize("source", ["folder", "shards"])
+def test_a_load_of_files_has_a_price_where_a_trial_takes_a_part_of_a_shard(source, tmp_path, monkeypatch):
+    from PIL import Image
+
+    names = [f"train/{number % 2}/{number}.png" for number in range(2 * trial.SAMPLE)]
+    for name in names:
+        (file := tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (len(name),) * 3).save(file)
+    load = {"source": "image-folder", "root": "photos", "splits": {"train": "train"}, "crop": 8}
+    if source == "shards":
+        with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+            for number, name in enumerate(names):
+                (label := tmp_path / "label.cls").write_text(str(number % 2))
+                tar.add(tmp_path / "photos" / name, f"{number}.png")
+                tar.add(label, f"{number}.cls")
+        load = {"source": "webdataset", "shards": {"train": "photos.tar"}, "classes": ["0", "1"], "crop": 8}
+    control = {"attack": {"images": "photos", "method": "none"}, "relabel": "other"}
+    experiment = {"name": "photos", "datasets": {"photos": {"load": load}, "control": control}}
+    (file := tmp_path / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    monkeypatch.setattr(trial, "SECONDS", 0.01)
+    said = plan(file, "--store", tmp_path / "s", "--data", tmp_path, "--cost", "--workers", 1, "--json")
+    costs = {node["node"]: node["cost"] for node in json.loads(said.stdout)["nodes"]}
+    assert costs["datasets/photos"]["images"] == 2 * trial.SAMPLE
 
 
 # ---------------------------------------------------------------------------------------- sums of seconds
