@@ -140,10 +140,11 @@ def start(kind: str | None, place: str | None, data: Path) -> Start:
     place = place or _only_source(data)
     if kind == "imagenet":
         return _imagenet(place)
-    found = look(recipe_for(place, data), data)
-    folder = found.recipe.get("source") == "image-folder"
-    if folder and "test" not in found.counts:
-        found = look({**found.recipe, "test_share": SHARE}, data)
+    recipe = recipe_for(place, data)
+    folder = recipe["source"] == "image-folder"
+    if folder and "test" not in recipe["splits"]:
+        recipe["test_share"] = SHARE
+    found = look(recipe, data)
     whole = folder and len(found.classes) == IMAGENET
     return _imagenet(place) if whole and kind is None else _images(found)
 

@@ -166,11 +166,8 @@ def _checked(
     else:
         facts = made.manifest
     again = made is None and bool(why and artifacts.manifest_at(context.store, node.folder))
-    marks = (
-        []
-        if made is not None or again
-        else [f for f in context.store.files(f"{node.folder}/commits") if f.endswith(".json")]
-    )
+    finished = made is not None or again
+    marks = [] if finished else [f for f in context.store.files(f"{node.folder}/commits") if f.endswith(".json")]
     others = [one for one in found.values() if (one.node.group, one.node.version) == (node.group, node.version)]
     same = made.folder if made else next((one.same or one.node.folder for one in others), None)
     return NodeStatus(

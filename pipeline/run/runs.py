@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,9 +39,6 @@ LOST_AFTER = 60.0
 
 TOMORROW = 86_400.0
 """Seconds by which a clock may be ahead before its dates are ignored."""
-
-NAMED = re.compile(r"\d{8}-\d{6}-(.+)-[0-9a-f]{4}")
-"""The name of a run: when it began, its experiment, and four random digits."""
 
 LEFTOVERS = 3600.0
 """Age in seconds from which a new run deletes half-written files."""
@@ -458,16 +454,13 @@ def load_run(
         BadData: the record of the run asked for cannot be read.
     """
     candidates = names(store)
-    if (
-        run is not None
-        and run not in candidates
-        and (of := [name for name in candidates if experiment_of(name) == run])
-    ):
-        candidates, run = of, None
-    if run is not None:
-        if run not in (known := candidates):
-            near = did_you_mean(run, known) or "; `notbugs status` names the latest"
+    if run is not None and run not in candidates:
+        of_experiment = [name for name in candidates if experiment_of(name) == run]
+        if not of_experiment:
+            near = did_you_mean(run, candidates) or "; `notbugs status` names the latest"
             raise BadInput(f"there is no run {run} in {store.url}{near}")
+        candidates, run = of_experiment, None
+    if run is not None:
         if (found := find(store, run)) is None:
             raise BadData(
                 f"the record of run {run} is missing or damaged; what the run made is there all the same: "
@@ -489,8 +482,7 @@ def load_run(
 
 def experiment_of(run: str) -> str | None:
     """The name of a run's experiment, which is a part of the run's."""
-    found = NAMED.fullmatch(run)
-    return found[1] if found else None
+    return run.split("-", 2)[2].rpartition("-")[0] if documents.fits(RunName, run) else None
 
 
 def has_results(record: Mapping[str, Any]) -> bool:

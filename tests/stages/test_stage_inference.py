@@ -116,14 +116,15 @@ def test_weights_cast_once_give_the_bits_of_weights_cast_in_every_pass(precision
 
 def test_float16_gives_a_confident_image_its_gradient(tmp_path):
     model = classifier("small_cnn", tmp_path, side=8, channels=1)
+    # Without maxima: of two nearly equal values, half precision may take the other one.
+    model.network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).requires_grad_(False)
     x = images(model, 1)
     with torch.no_grad():
         model.network[-1].bias[0] += 25  # the gradient at the logits is e^−25, which float16 does not have
     wanted = gradient(model, x)
     assert 0 < wanted.abs().max() < 1e-8
     half = gradient(optimized(model, Compute(precision="float16")), x)
-    # Of two nearly equal values, half precision takes another one for the maximum: an error of a tenth is common.
-    assert (half - wanted).norm() < 0.3 * wanted.norm()
+    assert (half - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_a_network_is_prepared_once_for_each_way_to_compute(tmp_path):
