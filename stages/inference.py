@@ -71,7 +71,8 @@ def folded(model: Classifier, keep: str | None = None) -> Classifier:
 
     In evaluation mode both are affine: w ← w γ / √(σ² + ε), b ← (b − μ) γ / √(σ² + ε) + β. A traced forward pass finds
     the convolution that feeds each batch norm, whatever the network's code. If the folded logits differ, something
-    else uses the convolution's output, and the network is rejected.
+    else uses the convolution's output, and the network is rejected. They are compared in float32: half precision
+    rounds before a batch norm or after it, and the logits differ by more than `TOLERANCE`.
 
     Raises:
         BadInput: the folded network gives other logits, or fails.
@@ -83,7 +84,7 @@ def folded(model: Classifier, keep: str | None = None) -> Classifier:
             return model
         made = model.through(_with(model.network, pairs))
         try:
-            wanted, found = model(x), made(x)
+            wanted, found = (one.using("float32")(x) for one in (model, made))
         except Exception as error:  # a network may do anything with a module that is no longer a batch norm
             raise BadInput(_refusal(model, f"{type(error).__name__}: {error}")) from error
     largest = float(wanted.nan_to_num(0, 0, 0).abs().max())  # NaNs in the original are reported elsewhere

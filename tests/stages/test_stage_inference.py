@@ -54,6 +54,16 @@ def test_a_folded_network_answers_as_before_with_fewer_batch_norms(arch, left, t
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+def test_rounding_at_half_precision_is_no_wrong_fold(tmp_path):
+    # bfloat16 rounds a convolution's output before its batch norm takes off the mean, and a folded one afterwards.
+    model = classifier("small_cnn", tmp_path).using("bfloat16")
+    conv, norm = model.network[0][0], model.network[0][1]
+    conv.bias, norm.running_mean = nn.Parameter(torch.full((32,), 20.0), requires_grad=False), torch.full((32,), 20.0)
+    made = folded(model)
+    assert (norms(made), made.precision) == (0, "bfloat16")
+    torch.testing.assert_close(made.using("float32")(images(model)), model.using("float32")(images(model)))
+
+
 TWICE = """
 from torch import nn
 class Net(nn.Module):
