@@ -1,6 +1,7 @@
 """Commands that make an experiment, and show its runs: plan, run, resume, status, report."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,8 @@ def plan(
         _print_plan(context.store, statuses)
         if estimated is not None:
             echo(f"\n{estimate.as_text(estimated, gpus, terminal.width())}")
+        if not all(status.there for status in statuses):
+            echo(f"\nNext: {_command_to_run()}")
 
 
 def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
@@ -105,10 +108,23 @@ def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
     for status in statuses:
         for line in tables.left_out_lines(status.facts):
             echo(f"{status.node.id}: {line}")
-        for split, share in status.facts.get("majority", {}).items():
-            echo(f"{status.node.id} {split}: a constant prediction scores {percent(share)}")
+        if shares := status.facts.get("majority"):
+            scores = ", ".join(f"{percent(share)} of {split}" for split, share in shares.items())
+            echo(f"{status.node.id}: predicting the most frequent class for every image scores {scores}")
     for line in remarks(statuses):
         echo(line)
+
+
+def _command_to_run() -> str:
+    """`notbugs run` with the file and the options that `plan` was given on its command line."""
+    context = click.get_current_context()
+    command = ["notbugs", "run", str(context.params["file"])]
+    for name in ("store", "data", "only"):
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            given = context.params[name]
+            for value in given if isinstance(given, tuple) else (given,):
+                command += [f"--{name}", str(value)]
+    return shlex.join(command)
 
 
 def _estimated(statuses: "list[NodeStatus]", context: "Context", workers: int | None) -> "Estimate":

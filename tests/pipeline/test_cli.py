@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -160,6 +161,14 @@ def test_plan_says_what_is_there_and_writes_nothing(tiny, write, tmp_path):
     said = json.loads(invoke("plan", file, "--store", store, "--json").stdout)
     assert {node["node"]: node["there"] for node in said["nodes"]}["datasets/clean"] is True
     assert [node["there"] for node in said["nodes"]].count(False) == 5
+
+
+def test_plan_names_the_command_that_makes_what_it_printed(tiny, write, tmp_path):
+    asked = (write(tiny), "--store", tmp_path / "a store", "--only", "clean", "--only", "standard")
+    command = shlex.split(invoke("plan", *asked).stdout.splitlines()[-1])
+    assert command == ["Next:", "notbugs", "run", *map(str, asked)]
+    invoke(*command[2:], "--engine", "inline")
+    assert "Next" not in invoke("plan", *asked).stdout
 
 
 def test_resume_goes_on_with_the_latest_run_without_its_file(tiny, write, tmp_path):
