@@ -76,7 +76,8 @@ def plan(
         if estimated is not None:
             echo(f"\n{estimate.as_text(estimated, gpus, terminal.width())}")
         if not all(status.there for status in statuses):
-            echo(f"\nNext: {_command_to_run()}")
+            echo("" if cost else f"\nTime and size: {_command('plan')} --cost")
+            echo(f"Next: {_command('run')}")
 
 
 def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
@@ -115,15 +116,15 @@ def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
         echo(line)
 
 
-def _command_to_run() -> str:
-    """`notbugs run` with the file and the options that `plan` was given on its command line."""
+def _command(name: str) -> str:
+    """Another command with the file and the options that `plan` was given on its command line."""
     context = click.get_current_context()
-    command = ["notbugs", "run", str(context.params["file"])]
-    for name in ("store", "data", "only"):
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            given = context.params[name]
+    command = ["notbugs", name, str(context.params["file"])]
+    for option in ("store", "data", "only"):
+        if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
+            given = context.params[option]
             for value in given if isinstance(given, tuple) else (given,):
-                command += [f"--{name}", str(value)]
+                command += [f"--{option}", str(value)]
     return shlex.join(command)
 
 

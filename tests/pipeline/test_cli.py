@@ -163,11 +163,14 @@ def test_plan_says_what_is_there_and_writes_nothing(tiny, write, tmp_path):
     assert [node["there"] for node in said["nodes"]].count(False) == 5
 
 
-def test_plan_names_the_command_that_makes_what_it_printed(tiny, write, tmp_path):
+def test_plan_names_the_commands_that_estimate_and_make_what_it_printed(tiny, write, tmp_path):
     asked = (write(tiny), "--store", tmp_path / "a store", "--only", "clean", "--only", "standard")
-    command = shlex.split(invoke("plan", *asked).stdout.splitlines()[-1])
-    assert command == ["Next:", "notbugs", "run", *map(str, asked)]
-    invoke(*command[2:], "--engine", "inline")
+    estimate, make = (
+        shlex.split(line.partition(": notbugs ")[2]) for line in invoke("plan", *asked).stdout.splitlines()[-2:]
+    )
+    assert estimate == ["plan", *map(str, asked), "--cost"]
+    assert make == ["run", *map(str, asked)]
+    invoke(*make, "--engine", "inline")
     assert "Next" not in invoke("plan", *asked).stdout
 
 
