@@ -59,6 +59,7 @@ clean: ## Remove the virtual environment and the default store.
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch, Ray and others into $(VENV): about 6 GB, which takes some minutes."
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 

@@ -144,7 +144,9 @@ class Dataset:
         BadInput: there is no such split.
         """
         if split not in self.splits:
-            raise BadInput(f"{self.name} has no split {split!r}, it has {', '.join(self.splits)}")
+            made_from = self.parents.get("images", {}).get("node", "").partition("/")[2]
+            hint = f"; it was made from {made_from}, which may have it" if made_from else ""
+            raise BadInput(f"{self.name} has no split {split!r}, it has {', '.join(self.splits)}{hint}")
 
     def file(self, i: int) -> bytes:
         """The bytes of a sample's image file in the shard: PNG, or the original JPEG or WebP.
@@ -260,11 +262,12 @@ def open_dataset(
     named = artifacts.by_name(place, name, ("datasets",))
     if found := [one for one in named if one.manifest["version"].startswith(version or "")]:
         return Dataset(place, found[-1])
-    known = place.folders("datasets")
+    if not (known := place.folders("datasets")):
+        raise BadInput(f"the store {place.url} has no datasets: name another, or run an experiment first")
     if name in known and not named:
         raise BadInput(f"dataset {name} in {place.url} is not finished, or damaged: run its experiment again")
     what = f"version {version} of dataset {name}" if version and name in known else f"dataset {name}"
-    hint = did_you_mean(name, known, f"it has {', '.join(known) or 'none'}")
+    hint = did_you_mean(name, known, f"it has {', '.join(known)}")
     raise BadInput(f"the store {place.url} has no {what}{hint}")
 
 

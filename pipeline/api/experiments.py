@@ -81,7 +81,7 @@ def run(
     finally:
         made.close()
     record = runs.load_run(context.store, attempt.record.id)
-    where = context.store.at(page.write(context.store, record))
+    where = context.store.at(page.write(context.store, record).path)
     after_run(context.store, record)
     if not complete:
         failed = [f"{node}: {progress['why']}" for node, progress in record["nodes"].items() if progress["why"]]

@@ -80,7 +80,8 @@ def _inside(source: str, data: Path) -> tuple[set[str], set[str]]:
         return {name.partition("/")[0] for name in paths if "/" in name}, {name for name in paths if "/" not in name}
     folder = data / source
     if not folder.is_dir():
-        raise BadInput(f"{folder} is neither a folder nor one of {', '.join(SETS)}")
+        beside = "; it is in the current folder: add `--data .`" if Path(source).is_dir() else ""
+        raise BadInput(f"{folder} is neither a folder nor one of {', '.join(SETS)}{beside}")
     entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
     return {entry.name for entry in entries if entry.is_dir()}, {entry.name for entry in entries if entry.is_file()}
 

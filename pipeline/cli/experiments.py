@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -312,11 +313,12 @@ def _conclude(store: "Store", run: str, complete: bool, as_json: bool) -> None:
     from pipeline.run import runs
     from pipeline.run.engines import reason_of
 
-    found = runs.load_run(store, run)
+    found, verdict = runs.load_run(store, run), ""
     try:
         from pipeline.report import page  # here: what draws takes a second to load
 
-        where = f"page {store.at(page.write(store, found))}"
+        path, verdict = page.write(store, found)
+        where = f"page {store.at(path)}"
     except Exception as error:  # noqa: BLE001 - the results stand without the page
         where = f"The page could not be written: {visible(reason_of(error))}; retry with: notbugs report"
     from pipeline.publish.after import after_run
@@ -326,6 +328,8 @@ def _conclude(store: "Store", run: str, complete: bool, as_json: bool) -> None:
         print_json(results_as_json(store, found))
     else:
         print_results(store, found)
+        if verdict:
+            echo(f"\n{textwrap.fill(verdict, terminal.width() or len(verdict))}\n")
         for node, progress in found["nodes"].items():
             if progress["why"]:
                 echo(f"{node}: {progress['state']}, {visible(progress['why'])}", err=True)
@@ -386,7 +390,7 @@ def report_(run: str | None, store: str, out: Path | None) -> None:
     from pipeline.store import Store
 
     place = Store(store)
-    path = page.write(place, recorded(place, run))
+    path = page.write(place, recorded(place, run)).path
     if out is not None:
         write(out, place.read(path))
     echo(out or place.at(path))

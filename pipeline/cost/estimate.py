@@ -460,7 +460,7 @@ def as_text(estimated: Estimate, gpus: int | None, width: int | None = None) -> 
     stored = sum(cost.stored for cost in estimated.nodes.values())
     total = ["all", "", "", "", size(stored), hours(estimated.device_seconds(site)), ""]
     lines.append([*total, *(" – ".join(map(duration, estimated.wall(each))) for each in sites)])
-    walls = [f"time on {each.devices}" for each in sites]
+    walls = [f"time on {each.devices} device{'s' * (each.devices > 1)}" for each in sites]
     shown = tables.fitted([*head, *walls], lines, width, ("to make", *walls, "size", "images", "device-hours"))
     return "\n".join([shown, "", *_notes(estimated)])
 
@@ -468,8 +468,7 @@ def as_text(estimated: Estimate, gpus: int | None, width: int | None = None) -> 
 def _notes(estimated: Estimate) -> list[str]:
     said = [
         f"A device is {estimated.device}. A worker starts in {estimated.site.start:.1f} s; times include it.",
-        "All: at least the longest chain of nodes, or the device-hours over the devices; "
-        "at most one node after the other.",
+        "The total is a range: from nodes side by side, as the graph and the devices allow, to one after the other.",
     ]
     for name, cost in estimated.nodes.items():
         if not cost.known:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
@@ -21,28 +21,37 @@ from pipeline.terminal import visible
 TEMPLATE, SCRIPT = (Path(__file__).with_name(f"page.{suffix}") for suffix in ("html", "js"))
 
 
-def write(store: Store, run: Mapping[str, Any]) -> str:
-    """Write the page of a run, in whatever state, from its results in the store.
+class Written(NamedTuple):
+    """A page: its path in the store, and its verdict."""
 
-    Returns:
-        The page's path in the store.
+    path: str
+    verdict: str
+
+
+def write(store: Store, run: Mapping[str, Any]) -> Written:
+    """Write the page of a run, in whatever state, from its results in the store.
 
     Raises:
         BadInput: this version cannot read the experiment of the record.
     """
     path = f"runs/{run['run']}/report.html"
-    store.put(path, render(store, run).encode())
-    return path
+    results = RunResults(store, run)
+    store.put(path, _rendered(results).encode())
+    return Written(path, _verdict(results))
 
 
 def render(store: Store, run: Mapping[str, Any]) -> str:
     """The page as HTML."""
-    results = RunResults(store, run)
+    return _rendered(RunResults(store, run))
+
+
+def _rendered(results: RunResults) -> str:
+    run = results.run
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_unbroken
     )
     environment.filters |= {"breakable": _breakable, "prose": _prose}
-    found = verdict(results.held_out) or _inventory(results)
+    found = _verdict(results)
     limits = list(remarks(results.held_out))
     script = Markup(SCRIPT.read_text(encoding="utf-8"))
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -101,7 +110,10 @@ def reasons(run: Mapping[str, Any]) -> list[str]:
     return [f"{node} {progress['state']}: {progress['why']}" for node, progress in nodes if progress["why"]]
 
 
-def _inventory(results: RunResults) -> str:
+def _verdict(results: RunResults) -> str:
+    """The verdict; without accuracies, what there is."""
+    if (found := verdict(results.held_out)) is not None:
+        return found
     groups = Counter(node.partition("/")[0] for node in results.manifests)
     finished = ", ".join(f"{number} of the {group}" for group, number in groups.items()) or "Nothing"
     verb = "is" if sum(groups.values()) < 2 else "are"

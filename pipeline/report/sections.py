@@ -108,8 +108,8 @@ def results(run: RunResults) -> Section | None:
     }
     text = (
         f"{_scored(scores)} Chance, one over the number of classes, is "
-        f"{' or '.join(dict.fromkeys(percent(score.chance) for score in scores))}; a constant prediction is the "
-        "most frequent class."
+        f"{' or '.join(dict.fromkeys(percent(score.chance) for score in scores))}; the constant prediction "
+        "is always the most frequent class."
     )
     folded = _table(more | asked_by, "Published figures, networks and settings", _orientation(scores))
     return Section("Results", text, tables=[_table(lead | columns, stacks=True), folded])

@@ -16,6 +16,9 @@ FEW = 1000
 LOW_SUCCESS = 0.5
 """Attack success rate below which the verdict names it."""
 
+LOW_ACCURACY = 0.5
+"""Accuracy of a source model, from the better baseline (0) to all images (1), below which the verdict names it."""
+
 SEEDS = "seeds: [0, 1, 2]"
 """What to add to an experiment for three trainings of everything."""
 
@@ -113,11 +116,10 @@ def _source(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
     """Whether the source model and the attack were good enough for the dataset to teach anything."""
     attacked = top.node.inputs["on"].inputs.get("model")
     source = next((score for score in scores if attacked is not None and score.node.id == attacked.id), None)
-    if source is not None and source.clean.low <= source.level[1]:
+    if source is not None and (poor := _poor(source)) is not None:
         yield Remark(
-            f"The source model, {source.model}, classifies {source.clean} correctly, no better than "
-            f"{_level(source, source.clean.low)}, so its perturbations cannot carry features of a class. Train it "
-            "longer; for a checkpoint, check `mean`, `std` and `outputs`."
+            f"The source model, {source.model}, classifies {source.clean} correctly, {poor}. Train it longer; for a "
+            "checkpoint, check `mean`, `std` and `outputs`."
         )
     elif top.success is not None and top.success.mean < LOW_SUCCESS:
         yield Remark(
@@ -126,11 +128,26 @@ def _source(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
         )
 
 
+def _poor(source: Score) -> str | None:
+    """Why little can be learned from a source model's perturbations; None if it classifies well enough."""
+    base = source.level[1]
+    if source.clean.low <= base:
+        level = _level(source, source.clean.low)
+        return f"no better than {level}, so its perturbations cannot carry features of a class"
+    if source.clean.mean < base + LOW_ACCURACY * (1 - base):
+        return "so its perturbations carry only the few features that it has learned"
+    return None
+
+
 def _controls(top: Score, by_kind: Mapping[str | None, Score]) -> Iterator[Remark]:
     for kind, images in (("untouched", "untouched images"), ("noise", "images with noise")):
         if (control := by_kind.get(f"{top.kind}, {kind}")) is not None:
-            so = "do not explain the result" if control.clean.high < top.clean.low else "may explain the result"
-            yield Remark(f"The same labels on {images} give {control.clean}: the labels alone {so}.")
+            given = f"The same labels on {images} give {control.clean}"
+            if top.clean.low <= top.level[1]:
+                yield Remark(f"{given} ({control.clean.interval}).")  # there is no result to explain
+            else:
+                so = "do not explain the result" if control.clean.high < top.clean.low else "may explain the result"
+                yield Remark(f"{given}: the labels alone {so}.")
     if (control := by_kind.get(f"{top.kind}, robust source")) is not None:
         yield Remark(f"A robust source model gives {control.clean}.")
 
@@ -182,7 +199,7 @@ def _more_images(top: Score) -> str:
     recipe = top.on.recipe
     if getattr(recipe, "limit", None) is not None:
         return f"To score on more, raise or remove `limit` of {top.on.name}."
-    return "The source has no more."
+    return f"{top.on.name} has no more {top.split} images: a larger test set narrows the intervals."
 
 
 def _versions(scores: Sequence[Score]) -> str:

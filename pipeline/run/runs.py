@@ -476,7 +476,7 @@ def load_run(
         else:
             newest = newest or found
     if newest is None:
-        raise BadInput(f"there are no runs in {store.url}: `notbugs run FILE --store …` makes one")
+        raise BadInput(f"there are no runs in {store.url}: name another store, or make a run with `notbugs run FILE`")
     return newest
 
 

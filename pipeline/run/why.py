@@ -20,6 +20,9 @@ MOST = 20
 SHOWN = 3
 """Those that a sentence names."""
 
+MOVED = " has another version"
+"""Ends what is said of an input of which that is all."""
+
 
 @dataclass(frozen=True)
 class Reason:
@@ -46,7 +49,13 @@ def sentence(reasons: Sequence[Reason]) -> str:
     """All reasons in one line, of files only the first."""
     files = [reason for reason in reasons if reason.kind == "file"]
     left = len(files[SHOWN:]) + sum(reason.now - MOST for reason in reasons if reason.kind == "files")
-    named = [reason.text for reason in reasons if reason.kind not in ("file", "files")]
+    moved = [reason.text.removesuffix(MOVED) for reason in reasons if reason.text.endswith(MOVED)]
+    named = [f"{' and '.join([', '.join(moved[:-1]), moved[-1]])} have other versions"] if len(moved) > 1 else []
+    named += [
+        reason.text
+        for reason in reasons
+        if reason.kind not in ("file", "files") and not (named and reason.text.endswith(MOVED))
+    ]
     named += [reason.text for reason in files[:SHOWN]]
     return "; ".join([*named, *([f"{left:,} more files"] if left else [])])
 
@@ -92,7 +101,8 @@ def _about(change: Change) -> str:
 
 
 def _input(node: Node, role: str) -> str:
-    return f"{role} {node.inputs[role].id}"
+    group, _, name = role.partition(".")  # of an evaluation's models, the role says no more than the name
+    return node.inputs[role].id if name else f"{group} {node.inputs[role].id}"
 
 
 # ------------------------------------------------------------------------------- of another version
@@ -107,6 +117,8 @@ def differences(job: ShardJob | ModelJob) -> list[Reason]:
     if not known:
         return []
     before = store.find_json(f"{known[-1].folder}/recipe.json") or {}
+    if (stage := before.get("stage", node.stage)) != node.stage:  # two stages have hardly a parameter in common
+        return [Reason("parameter", "stage", stage, node.stage, f"it was made by {stage}, and is now by {node.stage}")]
     return [_reason(node, *difference) for difference in _compared(node, before)]
 
 
@@ -145,8 +157,7 @@ def _reason(node: Node, key: str, before: Any, now: Any) -> Reason:
         case "inputs" if now is None:
             return Reason("input", name, before, now, f"it no longer has an input {name}")
         case "inputs":
-            what = "is new" if before is None else "has another version"
-            return Reason("input", name, before, now, f"{_input(node, name)} {what}")
+            return Reason("input", name, before, now, f"{_input(node, name)}{' is new' if before is None else MOVED}")
         case "revisions":
             return Reason("revision", name, before, now, f"the code of {name} has a new revision")
         case "parameters":

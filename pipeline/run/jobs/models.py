@@ -349,6 +349,18 @@ class PretrainedJob(ModelJob):
             return {"design": {"classes": classes, "shape": recipe.shape}}
         return {"design": self.imported.design.as_json()}
 
+    def remark(self) -> str | None:
+        recipe = self.node.recipe
+        if recipe.mean is not None or recipe.std is not None or not self.ready:
+            return None
+        design = self.imported.design
+        if any(design.mean) or any(value != 1 for value in design.std):
+            return None
+        return (
+            "neither the recipe nor the checkpoint has mean and std, so the network's inputs are pixels from 0 to 1; "
+            "set both if it was trained on normalised images"
+        )
+
     def parts(self, left: Mapping[str, int], source: Mapping[str, Any]) -> list[Work]:
         return []
 

@@ -92,6 +92,11 @@ def test_what_is_not_there_is_refused_with_what_is(name, version, sentence, open
         notbugs.open(name, store=opened[0], version=version)
 
 
+def test_a_store_without_datasets_is_perhaps_another(tmp_path):
+    with pytest.raises(notbugs.BadInput, match="has no datasets: name another, or run an experiment first"):
+        notbugs.open("clean", store=tmp_path)
+
+
 def test_an_image_that_is_damaged_or_elsewhere_is_not_taken_for_the_sample(opened, tmp_path):
     import shutil
 

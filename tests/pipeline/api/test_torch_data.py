@@ -111,3 +111,5 @@ def test_the_state_of_another_dataset_and_an_impossible_rank_are_refused(opened)
         clean.stream("train", rank=2, world=2)
     with pytest.raises(notbugs.BadInput, match="clean has no split 'val', it has train, test"):
         clean.stream("val")
+    with pytest.raises(notbugs.BadInput, match="it has train; it was made from clean, which may have it"):
+        other.torch("test")

@@ -112,6 +112,7 @@ def test_a_folder_without_a_test_split_gets_one_and_tables_without_one_a_warning
         (lambda data: (photos(data / "a"), photos(data / "b")), (), "several sources, a, b: name one with --images"),
         (lambda data: data.mkdir(), ("images",), "holds no images; expected train/<class>/<image>, or parquet files"),
         (lambda data: photos(data / "a"), ("--images", "gone"), "gone is neither a folder nor one of cifar10"),
+        (lambda data: photos(Path("b")), ("--images", "b"), "; it is in the current folder: add `--data .`"),
         (lambda data: photos(data / "a"), ("--out", "no/where.yaml"), "no/where.yaml cannot be written"),
     ],
 )

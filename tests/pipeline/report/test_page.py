@@ -270,7 +270,7 @@ def run() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(store: Store, run: dict[str, Any]) -> str:
     """The page of a run with content for every section."""
-    return store.read(page.write(store, run)).decode()
+    return store.read(page.write(store, run).path).decode()
 
 
 def small(*names: str) -> dict[str, Any]:
@@ -358,8 +358,9 @@ def test_the_verdict_names_the_strictest_learner_its_interval_and_chance(whole):
 
 def test_a_learner_at_chance_learned_nothing_and_labels_that_do_as_much_are_said_to(tmp_path):
     models = small("from_other", "from_control")
-    nothing = Seen(render(tmp_path, models, {"from_other": 0.11})).text
+    nothing = Seen(render(tmp_path, models, {"from_other": 0.11, "from_control": 0.05})).text
     assert "no better than chance, so there is no sign that it learned anything that generalises" in nothing
+    assert "The same labels on untouched images give 5.0 % (3.0 % – 7.0 %)." in nothing  # no result, nothing to explain
     constant = Seen(render(tmp_path, models, {"from_other": 0.13})).text
     assert "no better than a constant prediction (12.0 %), so there is no sign" in constant
     text = Seen(render(tmp_path, models, {"from_other": 0.5, "from_control": 0.49})).text
@@ -398,15 +399,18 @@ def test_a_learner_that_does_not_fit_its_own_labels_gives_no_conclusion(tmp_path
     assert "`" not in plain and ("raise its <code>epochs</code>" in plain) == (fit < 0.55)
 
 
-def test_a_source_model_at_chance_is_said_before_the_learner_is_blamed(tmp_path):
+def test_a_poor_source_model_is_named_before_the_learner_is_blamed(tmp_path):
     """A checkpoint without its normalisation: the page advised more epochs for the learner, and named no source."""
     models = small("standard", "from_other")
     said = {
         accuracy: Seen(render(tmp_path / str(accuracy), models, {"standard": accuracy, "from_other": 0.1})).text
-        for accuracy in (0.11, 0.8)
+        for accuracy in (0.11, 0.5, 0.8)
     }
     claim = "The source model, standard, classifies"
     assert f"{claim} 11.0 % correctly, no better than chance, so" in said[0.11]
+    assert (
+        f"{claim} 50.0 % correctly, so its perturbations carry only the few features that it has learned" in said[0.5]
+    )
     assert claim not in said[0.8]
     assert "check mean, std and outputs" in said[0.11]
 

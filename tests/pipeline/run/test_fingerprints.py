@@ -284,6 +284,28 @@ def test_a_plan_names_what_differs_from_the_newest_version(folder):
     assert (reason["kind"], reason["key"], reason["now"]) == ("input", "model", version)
 
 
+def test_a_node_of_another_stage_differs_in_its_stage_and_inputs_with_other_versions_are_one_phrase(folder):
+    """A checkpoint in place of a training differed in twenty parameters, most of which the user never wrote."""
+    experiment = copy.deepcopy(TINY)
+    experiment["datasets"]["clean"]["load"]["limit"] = 64
+    for model in experiment["models"].values():
+        model["train"]["epochs"] = 1
+    ask("run", experiment)
+    torch.save(small_cnn(10, 1).state_dict(), folder / "net.pt")
+    checkpoint = {"arch": "small_cnn", "weights": str(folder / "net.pt"), "shape": [1, 8, 8]}
+    experiment["models"]["standard"] = {"pretrained": checkpoint}
+    planned = ask("plan", experiment)
+    why = {"kind": "parameter", "key": "stage", "before": "train", "now": "pretrained"}
+    assert planned["models/standard"]["why"] == [why]
+    said = CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
+    assert "store: it was made by train, and is now by pretrained\n" in said
+    assert "store: models/from_other and models/standard have other versions\n" in said
+    assert "models.standard.pretrained: neither the recipe nor the checkpoint has mean and std" in said
+    checkpoint |= {"mean": [0], "std": [1]}
+    ask("plan", experiment)
+    assert "neither" not in CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
+
+
 def test_the_same_recipe_under_another_name_is_pointed_at(folder):
     experiment = copy.deepcopy(TINY)
     del experiment["datasets"]["control"]
