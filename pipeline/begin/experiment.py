@@ -37,7 +37,7 @@ class Start:
     Attributes:
         title: the comment at the top.
         load: how images are read.
-        eps, step_size, steps: the attack, in pixel units.
+        eps, step_size, steps: the attack, in pixel units; a step without a size is a fifth of eps.
         source: the source model, as YAML.
         learner: the learners' training, as YAML without `on`.
         notes: comment on the networks.
@@ -46,7 +46,7 @@ class Start:
     title: str
     load: Recipe
     eps: float
-    step_size: float
+    step_size: float | None
     steps: int
     source: str
     learner: str
@@ -69,7 +69,7 @@ def _digits() -> Start:
     return Start(
         "scikit-learn's handwritten digits: 10 classes, grey, 8 × 8 pixels. Takes about a minute on two cores.",
         {"source": "sklearn-digits", "shard_size": 360},
-        1.5, 0.3, 50,
+        1.5, None, 50,
         TRAIN.format(f"{train}, epochs: 20, lr: 0.05"),
         f"{train}, epochs: 30, lr: 0.02",
         "A small network.",
@@ -113,7 +113,7 @@ def _images(found: Found) -> Start:
         f"{len(found.classes):,} {names} ({some(found.classes, 3)}), {counts} images, "
         f"{'grey' if found.grey else 'colour'}, {sized} pixels on the shorter side.",
         {**found.recipe, **geometry, "channels": 1 if found.grey else 3, "shard_size": shard},
-        eps, round(eps / 5, 3), 30,
+        eps, None, 30,
         TRAIN.format(f"{train}, epochs: 20, lr: 0.05"),
         f"{train}, epochs: 30, lr: 0.02",
         "A network of this project for small images; torchvision's classifiers and your own go here, too.",

@@ -313,12 +313,12 @@ def _conclude(store: "Store", run: str, complete: bool, as_json: bool) -> None:
     from pipeline.run import runs
     from pipeline.run.engines import reason_of
 
-    found, verdict = runs.load_run(store, run), ""
+    found, told = runs.load_run(store, run), list[str]()
     try:
         from pipeline.report import page  # here: what draws takes a second to load
 
-        path, verdict = page.write(store, found)
-        where = f"page {store.at(path)}"
+        made = page.write(store, found)
+        where, told = f"page {store.at(made.path)}", [text for text in made[1:] if text]
     except Exception as error:  # noqa: BLE001 - the results stand without the page
         where = f"The page could not be written: {visible(reason_of(error))}; retry with: notbugs report"
     from pipeline.publish.after import after_run
@@ -328,8 +328,8 @@ def _conclude(store: "Store", run: str, complete: bool, as_json: bool) -> None:
         print_json(results_as_json(store, found))
     else:
         print_results(store, found)
-        if verdict:
-            echo(f"\n{textwrap.fill(verdict, terminal.width() or len(verdict))}\n")
+        for text in told:
+            echo(f"\n{textwrap.fill(text, terminal.width() or len(text))}")
         for node, progress in found["nodes"].items():
             if progress["why"]:
                 echo(f"{node}: {progress['state']}, {visible(progress['why'])}", err=True)

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from pipeline.report.overview import overview
 from pipeline.report.results import RunResults
 from pipeline.report.sections import sections
-from pipeline.report.verdict import remarks, verdict, words
+from pipeline.report.verdict import advice, remarks, verdict, words
 from pipeline.store import Store
 from pipeline.terminal import visible
 
@@ -22,10 +22,11 @@ TEMPLATE, SCRIPT = (Path(__file__).with_name(f"page.{suffix}") for suffix in ("h
 
 
 class Written(NamedTuple):
-    """A page: its path in the store, and its verdict."""
+    """A page: its path in the store, its verdict, and what to mend first, if anything."""
 
     path: str
     verdict: str
+    advice: str | None
 
 
 def write(store: Store, run: Mapping[str, Any]) -> Written:
@@ -37,7 +38,7 @@ def write(store: Store, run: Mapping[str, Any]) -> Written:
     path = f"runs/{run['run']}/report.html"
     results = RunResults(store, run)
     store.put(path, _rendered(results).encode())
-    return Written(path, _verdict(results))
+    return Written(path, _verdict(results), advice(results.held_out))
 
 
 def render(store: Store, run: Mapping[str, Any]) -> str:

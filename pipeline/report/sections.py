@@ -377,7 +377,7 @@ def _learning(run: RunResults, number: int, model: Node, metrics: Sequence[Row])
         epochs, shares = [e for e, _ in tested], [share for _, share in tested]
         best = max(shares)
         at = epochs[shares.index(best)]
-        text += f", {percent(shares[-1])} on clean test images; at most {percent(best)}, after epoch {at}"
+        text += f", {percent(shares[-1])} on clean test images; the highest is {percent(best)}, after epoch {at}"
         lines.append(Line("clean test images", epochs, shares, dashed=True, colour=1))
     text += "."
     drawn = (lines, "epoch", "accuracy")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from pipeline.experiment.sweeps import split_name
@@ -77,13 +78,18 @@ def _level(score: Score, share: float) -> str:
 
 
 def _meaning(top: Score, scores: Sequence[Score]) -> str:
+    controls = controls_of(top, scores)
+    best = max(controls, key=lambda score: score.clean.mean, default=None)
     if top.clean.low <= top.level[1]:
         if not top.fitted:
             return f"it fits only {shown(top.fit)} of its own training labels, so the result is inconclusive"
         level = _level(top, top.clean.low)
+        if best is not None and best.clean.high < top.clean.low:
+            return (
+                f"no better than {level}; without the attack, {best.model} reaches {best.clean}, so the perturbations "
+                "changed what it learned, but too little to show that they generalise"
+            )
         return f"no better than {level}, so there is no sign that it learned anything that generalises"
-    controls = controls_of(top, scores)
-    best = max(controls, key=lambda score: score.clean.mean, default=None)
     if best is not None and best.clean.high >= top.clean.low:
         return f"without the attack, {best.model} reaches {best.clean}, so leakage alone may explain it"
     if controls and controls[0].kind == f"{top.kind}, leakage only":
@@ -97,6 +103,14 @@ def _meaning(top: Score, scores: Sequence[Score]) -> str:
 
 
 # -------------------------------------------------------------------------------------------- remarks
+
+
+def advice(scores: Sequence[Score]) -> str | None:
+    """What to mend first: the source model, the attack or the learner's training; None where all three were good."""
+    if (top := headline(scores)) is None:
+        return None
+    first = next(chain(_source(top, scores), _unfitted(top)), None)
+    return first.text if first else None
 
 
 def remarks(scores: Sequence[Score]) -> Iterator[Remark]:
@@ -152,13 +166,17 @@ def _controls(top: Score, by_kind: Mapping[str | None, Score]) -> Iterator[Remar
         yield Remark(f"A robust source model gives {control.clean}.")
 
 
-def _limits(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
-    """What the verdict does not rest on, with what to run for it."""
+def _unfitted(top: Score) -> Iterator[Remark]:
     if not top.fitted:
         yield Remark(
             f"{top.model} fits only {shown(top.fit)} of its own training labels. Trained longer, it may learn more: "
             "raise its `epochs` or its `lr`."
         )
+
+
+def _limits(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
+    """What the verdict does not rest on, with what to run for it."""
+    yield from _unfitted(top)
     for control in controls:
         if not control.fitted:
             yield Remark(
@@ -181,7 +199,7 @@ def _limits(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
     if (n := top.rows[0]["n"]) < FEW:
         yield Remark(
             f"The test set has only {n:,} images: a difference of less than about {_points(top):.1f} points between "
-            f"two models of about this accuracy may be chance. {_more_images(top)}"
+            f"two models of about this accuracy may be sampling error. {_more_images(top)}"
         )
 
 
@@ -199,7 +217,7 @@ def _more_images(top: Score) -> str:
     recipe = top.on.recipe
     if getattr(recipe, "limit", None) is not None:
         return f"To score on more, raise or remove `limit` of {top.on.name}."
-    return f"{top.on.name} has no more {top.split} images: a larger test set narrows the intervals."
+    return f"All {top.split} images of {top.on.name} are scored: only a larger test set narrows the intervals."
 
 
 def _versions(scores: Sequence[Score]) -> str:

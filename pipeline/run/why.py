@@ -101,8 +101,7 @@ def _about(change: Change) -> str:
 
 
 def _input(node: Node, role: str) -> str:
-    group, _, name = role.partition(".")  # of an evaluation's models, the role says no more than the name
-    return node.inputs[role].id if name else f"{group} {node.inputs[role].id}"
+    return node.inputs[role].id
 
 
 # ------------------------------------------------------------------------------- of another version
@@ -118,7 +117,7 @@ def differences(job: ShardJob | ModelJob) -> list[Reason]:
         return []
     before = store.find_json(f"{known[-1].folder}/recipe.json") or {}
     if (stage := before.get("stage", node.stage)) != node.stage:  # two stages have hardly a parameter in common
-        return [Reason("parameter", "stage", stage, node.stage, f"it was made by {stage}, and is now by {node.stage}")]
+        return [Reason("parameter", "stage", stage, node.stage, f"stage was {stage}, is {node.stage}")]
     return [_reason(node, *difference) for difference in _compared(node, before)]
 
 

@@ -53,7 +53,7 @@ def fetched(place: str, data: Path) -> Iterator[Path]:
     """
     if not is_elsewhere(place):
         path = _here(place, data)
-        _refuse_unless_file(path, "" if path == Path(place) else f" ({path})")
+        _refuse_unless_file(path, place)
         yield path
         return
     with TemporaryDirectory(prefix="notbugs-") as folder:
@@ -96,13 +96,16 @@ def _in_package(place: str) -> Path:
     return next((path for path in found if path.exists()), found[0])
 
 
-def _refuse_unless_file(path: Path, where: str) -> None:
+def _refuse_unless_file(path: Path, place: str) -> None:
     """Refuse anything but a regular file before opening it: opening a named pipe blocks until someone writes."""
     try:
         kind = path.stat()
         with path.open("rb") if S_ISREG(kind.st_mode) else nullcontext():
             pass
     except OSError as error:
+        where = "" if path == Path(place) else f" ({path})"
+        if isinstance(error, FileNotFoundError) and Path(place).exists():
+            where += "; it is in the current folder: add `--data .`"
         raise BadData(f"cannot be read: {error.strerror}{where}") from error
     except ValueError as error:
         raise BadData("cannot be read: it is not a valid path") from error

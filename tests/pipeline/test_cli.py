@@ -70,7 +70,8 @@ def test_a_run_makes_every_node_and_prints_the_table(tiny, write, tmp_path, monk
     lines = result.stdout.splitlines()
     assert any(line.startswith("trained on") for line in lines)
     assert any(line.startswith("other") and "from_other" in line for line in lines)
-    assert "each under a wrong label, from_other classifies" in lines[-2], "the verdict of the page"
+    assert "each under a wrong label, from_other classifies" in result.stdout, "the verdict of the page"
+    assert lines[-1].startswith("The source model, standard, classifies"), "a poor one, which is to be mended first"
     assert str(tmp_path / "out") in result.stderr, "the store is named"
     assert not list((tmp_path / "out/.partial").glob("*")), "nothing half-made is left"
     (page,) = (tmp_path / "out/runs").glob("*/report.html")

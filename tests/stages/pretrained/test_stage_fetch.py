@@ -47,6 +47,12 @@ def test_a_file_is_read_by_its_path_and_as_a_file_url(tmp_path, monkeypatch):
     assert is_elsewhere("https://host/a.pt") and is_elsewhere("s3://bucket/a.pt")
 
 
+def test_a_file_in_the_current_folder_is_not_in_that_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("w.pt").write_bytes(b"")
+    assert refused("w.pt", tmp_path / "data").endswith("/data/w.pt); it is in the current folder: add `--data .`")
+
+
 def test_what_is_no_file_is_told_at_once(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/model.safetensors").write_bytes(b"")
