@@ -116,9 +116,9 @@ def differences(job: ShardJob | ModelJob) -> list[Reason]:
     if not known:
         return []
     before = store.find_json(f"{known[-1].folder}/recipe.json") or {}
-    if (stage := before.get("stage", node.stage)) != node.stage:  # two stages have hardly a parameter in common
-        return [Reason("parameter", "stage", stage, node.stage, f"stage was {stage}, is {node.stage}")]
-    return [_reason(node, *difference) for difference in _compared(node, before)]
+    found = list(_compared(node, before))
+    of_stage = [one for one in found if one[0] == "stage"]  # two stages have hardly a parameter in common
+    return [_reason(node, *difference) for difference in of_stage or found]
 
 
 def _compared(node: Node, before: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

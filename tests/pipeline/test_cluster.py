@@ -97,8 +97,8 @@ def told(lines):
 
 
 def table(lines):
-    """The result table, from its heading to its end; in a job's log, the page's place follows."""
-    return lines[lines.index("trained on") :].partition("\npage ")[0].strip()
+    """The result table, from its heading to the empty line before the verdict; `show` has the table alone."""
+    return lines[lines.index("trained on") :].partition("\n\n")[0].strip()
 
 
 def test_a_followed_job_says_what_a_run_here_says_and_leaves_the_same_bytes(inline, submitted, s3_server):
