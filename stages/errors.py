@@ -3,6 +3,7 @@
 import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 LONGEST = 60
 """Most characters of a value that a message quotes."""
@@ -53,3 +54,8 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     near = nearest(name, known)
     hint = f"did you mean {near[0]!r}?" if near else otherwise
     return f"; {hint}" if hint else ""
+
+
+def hint_here(place: str) -> str:
+    """The end of a sentence about a file or folder that --data lacks: a hint if the current folder has it."""
+    return "; it is in the current folder: add `--data .`" if Path(place).exists() else ""

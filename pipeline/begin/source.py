@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from stages import load
-from stages.errors import BadInput, some
+from stages.errors import BadInput, hint_here, some
 from stages.load.files import list_objects
 from stages.load.listing import is_hidden
 from stages.recipes import Load, Torchvision
@@ -80,8 +80,7 @@ def _inside(source: str, data: Path) -> tuple[set[str], set[str]]:
         return {name.partition("/")[0] for name in paths if "/" in name}, {name for name in paths if "/" not in name}
     folder = data / source
     if not folder.is_dir():
-        beside = "; it is in the current folder: add `--data .`" if Path(source).is_dir() else ""
-        raise BadInput(f"{folder} is neither a folder nor one of {', '.join(SETS)}{beside}")
+        raise BadInput(f"{folder} is neither a folder nor one of {', '.join(SETS)}{hint_here(source)}")
     entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
     return {entry.name for entry in entries if entry.is_dir()}, {entry.name for entry in entries if entry.is_file()}
 

@@ -318,7 +318,7 @@ def _conclude(store: "Store", run: str, complete: bool, as_json: bool) -> None:
         from pipeline.report import page  # here: what draws takes a second to load
 
         made = page.write(store, found)
-        where, told = f"page {store.at(made.path)}", [text for text in made[1:] if text]
+        where, told = f"page {store.at(made.path)}", [text for text in (made.verdict, made.advice) if text]
     except Exception as error:  # noqa: BLE001 - the results stand without the page
         where = f"The page could not be written: {visible(reason_of(error))}; retry with: notbugs report"
     from pipeline.publish.after import after_run

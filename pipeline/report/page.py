@@ -37,22 +37,23 @@ def write(store: Store, run: Mapping[str, Any]) -> Written:
     """
     path = f"runs/{run['run']}/report.html"
     results = RunResults(store, run)
-    store.put(path, _rendered(results).encode())
-    return Written(path, _verdict(results), advice(results.held_out))
+    found = _verdict(results)
+    store.put(path, _rendered(results, found).encode())
+    return Written(path, found, advice(results.held_out))
 
 
 def render(store: Store, run: Mapping[str, Any]) -> str:
     """The page as HTML."""
-    return _rendered(RunResults(store, run))
+    results = RunResults(store, run)
+    return _rendered(results, _verdict(results))
 
 
-def _rendered(results: RunResults) -> str:
+def _rendered(results: RunResults, found: str) -> str:
     run = results.run
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_unbroken
     )
     environment.filters |= {"breakable": _breakable, "prose": _prose}
-    found = _verdict(results)
     limits = list(remarks(results.held_out))
     script = Markup(SCRIPT.read_text(encoding="utf-8"))
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(

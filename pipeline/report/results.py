@@ -182,10 +182,15 @@ class Score(Result):
         return published.kind(self.node)
 
     @property
+    def halfway(self) -> float:
+        """The accuracy halfway from the better baseline to all images."""
+        return (1 + self.level[1]) / 2
+
+    @property
     def fitted(self) -> bool:
         """Whether it was trained enough to show what its training set teaches: it fits its labels at least halfway
         from the better baseline to all of them. True where that is not known."""
-        return self.fit is None or self.fit.mean >= (1 + self.level[1]) / 2
+        return self.fit is None or self.fit.mean >= self.halfway
 
     @property
     def data(self) -> str | None:

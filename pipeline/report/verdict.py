@@ -17,9 +17,6 @@ FEW = 1000
 LOW_SUCCESS = 0.5
 """Attack success rate below which the verdict names it."""
 
-LOW_ACCURACY = 0.5
-"""Accuracy of a source model, from the better baseline (0) to all images (1), below which the verdict names it."""
-
 SEEDS = "seeds: [0, 1, 2]"
 """What to add to an experiment for three trainings of everything."""
 
@@ -144,11 +141,10 @@ def _source(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
 
 def _poor(source: Score) -> str | None:
     """Why little can be learned from a source model's perturbations; None if it classifies well enough."""
-    base = source.level[1]
-    if source.clean.low <= base:
+    if source.clean.low <= source.level[1]:
         level = _level(source, source.clean.low)
         return f"no better than {level}, so its perturbations cannot carry features of a class"
-    if source.clean.mean < base + LOW_ACCURACY * (1 - base):
+    if source.clean.mean < source.halfway:
         return "so its perturbations carry only the few features that it has learned"
     return None
 

@@ -49,13 +49,11 @@ def sentence(reasons: Sequence[Reason]) -> str:
     """All reasons in one line, of files only the first."""
     files = [reason for reason in reasons if reason.kind == "file"]
     left = len(files[SHOWN:]) + sum(reason.now - MOST for reason in reasons if reason.kind == "files")
-    moved = [reason.text.removesuffix(MOVED) for reason in reasons if reason.text.endswith(MOVED)]
-    named = [f"{' and '.join([', '.join(moved[:-1]), moved[-1]])} have other versions"] if len(moved) > 1 else []
-    named += [
-        reason.text
-        for reason in reasons
-        if reason.kind not in ("file", "files") and not (named and reason.text.endswith(MOVED))
-    ]
+    named = [reason.text for reason in reasons if reason.kind not in ("file", "files")]
+    moved = [text.removesuffix(MOVED) for text in named if text.endswith(MOVED)]
+    if len(moved) > 1:
+        all_moved = f"{', '.join(moved[:-1])} and {moved[-1]} have other versions"
+        named = [all_moved, *(text for text in named if not text.endswith(MOVED))]
     named += [reason.text for reason in files[:SHOWN]]
     return "; ".join([*named, *([f"{left:,} more files"] if left else [])])
 
@@ -70,7 +68,7 @@ def outdated(job: ShardJob | ModelJob, made: Artifact) -> list[Reason]:
     """
     before = artifacts.parents_of(made)
     inputs = [
-        Reason("input", role, before.get(role), one.content, f"{_input(job.node, role)} has other content")
+        Reason("input", role, before.get(role), one.content, f"{job.node.inputs[role].id} has other content")
         for role, one in job.inputs.items()
         if "content" in one.manifest and before.get(role) != one.content
     ]
@@ -98,10 +96,6 @@ def _changed_files(job: ShardJob | ModelJob, made: Artifact) -> list[Reason]:
 def _about(change: Change) -> str:
     sizes = f" ({change.before:,} → {change.now:,} bytes)" if change.what == "changed" else ""
     return f"{short(change.file)} was {change.what}{sizes if change.before != change.now else ''}"
-
-
-def _input(node: Node, role: str) -> str:
-    return node.inputs[role].id
 
 
 # ------------------------------------------------------------------------------- of another version
@@ -156,7 +150,8 @@ def _reason(node: Node, key: str, before: Any, now: Any) -> Reason:
         case "inputs" if now is None:
             return Reason("input", name, before, now, f"it no longer has an input {name}")
         case "inputs":
-            return Reason("input", name, before, now, f"{_input(node, name)}{' is new' if before is None else MOVED}")
+            what = " is new" if before is None else MOVED
+            return Reason("input", name, before, now, f"{node.inputs[name].id}{what}")
         case "revisions":
             return Reason("revision", name, before, now, f"the code of {name} has a new revision")
         case "parameters":

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from urllib.parse import unquote
 
 from stages import remote, web
-from stages.errors import BadData, BadInput
+from stages.errors import BadData, BadInput, hint_here
 from stages.load.files import CHUNK, STORES, open_file
 
 MOST = 16 * 2**30
@@ -104,9 +104,8 @@ def _refuse_unless_file(path: Path, place: str) -> None:
             pass
     except OSError as error:
         where = "" if path == Path(place) else f" ({path})"
-        if isinstance(error, FileNotFoundError) and Path(place).exists():
-            where += "; it is in the current folder: add `--data .`"
-        raise BadData(f"cannot be read: {error.strerror}{where}") from error
+        hint = hint_here(place) if isinstance(error, FileNotFoundError) else ""
+        raise BadData(f"cannot be read: {error.strerror}{where}{hint}") from error
     except ValueError as error:
         raise BadData("cannot be read: it is not a valid path") from error
     if S_ISDIR(kind.st_mode):

@@ -360,9 +360,7 @@ def test_a_learner_at_chance_learned_nothing_and_labels_that_do_as_much_are_said
     models = small("from_other", "from_control")
     nothing = Seen(render(tmp_path, models, {"from_other": 0.11, "from_control": 0.08})).text
     assert "no better than chance, so there is no sign that it learned anything that generalises" in nothing
-    assert (
-        "The same labels on untouched images give 8.0 % (6.0 % – 10.0 %)." in nothing
-    )  # no result, nothing to explain
+    assert "The same labels on untouched images give 8.0 % (6.0 % – 10.0 %)." in nothing
     constant = Seen(render(tmp_path, models, {"from_other": 0.13})).text
     assert "no better than a constant prediction (12.0 %), so there is no sign" in constant
     both = Seen(render(tmp_path, models, {"from_other": 0.11, "from_control": 0.01})).text
