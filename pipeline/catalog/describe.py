@@ -1,7 +1,7 @@
 """What a person asks first about one version: how it was made, how good it is, where it is, how to open it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pipeline.catalog import listing, words
@@ -16,21 +16,26 @@ from stages.errors import BadData
 Rows = list[dict[str, Any]]
 
 
-def described(store: Store, entry: Entry, evaluations: Sequence[Entry] | None = None) -> dict[str, Any]:
+def described(
+    store: Store, entry: Entry, named: Mapping[str, Collection[str]], evaluations: Sequence[Entry] | None = None
+) -> dict[str, Any]:
     """A version's manifest, and beside it what is known from elsewhere in the store.
 
     Args:
         store: the store.
         entry: the version.
+        named: run → folders of the versions that it names, the newest run first.
         evaluations: all evaluations of the store, among which those of a model are found.
 
     Returns:
-        The keys of the manifest; ``tags``, ``state``, ``path``; ``recipe`` (the parameters) and ``made_by`` (the recipe
-        in words), both None if ``recipe.json`` is damaged; of a dataset ``open`` (a line of Python); of a model
-        ``training`` (the last line of its metrics) and ``scores`` (rows of evaluations); of an evaluation ``rows``. Of
-        what is not finished, only what `Entry.as_json` gives and ``there``.
+        The keys of the manifest; ``tags``, ``state``, ``path``; ``runs`` that name it, the newest first; ``recipe``
+        (the parameters) and ``made_by`` (the recipe in words), both None if ``recipe.json`` is damaged; of a dataset
+        ``open`` (a line of Python); of a model ``training`` (the last line of its metrics) and ``scores`` (rows of
+        evaluations); of an evaluation ``rows``. Of what is not finished, only what `Entry.as_json` gives, ``path``,
+        ``runs`` and ``there``.
     """
-    about = entry.as_json() | {"path": store.at(entry.folder)}
+    runs = [run for run, folders in named.items() if entry.folder in folders]
+    about = entry.as_json() | {"path": store.at(entry.folder), "runs": runs}
     made = artifacts.artifact_at(store, entry.folder)
     if made is None:
         return about | {"there": entry.steps}
@@ -106,16 +111,24 @@ def as_text(about: Mapping[str, Any]) -> str:
     if about["state"] != listing.FINISHED:
         there = f": {about['there']} there so far" if about["there"] else ""
         hint = "`notbugs verify` checks it" if about["state"] == listing.DAMAGED else "the next run goes on with it"
-        return f"{head}  {about['state']}{tagged}{there}; {hint}\n  path: {about['path']}"
+        return "\n".join([f"{head}  {about['state']}{tagged}{there}; {hint}", *_places(about)])
     lines = [f"{head}  made {about['made']}{tagged}"]
     lines += [f"  {about['made_by'] or 'recipe.json is damaged: `notbugs verify` checks it'}"]
     lines += tables.manifest_lines(about)[1:]
     lines += _scores_as_text(about) if about["group"] == "models" else []
-    lines += [f"  path: {about['path']}"]
-    lines += [f"  open: {about['open']}"] if "open" in about else []
+    lines += _places(about)
     if about["group"] == "evaluations":
         lines += ["", tables.result_text(about["rows"])]
     return "\n".join(lines)
+
+
+def _places(about: Mapping[str, Any]) -> list[str]:
+    """Which runs name a version, and where it is."""
+    lines = [f"  path: {about['path']}"]
+    if about["runs"]:
+        newest, *before = about["runs"]
+        lines.insert(0, f"  in run {newest}{f', and {len(before)} before it' * bool(before)}")
+    return [*lines, f"  open: {about['open']}"] if "open" in about else lines
 
 
 def _scores_as_text(about: Mapping[str, Any]) -> list[str]:

@@ -65,7 +65,7 @@ def plan(store: Store, policy: Policy) -> Plan:
     """
     records = runs.records(store)
     unread = [store.find(f"runs/{run}/run.json") or b"" for run, record in records.items() if record is None]
-    named = {run: _named(record) for run, record in records.items() if record is not None}
+    named = {run: runs.versions(record) for run, record in records.items() if record is not None}
     every = tags.every(store)
     unread += [store.find(path) or b"" for path, tag in every.items() if tag is None]
     entries = {entry.folder: entry for entry in listing.entries(store)}
@@ -82,11 +82,6 @@ def plan(store: Store, policy: Policy) -> Plan:
         kept |= {f: f"results of run {run}" for f in folders if f.startswith("evaluations/") and f not in kept}
     removable = [entry for entry in entries.values() if entry.folder not in kept]
     return Plan(sorted(removable, key=lambda entry: SAME not in entry.parents), kept)
-
-
-def _named(record: Mapping[str, Any]) -> set[str]:
-    """The versions that a run names."""
-    return {f"{node}/{progress['version']}" for node, progress in record["nodes"].items()}
 
 
 def _under_way(record: Mapping[str, Any]) -> bool:

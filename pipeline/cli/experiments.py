@@ -381,16 +381,17 @@ def _at_work(progress: dict[str, Any]) -> str:
 @store_option
 @click.option("--out", type=click.Path(path_type=Path), help="Also write a copy to this file.")
 def report_(run: str | None, store: str, out: Path | None) -> None:
-    """Rebuild the page of RUN, or of an experiment's latest run (default: the latest in the store).
+    """Rebuild the page of RUN, or of an experiment's latest run with results (default: the latest in the store).
 
     It is report.html, one file that needs no network.
     """
     refuse_no_place(out)
     from pipeline.report import page
+    from pipeline.run import runs
     from pipeline.store import Store
 
     place = Store(store)
-    path = page.write(place, recorded(place, run)).path
+    path = page.write(place, recorded(place, run, runs.has_results)).path
     if out is not None:
         write(out, place.read(path))
     echo(out or place.at(path))

@@ -25,9 +25,9 @@ from stages.errors import BadInput, did_you_mean
 def show(name: str | None, everything: bool, store: str, as_json: bool) -> None:
     """Show the results of a run, or describe a dataset, model or evaluation: how it was made, its figures, its path.
 
-    NAME is a run (default: the latest in the store), an experiment, for its latest run, or a node, such as `rand`,
-    `datasets/rand`, or `rand/VERSION`, where VERSION may be a tag or the first digits. All matching versions are shown,
-    the newest first.
+    NAME is a run, an experiment, for its latest run with results (default: the latest in the store), or a node, such as
+    `rand`, `datasets/rand`, or `rand/VERSION`, where VERSION may be a tag or the first digits. All matching versions
+    are shown, the newest first.
     """
     place = Store(store)
     found = names.versions(place, name) if name else []
@@ -40,7 +40,8 @@ def show(name: str | None, everything: bool, store: str, as_json: bool) -> None:
         return
     models = any(one.group == "models" for one in found)
     evaluations = listing.entries(place, ("evaluations",)) if models else ()
-    about = [describe.described(place, one, evaluations) for one in found]
+    named = {run: runs.versions(record) for run, record in runs.records(place).items() if record}
+    about = [describe.described(place, one, named, evaluations) for one in found]
     if as_json:
         print_json({"found": about})
     else:

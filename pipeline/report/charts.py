@@ -19,8 +19,12 @@ from pipeline.terminal import visible
 COLOURS = 8
 """Series colours that the page defines: ``--c0`` … ``--c7``."""
 
-INK, FAINT = "#010203", "#010204"
-"""Placeholders for the page's text and rule colours, replaced when the SVG is written; as are those of `_series`."""
+INK, FAINT, PAPER = "#010203", "#010204", "#010205"
+"""Placeholders for the page's text, rule and background colours, replaced when the SVG is written; as are those of
+`_series`."""
+
+BESIDE: Any = {"va": "center", "fontsize": 9, "bbox": {"facecolor": PAPER, "edgecolor": "none", "pad": 1}}
+"""A text beside a bar, which interrupts the lines that it crosses."""
 
 MARKS = "osD^vPX*"
 
@@ -161,8 +165,7 @@ def bars(name: str, text: str, drawn: Sequence[Bar], x_label: str, *levels: tupl
         axes.barh(places, [b.value for b in drawn], 0.6, color=[_series(b.colour) for b in drawn])
         axes.hlines(places, [b.low for b in drawn], [b.high for b in drawn], color=INK, linewidth=1.2)
         for place, bar in enumerate(drawn):
-            end = max([bar.value, bar.high, *bar.published])
-            axes.text(end + 0.02, place, f"{100 * bar.value:.1f} %", va="center", fontsize=9)
+            axes.text(_free(bar) + 0.03, place, f"{100 * bar.value:.1f} %", **BESIDE)
         marks = [(share, place) for place, bar in enumerate(drawn) for share in bar.published]
         if marks:
             xs, ys = zip(*marks, strict=True)
@@ -180,6 +183,18 @@ def bars(name: str, text: str, drawn: Sequence[Bar], x_label: str, *levels: tupl
         axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         _legend(figure, axes)
         return _svg(figure, name, text)
+
+
+LABEL = 0.15
+"""Width of a bar's label, in units of the shares."""
+
+
+def _free(bar: Bar) -> float:
+    """The end of a bar, or of the last published mark that its label would cover."""
+    end = max(bar.value, bar.high)
+    for mark in sorted(bar.published):
+        end = max(end, mark) if mark < end + LABEL else end
+    return end
 
 
 def bar_data(drawn: Sequence[Bar], x_label: str, *levels: tuple[str, float]) -> list[list[object]]:
@@ -286,7 +301,7 @@ def _svg(figure: Figure, name: str, text: str) -> str:
     svg = re.sub(r"\s*\n\s*", " ", re.sub(r" font-family: [^;]*;", "", svg))
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"#0a0b(\d\d)", lambda match: f"var(--c{int(match[1])})", svg)
-    svg = svg.replace(INK, "var(--ink)").replace(FAINT, "var(--rule)")
+    svg = svg.replace(INK, "var(--ink)").replace(FAINT, "var(--rule)").replace(PAPER, "var(--paper)")
     box = re.search(r'viewBox="[^"]*"', svg)
     assert box is not None
     head = f'<svg class="chart" role="img" aria-label="{html.escape(text)}" {box[0]}>'

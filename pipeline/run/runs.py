@@ -485,6 +485,11 @@ def experiment_of(run: str) -> str | None:
     return run.split("-", 2)[2].rpartition("-")[0] if documents.fits(RunName, run) else None
 
 
+def versions(record: Mapping[str, Any]) -> set[str]:
+    """Folders of the versions that a run names."""
+    return {f"{node}/{progress['version']}" for node, progress in record["nodes"].items()}
+
+
 def has_results(record: Mapping[str, Any]) -> bool:
     """Whether there is a table to show of a run."""
     nodes = record["nodes"].items()

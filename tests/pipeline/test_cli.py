@@ -124,6 +124,14 @@ def test_show_json_gives_the_rows_of_the_latest_run(finished):
     assert 0 <= said["rows"][1]["attack_success_rate"] <= 1
 
 
+def test_show_and_report_mean_the_latest_run_with_results(finished):
+    file, store = finished
+    shown = json.loads(invoke("show", "--json", "--store", store).stdout)["run"]
+    make(file, store, "--only", "other")
+    assert json.loads(invoke("show", "--json", "--store", store).stdout)["run"] == shown
+    assert invoke("report", "--store", store).stdout == f"{store}/runs/{shown}/report.html\n"
+
+
 def test_run_json_prints_one_document_that_show_repeats(tiny, write, tmp_path):
     printed = json.loads(make(write(tiny), tmp_path / "s", "--json").stdout)
     assert printed == json.loads(invoke("show", "--json", "--store", tmp_path / "s").stdout)

@@ -44,9 +44,13 @@ def test_show_says_how_a_dataset_was_made_how_good_it_is_and_how_to_open_it(anyw
     (line,) = (line for line in text.splitlines() if line.startswith("  open: "))
     assert eval(line.removeprefix("  open: "), {"notbugs": notbugs}).version == old
     assert f"  path: {Store(anywhere.store).at(f'datasets/other/{old}')}" in text
+    assert f"  in run {anywhere.runs[0]}\n" in text, "the run that made it"
+    of_both = invoke("show", "clean", "--store", anywhere.store).stdout
+    assert f"  in run {anywhere.runs[1]}, and 1 before it\n" in of_both
     found = as_json("show", "other", "--store", anywhere.store)["found"]
     assert [one["version"] for one in found] == [new, old]
     assert found[1]["recipe"]["eps"] == 1.5 and found[1]["state"] == "finished"
+    assert [one["runs"] for one in found] == [[anywhere.runs[1]], [anywhere.runs[0]]]
 
 
 def test_show_has_the_accuracies_of_a_model_and_the_numbers_of_an_evaluation(made_twice):

@@ -39,7 +39,7 @@ def test_a_chart_is_whole_svg_that_says_what_it_shows(said):
 def test_a_chart_takes_every_colour_from_the_page():
     for chart in charts("a", ""):
         used = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", chart))
-        assert used <= {"none", "var(--ink)", "var(--rule)", *(f"var(--c{i})" for i in range(8))}
+        assert used <= {"none", "var(--ink)", "var(--rule)", "var(--paper)", *(f"var(--c{i})" for i in range(8))}
         assert "var(--ink)" in used and "var(--c0)" in used
 
 
