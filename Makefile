@@ -34,10 +34,10 @@ format: $(VENV)/.dev ## Put the code in ruff's format.
 docs: $(VENV)/.dev ## Write docs/experiment-file.md and the schema from the models, and tables from docs/figures.
 	$(BIN)/python docs/make_experiment_file.py --write
 	$(BIN)/notbugs schema > docs/experiment.schema.json
-	$(BIN)/python docs/make_figures.py --write
+	$(BIN)/python docs/make_figures.py
 
 figures: $(VENV)/.dev ## Run the experiments in FIGURES (digits), record them, write their tables.
-	NOTBUGS_STORE=$(STORE) $(BIN)/python docs/make_figures.py --record $(FIGURES)
+	NOTBUGS_STORE=$(STORE) $(BIN)/python docs/make_figures.py $(FIGURES) $(ONLY:%=--only=%)
 
 pictures: $(VENV)/.dev ## Draw the README's terminal and page from the latest run in STORE; needs chromium.
 	$(BIN)/python docs/make_pictures.py $(STORE)

@@ -1,11 +1,8 @@
-"""Write the tables of the documents from recorded runs.
+"""Run experiments, record their results, and write the tables of the documents from the records.
 
-    python docs/make_figures.py --write            write each marked table from its record
-    python docs/make_figures.py --record NAME...   run configs/NAME.yaml first, and record its results
-
-A record, docs/figures/NAME.json, has the versions and rows of `notbugs show --json`, and the commit that made them. A
-table is marked by the line `<!-- table:NAME -->` above its block. tests/test_docs.py compares the tables with the
-records, and the versions in the records with those that the configurations have now.
+A record, docs/figures/NAME.json, has the versions and rows of `notbugs show --json`, and the commit that made each
+evaluation. A table is marked by the line `<!-- table:NAME -->` above its block. tests/test_docs.py compares the tables
+with the records, and the versions in the records with those that the configurations have now.
 """
 
 import json
@@ -15,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
+
 from pipeline.report import tables
 
 ROOT = Path(__file__).parent.parent
@@ -23,15 +22,29 @@ UNUSED = ("per_class", "confusion")
 """Parts of a row that no table in the documents needs, and that are most of it."""
 TABLE = re.compile(r"(?<=^<!-- table:)([\w-]+)( -->\n```\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
 
+Record = dict[str, Any]
+
+
+@click.command(help=__doc__)
+@click.argument("names", nargs=-1)
+@click.option("--only", multiple=True, help="This evaluation alone; what is recorded of others stays.")
+def main(names: tuple[str, ...], only: tuple[str, ...]) -> None:
+    for name in names:
+        record(name, only)
+    for page in pages():
+        before = page.read_text(encoding="utf-8")
+        if (after := rendered(before)) != before:
+            page.write_text(after, encoding="utf-8")
+
 
 def pages() -> list[Path]:
     """The documents that may have marked tables."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def read(name: str) -> dict[str, Any]:
+def read(name: str) -> Record:
     """The record of a configuration."""
-    record: dict[str, Any] = json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))
+    record: Record = json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))
     return record
 
 
@@ -40,35 +53,42 @@ def rendered(page: str) -> str:
     return TABLE.sub(lambda found: f"{found[1]}{found[2]}{tables.result_text(read(found[1])['rows'])}\n", page)
 
 
-def record(name: str) -> None:
+def record(name: str, only: tuple[str, ...]) -> None:
     """Make what the default store lacks of an experiment, and record its results."""
     notbugs = str(Path(sys.executable).with_name("notbugs"))
-    subprocess.run([notbugs, "run", f"configs/{name}.yaml", "--engine", "inline"], cwd=ROOT, check=True)
-    shown = json.loads(_output(notbugs, "show", "--json"))
+    options = [f"--only={evaluation}" for evaluation in only]
+    subprocess.run([notbugs, "run", f"configs/{name}.yaml", "--engine", "inline", *options], cwd=ROOT, check=True)
+    shown = json.loads(_output(notbugs, "show", name, "--json"))
+    commit = _output("git", "describe", "--always", "--dirty").strip()
     made = {
-        "commit": _output("git", "describe", "--always", "--dirty").strip(),
+        "commits": dict.fromkeys((row["evaluation"] for row in shown["rows"]), commit),
         "versions": {node: progress["version"] for node, progress in shown["nodes"].items()},
         "rows": [{key: value for key, value in row.items() if key not in UNUSED} for row in shown["rows"]],
     }
     FIGURES.mkdir(exist_ok=True)
+    if only and (FIGURES / f"{name}.json").exists():
+        made = joined(read(name), made)
     (FIGURES / f"{name}.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+def joined(before: Record, made: Record) -> Record:
+    """Two records of parts of one experiment as one; of an evaluation in both, the newer rows.
+
+    Where a node has another version now, the experiment has changed, and nothing is kept of the older record.
+    """
+    if any(made["versions"].get(node, version) != version for node, version in before["versions"].items()):
+        return made
+    others = [row for row in before["rows"] if row["evaluation"] not in made["commits"]]
+    return {
+        "commits": before["commits"] | made["commits"],
+        "versions": before["versions"] | made["versions"],
+        "rows": sorted(others + made["rows"], key=lambda row: str(row["evaluation"])),
+    }
 
 
 def _output(*command: str) -> str:
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
-def main(option: str, *names: str) -> None:
-    """Record if asked to, then write the tables."""
-    if option not in ("--write", "--record") or (option == "--write") == bool(names):
-        sys.exit(__doc__)
-    for name in names:
-        record(name)
-    for page in pages():
-        before = page.read_text(encoding="utf-8")
-        if (after := rendered(before)) != before:
-            page.write_text(after, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["--help"]))
+    main()

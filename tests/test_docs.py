@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -170,10 +171,15 @@ def test_results_without_a_record_have_the_command_and_the_commit_that_made_them
 RECORDS = sorted((ROOT / "docs/figures").glob("*.json"))
 
 
-def test_every_marked_table_is_what_its_record_says() -> None:
+@pytest.fixture(scope="module")
+def figures() -> Any:
     place = importlib.util.spec_from_file_location("make_figures", ROOT / "docs/make_figures.py")
     assert place is not None and place.loader is not None
-    place.loader.exec_module(figures := importlib.util.module_from_spec(place))
+    place.loader.exec_module(module := importlib.util.module_from_spec(place))
+    return module
+
+
+def test_every_marked_table_is_what_its_record_says(figures: Any) -> None:
     marked: set[str] = set()
     for page in figures.pages():
         text = page.read_text(encoding="utf-8")
@@ -187,7 +193,21 @@ def test_every_marked_table_is_what_its_record_says() -> None:
 def test_a_record_is_of_the_configuration_as_it_is(record: Path) -> None:
     recorded = json.loads(record.read_text(encoding="utf-8"))["versions"]
     now = {node.id: node.version for node in build(spec.read(ROOT / f"configs/{record.stem}.yaml"))}
-    assert recorded == now, f"run `make figures FIGURES={record.stem}`"
+    assert recorded.items() <= now.items(), f"run `make figures FIGURES={record.stem}`"
+
+
+def test_records_of_parts_are_joined_unless_the_experiment_changed(figures: Any) -> None:
+    def part(evaluation: str, commit: str, clean: str = "v1") -> dict[str, Any]:
+        rows = [{"evaluation": evaluation, "made_at": commit}]
+        return {"commits": {evaluation: commit}, "versions": {"clean": clean, evaluation: "v1"}, "rows": rows}
+
+    both = figures.joined(part("robustness", "a"), part("accuracy", "b"))
+    assert both["commits"] == {"robustness": "a", "accuracy": "b"}
+    assert both["versions"] == dict.fromkeys(["clean", "robustness", "accuracy"], "v1")
+    assert [row["made_at"] for row in both["rows"]] == ["b", "a"]
+    again = figures.joined(both, part("robustness", "c"))
+    assert [row["made_at"] for row in again["rows"]] == ["b", "c"]
+    assert figures.joined(both, part("robustness", "c", clean="v2")) == part("robustness", "c", clean="v2")
 
 
 def test_the_citation_is_of_this_release() -> None:
