@@ -112,9 +112,10 @@ def _wrapped(text: str, width: int | None) -> str:
 def fitted(
     head: Sequence[str], lines: Sequence[Sequence[str]], width: int | None, importance: Sequence[str] = ()
 ) -> str:
-    """A table that is no wider than the terminal: headings and intervals become shorter, then columns give way.
+    """A table that is no wider than the terminal: headings, intervals and names become shorter, then columns give way.
 
-    What gave way stands below: the value, where it is the same in every line, else the heading.
+    An empty column is left out. What gave way stands below: the value, where it is the same in every line, else the
+    heading.
 
     Args:
         head, lines: as for `table`.
@@ -124,14 +125,19 @@ def fitted(
     columns = {name: [visible(line[i]) for line in lines] for i, name in enumerate(head)}
     if width is None or not lines or _width(columns, {}) <= width:
         return table(head, lines)
+    columns = {name: list(map(_one_sign, cells)) for name, cells in columns.items() if any(cells)}
     order = [name for name in (*importance, *head) if name in columns]
-    kept, given_way = _kept({name: list(map(_one_sign, cells)) for name, cells in columns.items()}, width, order)
-    if any(name not in kept for name in order[: min(HEADLINE, len(importance))]):  # let names give way, not these
-        most = max(12, width // 4 + 1)
-        cut = {name: [_without_middle(_one_sign(cell), most) for cell in cells] for name, cells in columns.items()}
+    needed = order[: min(HEADLINE, len(importance))]
+    kept, given_way = _kept(columns, width, order)
+    longest = max((len(cell) for cells in columns.values() for cell in cells), default=0)
+    for most in range(longest - 1, width // 4, -1):
+        if all(name in kept for name in needed):
+            break
+        cut = {name: [_without_middle(cell, most) for cell in cells] for name, cells in columns.items()}
+        if any(len(set(cut[name])) < len(set(columns[name])) for name in columns):
+            break  # two names would look alike
         kept, given_way = _kept(cut, width, order)
-    columns = kept
-    shown = table([SHORTER.get(name, name) for name in columns], list(zip(*columns.values(), strict=True)))
+    shown = table([SHORTER.get(name, name) for name in kept], list(zip(*kept.values(), strict=True)))
     return "\n".join([*(line[:width] for line in shown.splitlines()), *_notes(given_way, head, width)])
 
 

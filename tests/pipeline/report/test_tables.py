@@ -222,3 +222,30 @@ def test_columns_give_way_by_importance_and_a_wide_terminal_shows_them_all():
     assert max(map(len, fitted(head, lines, 8, ["node"]).splitlines())) <= 8
     lines[0][2] = "to make " * 9
     assert fitted(head, lines, 43, ["node"]).splitlines()[0] == "node        version", "what has room is shown"
+
+
+@given(head=st.lists(WORDS, min_size=1, max_size=5, unique=True), width=st.integers(1, 60), data=st.data())
+def test_no_table_is_wider_than_its_terminal_whatever_it_holds(head, width, data):
+    cells = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=30)
+    lines = data.draw(st.lists(st.lists(cells, min_size=len(head), max_size=len(head)), max_size=4))
+    important = data.draw(st.lists(st.sampled_from(head), unique=True))
+    table_of_it = fitted(head, lines, width, important).partition("\nin ")[0]
+    assert max(map(len, table_of_it.splitlines()), default=0) <= width
+
+
+def test_names_are_cut_no_more_than_the_columns_need_and_stay_apart():
+    head = ["node", "state", "done", "time", "retries"]
+    names = ["datasets/robust_features@seed=0", "datasets/nonrobust_features@seed=0", "models/standard@seed=0"]
+    lines = [[name, "waiting", "", "", ""] for name in names]
+    lines[2][1:3] = ["running", "8 of 10"]
+
+    def shown(width):
+        top, _, *rest = fitted(head, lines, width, ("node", "state", "done", "time")).splitlines()
+        assert max(map(len, [top, *rest])) <= width
+        return top.split(), [line.split()[0] for line in rest[:3]]
+
+    assert shown(60) == (["node", "state", "done"], names), "a column of nothing takes no room"
+    top, cut = shown(45)
+    assert top == ["node", "state", "done"] and len(set(cut)) == 3 and max(map(len, cut)) == 27, "45 less the others"
+    top, cut = shown(33)
+    assert top == ["node", "state"] and len(set(cut)) == 3, "a column gives way before two names look alike"
