@@ -1,5 +1,7 @@
 """A process's device, precision and kernels: settings are read back from PyTorch."""
 
+import os
+import re
 import subprocess
 import sys
 
@@ -98,6 +100,16 @@ def test_the_workspace_of_cublas_is_asked_for_before_it_is_used():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == ":4096:8\n"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP reports how long it spins")
+@pytest.mark.parametrize(("ours", "short"), [({}, True), ({"OMP_WAIT_POLICY": "ACTIVE"}, False)])
+def test_threads_that_wait_for_each_other_spin_for_a_short_time_unless_the_user_decides(ours, short):
+    asked = {"PATH": os.environ["PATH"], "OMP_DISPLAY_ENV": "VERBOSE", **ours}
+    code = "import stages.model"
+    ran = subprocess.run([sys.executable, "-c", code], env=asked, capture_output=True, text=True, check=True)
+    (count,) = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", ran.stderr)
+    assert (int(count) < 10_000) == short, "OpenMP itself reports what holds"
 
 
 def test_a_kind_of_device_says_what_its_kernels_are_chosen_by():
