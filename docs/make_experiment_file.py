@@ -116,7 +116,8 @@ creates `other@steps=1,seed=0` and eight more, nine of `from_other`, three of `s
 ## Leakage
 
 `leakage: NAME` in place of an evaluation expands to the leakage controls of an attacked dataset: it makes each control,
-trains a learner on it in the same way as the dataset's own learner, and evaluates all of them.
+trains a learner on it in the same way as the dataset's own learner, and evaluates all of them. With
+`controls: [leakage]`, only this one.
 
 | model | trained on |
 |---|---|

@@ -35,8 +35,9 @@ def shown(value: object) -> str:
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
-    """The first few names for a message, with an ellipsis if there are more."""
-    return ", ".join(map(short, names[:most])) + (", …" if len(names) > most else "")
+    """The first few names for a message, with an ellipsis in place of two or more others."""
+    few = names if len(names) <= most + 1 else names[:most]
+    return ", ".join(map(short, few)) + (", …" if len(few) < len(names) else "")
 
 
 _brief = reprlib.Repr()

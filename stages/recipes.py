@@ -202,7 +202,7 @@ class _Geometry(_Source):
     @model_validator(mode="after")
     def _crop_fits(self) -> "_Geometry":
         if self.resize is not None and self.crop is not None and self.crop > self.resize:
-            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
+            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}: set crop to {self.resize} or less")
         return self
 
     @property

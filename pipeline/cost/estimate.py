@@ -474,13 +474,15 @@ def _notes(estimated: Estimate) -> list[str]:
         if not cost.known:
             said.append(f"{name} is downloaded: not measured.")
         elif cost.tried < 1 and (name not in estimated.batches or estimated.batches[name].fits):
-            said.append(f"{name}: a whole batch takes too long to be tried; extrapolated from {cost.tried:.0%} of it.")
+            said.append(
+                f"{name}: a whole batch takes too long to be tried; extrapolated from {100 * cost.tried:.0f} % of it."
+            )
     better = {name: batch for name, batch in estimated.batches.items() if batch.fastest != batch.recipe}
     for name, batch in better.items():
         held = f"the memory holds {_held(batch.holds, batch.shard)}"
         if batch.fits:
             gain = f"{batch.gain:.2f} times as fast as {batch.recipe}"
-            said.append(f"{name}: batch_size {batch.fastest} is {gain}; {held}.")
+            said.append(f"{name}: `batch_size: {batch.fastest}` in its recipe is {gain}; {held}.")
         else:
             said.append(
                 f"{name}: batch_size {batch.recipe} does not fit, {held}: {batch.fastest} is the fastest tried."

@@ -7,7 +7,7 @@ open and closes the others.
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +20,12 @@ Entry = dict[str, Any]
 
 OF_A_NETWORK = ("arch", "mean", "std", "whiten", "norm_bias_lr", "logit_scale")
 """Keys of a training that a linear probe ignores: its network is that of the model that it probes."""
+
+
+Control = Literal["leakage", "top", "bottom", "probe", "robust-source"]
+
+ROBUST: tuple[Control, ...] = ("probe", "robust-source")
+"""Controls that need an adversarially trained model."""
 
 
 class Leakage(BaseModel):
@@ -37,6 +43,9 @@ class Leakage(BaseModel):
     )
     on: str | None = Field(None, description="Dataset to score on; by default the one whose images were attacked.")
     split: str = Field("test", description="Its split.")
+    controls: list[Control] | None = Field(
+        None, min_length=1, description="Which controls, by default all: each is a training of its own."
+    )
     share: float = Field(0.4, gt=0, lt=1, description="Share of the images with the largest margins in the top part.")
     probe: dict[str, Any] = Field({}, description="Keys of `train` in which the linear probe differs from the learner.")
 
@@ -81,8 +90,11 @@ def _add(expanded: dict[str, Any], raw: dict[str, Any], name: str, asked: Leakag
     robust = asked.robust or _only(models, lambda train: "adversarial" in train, f"{place}.robust", None)
     if robust and robust not in models:
         raise BadInput(f"{place}.robust: names {shown(robust)}, which is not one of the models")
-    sets = _sets(dataset, asked, robust)
-    learners = _learners(models[learner], asked, list(sets), robust)
+    wanted = asked.controls or get_args(Control)
+    if not robust and (without := [control for control in asked.controls or () if control in ROBUST]):
+        raise BadInput(f"{place}.controls: {without[0]} needs an adversarially trained model: name it in `robust`")
+    sets = {control: entry for control, entry in _sets(dataset, asked, robust).items() if control in wanted}
+    learners = _learners(models[learner], asked, list(sets), robust if "probe" in wanted else None)
     _put(place, expanded, "datasets", {f"{data}.{control}": entry for control, entry in sets.items()})
     _put(place, expanded, "models", {f"{learner}.{control}": entry for control, entry in learners.items()})
     expanded["evaluations"][name] = {

@@ -114,13 +114,13 @@ def _chosen(there: Mapping[int, Sample], shard: str, aimed: bool) -> list[tuple[
     classes = {key: sample.facts.source_label for key, sample in there.items()}
     if not aimed or not all(set(sample.facts.attack) >= ANSWER for sample in there.values()):
         keys = one_per_class(list(classes.items()), CARDS)
-        return [(f"The first {len(keys)} images in {shard}, one of each class first", keys)]
+        return [(f"{len(keys)} images of shard {shard}, the first of each class before others", keys)]
     chosen = []
     for reached, word, most in ((True, "Reached", REACHED), (False, "Missed", MISSED)):
         fitting = [(key, classes[key]) for key, one in there.items() if bool(one.facts.attack["success"]) == reached]
         keys = one_per_class(fitting, most)
-        rule = f"the first {len(keys)} of {len(fitting):,} in {shard}, one of each class first"
-        chosen.append((f"{word} the target: {rule if keys else f'none of the {len(there):,} images read'}", keys))
+        rule = f"{len(keys)} of {len(fitting):,} in shard {shard}, the first of each class before others"
+        chosen.append((f"{word} the target: {rule if keys else f'none of {len(there):,} in shard {shard}'}", keys))
     return chosen
 
 

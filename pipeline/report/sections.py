@@ -342,7 +342,10 @@ def success_rate(run: RunResults) -> Section | None:
     text = " ".join(sentences)
     drawn = (lines, "step of the attack", SUCCESS_RATE)
     chart = _chart(run, "attack-success", charts.lines("success", text, *drawn), text, charts.line_data(*drawn))
-    about = f"Share of the images that the source model classifies as their target class, step by step.{left}"
+    about = (
+        "Share of the images that the source model classifies as their target class, step by step, before the pixels "
+        f"are rounded to 8 bits.{left}"
+    )
     return Section("Attack success rate", about, [chart])
 
 
@@ -585,8 +588,9 @@ def nodes(run: RunResults) -> Section:
         ]
         for node in run.nodes.values()
     ]
-    made = [one["seconds"] for one in progress.values() if one["seconds"]]
-    text = f"{_count(len(lines), 'node')}, of which this run made {len(made)}, in {duration(sum(made))} altogether."
+    made = [one["seconds"] or 0.0 for one in progress.values() if one["state"] == "done"]
+    times = duration(sum(made))
+    text = f"{_count(len(lines), 'node')}, of which this run made {len(made)}; their times add up to {times}."
     boxes = _boxes(run)
     if len(boxes) > BOXES:
         text += f" The graph is not drawn: it has {len(boxes)} boxes, and only {BOXES} are readable."

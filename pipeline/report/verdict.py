@@ -86,7 +86,8 @@ def _meaning(top: Score, scores: Sequence[Score]) -> str:
                 f"no better than {level}; without the attack, {best.model} reaches {best.clean}, so the perturbations "
                 "changed what it learned, but too little to show that they generalise"
             )
-        return f"no better than {level}, so there is no sign that it learned anything that generalises"
+        beside = f"; without the attack, {best.model} reaches {best.clean}" if best is not None else ""
+        return f"no better than {level}{beside}, so there is no sign that it learned anything that generalises"
     if best is not None and best.clean.high >= top.clean.low:
         return f"without the attack, {best.model} reaches {best.clean}, so leakage alone may explain it"
     if controls and controls[0].kind == f"{top.kind}, leakage only":
@@ -96,7 +97,8 @@ def _meaning(top: Score, scores: Sequence[Score]) -> str:
             return f"{known}; leakage alone gives {leakage}, no more than {_level(top, leakage.mean)}"
         points = 100 * (top.clean.mean - leakage.mean)
         return f"{known}, worth {points:.1f} points beyond the {leakage} of leakage alone"
-    return "without a leakage-only control, the share of leakage is unknown"
+    known = f"without the attack, {best.model} reaches {best.clean}; " if best is not None else ""
+    return f"{known}how much of it is leakage is unknown without a leakage-only control"
 
 
 # -------------------------------------------------------------------------------------------- remarks
@@ -129,8 +131,8 @@ def _source(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
     source = next((score for score in scores if attacked is not None and score.node.id == attacked.id), None)
     if source is not None and (poor := _poor(source)) is not None:
         yield Remark(
-            f"The source model, {source.model}, classifies {source.clean} correctly, {poor}. Train it longer; for a "
-            "checkpoint, check `mean`, `std` and `outputs`."
+            f"The source model, {source.model}, classifies {source.clean} correctly, {poor}. Train it longer; if it "
+            "is a checkpoint that was better before, check `mean`, `std` and `outputs`."
         )
     elif top.success is not None and top.success.mean < LOW_SUCCESS:
         yield Remark(
@@ -182,9 +184,9 @@ def _limits(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
     if f"{top.kind}, leakage only" not in [control.kind for control in controls]:
         data, learner = split_name(top.trained_on)[0], top.base
         yield Remark(
-            "No control measures how much of this is leakage. To measure it, add this and run the file again (finished "
-            "work is kept).",
-            f"evaluations:\n  leakage-{data}: {{leakage: {data}, learner: {learner}}}",
+            "No control measures how much of this is leakage. One more training does: add this line below "
+            "`evaluations:` and run the file again.",
+            f"  leakage-{data}: {{leakage: {data}, learner: {learner}, controls: [leakage]}}",
         )
     if top.clean.seeds == 1:
         yield Remark(

@@ -235,7 +235,7 @@ def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
         if callable(ours):
             ours(signal.SIGTERM, None)
         raise
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a bare one where its processes are slow to start
         ray.shutdown()
         raise BadInput(_why_not(error, address)) from error
     finally:
@@ -273,6 +273,8 @@ def _why_not(error: Exception, address: str | None) -> str:
     elif port := re.search(r"specified port is (\d+)", said):
         set_ = " (of RAY_GCS_SERVER_PORT)" if os.environ.get("RAY_GCS_SERVER_PORT") == port[1] else ""
         why = f"port {port[1]}{set_} is taken; end what listens there, or name another"
+    elif "timed out" in said:
+        why = "its processes were too slow to start, as on a busy machine; run again"
     elif isinstance(error, OSError):
         why = f"{reason_of(error)}; if that is its folder, name another in RAY_TMPDIR"
     else:

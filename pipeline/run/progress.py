@@ -30,7 +30,7 @@ BAR, BAR_FROM = 12, 72
 
 
 def rate(progress: Progress, last: float | None = None) -> float | None:
-    """Images per second from a node's first shard or epoch in this run to its last one so far.
+    """Images per second: of a training at work, of its last epoch; else from a node's first shard to its last so far.
 
     Args:
         progress: of the node.
@@ -38,6 +38,8 @@ def rate(progress: Progress, last: float | None = None) -> float | None:
     """
     if progress.started is None or not progress.images or (last is None and progress.seconds is None):
         return None
+    if last is not None and (speed := progress.last.get("images_per_second")):
+        return float(speed)  # the first epoch came late: until then, the worker started
     seconds = progress.seconds if last is None else last - progress.started
     return progress.images / max(1e-9, seconds or 0.0)
 

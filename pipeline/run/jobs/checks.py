@@ -59,7 +59,11 @@ def refuse_model(place: str, node: Node, model: Mapping[str, Any], dataset: Mapp
     if shape is not None and list(design["shape"]) != list(shape):
         sizes = ["×".join(map(str, s)) for s in (design["shape"], shape)]
         has_shape = hasattr(node.recipe, "shape")
-        hint = f": if its network takes these, too, give it `shape: {list(shape)}`" if has_shape else ""
+        hint = (
+            f": if its network takes these, too, give it `shape: {list(shape)}`; if not, resize the images"
+            if has_shape
+            else ""
+        )
         raise BadInput(f"{place}: {node.name} takes images of {sizes[0]}, the dataset has {sizes[1]}{hint}")
 
 

@@ -70,9 +70,19 @@ def test_without_a_robust_model_its_controls_are_left_out():
     assert found["evaluations/leak"].recipe.models == ["learner", "learner.leakage", "learner.top", "learner.bottom"]
 
 
+@pytest.mark.parametrize("asked", [["leakage"], ["probe"], ["robust-source", "top"]])
+def test_only_the_controls_asked_for_are_made(asked):
+    found = nodes(experiment(controls=asked))
+    assert set(found["evaluations/leak"].recipe.models) == {"learner", *(f"learner.{control}" for control in asked)}
+    sets = {name for name in found if name.startswith("datasets/rand.")}
+    assert sets == {f"datasets/rand.{control}" for control in asked if control != "probe"}
+
+
 @pytest.mark.parametrize(
     ("leak", "sentence"),
     [
+        ({"controls": []}, "evaluations.leak.controls: "),
+        ({"controls": ["probes"]}, "evaluations.leak.controls.0: must be 'leakage', 'top', 'bottom', 'probe' or"),
         ({"leakage": "clean"}, "evaluations.leak.leakage: names 'clean', which is no dataset made by an attack"),
         ({"learner": "nobody"}, "evaluations.leak.learner: names 'nobody', which is no model that is trained"),
         ({"lerner": "x"}, "evaluations.leak.lerner: unknown key, known keys: leakage, learner"),

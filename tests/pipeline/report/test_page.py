@@ -349,20 +349,18 @@ def test_sections_without_data_are_left_out(tmp_path):
 def test_the_verdict_names_the_strictest_learner_its_interval_and_chance(whole):
     text = Seen(whole).text
     assert "each under a wrong label, from_other classifies 90.0 % of the untouched test images correctly" in text
-    assert (
-        "(88.0 % – 92.0 %), where chance is 10.0 %: without a leakage-only control, the share of leakage is unknown."
-        in text
-    )
+    assert "(88.0 % – 92.0 %), where chance is 10.0 %: without the attack, from_control reaches 5.0 %; how much" in text
+    assert "how much of it is leakage is unknown without a leakage-only control." in text
     assert "The same labels on untouched images give 5.0 %: the labels alone do not explain the result." in text
 
 
 def test_a_learner_at_chance_learned_nothing_and_labels_that_do_as_much_are_said_to(tmp_path):
     models = small("from_other", "from_control")
     nothing = Seen(render(tmp_path, models, {"from_other": 0.11, "from_control": 0.08})).text
-    assert "no better than chance, so there is no sign that it learned anything that generalises" in nothing
+    assert "no better than chance; without the attack, from_control reaches 8.0 %, so there is no sign" in nothing
     assert "The same labels on untouched images give 8.0 % (6.0 % – 10.0 %)." in nothing
-    constant = Seen(render(tmp_path, models, {"from_other": 0.13})).text
-    assert "no better than a constant prediction (12.0 %), so there is no sign" in constant
+    constant = Seen(render(tmp_path, models, {"from_other": 0.13, "from_control": 0.12})).text
+    assert "no better than a constant prediction (12.0 %); without the attack, from_control reaches 12.0 %" in constant
     both = Seen(render(tmp_path, models, {"from_other": 0.11, "from_control": 0.01})).text
     assert "no better than chance; without the attack, from_control reaches 1.0 %, so the perturbations changed" in both
     text = Seen(render(tmp_path, models, {"from_other": 0.5, "from_control": 0.49})).text
@@ -432,7 +430,7 @@ def test_what_is_missing_is_named_with_what_to_add_and_what_is_added_makes_it(tm
     assert "The test set has only 400 images: a difference of less than about 2.8 points" in text
     control, seeds = (yaml.safe_load(part) for part in re.findall("<pre[^>]*>([^<]*)</pre><button", html)[:2])
     assert seeds == {"seeds": [0, 1, 2]}
-    evaluations = experiment["evaluations"] | control["evaluations"]
+    evaluations = experiment["evaluations"] | control
     made = {node.id for node in build(parse({**experiment, **seeds, "evaluations": evaluations}))}
     assert {"models/from_other.leakage@seed=0", "models/from_other.leakage@seed=2"} <= made
     with_control = Seen(render(tmp_path, small("from_rand", "from_rand.leakage"), {"from_rand.leakage": 0.05})).text
@@ -917,7 +915,7 @@ def test_a_gallery_shows_the_original_the_magnified_change_and_the_saved_image(f
     assert made is not None
     reached, missed = made.groups
     assert len(reached.cards) == gallery.REACHED and len(missed.cards) == gallery.MISSED
-    assert reached.title == "Reached the target: the first 6 of 10 in train-000000, one of each class first"
+    assert reached.title == "Reached the target: 6 of 10 in shard train-000000, the first of each class before others"
     assert {card.truth for card in reached.cards} == {CLASSES[i] for i in (0, 2, 4, 6, 8)}
     card = missed.cards[1]
     before, after = (unpack("train-000000", shard_of(found.nodes[f"datasets/{n}"]), 3) for n in ("clean", "other"))

@@ -307,6 +307,11 @@ def test_ray_that_cannot_begin_is_said_with_what_to_change(tiny, write, tmp_path
             "Ray cannot begin: port 45454 is taken; end what listens there",
         ),
         (
+            Exception("The current node timed out during startup. This could happen because some of the raylet"),
+            None,
+            "Ray cannot begin: its processes were too slow to start, as on a busy machine; run again; or do without it",
+        ),
+        (
             RuntimeError("Version mismatch:\nRay: 2.1\nRay: 2.60"),
             "h:1",
             "--address h:1: Version mismatch: Ray: 2.1 Ray",
