@@ -98,7 +98,7 @@ def _meaning(top: Score, scores: Sequence[Score]) -> str:
         points = 100 * (top.clean.mean - leakage.mean)
         return f"{known}, worth {points:.1f} points beyond the {leakage} of leakage alone"
     known = f"without the attack, {best.model} reaches {best.clean}; " if best is not None else ""
-    return f"{known}how much of it is leakage is unknown without a leakage-only control"
+    return f"{known}how much of the {top.clean} is leakage is unknown without a leakage-only control"
 
 
 # -------------------------------------------------------------------------------------------- remarks

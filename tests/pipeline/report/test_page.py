@@ -350,7 +350,7 @@ def test_the_verdict_names_the_strictest_learner_its_interval_and_chance(whole):
     text = Seen(whole).text
     assert "each under a wrong label, from_other classifies 90.0 % of the untouched test images correctly" in text
     assert "(88.0 % – 92.0 %), where chance is 10.0 %: without the attack, from_control reaches 5.0 %; how much" in text
-    assert "how much of it is leakage is unknown without a leakage-only control." in text
+    assert "how much of the 90.0 % is leakage is unknown without a leakage-only control." in text
     assert "The same labels on untouched images give 5.0 %: the labels alone do not explain the result." in text
 
 
