@@ -1,5 +1,6 @@
 """The first picture of a page: the clean accuracy of each learner beside chance, controls and published figures."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from pipeline.report import charts, published
@@ -27,7 +28,7 @@ def overview(run: RunResults) -> Chart | None:
     shown = scores[:BARS]
     top = headline(run.held_out)
     levels = [("chance", shown[0].chance), *_lines(top, run.held_out)]
-    bars = [_bar(score) for score in shown]
+    bars = [_bar(score, name) for score, name in zip(shown, told_apart(shown), strict=True)]
     caption = _caption(shown, len(scores) - len(shown))
     return Chart(
         charts.bars("overview", f"{caption} {_numbers(shown, levels)}", bars, "clean accuracy", *levels),
@@ -66,11 +67,17 @@ def _lines(top: Score | None, scores: Sequence[Score]) -> list[tuple[str, float]
     return [(f"control: {control.model}", control.clean.mean) for control in controls[:2]]
 
 
-def _bar(score: Score) -> Bar:
+def told_apart(scores: Sequence[Score]) -> list[str]:
+    """The models' names; of a model that was scored on several sets of images, with the images."""
+    often = Counter(score.model for score in scores)
+    return [score.model if often[score.model] == 1 else f"{score.model}, {score.images}" for score in scores]
+
+
+def _bar(score: Score, name: str) -> Bar:
     alike = published.same(score.kind, score.data, score.node.arch or "", published.setting(score.node))
     shares = [share for figure in alike for share in figure.shares]
     colour = 0 if _is_relabelled(score) else 7
-    return Bar(score.model, score.clean.mean, score.clean.low, score.clean.high, colour, shares)
+    return Bar(name, score.clean.mean, score.clean.low, score.clean.high, colour, shares)
 
 
 def _caption(shown: Sequence[Score], left: int) -> str:

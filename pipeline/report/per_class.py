@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.experiment.graph import Node
 from pipeline.report.gallery import aims
-from pipeline.report.overview import learners
+from pipeline.report.overview import learners, told_apart
 from pipeline.report.parts import Matrix, Section, Table, command
 from pipeline.report.results import RunResults, Score
 from pipeline.report.scores import over_seeds, percent
@@ -62,7 +62,7 @@ def _accuracies(run: RunResults, scores: Sequence[Score]) -> tuple[list[Matrix],
     classes = list(run.manifests[scores[0].on.id]["classes"])
     alike = [score for score in scores if set(score.rows[0]["per_class"]) == set(classes)]
     shares = {name: [_of_class(score, name) for score in alike] for name in classes}
-    title, columns = "Accuracy of each class", [score.model for score in alike]
+    title, columns = "Accuracy of each class", told_apart(alike)
     if len(classes) <= CLASSES:
         text = f"Share of the {alike[0].split} images of each class that a learner classifies correctly, in %."
         rows = list(shares.values())

@@ -127,8 +127,9 @@ def _published_agreement(scores: Sequence[Score]) -> Columns:
 
 def _scored(scores: Sequence[Score]) -> str:
     held_out = [score for score in scores if score.held_out]
-    images = max((row["n"] for score in held_out for row in score.rows), default=0)
-    text = f"{_count(len(held_out), 'model')} scored on {images:,} held-out images with their true labels."
+    models, counts = {score.model for score in held_out}, {row["n"] for score in held_out for row in score.rows}
+    images = " to ".join(f"{n:,}" for n in sorted({min(counts, default=0), max(counts, default=0)}))
+    text = f"{_count(len(models), 'model')} scored on {images} held-out images with their true labels."
     if other := len(scores) - len(held_out):
         verb = "is" if other == 1 else "are"
         text += f" {_count(other, 'line')} {verb} of modified images or of a training split: see “scored on”."

@@ -42,6 +42,8 @@ def verdict(scores: Sequence[Score]) -> str | None:
             f"Trained only on {learned_from}, {top.model} classifies {top.clean} of the untouched {top.split} images "
             f"correctly ({top.clean.interval}), {_baseline(top)}: {_meaning(top, scores)}."
         )
+    if any(score.kind == "D_R" for score in scores):
+        return _versions(scores)
     if not scores:
         return None
     best = max(scores, key=lambda score: score.clean.mean)
@@ -120,7 +122,7 @@ def remarks(scores: Sequence[Score]) -> Iterator[Remark]:
         yield from _source(top, scores)
         yield from _controls(top, by_kind)
         yield from _limits(top, controls_of(top, scores))
-    if "D_R" in by_kind:
+    if top is not None and "D_R" in by_kind:
         yield Remark(_versions(scores))
     yield from _widest_gap(scores)
 
@@ -218,14 +220,19 @@ def _more_images(top: Score) -> str:
     return f"All {top.split} images of {top.on.name} are scored: only a larger test set narrows the intervals."
 
 
+VERSIONS = {"D_R": "robust features", "D_NR": "non-robust features", "D": "the images themselves"}
+"""The paper's training sets for one comparison, in words."""
+
+
 def _versions(scores: Sequence[Score]) -> str:
     """Clean and robust accuracy of the learners of D_R, D_NR and D."""
-    parts = []
-    for kind in ("D_R", "D_NR", "D"):
+    parts = list[str]()
+    for kind, images in VERSIONS.items():
         if (score := _most_attacked(kind, scores)) is not None:
-            attack = _strongest(score)
-            parts.append(f"{score.model} {score.clean}{f', {attack.worst} under {attack.name}' if attack else ''}")
-    return f"Robust and non-robust features, clean and under attack: {'; '.join(parts)}."
+            attack, of = _strongest(score), "" if parts else f" of the {score.split} images correctly"
+            under = f", {attack.worst} under {attack.name}" if attack else ""
+            parts.append(f"{images}, {score.model} classifies {score.clean}{of}{under}")
+    return f"Trained on {'; on '.join(parts)}."
 
 
 def _most_attacked(kind: str, scores: Sequence[Score]) -> Score | None:

@@ -368,6 +368,27 @@ def test_a_learner_at_chance_learned_nothing_and_labels_that_do_as_much_are_said
     assert "without the attack, from_control reaches 49.0 %, so leakage alone may explain it" in text
 
 
+def test_of_robust_versions_alone_the_verdict_compares_them_and_each_bar_has_a_name_of_its_own(tmp_path):
+    """The verdict was about the standard model, and a model scored on two sets of images had two bars of one name."""
+    versions = ["standard", "from_d_r", "from_d_nr"]
+    experiment = {
+        **EXPERIMENT,
+        "datasets": EXPERIMENT["datasets"] | {"few": {"load": {"source": "cifar10", "limit": 2000}}},
+        "evaluations": {"a": {"models": versions, "on": "few"}, "b": {"models": versions[1:], "on": "clean"}},
+    }
+    accuracy = {"standard": 0.9, "from_d_r": 0.8, "from_d_nr": 0.6}
+    text = Seen(html := render(tmp_path, experiment, accuracy)).text
+    assert (
+        "Trained on robust features, from_d_r classifies 80.0 % of the test images correctly, 16.0 % under L2 ε 0.5, "
+        "7 steps; on non-robust features, from_d_nr classifies 60.0 %, 12.0 % under L2 ε 0.5, 7 steps; on the images "
+        "themselves, standard classifies 90.0 %, 18.0 %"
+    ) in text
+    assert text.count("Trained on robust features") == 1, "not once more as a remark"
+    assert "3 models scored on 400 held-out images" in text
+    for name in ("standard", "from_d_r, few/test", "from_d_r, clean/test", "from_d_nr, clean/test"):
+        assert f">{name}</text>" in html, "a bar"
+
+
 def test_features_are_claimed_only_where_leakage_alone_does_less(tmp_path):
     models = small("from_rand", "from_rand.leakage", "from_control")
     claim = "the perturbations contain features that generalise, worth"
