@@ -190,7 +190,7 @@ def test_a_class_is_found_by_name_in_any_case_or_by_number():
 
 def test_of_many_classes_the_first_are_named():
     with pytest.raises(BadInput, match=r"they are class 0, .*class 9, …$"):
-        picture.class_number("zebra", [f"class {i}" for i in range(11)])
+        picture.class_number("zebra", [f"class {i}" for i in range(12)])
 
 
 @pytest.mark.parametrize("name", ["$5 bill $", "猫", "\x1b[2J", "\udcff", "a\nb", "x" * 400])
