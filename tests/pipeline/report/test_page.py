@@ -714,7 +714,8 @@ def test_models_are_compared_under_the_largest_radius_whatever_was_evaluated_fir
         ],
     )
     text = Seen(render(tmp_path, experiment)).text
-    assert "from_d_r 80.0 %, 16.0 % under L2 ε 0.5, 7 steps; standard 80.0 %, 16.0 % under L2 ε 0.5, 7 steps." in text
+    assert "from_d_r classifies 80.0 % of the test images correctly, 16.0 % under L2 ε 0.5, 7 steps; on the" in text
+    assert "the images themselves, standard classifies 80.0 %, 16.0 % under L2 ε 0.5, 7 steps." in text
     assert "80.0 % on average (noise of length ε, clipped to [0, 1]) and 16.0 % under L2 ε 0.5" in text
 
 
