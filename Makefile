@@ -37,7 +37,7 @@ docs: $(VENV)/.dev ## Write docs/experiment-file.md and the schema from the mode
 	$(BIN)/python docs/make_figures.py
 
 figures: $(VENV)/.dev ## Run the experiments in FIGURES (digits), record them, write their tables.
-	NOTBUGS_STORE=$(STORE) $(BIN)/python docs/make_figures.py $(FIGURES) $(ONLY:%=--only=%) $(SEEDS:%=--seed=%)
+	NOTBUGS_STORE=$(STORE) $(BIN)/python docs/make_figures.py $(FIGURES) $(ONLY:%=--only=%)
 
 pictures: $(VENV)/.dev ## Draw the README's terminal and page from the latest run in STORE; needs chromium.
 	$(BIN)/python docs/make_pictures.py $(STORE)

@@ -60,15 +60,19 @@ def measured(arch: str, seconds: float) -> float:
     model = on_device(Classifier(Design(arch, 10, (3, 32, 32), (0.5,) * 3, (0.25,) * 3), Path.cwd())).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     images, labels = torch.rand(BATCH, 3, 32, 32), torch.randint(0, 10, (BATCH,))
-    steps, started = -1, time.perf_counter()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
     with threads(THREADS):
-        while steps < 1 or time.perf_counter() - started < seconds:
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
+        step()
+        steps, started = 0, time.perf_counter()
+        while not steps or time.perf_counter() - started < seconds:
+            step()
             steps += 1
-            started = time.perf_counter() if steps == 0 else started
-    return steps * BATCH / (time.perf_counter() - started)
+        return steps * BATCH / (time.perf_counter() - started)
 
 
 @contextmanager

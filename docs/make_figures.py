@@ -1,9 +1,8 @@
 """Run experiments, record their results, and write the tables of the documents from the records.
 
-A record, docs/figures/NAME.json, has the versions and rows of `notbugs show --json`, the seeds if they are not those of
-the configuration, and the commit that made each evaluation. A table is marked by the line `<!-- table:NAME -->` above
-its block. tests/test_docs.py compares the tables with the records, and the versions in the records with those that the
-configurations have now.
+A record, docs/figures/NAME.json, has the versions and rows of `notbugs show --json`, and the commit that made each
+evaluation. A table is marked by the line `<!-- table:NAME -->` above its block. tests/test_docs.py compares the tables
+with the records, and the versions in the records with those that the configurations have now.
 """
 
 import json
@@ -30,10 +29,9 @@ Record = dict[str, Any]
 @click.command(help=__doc__)
 @click.argument("names", nargs=-1)
 @click.option("--only", multiple=True, help="This evaluation alone; what is recorded of others stays.")
-@click.option("--seed", "seeds", multiple=True, type=int, help="In place of the seeds of the configuration.")
-def main(names: tuple[str, ...], only: tuple[str, ...], seeds: tuple[int, ...]) -> None:
+def main(names: tuple[str, ...], only: tuple[str, ...]) -> None:
     for name in names:
-        record(name, only, seeds)
+        record(name, only)
     for page in pages():
         before = page.read_text(encoding="utf-8")
         if (after := rendered(before)) != before:
@@ -56,21 +54,14 @@ def rendered(page: str) -> str:
     return TABLE.sub(lambda found: f"{found[1]}{found[2]}{tables.result_text(read(found[1])['rows'])}\n", page)
 
 
-def written(name: str, seeds: Sequence[int]) -> str:
-    """A configuration, with other seeds if any are given."""
-    text = (ROOT / f"configs/{name}.yaml").read_text(encoding="utf-8")
-    return re.sub(r"^seeds: .*$", "", text, flags=re.MULTILINE) + f"seeds: {list(seeds)}\n" if seeds else text
-
-
-def record(name: str, only: Sequence[str], seeds: Sequence[int]) -> None:
+def record(name: str, only: Sequence[str]) -> None:
     """Make what the default store lacks of an experiment, and record its results."""
     notbugs = str(Path(sys.executable).with_name("notbugs"))
     options = ["--engine", "inline", *(f"--only={evaluation}" for evaluation in only)]
-    subprocess.run([notbugs, "run", "-", *options], cwd=ROOT, check=True, input=written(name, seeds), text=True)
+    subprocess.run([notbugs, "run", f"configs/{name}.yaml", *options], cwd=ROOT, check=True)
     shown = json.loads(_output(notbugs, "show", name, "--json"))
     commit = _output("git", "describe", "--always", "--dirty").strip()
     made = {
-        "seeds": list(seeds),
         "commits": dict.fromkeys((row["evaluation"] for row in shown["rows"]), commit),
         "versions": {node: progress["version"] for node, progress in shown["nodes"].items()},
         "rows": [{key: value for key, value in row.items() if key not in UNUSED} for row in shown["rows"]],
@@ -84,16 +75,12 @@ def record(name: str, only: Sequence[str], seeds: Sequence[int]) -> None:
 def joined(before: Record, made: Record) -> Record:
     """Two records of parts of one experiment as one; of an evaluation in both, the newer rows.
 
-    Where a node has another version now, or seeds differ, the experiment has changed, and nothing is kept of the older
-    record.
+    Where a node has another version now, the experiment has changed, and nothing is kept of the older record.
     """
-    if before["seeds"] != made["seeds"] or any(
-        made["versions"].get(node, version) != version for node, version in before["versions"].items()
-    ):
+    if any(made["versions"].get(node, version) != version for node, version in before["versions"].items()):
         return made
     others = [row for row in before["rows"] if row["evaluation"] not in made["commits"]]
     return {
-        "seeds": made["seeds"],
         "commits": before["commits"] | made["commits"],
         "versions": before["versions"] | made["versions"],
         "rows": sorted(others + made["rows"], key=lambda row: str(row["evaluation"])),
