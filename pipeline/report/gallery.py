@@ -120,7 +120,8 @@ def _chosen(there: Mapping[int, Sample], shard: str, aimed: bool) -> list[tuple[
         fitting = [(key, classes[key]) for key, one in there.items() if bool(one.facts.attack["success"]) == reached]
         keys = one_per_class(fitting, most)
         rule = f"{len(keys)} of {len(fitting):,} in shard {shard}, the first of each class before others"
-        chosen.append((f"{word} the target: {rule if keys else f'none of {len(there):,} in shard {shard}'}", keys))
+        none = f"none of the {len(there):,} images read of shard {shard}"
+        chosen.append((f"{word} the target: {rule if keys else none}", keys))
     return chosen
 
 
