@@ -3,6 +3,7 @@
 import copy
 import os
 import subprocess
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,16 @@ settings.register_profile("notbugs", deadline=None, derandomize=True, max_exampl
 settings.load_profile("notbugs")
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@pytest.fixture(autouse=True)
+def no_run_goes_on() -> Iterator[None]:
+    """A test ends the runs that it began: their signs of life would reach the stores of later tests."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name in ("record", "removal"):
+            thread.join(10)
+            assert not thread.is_alive(), f"the thread {thread.name!r} of a run goes on after its test"
 
 
 @pytest.fixture

@@ -381,7 +381,10 @@ def test_a_run_that_is_told_to_end_says_what_is_kept_and_how_to_go_on(
 def test_ctrl_c_is_answered_before_what_takes_time(tmp_path, monkeypatch, ctrl_c):
     """A store that is away keeps the record's last write waiting for minutes, and Ray takes seconds to end."""
     monkeypatch.setattr(runs.Run, "_make_shards", told(signal.SIGINT))
-    monkeypatch.setattr(runs.Record, "end", lambda record, state: echo(f"record {state}", err=True))
+    end = runs.Record.end
+    monkeypatch.setattr(
+        runs.Record, "end", lambda record, state: (echo(f"record {state}", err=True), end(record, state))
+    )
     monkeypatch.setattr(engines.Inline, "close", lambda engine: echo("engine closed", err=True))
     file = tmp_path / "loaded.yaml"
     file.write_text(yaml.safe_dump(LOADED))
