@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+import textwrap
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +38,28 @@ class Start:
     Attributes:
         title: the comment at the top.
         load: how images are read.
+        shape: channels, height and width of the images.
         eps, step_size, steps: the attack, in pixel units; a step without a size is a fifth of eps.
-        source: the source model, as YAML.
-        learner: the learners' training, as YAML without `on`.
+        arch: network of the source model.
+        weights: those of the source model, which then needs no training.
+        source: its training, as YAML without `on` and `arch`.
+        learner_arch: network of the learners.
+        learner: their training, likewise.
         notes: comment on the networks.
     """
 
     title: str
     load: Recipe
+    shape: tuple[int, int, int]
     eps: float
     step_size: float | None
     steps: int
+    arch: str
     source: str
+    learner_arch: str
     learner: str
     notes: str
+    weights: str | None = None
 
     @property
     def tested(self) -> bool:
@@ -58,79 +67,124 @@ class Start:
         splits = self.load.get("splits") or self.load.get("files") or {"test": ""}
         return "test" in splits or "test_share" in self.load
 
+    def of(self, arch: str | None, weights: str | None) -> "Start":
+        """The same with another network: of all models, or of the source model alone if it has weights.
 
-TRAIN = "{{train: {{on: clean, {}}}}}"
+        Raises:
+            BadInput: there are weights without their network.
+        """
+        if weights is not None:
+            if arch is None:
+                raise BadInput("--weights needs --arch, the network that they belong to")
+            return replace(self, arch=arch, weights=weights, notes=CHECKPOINT)
+        return self if arch is None else replace(self, arch=arch, learner_arch=arch, weights=None, notes=OWN)
 
-SLIM = "arch: slim_resnet, nesterov: true, schedule: triangular, warmup: 0.23"
+
+CHECKPOINT = (
+    "The checkpoint. Its clean accuracy shows whether it was read correctly. If images were normalised in its "
+    "training, add `mean` and `std`, such as mean: [0.5, 0.5, 0.5]. Output i stands for class i."
+)
+
+OWN = "Two different networks make the stronger test. docs/experiment-file.md lists those that are there."
+
+SLIM = "nesterov: true, schedule: triangular, warmup: 0.23"
 
 
 def _digits() -> Start:
-    train = "arch: small_cnn, threads: 1"
     return Start(
-        "scikit-learn's handwritten digits: 10 classes, grey, 8 × 8 pixels. Takes about a minute on two cores.",
-        {"source": "sklearn-digits", "shard_size": 360},
-        1.5, None, 50,
-        TRAIN.format(f"{train}, epochs: 20, lr: 0.05"),
-        f"{train}, epochs: 30, lr: 0.02",
-        "A small network.",
-    )  # fmt: skip
+        title="scikit-learn's handwritten digits: 10 classes, grey, 8 × 8 pixels. Takes about a minute on two cores.",
+        load={"source": "sklearn-digits", "shard_size": 360},
+        shape=(1, 8, 8),
+        eps=1.5,
+        step_size=None,
+        steps=50,
+        arch="small_cnn",
+        source="threads: 1, epochs: 20, lr: 0.05",
+        learner_arch="small_cnn",
+        learner="threads: 1, epochs: 30, lr: 0.02",
+        notes="A small network.",
+    )
 
 
 def _cifar10() -> Start:
     return Start(
-        "CIFAR-10: 10 classes, colour, 32 × 32 pixels, downloaded if --data lacks it. ε is the paper's.",
-        {"source": "cifar10"},
-        0.5, 0.15, 12,
-        TRAIN.format(f"{SLIM}, epochs: 10, batch_size: 500, lr: 0.5, augment: shift-flip"),
-        f"{SLIM}, epochs: 16, batch_size: 125, lr: 0.1, augment: flip",
-        "The network and rates of configs/cifar10.yaml; learners need a lower rate.",
-    )  # fmt: skip
+        title="CIFAR-10: 10 classes, colour, 32 × 32 pixels, downloaded if --data lacks it. ε is the paper's.",
+        load={"source": "cifar10"},
+        shape=(3, 32, 32),
+        eps=0.5,
+        step_size=0.15,
+        steps=12,
+        arch="slim_resnet",
+        source=f"{SLIM}, epochs: 10, batch_size: 500, lr: 0.5, augment: shift-flip",
+        learner_arch="slim_resnet",
+        learner=f"{SLIM}, epochs: 16, batch_size: 125, lr: 0.1, augment: flip",
+        notes="The network and rates of configs/cifar10.yaml; learners need a lower rate.",
+    )
 
 
 def _imagenet(root: str) -> Start:
+    training = "epochs: 90, batch_size: 256, lr: 0.1, schedule: steps, milestones: [30, 60]"
     return Start(
-        f"ImageNet in {root}: 1,000 classes at 224 × 224 pixels, a pretrained source model. For GPUs.",
-        {"source": "image-folder", "root": root, "resize": 256, "crop": LARGE},
-        3.0, 0.1, 100,
-        "{pretrained: {arch: resnet50, weights: IMAGENET1K_V1}}",
-        "arch: resnet50, epochs: 90, batch_size: 256, lr: 0.1, schedule: steps, milestones: [30, 60]",
-        "torchvision's ResNet-50; `notbugs plan FILE --cost --gpus 8` estimates the time.",
-    )  # fmt: skip
+        title=f"ImageNet in {root}: 1,000 classes at 224 × 224 pixels, a pretrained source model. For GPUs.",
+        load={"source": "image-folder", "root": root, "resize": 256, "crop": LARGE},
+        shape=(3, LARGE, LARGE),
+        eps=3.0,
+        step_size=0.1,
+        steps=100,
+        arch="resnet50",
+        weights="IMAGENET1K_V1",
+        source=training,
+        learner_arch="resnet50",
+        learner=training,
+        notes="torchvision's ResNet-50; `notbugs plan FILE --cost --gpus 8` estimates the time.",
+    )
 
 
-def _images(found: Found) -> Start:
+def _images(found: Found, size: int | None) -> Start:
     least, most = found.sides
-    side = least if least <= SMALL else MIDDLE
+    side = size or (least if least <= SMALL else MIDDLE)
     geometry: Recipe = {"crop": side} if found.uniform and least == side else {"resize": side, "crop": side}
     shard = max(50, min(1000, sum(found.counts.values()) // 8))
     sized = f"{least}" if least == most else f"{least} to {most}"
     counts = " and ".join(f"{count:,} {split}" for split, count in found.counts.items())
     names = "classes" if len(found.classes) > 1 else "class"
-    eps = round((1.5 * side / 28) if found.grey else (0.5 * side / 32), 2)
     batch = 2 ** max(1, int(math.log2(max(1, min(128, found.counts.get("train", 1) // 8)))))
-    train = f"arch: {'small_cnn' if side <= SMALL else 'fast_resnet'}, batch_size: {batch}, augment: flip"
+    arch, channels = "small_cnn" if side <= SMALL else "fast_resnet", 1 if found.grey else 3
     return Start(
-        f"{len(found.classes):,} {names} ({some(found.classes, 3)}), {counts} images, "
+        title=f"{len(found.classes):,} {names} ({some(found.classes, 3)}), {counts} images, "
         f"{'grey' if found.grey else 'colour'}, {sized} pixels on the shorter side.",
-        {**found.recipe, **geometry, "channels": 1 if found.grey else 3, "shard_size": shard},
-        eps, None, 30,
-        TRAIN.format(f"{train}, epochs: 20, lr: 0.05"),
-        f"{train}, epochs: 30, lr: 0.02",
-        "A network of this project for small images; torchvision's classifiers and your own go here, too.",
-    )  # fmt: skip
+        load={**found.recipe, **geometry, "channels": channels, "shard_size": shard},
+        shape=(channels, side, side),
+        eps=round((1.5 * side / 28) if found.grey else (0.5 * side / 32), 2),
+        step_size=None,
+        steps=30,
+        arch=arch,
+        source=f"batch_size: {batch}, augment: flip, epochs: 20, lr: 0.05",
+        learner_arch=arch,
+        learner=f"batch_size: {batch}, augment: flip, epochs: 30, lr: 0.02",
+        notes="A network of this project for small images; torchvision's classifiers and your own go here, too.",
+    )
 
 
-def start(kind: str | None, place: str | None, data: Path) -> Start:
+def start(kind: str | None, place: str | None, data: Path, size: int | None = None) -> Start:
     """Choose an experiment for a kind of images, or for what lies in a folder.
 
     Args:
         kind: one of `KINDS`; by default what lies in the folder, and the digits where nothing does.
         place: the images, as for `recipe_for`; by default the folder itself, or the only source in it.
         data: the folder.
+        size: side of the images in pixels; by default it is chosen from theirs.
 
     Raises:
-        BadInput: no images are there.
+        BadInput: no images are there, or those of this kind have one size.
     """
+    begun = _start(kind, place, data, size)
+    if size is not None and begun.shape[1:] != (size, size):
+        raise BadInput(f"--size: these images are taken at {begun.shape[1]} × {begun.shape[2]} pixels; leave it out")
+    return begun
+
+
+def _start(kind: str | None, place: str | None, data: Path, size: int | None) -> Start:
     if kind == "digits" or (kind is None and place is None and not _anything(data)):
         return _digits()
     if kind == "cifar10" or (kind is None and (data / "cifar-10-batches-py").is_dir()):
@@ -146,7 +200,7 @@ def start(kind: str | None, place: str | None, data: Path) -> Start:
         recipe["test_share"] = SHARE
     found = look(recipe, data)
     whole = folder and len(found.classes) == IMAGENET
-    return _imagenet(place) if whole and kind is None else _images(found)
+    return _imagenet(place) if whole and kind is None and size is None else _images(found, size)
 
 
 def _anything(data: Path) -> bool:
@@ -192,15 +246,25 @@ def as_yaml(name: str, begun: Start, where: str = "") -> str:
     if not re.fullmatch(PLAIN, name):
         raise BadInput(f"{name!r} cannot name an experiment: use letters, digits, `_`, `.` and `-`")
     values = {**asdict(begun), "load": _flow(begun.load), "split": "test" if begun.tested else "train"}
+    values |= {"standard": _standard(begun), "learner_arch": _flow(begun.learner_arch)}
+    values["notes"] = textwrap.wrap(begun.notes, 100)
     template = Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True)
     return str(template.render(values, name=name, schema=SCHEMA, where=where))
+
+
+def _standard(begun: Start) -> str:
+    """The source model, as YAML."""
+    if begun.weights is None:
+        return f"{{train: {{on: clean, arch: {_flow(begun.arch)}, {begun.source}}}}}"
+    shape = {} if begun.shape == (3, LARGE, LARGE) else {"shape": begun.shape}
+    return _flow({"pretrained": {"arch": begun.arch, "weights": begun.weights, **shape}})
 
 
 def _flow(value: Any) -> str:
     """A value as YAML in one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_flow(inner)}" for key, inner in value.items()) + "}"
-    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z./][\w./-]*", value)
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z./][\w./-]*(:[A-Za-z_][\w.]*)?", value)
     return value if plain and not _reserved(value) else json.dumps(value, ensure_ascii=False)
 
 

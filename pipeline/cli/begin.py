@@ -21,6 +21,9 @@ from pipeline.terminal import echo
 from stages.errors import BadInput
 from stages.recipes import SOURCES, refuse_secrets
 
+EXPERIMENT = "experiment.yaml"
+"""The file that `init` writes unless told otherwise; the experiment then takes the name of its images."""
+
 LISTED = 20
 """Classes up to which their names are printed."""
 
@@ -35,12 +38,27 @@ MARKS = {"good": "ok", "attention": "warn", "broken": "fail"}
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    default="experiment.yaml",
+    default=EXPERIMENT,
     show_default=True,
-    help="The file to write; an existing file is not overwritten.",
+    help="The file to write, and the experiment's name; an existing file is not overwritten.",
 )
+@click.option("--size", type=click.IntRange(1), help="Side of the images in pixels [default: chosen from theirs].")
+@click.option(
+    "--arch",
+    metavar="NETWORK",
+    help="Network of the models: a name, or module:name for your own class or function [default: for the size].",
+)
+@click.option("--weights", metavar="FILE", help="Attack this checkpoint, relative to --data; --arch is its network.")
 @data_option
-def init(kind: str | None, images: str | None, out: Path, data: Path) -> None:
+def init(
+    kind: str | None,
+    images: str | None,
+    out: Path,
+    size: int | None,
+    arch: str | None,
+    weights: str | None,
+    data: Path,
+) -> None:
     """Write a commented experiment file for your images.
 
     Without KIND, for the images in --data: CIFAR-10, ImageNet, an image folder (train/<class>/<image>) or parquet
@@ -55,9 +73,11 @@ def init(kind: str | None, images: str | None, out: Path, data: Path) -> None:
     from pipeline.begin import experiment
     from pipeline.experiment.schema import schema as schema_
 
-    begun = experiment.start(kind, images, data.expanduser())
-    where = "" if begun.load["source"] in ("sklearn-digits", "cifar10") else f" --data {data}"
-    text = experiment.as_yaml(_name_of(images or kind or begun.load.get("root") or begun.load["source"]), begun, where)
+    begun = experiment.start(kind, images, data.expanduser(), size).of(arch, weights)
+    here = begun.load["source"] in ("sklearn-digits", "cifar10") and weights is None
+    where = "" if here else f" --data {data}"
+    named = out.stem if out.name != EXPERIMENT else images or kind or begun.load.get("root") or begun.load["source"]
+    text = experiment.as_yaml(_name_of(named), begun, where)
     spec.parse(yaml12.load(text.encode()))
     _write_new(out, text)
     beside = out.with_name(experiment.SCHEMA)

@@ -1,11 +1,13 @@
 """`notbugs init` writes an experiment for the images at hand that can be planned as it is."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -106,9 +108,50 @@ def test_a_folder_without_a_test_split_gets_one_and_tables_without_one_a_warning
     assert "these are scores of training images" in Path("tables.yaml").read_text()
 
 
+NETS = """
+from torch import nn
+def net(classes, channels):
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+"""
+
+
+@pytest.mark.parametrize("given", ["arch", "weights"])
+def test_a_network_or_a_checkpoint_of_ones_own_takes_its_place_in_the_file(given, here, monkeypatch):
+    photos(here / "data/photos", size=(90, 70))
+    Path("nets_of_init.py").write_text(NETS)
+    monkeypatch.syspath_prepend(str(here))
+    net = importlib.import_module("nets_of_init").net(2, 3)
+    torch.save(net.state_dict(), here / "data/net.pt")
+    weights = ("--weights", "net.pt") if given == "weights" else ()
+    done = init("--images", "photos", "--size", 24, "--arch", "nets_of_init:net", *weights, "--out", "mine.yaml")
+    assert "Next: notbugs plan mine.yaml --data data" in done.output, done.output
+    experiment = spec.read(Path("mine.yaml"))
+    assert experiment.name == "mine" and "eps: 0.38" in Path("mine.yaml").read_text()
+    nodes = {status.node.name: status for status in planned(Path("mine.yaml"), here)}
+    assert nodes["clean"].facts["image_shape"] == [3, 24, 24]
+    assert nodes["standard"].node.stage == ("pretrained" if weights else "train")
+    learner = nodes["from_other"].node.recipe
+    assert learner.arch == ("small_cnn" if weights else "nets_of_init:net"), (
+        "a checkpoint is attacked for another network"
+    )
+    if weights:
+        standard = nodes["standard"].node.recipe
+        assert (standard.arch, standard.weights, standard.shape) == ("nets_of_init:net", "net.pt", [3, 24, 24])
+
+
+@pytest.mark.parametrize("kind", ["digits", "cifar10", "imagenet"])
+def test_a_checkpoint_may_classify_the_known_sets_too(kind, here):
+    assert init(kind, "--arch", "resnet18", "--weights", "net.pt").exit_code == 0
+    (standard,) = [node for node in build(spec.read(Path("experiment.yaml"))) if node.name == "standard"]
+    shape = {"digits": [1, 8, 8], "cifar10": [3, 32, 32], "imagenet": [3, 224, 224]}[kind]
+    assert (standard.recipe.arch, standard.recipe.weights, standard.recipe.shape) == ("resnet18", "net.pt", shape)
+
+
 @pytest.mark.parametrize(
     ("make", "args", "sentence"),
     [
+        (lambda data: None, ("--weights", "net.pt"), "--weights needs --arch, the network that they belong to"),
+        (lambda data: None, ("cifar10", "--size", "30"), "--size: these images are taken at 32 × 32 pixels"),
         (lambda data: (photos(data / "a"), photos(data / "b")), (), "several sources, a, b: name one with --images"),
         (lambda data: data.mkdir(), ("images",), "holds no images; expected train/<class>/<image>, or parquet files"),
         (lambda data: photos(data / "a"), ("--images", "gone"), "gone is neither a folder nor one of cifar10"),
