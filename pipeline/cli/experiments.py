@@ -14,7 +14,7 @@ from pipeline.cli.group import main
 from pipeline.cli.options import check_files_option, data_option, json_option, only_option, run_options, store_option
 from pipeline.cli.output import context_of, print_json, print_results, recorded, refuse_no_place, results_as_json, write
 from pipeline.launch import Prepared, RunOptions, prepare
-from pipeline.terminal import echo, visible
+from pipeline.terminal import duration, echo, visible
 from stages.errors import BadInput
 
 if TYPE_CHECKING:
@@ -346,6 +346,7 @@ def _conclude(store: "Store", run: str, complete: bool, as_json: bool) -> None:
 def status(run: str | None, store: str, as_json: bool) -> None:
     """Show the progress of RUN, or of an experiment's latest run (default: the latest in the store)."""
     from pipeline.report import tables
+    from pipeline.run.runs import in_words
     from pipeline.store import Store
 
     place = Store(store)
@@ -356,9 +357,9 @@ def status(run: str | None, store: str, as_json: bool) -> None:
     echo(f"run {found['run']}: {found['state']}{', ' + found['why'] if 'why' in found else ''}\nstore {place.url}\n")
     lines = []
     for node, p in found["nodes"].items():
-        seconds = f"{p['seconds']} s" if p["seconds"] is not None else ""
+        seconds = duration(p["seconds"]) if p["seconds"] is not None else ""
         count = f"{p['done']} of {p['total']}" if p["total"] else ""
-        lines.append([node, p["state"], count, seconds, _at_work(p), str(p["retries"] or ""), p["why"] or ""])
+        lines.append([node, in_words(p["state"]), count, seconds, _at_work(p), str(p["retries"] or ""), p["why"] or ""])
     head = ["node", "state", "done", "time", "workers busy", "retries", "why"]
     if width:  # a reason is longer than a column
         head, lines = head[:-1], [line[:-1] for line in lines]

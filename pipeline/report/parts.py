@@ -16,13 +16,21 @@ LINES = 200
 
 @dataclass(frozen=True)
 class Chart:
-    """An SVG, its caption, the file name and rows of the numbers behind it, and the command that draws it again."""
+    """An SVG with what stands around it.
+
+    Attributes:
+        text: its caption.
+        name, data: file name and rows of the numbers behind it.
+        again: the command that draws it again.
+        title: above it, if it is one of several that look alike.
+    """
 
     svg: str
     text: str
     name: str
     data: Sequence[Sequence[object]]
     again: str
+    title: str = ""
 
     @property
     def csv(self) -> str:

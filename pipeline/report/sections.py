@@ -42,6 +42,7 @@ from pipeline.report.scores import (
     without_seed,
 )
 from pipeline.run.jobs import JOBS, DatasetJob
+from pipeline.run.runs import in_words
 from pipeline.terminal import duration
 
 CURVES = 6
@@ -258,8 +259,8 @@ def _panel(run: RunResults, number: int, learner: str, panel: Mapping[str, Score
     )
 
 
-def _chart(run: RunResults, name: str, svg: str, text: str, data: Sequence[Sequence[object]]) -> Chart:
-    return Chart(svg, text, name, data, command(run))
+def _chart(run: RunResults, name: str, svg: str, text: str, data: Sequence[Sequence[object]], title: str = "") -> Chart:
+    return Chart(svg, text, name, data, command(run), title)
 
 
 def _points(share: float) -> str:
@@ -374,7 +375,7 @@ def _learning(run: RunResults, number: int, model: Node, metrics: Sequence[Row])
     name = without_seed(model.name)
     relabelled = "on" in model.inputs and model.inputs["on"].relabel is not None
     wrong = " (assigned by a rule, not by the image)" if relabelled else ""
-    text = f"{name}: after {len(metrics)} epochs {percent(metrics[-1]['accuracy'])} on its training labels{wrong}"
+    text = f"After {len(metrics)} epochs {percent(metrics[-1]['accuracy'])} on its training labels{wrong}"
     lines = [Line("training labels", [m["epoch"] for m in metrics], [m["accuracy"] for m in metrics])]
     tested = [(m["epoch"], m["test_accuracy"]) for m in metrics if m.get("test_accuracy") is not None]
     if tested:
@@ -385,8 +386,8 @@ def _learning(run: RunResults, number: int, model: Node, metrics: Sequence[Row])
         lines.append(Line("clean test images", epochs, shares, dashed=True, colour=1))
     text += "."
     drawn = (lines, "epoch", "accuracy")
-    svg = charts.lines(f"learning{number}", text, *drawn)
-    return _chart(run, f"learning-{name}", svg, text, charts.line_data(*drawn))
+    svg = charts.lines(f"learning{number}", f"{name}. {text}", *drawn)
+    return _chart(run, f"learning-{name}", svg, text, charts.line_data(*drawn), name)
 
 
 # ---------------------------------------------------------------------------------------- robustness
@@ -604,7 +605,7 @@ def _state(run: RunResults, node: str) -> str:
     progress = run.run["nodes"][node]
     if progress["state"] == "cached":
         made = run.manifests[node]["made"][:16].replace("T", " ") if node in run.manifests else ""
-        return f"made before, {made}" if made else "made before"
+        return f"there, made {made}" if made else in_words("cached")
     return f"{progress['state']}: {progress['why']}" if progress["why"] else str(progress["state"])
 
 
@@ -633,7 +634,7 @@ def _drawing(run: RunResults, boxes: Mapping[str, Sequence[Node]]) -> Drawing:
     for key, same in boxes.items():
         state = min((run.state(node.id) for node in same), key=ORDER.index)
         spent = sum(run.run["nodes"][node.id]["seconds"] or 0 for node in same)
-        detail = f"{same[0].stage}, {duration(spent) if spent else state}"
+        detail = f"{same[0].stage}, {duration(spent) if spent else in_words(state)}"
         labels[key] = (key.partition("/")[2] + (f" × {len(same)}" if len(same) > 1 else ""), detail, state)
         needs[key] = list(dict.fromkeys(split_name(p.id)[0] for node in same for p in node.inputs.values()))
     return charts.graph(labels, needs)

@@ -20,7 +20,7 @@ from pipeline.run.jobs import JOBS
 from pipeline.run.outlook import Left, Outlook
 from pipeline.run.preflight import NodeStatus
 from pipeline.run.runs import Progress
-from pipeline.terminal import clock, echo, visible
+from pipeline.terminal import clock, duration, echo, visible
 
 QUIET = 10.0
 """Seconds between two plain lines about the same node."""
@@ -181,7 +181,7 @@ class Lines(Display):
                 )
             case "done":
                 return "  ".join(
-                    filter(None, [f"done in {progress.seconds:.1f} s", *measured(progress), mixed(progress)])
+                    filter(None, [f"done in {duration(progress.seconds)}", *measured(progress), mixed(progress)])
                 )
             case "failed":
                 return f"failed: {progress.why}"
@@ -222,7 +222,7 @@ class Live(Display):
         if event == "failed":
             self.console.print(Text(f"{node}  failed: {visible(str(progress.why))}", style="red"))
         elif event == "done":
-            spent = f"{progress.seconds:.1f} s"
+            spent = duration(progress.seconds)
             pieces = [(0, node.ljust(self._names())), (1, "done"), (2, spent.rjust(8))]
             line = fitted([*pieces, *((3, text) for text in reversed(measured(progress)))], self.console.width)
             self.console.print(Text(line, no_wrap=True, overflow="ellipsis"))

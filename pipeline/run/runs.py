@@ -85,6 +85,11 @@ class Progress:
     devices: dict[str, int] = field(default_factory=dict)
 
 
+def in_words(state: str) -> str:
+    """A node's state as people read it; `plan` has the same word for a node that need not be made."""
+    return "there" if state == "cached" else state
+
+
 Watcher = Callable[[str, Progress, str], None]
 """Called with each event: node, its progress, the event."""
 
