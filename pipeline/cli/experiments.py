@@ -48,8 +48,9 @@ def plan(
 ) -> None:
     """Print the graph of FILE: each node, its version, and whether it is done. Writes nothing.
 
-    For a node whose version was made before and is to be made again, it prints the reason; for a new version, the keys
-    and inputs that differ from the newest one of that name in the store. Remarks on the recipes come last.
+    For a node whose version was made before and is to be made again, it prints the reason; for a new version, if the
+    experiment ran before, the keys and inputs that differ from the newest one of that name in the store. Notes on the
+    recipes come last.
 
     With --cost, each kind of work is tried on a few images, in as many processes as a run has workers. The estimate
     gives, for every node that is not done: images, steps (forward and backward passes of a batch), shards, size,
@@ -62,18 +63,19 @@ def plan(
     from pipeline.cost import estimate
     from pipeline.experiment import spec
     from pipeline.experiment.graph import build
+    from pipeline.run import runs
     from pipeline.run.preflight import preflight, wanted
 
-    context = context_of(store, data, check_files=check_files)
+    context, experiment = context_of(store, data, check_files=check_files), spec.read(file)
     with terminal.noting_long("checking") as at:
-        statuses = preflight(wanted(build(spec.read(file)), only), context, fetch=False, at=at)
+        statuses = preflight(wanted(build(experiment), only), context, fetch=False, at=at)
     estimated = _estimated(statuses, context, workers) if cost else None
     if as_json:
         nodes = [_status_as_json(status) | _cost_as_json(status, estimated, gpus) for status in statuses]
         total = {"cost": estimate.total_as_json(estimated, gpus)} if estimated else {}
         print_json({"store": context.store.url, "nodes": nodes} | total)
     else:
-        _print_plan(context.store, statuses)
+        _print_plan(context.store, statuses, runs.has_run(context.store, experiment.name))
         if estimated is not None:
             echo(f"\n{estimate.as_text(estimated, gpus, terminal.width())}")
         if not all(status.there for status in statuses):
@@ -81,7 +83,8 @@ def plan(
             echo(f"Next: {_command('run')}")
 
 
-def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
+def _print_plan(store: "Store", statuses: "list[NodeStatus]", ran: bool) -> None:
+    """Print a plan; if its experiment `ran` before, with what differs from the newest versions in the store."""
     from pipeline.report import tables
     from pipeline.report.scores import percent
     from pipeline.run.preflight import remarks
@@ -102,7 +105,7 @@ def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
     head = ["node", "stage", "version", "images", "state", "from"]
     echo(tables.fitted(head, lines, terminal.width(), ("node", "state", "stage")))
     for status in statuses:
-        if status.why:
+        if status.why and (status.again or ran):
             what = "to make again" if status.again else "differs from its newest version in the store"
             echo(f"{status.node.id}: {what}: {visible(sentence(status.why))}")
         elif status.there and status.awaits:
@@ -388,11 +391,10 @@ def report_(run: str | None, store: str, out: Path | None) -> None:
     """
     refuse_no_place(out)
     from pipeline.report import page
-    from pipeline.run import runs
     from pipeline.store import Store
 
     place = Store(store)
-    path = page.write(place, recorded(place, run, runs.has_results)).path
+    path = page.write(place, recorded(place, run, with_results=True)).path
     if out is not None:
         write(out, place.read(path))
     echo(out or place.at(path))

@@ -53,16 +53,24 @@ def print_json(value: Any) -> None:
     echo(json.dumps(value, indent=1))  # ASCII, for any terminal
 
 
-def recorded(
-    store: "Store", run: str | None, fits: Callable[[dict[str, Any]], bool] = lambda run: True
-) -> dict[str, Any]:
-    """A run on record; newer ones whose record is damaged are skipped with a note."""
+def recorded(store: "Store", run: str | None, with_results: bool = False) -> dict[str, Any]:
+    """A run on record, the newest or the newest with results; a newer one that is skipped is named in a note."""
     from pipeline.run import runs
+
+    without = list[str]()
+
+    def fits(record: dict[str, Any]) -> bool:
+        if with_results and not runs.has_results(record):
+            without.append(record["run"])
+        return record["run"] not in without
 
     def pass_over(name: str) -> None:
         echo(f"skipped run {name}: its record is missing or damaged", err=True)
 
-    return runs.load_run(store, run, fits, pass_over)
+    found = runs.load_run(store, run, fits, pass_over)
+    if without and found["run"] not in without:
+        echo(f"run {without[0]} has no results yet; {found['run']} is the latest that has", err=True)
+    return found
 
 
 def refuse_no_place(out: Path | None) -> None:

@@ -49,7 +49,7 @@ def show(name: str | None, everything: bool, store: str, as_json: bool) -> None:
 
 
 def _show_run(store: Store, name: str | None, everything: bool, as_json: bool) -> None:
-    found = recorded(store, name, runs.has_results)
+    found = recorded(store, name, with_results=True)
     if as_json:
         print_json(results_as_json(store, found))
     else:

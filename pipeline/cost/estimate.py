@@ -479,22 +479,19 @@ def _notes(estimated: Estimate) -> list[str]:
             )
     better = {name: batch for name, batch in estimated.batches.items() if batch.fastest != batch.recipe}
     for name, batch in better.items():
-        held = f"the memory holds {_held(batch.holds, batch.shard)}"
         if batch.fits:
             gain = f"{batch.gain:.2f} times as fast as {batch.recipe}"
-            said.append(f"{name}: `batch_size: {batch.fastest}` in its recipe is {gain}; {held}.")
+            said.append(f"{name}: `batch_size: {batch.fastest}` in its recipe is {gain}{_held(batch)}.")
         else:
             said.append(
-                f"{name}: batch_size {batch.recipe} does not fit, {held}: {batch.fastest} is the fastest tried."
+                f"{name}: batch_size {batch.recipe} does not fit{_held(batch)}: {batch.fastest} is the fastest tried."
             )
     if others := [batch for name, batch in estimated.batches.items() if name not in better]:
-        least = min(others, key=lambda batch: batch.holds)
-        said.append(
-            "Of the other attacks and inversions, the recipe's batch_size is the fastest of those tried; the memory "
-            f"holds {_held(least.holds, least.shard)}{' or more' * (len(others) > 1)}."
-        )
+        held = _held(min(others, key=lambda batch: batch.holds))
+        said.append(f"Of the other attacks and inversions, the recipe's batch_size is the fastest tried{held}.")
     return said
 
 
-def _held(images: int, shard: int) -> str:
-    return "a whole shard" if images >= shard else f"{images:,} images"
+def _held(batch: Batch) -> str:
+    """How much the memory holds, where that limits the batch: a batch is never more than a shard."""
+    return "" if batch.holds >= batch.shard else f"; the memory holds {batch.holds:,} images"

@@ -119,9 +119,9 @@ def _chosen(there: Mapping[int, Sample], shard: str, aimed: bool) -> list[tuple[
     for reached, word, most in ((True, "Reached", REACHED), (False, "Missed", MISSED)):
         fitting = [(key, classes[key]) for key, one in there.items() if bool(one.facts.attack["success"]) == reached]
         keys = one_per_class(fitting, most)
-        rule = f"{len(keys)} of {len(fitting):,} in shard {shard}, the first of each class before others"
-        none = f"none of the {len(there):,} images read of shard {shard}"
-        chosen.append((f"{word} the target: {rule if keys else none}", keys))
+        count = f"{len(fitting):,} of the {len(there):,} images read of shard {shard}"
+        some = f"; {len(keys)} of them, the first of each class before others"
+        chosen.append((f"{word} the target: {count}{some if len(keys) < len(fitting) else ''}", keys))
     return chosen
 
 

@@ -10,12 +10,16 @@ from pipeline.experiment.sweeps import split_name
 from pipeline.report import published
 from pipeline.report.results import Score
 from pipeline.report.scores import AttackResult, percent, shown, unbalanced
+from stages.recipes import Pretrained
 
 FEW = 1000
 """Held-out images below which the verdict names its uncertainty in points."""
 
 LOW_SUCCESS = 0.5
 """Attack success rate below which the verdict names it."""
+
+NEVER_RIGHT = ("D_other", "D_det")
+"""Training sets in which no label is right."""
 
 SEEDS = "seeds: [0, 1, 2]"
 """What to add to an experiment for three trainings of everything."""
@@ -120,6 +124,7 @@ def remarks(scores: Sequence[Score]) -> Iterator[Remark]:
     by_kind = {score.kind: score for score in reversed(scores)}
     if top is not None:
         yield from _source(top, scores)
+        yield from _avoids(top)
         yield from _controls(top, by_kind)
         yield from _limits(top, controls_of(top, scores))
     if top is not None and "D_R" in by_kind:
@@ -132,14 +137,22 @@ def _source(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
     attacked = top.node.inputs["on"].inputs.get("model")
     source = next((score for score in scores if attacked is not None and score.node.id == attacked.id), None)
     if source is not None and (poor := _poor(source)) is not None:
-        yield Remark(
-            f"The source model, {source.model}, classifies {source.clean} correctly, {poor}. Train it longer; if it "
-            "is a checkpoint that was better before, check `mean`, `std` and `outputs`."
-        )
+        loaded = isinstance(source.node.recipe, Pretrained)
+        mend = "If it was better before, check `mean`, `std` and `outputs`." if loaded else "Train it longer."
+        yield Remark(f"The source model, {source.model}, classifies {source.clean} correctly, {poor}. {mend}")
     elif top.success is not None and top.success.mean < LOW_SUCCESS:
         yield Remark(
             f"The attack reached its target for only {top.success} of the images; the others carry weaker features of "
             "their label. Raise its `eps` or `steps`."
+        )
+
+
+def _avoids(top: Score) -> Iterator[Remark]:
+    """Why a learner is below chance, where no label is right."""
+    if top.clean.high < top.chance and top.kind in NEVER_RIGHT:
+        yield Remark(
+            f"Below chance is no mistake: as no label of {top.trained_on} is right, {top.model} learned which class an "
+            "image is not, but not which it is."
         )
 
 

@@ -124,7 +124,7 @@ def preflight(
 
 def remarks(statuses: Sequence[NodeStatus]) -> list[str]:
     """The advice on all nodes, a line each."""
-    return [f"{status.job.file_key}: {status.remark}" for status in statuses if status.remark]
+    return [f"Note: {status.job.file_key}: {status.remark}" for status in statuses if status.remark]
 
 
 class _Elsewhere:

@@ -23,7 +23,7 @@ from pipeline.run.jobs import JOBS, Context, ModelJob, ShardJob, Unit
 from pipeline.run.preflight import NodeStatus, wanted
 from pipeline.run.why import outdated
 from pipeline.store import Store, at_once
-from stages.errors import BadData, BadInput, did_you_mean
+from stages.errors import BadData, BadInput, did_you_mean, some
 
 BEAT = 10.0
 """Seconds between signs of life of a run."""
@@ -462,7 +462,9 @@ def load_run(
     if run is not None and run not in candidates:
         of_experiment = [name for name in candidates if experiment_of(name) == run]
         if not of_experiment:
-            near = did_you_mean(run, candidates) or "; `notbugs status` names the latest"
+            known = list(dict.fromkeys(filter(None, map(experiment_of, candidates))))
+            there = f"; there are runs of {some(known)}" if known else ""
+            near = did_you_mean(run, [*known, *candidates]) or there
             raise BadInput(f"there is no run {run} in {store.url}{near}")
         candidates, run = of_experiment, None
     if run is not None:
@@ -488,6 +490,11 @@ def load_run(
 def experiment_of(run: str) -> str | None:
     """The name of a run's experiment, which is a part of the run's."""
     return run.split("-", 2)[2].rpartition("-")[0] if documents.fits(RunName, run) else None
+
+
+def has_run(store: Store, experiment: str) -> bool:
+    """Whether a run of an experiment of this name is on record."""
+    return any(experiment_of(name) == experiment for name in names(store))
 
 
 def versions(record: Mapping[str, Any]) -> set[str]:

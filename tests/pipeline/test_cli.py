@@ -129,7 +129,9 @@ def test_show_and_report_mean_the_latest_run_with_results(finished):
     shown = json.loads(invoke("show", "--json", "--store", store).stdout)["run"]
     make(file, store, "--only", "other")
     assert json.loads(invoke("show", "--json", "--store", store).stdout)["run"] == shown
-    assert invoke("report", "--store", store).stdout == f"{store}/runs/{shown}/report.html\n"
+    reported = invoke("report", "--store", store)
+    assert reported.stdout == f"{store}/runs/{shown}/report.html\n"
+    assert f"has no results yet; {shown} is the latest that has\n" in reported.stderr
 
 
 def test_run_json_prints_one_document_that_show_repeats(tiny, write, tmp_path):

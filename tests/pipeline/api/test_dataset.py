@@ -66,7 +66,8 @@ def test_what_a_run_made_is_found_by_its_name_or_its_experiments(opened, tmp_pat
         assert notbugs.open("other", store=store, run=run).version == notbugs.open("other", store=store).version
     for name, run, sentence in [
         ("others", "tiny", f"run {results.run} has no dataset others; did you mean 'other'"),
-        ("other", "tinny", "there is no run tinny"),
+        ("other", "tinny", "there is no run tinny in .*; did you mean 'tiny'"),
+        ("other", "xyz", "there is no run xyz in .*; there are runs of tiny"),
     ]:
         with pytest.raises(notbugs.BadInput, match=sentence):
             notbugs.open(name, store=store, run=run)

@@ -107,7 +107,7 @@ def under_attack(accuracy: float) -> list[dict[str, Any]]:
 
 def scored(model: Node, accuracy: float) -> dict[str, Any]:
     rate = {"accuracy": accuracy, "low": max(0.0, accuracy - 0.02), "high": min(1.0, accuracy + 0.02), "n": 400}
-    on = model.inputs["on"].name
+    on = model.inputs["on"].name if "on" in model.inputs else "pretrained"
     base = {"kind": "accuracy", "model": model.name, "trained_on": on, "chance": 0.1, "majority": 0.12}
     right = round(40 * accuracy)
     return {
@@ -442,7 +442,21 @@ def test_a_poor_source_model_is_named_before_the_learner_is_blamed(tmp_path):
         f"{claim} 50.0 % correctly, so its perturbations carry only the few features that it has learned" in said[0.5]
     )
     assert claim not in said[0.8]
-    assert "check mean, std and outputs" in said[0.11]
+    assert "has learned. Train it longer." in said[0.5]
+    loaded = {"pretrained": {"arch": "resnet18", "weights": "w.pt", "shape": [3, 32, 32]}}
+    models["models"] = models["models"] | {"standard": loaded}
+    text = Seen(render(tmp_path / "loaded", models, {"standard": 0.5, "from_other": 0.1})).text
+    assert "has learned. If it was better before, check mean, std and outputs." in text
+
+
+@pytest.mark.parametrize(
+    ("learner", "accuracy", "said"),
+    [("from_other", 0.05, True), ("from_other", 0.09, False), ("from_rand", 0.05, False)],
+)
+def test_below_chance_is_explained_where_no_label_is_right(learner, accuracy, said, tmp_path):
+    text = Seen(render(tmp_path, small(learner), {learner: accuracy})).text
+    sentence = "as no label of other is right, from_other learned which class an image is not, but not which it is."
+    assert (sentence in text) == said, "0.09 has 0.1 in its interval; one label in ten of rand is right"
 
 
 def test_an_attack_that_seldom_reached_its_target_is_said(store, run, monkeypatch):
@@ -949,7 +963,8 @@ def test_a_gallery_shows_the_original_the_magnified_change_and_the_saved_image(f
     assert made is not None
     reached, missed = made.groups
     assert len(reached.cards) == gallery.REACHED and len(missed.cards) == gallery.MISSED
-    assert reached.title == "Reached the target: 6 of 10 in shard train-000000, the first of each class before others"
+    counted = "Reached the target: 10 of the 20 images read of shard train-000000"
+    assert reached.title == f"{counted}; 6 of them, the first of each class before others"
     assert {card.truth for card in reached.cards} == {CLASSES[i] for i in (0, 2, 4, 6, 8)}
     card = missed.cards[1]
     before, after = (unpack("train-000000", shard_of(found.nodes[f"datasets/{n}"]), 3) for n in ("clean", "other"))

@@ -278,6 +278,9 @@ def test_a_plan_names_what_differs_from_the_newest_version(folder):
     said = CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
     line = "eps was 1.5, is 2.5; step_size was 0.3, is 0.5; stop_at_margin was not set, is 3.0"
     assert f"datasets/other: differs from its newest version in the store: {line}\n" in said
+    Path("another.yaml").write_text(json.dumps(experiment | {"name": "another"}))
+    said = CliRunner().invoke(main, ["plan", "another.yaml", "--store", "s"]).stdout
+    assert "to make" in said and "differs from" not in said, "what another experiment of these names made is no news"
     assert planned["datasets/other"]["state"] == "to make", "this version was never made"
     planned = ask("plan", experiment)
     (reason, *_), version = planned["datasets/other"]["why"], planned["models/standard"]["version"]
