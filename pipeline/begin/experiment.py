@@ -125,7 +125,7 @@ def _cifar10() -> Start:
 def _imagenet(root: str) -> Start:
     training = "epochs: 90, batch_size: 256, lr: 0.1, schedule: steps, milestones: [30, 60]"
     return Start(
-        title=f"ImageNet in {root}: 1,000 classes at 224 × 224 pixels, a pretrained source model. For GPUs.",
+        title=f"ImageNet in {root}: 1,000 classes at 224 × 224 pixels. For GPUs.",
         load={"source": "image-folder", "root": root, "resize": 256, "crop": LARGE},
         shape=(3, LARGE, LARGE),
         eps=3.0,
@@ -136,7 +136,7 @@ def _imagenet(root: str) -> Start:
         source=training,
         learner_arch="resnet50",
         learner=training,
-        notes="torchvision's ResNet-50; `notbugs plan FILE --cost --gpus 8` estimates the time.",
+        notes="torchvision's ResNet-50, pretrained; `notbugs plan FILE --cost --gpus 8` estimates the time.",
     )
 
 
