@@ -1,7 +1,8 @@
 """Run experiments, record their results, and write the tables of the documents from the records.
 
 A record, docs/figures/NAME.json, has the versions and rows of `notbugs show --json`, and the commit that made each
-evaluation. A table is marked by the line `<!-- table:NAME -->` above its block. tests/test_docs.py compares the tables
+evaluation. A table is marked by the line `<!-- table:NAME -->` above its block, one of some evaluations alone by
+`<!-- table:NAME EVALUATION ... -->`. tests/test_docs.py compares the tables
 with the records, and the versions in the records with those that the configurations have now.
 """
 
@@ -21,7 +22,9 @@ ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "figures"
 UNUSED = ("per_class", "confusion")
 """Parts of a row that no table in the documents needs, and that are most of it."""
-TABLE = re.compile(r"(?<=^<!-- table:)([\w-]+)( -->\n```\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
+TABLE = re.compile(
+    r"(?<=^<!-- table:)(?P<name>[\w-]+)(?P<only>[ \w-]*) -->\n```\n(?P<table>.*?)(?=^```$)", re.MULTILINE | re.DOTALL
+)
 
 Record = dict[str, Any]
 
@@ -51,7 +54,15 @@ def read(name: str) -> Record:
 
 def rendered(page: str) -> str:
     """A page with each marked table as its record has it."""
-    return TABLE.sub(lambda found: f"{found[1]}{found[2]}{tables.result_text(read(found[1])['rows'])}\n", page)
+    return TABLE.sub(_table, page)
+
+
+def _table(found: re.Match[str]) -> str:
+    rows, only = read(found["name"])["rows"], found["only"].split()
+    if missing := set(only) - {row["evaluation"] for row in rows}:
+        raise SystemExit(f"{found['name']} has no record of {', '.join(sorted(missing))}")
+    shown = [row for row in rows if not only or row["evaluation"] in only]
+    return f"{found['name']}{found['only']} -->\n```\n{tables.result_text(shown)}\n"
 
 
 def record(name: str, only: Sequence[str]) -> None:

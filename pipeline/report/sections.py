@@ -200,7 +200,10 @@ CONTROLS = {
     "probe": ("linear probe", "a linear layer on the features of a robust model"),
     "leakage": ("leakage only", "noise in place of the attack; no change where the label was right already"),
     "robust-source": ("robust source", "the same attack on a robust source model"),
-    "top": ("top margins", "the images with the largest margins of the new label in the source model"),
+    "top": (
+        "top margins",
+        "the images with the largest margins of the new label in the source model, true random labels among them",
+    ),
     "bottom": ("bottom margins", "those with the smallest margins of the new label"),
 }
 """Suffix of a model's name → name of the control, and what the model learned from."""

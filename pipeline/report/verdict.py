@@ -176,7 +176,9 @@ def _controls(top: Score, by_kind: Mapping[str | None, Score]) -> Iterator[Remar
                 so = "do not explain the result" if control.clean.high < top.clean.low else "may explain the result"
                 yield Remark(f"{given}: the labels alone {so}.")
     if (control := by_kind.get(f"{top.kind}, robust source")) is not None:
-        yield Remark(f"A robust source model gives {control.clean}.")
+        yield Remark(f"The same attack on a robust source model, which moves robust features, gives {control.clean}.")
+    if (control := by_kind.get(f"{top.kind}, robust features only")) is not None:
+        yield Remark(f"A linear layer on a robust model's features, trained on the same images, gives {control.clean}.")
 
 
 def _unfitted(top: Score) -> Iterator[Remark]:

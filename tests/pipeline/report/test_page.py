@@ -449,6 +449,13 @@ def test_a_poor_source_model_is_named_before_the_learner_is_blamed(tmp_path):
     assert "has learned. If it was better before, check mean, std and outputs." in text
 
 
+def test_what_robust_features_explain_is_said(tmp_path):
+    shares = {"from_rand": 0.6, "from_rand.robust-source": 0.4, "from_rand.probe": 0.3}
+    text = Seen(render(tmp_path, small(*shares), shares)).text
+    assert "The same attack on a robust source model, which moves robust features, gives 40.0 %." in text
+    assert "A linear layer on a robust model's features, trained on the same images, gives 30.0 %." in text
+
+
 @pytest.mark.parametrize(
     ("learner", "accuracy", "said"),
     [("from_other", 0.05, True), ("from_other", 0.09, False), ("from_rand", 0.05, False)],
