@@ -42,7 +42,7 @@ MARKS = {"good": "ok", "attention": "warn", "broken": "fail"}
     show_default=True,
     help="The file to write, and the experiment's name; an existing file is not overwritten.",
 )
-@click.option("--size", type=click.IntRange(1), help="Side of the images in pixels [default: chosen from theirs].")
+@click.option("--size", metavar="PIXELS", type=click.IntRange(1), help="Side of the images [default: from theirs].")
 @click.option(
     "--arch",
     metavar="NETWORK",
@@ -64,6 +64,8 @@ def init(
     Without KIND, for the images in --data: CIFAR-10, ImageNet, an image folder (train/<class>/<image>) or parquet
     files, whose classes, sizes and colours it reads; for scikit-learn's digits if there are none.
 
+    With --arch, the models have that network; with --weights besides, the attacked model is that checkpoint.
+
     \b
     digits    scikit-learn's handwritten digits: a minute, no download
     images    the image folder or parquet files at --images, or in --data
@@ -83,6 +85,7 @@ def init(
     beside = out.with_name(experiment.SCHEMA)
     if not beside.exists():
         _write_new(beside, json.dumps(schema_(), indent=1, ensure_ascii=False) + "\n")
+        echo(f"{beside}: for editors, which complete and check the experiment with it")
     if not begun.tested:
         echo("Warning: there is no test split, so scores will be of training images; name one in `load`", err=True)
     echo(f"{out}: {begun.title}\nNext: notbugs plan {out}{where}")
