@@ -481,7 +481,7 @@ def _notes(estimated: Estimate) -> list[str]:
     for name, batch in better.items():
         if batch.fits:
             gain = f"{batch.gain:.2f} times as fast as {batch.recipe}"
-            said.append(f"{name}: `batch_size: {batch.fastest}` in its recipe is {gain}{_held(batch)}.")
+            said.append(f"{name}: `batch_size: {batch.fastest}` beside its `steps` is {gain}{_held(batch)}.")
         else:
             said.append(
                 f"{name}: batch_size {batch.recipe} does not fit{_held(batch)}: {batch.fastest} is the fastest tried."

@@ -117,6 +117,5 @@ def _verdict(results: RunResults) -> str:
     if (found := verdict(results.held_out)) is not None:
         return found
     groups = Counter(node.partition("/")[0] for node in results.manifests)
-    finished = ", ".join(f"{number} of the {group}" for group, number in groups.items()) or "Nothing"
-    verb = "is" if sum(groups.values()) < 2 else "are"
-    return f"{finished} {verb} finished; there is no accuracy yet."
+    finished = ", ".join(f"{number} {group if number > 1 else group[:-1]}" for group, number in groups.items())
+    return f"Finished: {finished or 'nothing'}. There is no accuracy yet, as no evaluation is among them."

@@ -324,7 +324,7 @@ def accuracy_head(scores: Iterable[Result]) -> str:
 
 
 def result_columns(scores: Sequence[Result]) -> Columns:
-    """Accuracy of every model, with its interval and baselines."""
+    """Accuracy of every model, with its interval and baselines; the evaluation where one model has several results."""
     columns: Columns = {
         "evaluation": [result.evaluation for result in scores],
         **scored_on(scores),
@@ -336,7 +336,7 @@ def result_columns(scores: Sequence[Result]) -> Columns:
         "chance": [percent(result.chance) for result in scores],
         "constant prediction": [percent(result.constant) for result in scores],
     }
-    if len(set(columns["evaluation"])) < 2:
+    if len({(result.model, result.images) for result in scores}) == len(scores):
         del columns["evaluation"]
     if not unbalanced(scores):
         del columns["constant prediction"]

@@ -79,7 +79,7 @@ def result_text(rows: Sequence[Row], width: int | None = None) -> str:
     scores = results(rows)
     features = [row for row in rows if row["kind"] == "usefulness"]
     parts = [
-        ("", _of_columns(result_columns(scores), width)),
+        ("", _of_columns(result_columns(merged(scores)), width)),
         (
             f"average case ({NOISE}, or all rotations and shifts tried) and worst case",
             _of_columns(attack_columns(attacked(scores)), width),

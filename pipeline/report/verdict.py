@@ -114,7 +114,7 @@ def advice(scores: Sequence[Score]) -> str | None:
     """What to mend first: the source model, the attack or the learner's training; None where all three were good."""
     if (top := headline(scores)) is None:
         return None
-    first = next(chain(_source(top, scores), _unfitted(top)), None)
+    first = next(chain(_source(top, scores), _unfitted(top, ())), None)
     return first.text if first else None
 
 
@@ -123,9 +123,12 @@ def remarks(scores: Sequence[Score]) -> Iterator[Remark]:
     top = headline(scores)
     by_kind = {score.kind: score for score in reversed(scores)}
     if top is not None:
-        yield from _source(top, scores)
+        poor = list(_source(top, scores))
+        yield from poor
         yield from _avoids(top)
         yield from _controls(top, by_kind)
+        if not poor:  # else its trainings are not at fault
+            yield from _unfitted(top, controls_of(top, scores))
         yield from _limits(top, controls_of(top, scores))
     if top is not None and "D_R" in by_kind:
         yield Remark(_versions(scores))
@@ -181,23 +184,23 @@ def _controls(top: Score, by_kind: Mapping[str | None, Score]) -> Iterator[Remar
         yield Remark(f"A linear layer on a robust model's features, trained on the same images, gives {control.clean}.")
 
 
-def _unfitted(top: Score) -> Iterator[Remark]:
+def _unfitted(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
+    """Learners that did not fit their own labels."""
     if not top.fitted:
         yield Remark(
             f"{top.model} fits only {shown(top.fit)} of its own training labels. Trained longer, it may learn more: "
             "raise its `epochs` or its `lr`."
         )
-
-
-def _limits(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
-    """What the verdict does not rest on, with what to run for it."""
-    yield from _unfitted(top)
     for control in controls:
         if not control.fitted:
             yield Remark(
                 f"The control {control.model} fits only {shown(control.fit)} of its own training labels. Trained "
                 "longer, it may reach a higher accuracy: raise its `epochs`."
             )
+
+
+def _limits(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
+    """What the verdict does not rest on, with what to run for it."""
     if f"{top.kind}, leakage only" not in [control.kind for control in controls]:
         data, learner = split_name(top.trained_on)[0], top.base
         yield Remark(

@@ -279,7 +279,7 @@ def _why_not(error: Exception, address: str | None) -> str:
         why = f"{reason_of(error)}; if that is its folder, name another in RAY_TMPDIR"
     else:
         why = said[:LONGEST]
-    return f"Ray cannot begin: {why}; or do without it: --engine inline"
+    return f"Ray cannot begin: {why}; or do without it: --engine inline gives the same bytes"
 
 
 @dataclass(frozen=True)

@@ -358,7 +358,7 @@ class PretrainedJob(ModelJob):
             return None
         return (
             "neither the recipe nor the checkpoint has mean and std, so the network's inputs are pixels from 0 to 1; "
-            "set both if it was trained on normalised images"
+            "if it was trained on normalised images, set both"
         )
 
     def parts(self, left: Mapping[str, int], source: Mapping[str, Any]) -> list[Work]:

@@ -429,6 +429,22 @@ def test_a_learner_that_does_not_fit_its_own_labels_gives_no_conclusion(tmp_path
     assert "`" not in plain and ("raise its <code>epochs</code>" in plain) == (fit < 0.55)
 
 
+@pytest.mark.parametrize("accuracy", [0.5, 0.8])
+def test_of_a_poor_source_model_and_its_unfitted_learner_the_source_is_to_be_mended_first(
+    accuracy, tmp_path, monkeypatch
+):
+    lines = b'{"epoch": 1, "accuracy": 0.3}\n{"epoch": 2, "accuracy": 0.4}\n'
+    monkeypatch.setattr(sys.modules[__name__], "epochs", lambda: lines)
+    store, nodes = Store(str(tmp_path)), build(parse(small("standard", "from_other")))
+    for node in nodes:
+        if node.group == "evaluations" or node.name == "from_other":
+            leave(store, node, {"standard": accuracy, "from_other": 0.11})
+    scores = RunResults(store, record(nodes, small("standard", "from_other"))).held_out
+    said = " ".join(remark.text for remark in verdict.remarks(scores))
+    assert ("Train it longer" in said) == (accuracy == 0.5)
+    assert ("raise its `epochs`" in said) == (accuracy == 0.8)
+
+
 def test_a_poor_source_model_is_named_before_the_learner_is_blamed(tmp_path):
     """A checkpoint without its normalisation: the page advised more epochs for the learner, and named no source."""
     models = small("standard", "from_other")
@@ -876,7 +892,7 @@ def test_a_run_that_is_not_done_says_how_it_stands(tmp_path, about, said):
 def test_a_run_that_made_nothing_has_a_page(tmp_path, run):
     nodes = {name: {**progress, "state": "waiting", "seconds": None} for name, progress in run["nodes"].items()}
     seen = Seen(page.render(Store(str(tmp_path)), run | {"state": "failed", "nodes": nodes}))
-    assert "Nothing is finished; there is no accuracy yet" in seen.text
+    assert "Finished: nothing. There is no accuracy yet" in seen.text
     assert seen.headings == ["How it was made", "Environment"]
 
 

@@ -57,8 +57,10 @@ def test_an_unbalanced_test_set_shows_what_a_constant_answer_scores():
 
 
 def test_several_evaluations_are_told_apart():
-    assert "evaluation" not in result_text([row()])
-    assert "evaluation" in result_text([row(), row(evaluation="f")])
+    assert "evaluation" in result_text([row(), row(evaluation="f", accuracy=0.4)])
+    for once in ([row()], [row(), row(evaluation="f")], [row(), row(evaluation="f", model="other")]):
+        text = result_text(once)
+        assert "evaluation" not in text and len(text.splitlines()) == 2 + len({each["model"] for each in once})
 
 
 ORIGINS = {

@@ -309,7 +309,8 @@ def test_ray_that_cannot_begin_is_said_with_what_to_change(tiny, write, tmp_path
         (
             Exception("The current node timed out during startup. This could happen because some of the raylet"),
             None,
-            "Ray cannot begin: its processes were too slow to start, as on a busy machine; run again; or do without it",
+            "Ray cannot begin: its processes were too slow to start, as on a busy machine; run again; or do without "
+            "it: --engine inline gives the same bytes",
         ),
         (
             RuntimeError("Version mismatch:\nRay: 2.1\nRay: 2.60"),
