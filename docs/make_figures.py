@@ -2,8 +2,8 @@
 
 A record, docs/figures/NAME.json, has the versions and rows of `notbugs show --json`, and the commit that made each
 evaluation. A table is marked by the line `<!-- table:NAME -->` above its block, one of some evaluations alone by
-`<!-- table:NAME EVALUATION ... -->`. tests/test_docs.py compares the tables
-with the records, and the versions in the records with those that the configurations have now.
+`<!-- table:NAME EVALUATION ... -->`. tests/test_docs.py compares the tables with the records, and the versions in the
+records with those that the configurations have now.
 """
 
 import json

@@ -67,7 +67,7 @@ class Start:
         splits = self.load.get("splits") or self.load.get("files") or {"test": ""}
         return "test" in splits or "test_share" in self.load
 
-    def of(self, arch: str | None, weights: str | None) -> "Start":
+    def with_network(self, arch: str | None, weights: str | None) -> "Start":
         """The same with another network: of all models, or of the source model alone if it has weights.
 
         Raises:
@@ -245,9 +245,13 @@ def as_yaml(name: str, begun: Start, where: str = "") -> str:
     """
     if not re.fullmatch(PLAIN, name):
         raise BadInput(f"{name!r} cannot name an experiment: use letters, digits, `_`, `.` and `-`")
-    values = {**asdict(begun), "load": _flow(begun.load), "split": "test" if begun.tested else "train"}
-    values |= {"standard": _standard(begun), "learner_arch": _flow(begun.learner_arch)}
-    values["notes"] = textwrap.wrap(begun.notes, 100)
+    values = asdict(begun) | {
+        "load": _flow(begun.load),
+        "split": "test" if begun.tested else "train",
+        "standard": _standard(begun),
+        "learner_arch": _flow(begun.learner_arch),
+        "notes": textwrap.wrap(begun.notes, 100),
+    }
     template = Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True)
     return str(template.render(values, name=name, schema=SCHEMA, where=where))
 

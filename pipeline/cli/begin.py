@@ -75,9 +75,9 @@ def init(
     from pipeline.begin import experiment
     from pipeline.experiment.schema import schema as schema_
 
-    begun = experiment.start(kind, images, data.expanduser(), size).of(arch, weights)
-    here = begun.load["source"] in ("sklearn-digits", "cifar10") and weights is None
-    where = "" if here else f" --data {data}"
+    begun = experiment.start(kind, images, data.expanduser(), size).with_network(arch, weights)
+    reads_data = weights is not None or begun.load["source"] not in ("sklearn-digits", "cifar10")
+    where = f" --data {data}" if reads_data else ""
     named = out.stem if out.name != EXPERIMENT else images or kind or begun.load.get("root") or begun.load["source"]
     text = experiment.as_yaml(_name_of(named), begun, where)
     spec.parse(yaml12.load(text.encode()))

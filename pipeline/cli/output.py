@@ -60,9 +60,10 @@ def recorded(store: "Store", run: str | None, with_results: bool = False) -> dic
     without = list[str]()
 
     def fits(record: dict[str, Any]) -> bool:
-        if with_results and not runs.has_results(record):
-            without.append(record["run"])
-        return record["run"] not in without
+        if not with_results or runs.has_results(record):
+            return True
+        without.append(record["run"])
+        return False
 
     def pass_over(name: str) -> None:
         echo(f"skipped run {name}: its record is missing or damaged", err=True)

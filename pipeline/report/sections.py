@@ -606,10 +606,10 @@ def nodes(run: RunResults) -> Section:
 
 def _state(run: RunResults, node: str) -> str:
     progress = run.run["nodes"][node]
-    if progress["state"] == "cached":
-        made = run.manifests[node]["made"][:16].replace("T", " ") if node in run.manifests else ""
-        return f"there, made {made}" if made else in_words("cached")
-    return f"{progress['state']}: {progress['why']}" if progress["why"] else str(progress["state"])
+    state = in_words(progress["state"])
+    if progress["state"] == "cached" and node in run.manifests:
+        return f"{state}, made {run.manifests[node]['made'][:16].replace('T', ' ')}"
+    return f"{state}: {progress['why']}" if progress["why"] else state
 
 
 def _rate(run: RunResults, node: str) -> str:

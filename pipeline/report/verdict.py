@@ -123,13 +123,13 @@ def remarks(scores: Sequence[Score]) -> Iterator[Remark]:
     top = headline(scores)
     by_kind = {score.kind: score for score in reversed(scores)}
     if top is not None:
-        poor = list(_source(top, scores))
+        poor, controls = list(_source(top, scores)), controls_of(top, scores)
         yield from poor
         yield from _avoids(top)
         yield from _controls(top, by_kind)
         if not poor:  # else its trainings are not at fault
-            yield from _unfitted(top, controls_of(top, scores))
-        yield from _limits(top, controls_of(top, scores))
+            yield from _unfitted(top, controls)
+        yield from _limits(top, controls)
     if top is not None and "D_R" in by_kind:
         yield Remark(_versions(scores))
     yield from _widest_gap(scores)
