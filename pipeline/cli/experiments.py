@@ -116,6 +116,8 @@ def _print_plan(store: "Store", statuses: "list[NodeStatus]", ran: bool) -> None
         if shares := status.facts.get("majority"):
             scores = ", ".join(f"{percent(share)} of {split}" for split, share in shares.items())
             echo(f"{status.node.id}: predicting the most frequent class for every image scores {scores}")
+        if status.to_make and (checked := status.job.checked()):
+            echo(f"{status.node.id}: {visible(checked)}")
     for line in remarks(statuses):
         echo(line)
 

@@ -459,10 +459,21 @@ def as_text(estimated: Estimate, gpus: int | None, width: int | None = None) -> 
     ]
     stored = sum(cost.stored for cost in estimated.nodes.values())
     total = ["all", "", "", "", size(stored), hours(estimated.device_seconds(site)), ""]
-    lines.append([*total, *(" – ".join(map(duration, estimated.wall(each))) for each in sites)])
+    lines.append([*total, *(_time(estimated, each) for each in sites)])
     walls = [f"time on {each.devices} device{'s' * (each.devices > 1)}" for each in sites]
     shown = tables.fitted([*head, *walls], lines, width, ("to make", *walls, "size", "images", "device-hours"))
-    return "\n".join([shown, "", *_notes(estimated)])
+    return "\n".join([*(_summary(estimated, each) for each in sites), "", shown, "", *_notes(estimated)])
+
+
+def _summary(estimated: Estimate, site: Site) -> str:
+    """What the whole takes, in a line."""
+    count, stored = site.devices, sum(cost.stored for cost in estimated.nodes.values())
+    return f"In all: {_time(estimated, site)} on {count} device{'s' * (count > 1)}, and {size(stored)} in the store."
+
+
+def _time(estimated: Estimate, site: Site) -> str:
+    """The time of all nodes, or its bounds."""
+    return " – ".join(dict.fromkeys(map(duration, estimated.wall(site))))
 
 
 def _notes(estimated: Estimate) -> list[str]:

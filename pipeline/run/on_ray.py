@@ -217,7 +217,8 @@ def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
     At its start, Ray installs a SIGTERM handler that ends the process at once; this restores ours.
 
     Raises:
-        BadInput: it cannot be started or joined.
+        BadInput: it cannot be joined.
+        OSError: it cannot be started.
     """
     ours = signal.getsignal(signal.SIGTERM)
     joins = address not in (None, "auto", "local")
@@ -237,7 +238,7 @@ def _begin(ray: Any, address: str | None, options: dict[str, Any]) -> None:
         raise
     except Exception as error:  # a bare one where its processes are slow to start
         ray.shutdown()
-        raise BadInput(_why_not(error, address)) from error
+        raise (OSError if address is None else BadInput)(_why_not(error, address)) from error
     finally:
         if once:
             del os.environ[GCS_WAIT]

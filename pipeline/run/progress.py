@@ -65,6 +65,25 @@ def mixed(progress: Progress) -> str:
     return f"made on unlike devices, so its bytes are no other run's: {each}" if len(progress.devices) > 1 else ""
 
 
+def sources_to_attack(statuses: Sequence[NodeStatus]) -> dict[str, float]:
+    """The models that datasets still to be made are attacked or inverted with: id → chance accuracy."""
+    known = {status.node.id: status for status in statuses}
+    made = [status.node.inputs for status in statuses if status.to_make and status.node.group == "datasets"]
+    attacked = {inputs["model"].id for inputs in made if "model" in inputs}
+    return {model: 1 / known[model].facts["design"]["classes"] for model in attacked}
+
+
+def weak(progress: Progress, chance: float) -> str:
+    """A warning where a source model is less than halfway from chance to all test images of its last epoch."""
+    share = progress.last.get("test_accuracy")
+    if share is None or share >= (1 + chance) / 2:
+        return ""
+    return (
+        f"classifies only {100 * share:.1f} % of the test images, so perturbations from it will carry few features: "
+        "stop with Ctrl-C and train it longer, unless this is meant"
+    )
+
+
 def fitted(pieces: Sequence[tuple[int, str]], width: int) -> str:
     """Pieces of a line in their order, without the least important ones where all of them are too wide.
 
@@ -90,10 +109,12 @@ class Display(ABC):
         last: node → when its last shard or epoch ended.
         ended: nodes that are there, and of these `cached`, that were there before.
         failed: nodes that could not be made.
+        sources: source model → chance accuracy, of those that the run attacks.
     """
 
     def __init__(self, statuses: Sequence[NodeStatus] = ()) -> None:
         self.total, self.outlook, self.began, self.worked = len(statuses), Outlook(statuses), time.time(), 0.0
+        self.sources = sources_to_attack(statuses)
         self.at_work: dict[str, Progress] = {}
         self.queued: set[str] = set()
         self.last: dict[str, float] = {}
@@ -138,6 +159,11 @@ class Display(ABC):
             self.worked += progress.seconds
             self.outlook.ran(node, progress.seconds)
 
+    def warnings(self, node: str, progress: Progress) -> list[str]:
+        """What is wrong with a node that was just made."""
+        poor = weak(progress, self.sources[node]) if node in self.sources else ""
+        return [text for text in (mixed(progress), poor) if text]
+
     @abstractmethod
     def show(self, node: str, progress: Progress, event: str) -> None:
         """Show an event."""
@@ -180,9 +206,8 @@ class Lines(Display):
                     f"started ({progress.stage}, {progress.total} {unit[:-1] if progress.total == 1 else unit}{found})"
                 )
             case "done":
-                return "  ".join(
-                    filter(None, [f"done in {duration(progress.seconds)}", *measured(progress), mixed(progress)])
-                )
+                said = [f"done in {duration(progress.seconds)}", *measured(progress), *self.warnings(node, progress)]
+                return "  ".join(said)
             case "failed":
                 return f"failed: {progress.why}"
             case "retried":
@@ -226,8 +251,8 @@ class Live(Display):
             pieces = [(0, node.ljust(self._names())), (1, "done"), (2, spent.rjust(8))]
             line = fitted([*pieces, *((3, text) for text in reversed(measured(progress)))], self.console.width)
             self.console.print(Text(line, no_wrap=True, overflow="ellipsis"))
-            if unlike := mixed(progress):
-                self.console.print(Text(f"{node}  {visible(unlike)}"))
+            for warning in self.warnings(node, progress):
+                self.console.print(Text(f"{node}  {visible(warning)}", style="yellow"))
 
     def _names(self) -> int:
         """Width of the column of names: at most two fifths of the terminal."""

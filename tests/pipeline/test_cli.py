@@ -334,6 +334,8 @@ def test_a_users_net_and_a_users_checkpoint(tiny, write, tmp_path, monkeypatch):
     tiny["models"]["standard"]["train"]["arch"] = "own_nets:linear"
     tiny["models"]["brought"] = {"pretrained": {"arch": "own_nets:linear", "weights": "own.pt", "shape": [1, 8, 8]}}
     tiny["evaluations"]["accuracy"]["models"].append("brought")
+    planned = invoke("plan", write(tiny), "--store", "s").stdout
+    assert "models/brought: own.pt fits own_nets:linear, for 10 classes and images of 1 × 8 × 8" in planned
     result = make(write(tiny), "s")
     assert "pretrained" in result.stdout
 
@@ -503,7 +505,8 @@ def test_plan_reads_no_checkpoint_from_elsewhere(tiny, write, tmp_path):
         "pretrained": {"arch": "small_cnn", "weights": "http://127.0.0.1:9/w.pt", "shape": [1, 8, 8]}
     }
     tiny["evaluations"]["accuracy"]["models"].append("brought")
-    assert "brought" in invoke("plan", write(tiny), "--store", tmp_path / "s").stdout
+    planned = invoke("plan", write(tiny), "--store", tmp_path / "s").stdout
+    assert "models/brought: http://127.0.0.1:9/w.pt is downloaded by the run, and checked then" in planned
     assert "cannot be fetched" in invoke("run", write(tiny), "--store", tmp_path / "s", code=2).stderr
 
 

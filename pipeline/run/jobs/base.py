@@ -145,6 +145,10 @@ class Job(ABC):
         """Advice on a recipe that can be made as it is, but is hardly meant so; asked where its input is known."""
         return None
 
+    def checked(self) -> str | None:
+        """What was checked of its own input, where a person would else not know whether it fits."""
+        return None
+
     # ------------------------------------------------------------------------- the user's own files
 
     @cached_property

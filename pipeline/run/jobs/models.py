@@ -361,6 +361,14 @@ class PretrainedJob(ModelJob):
             "if it was trained on normalised images, set both"
         )
 
+    def checked(self) -> str:
+        weights = self.node.recipe.weights
+        if not self.ready:
+            return f"{weights} is downloaded by the run, and checked then"
+        design = self.imported.design
+        size = " × ".join(map(str, design.shape))
+        return f"{weights} fits {design.arch}, for {design.classes} classes and images of {size}"
+
     def parts(self, left: Mapping[str, int], source: Mapping[str, Any]) -> list[Work]:
         return []
 

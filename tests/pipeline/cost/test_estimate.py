@@ -183,6 +183,16 @@ def test_the_batch_is_as_large_as_pays_and_as_the_memory_holds(tiny, tmp_path, b
     assert estimate.as_text(estimated, None).rstrip().endswith(says)
 
 
+def test_what_all_nodes_take_together_stands_first():
+    minute = Cost(64, 8, 1, stored=2_000_000, read=(0.0,), work=(60.0,), commit=(0.0,))
+    estimated = Estimate("a GPU", Site(1, 1, 0.0), {"a": minute, "b": minute}, {}, {"a": [], "b": []})
+    assert estimate.as_text(estimated, gpus=2).splitlines()[:3] == [
+        "In all: 0:02:00 on 1 device, and 4 MB in the store.",
+        "In all: 60.0 s – 0:02:00 on 2 devices, and 4 MB in the store.",
+        "",
+    ]
+
+
 class Small(Trials):
     """A GPU with a thousand bytes; a batch takes 100 plus 20 per image, and is refused if it does not fit."""
 

@@ -292,7 +292,7 @@ def test_ray_that_cannot_begin_is_said_with_what_to_change(tiny, write, tmp_path
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 90)))
     (tmp_path / ("x" * 90)).mkdir()
     refused = notbugs(*args)
-    assert refused.returncode == 2 and f"too long for sockets, {tmp_path}/xxx" in refused.stderr.splitlines()[-1]
+    assert refused.returncode == 1 and f"too long for sockets, {tmp_path}/xxx" in refused.stderr.splitlines()[-1]
     assert "name a shorter one in RAY_TMPDIR" in refused.stderr
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
     assert notbugs(*args).stderr.splitlines()[-1].startswith("Error: Ray cannot begin: /proc/nowhere: No such file")
@@ -326,7 +326,7 @@ def test_what_ray_says_in_many_lines_becomes_a_sentence(error, address, said, mo
 
     monkeypatch.setattr(on_ray, "_refuse_silent", lambda address: None)
     monkeypatch.setattr("ray.init", fail)
-    with pytest.raises(BadInput, match=re.escape(said)):
+    with pytest.raises(BadInput if address else OSError, match=re.escape(said)):
         on_ray.OnRay(address=address)
     assert on_ray.GCS_WAIT not in os.environ, "a local cluster of the same process would heed it, too"
 
@@ -362,4 +362,4 @@ def test_a_port_that_ray_finds_taken_is_named(tiny, write, notbugs, monkeypatch)
         monkeypatch.setenv("RAY_GCS_SERVER_PORT", port)
         refused = notbugs("run", write(tiny), "--store", "s")
     assert f"Ray cannot begin: port {port} (of RAY_GCS_SERVER_PORT) is taken" in refused.stderr.splitlines()[-1]
-    assert refused.returncode == 2
+    assert refused.returncode == 1

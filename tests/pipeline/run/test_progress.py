@@ -79,6 +79,21 @@ def test_plain_lines_say_each_turn_and_not_every_shard(capsys):
     ]
 
 
+@pytest.mark.parametrize("share", [0.54, 0.56])
+def test_a_poor_source_model_is_named_before_its_attack(share, statuses, capsys):
+    """Of ten classes, halfway from chance to all images is 55 %."""
+    done = Progress("train", "v", state="done", seconds=2.0, last={"loss": 1.5, "test_accuracy": share})
+    for display in (Lines(statuses), Live(statuses)):
+        with display:
+            display("models/standard", done, "done")
+            display("models/from_other", done, "done")
+        said = " ".join(capsys.readouterr().err.split())
+        warned = (
+            f"classifies only {100 * share:.1f} % of the test images, so perturbations from it will carry few features"
+        )
+        assert said.count(warned) == (share < 0.55), "a learner may be poor"
+
+
 def frame(display):
     """The lines at the foot of the terminal."""
     with display.console.capture() as captured:
