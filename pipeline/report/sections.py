@@ -594,8 +594,8 @@ def nodes(run: RunResults) -> Section:
         for node in run.nodes.values()
     ]
     made = [one["seconds"] or 0.0 for one in progress.values() if one["state"] == "done"]
-    times = duration(sum(made))
-    text = f"{_count(len(lines), 'node')}, of which this run made {len(made)}; their times add up to {times}."
+    text = f"{_count(len(lines), 'node')}, of which this run made {len(made) or 'none'}"
+    text += f"; their times add up to {duration(sum(made))}." if made else "."
     boxes = _boxes(run)
     if len(boxes) > BOXES:
         text += f" The graph is not drawn: it has {len(boxes)} boxes, and only {BOXES} are readable."

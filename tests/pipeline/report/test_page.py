@@ -327,6 +327,13 @@ class Seen(HTMLParser):
 # ----------------------------------------------------------------------------------------- what it says
 
 
+def test_a_run_that_made_nothing_has_no_time(tmp_path):
+    nodes = build(parse(small("from_rand")))
+    made = {node.id: asdict(Progress(node.stage, node.version, "cached")) for node in nodes}
+    text = Seen(render(tmp_path, small("from_rand"), nodes=made)).text
+    assert f"{len(nodes)} nodes, of which this run made none." in text
+
+
 def test_a_page_has_a_section_for_everything_that_the_run_left(whole):
     assert Seen(whole).headings == [
         "Results",
