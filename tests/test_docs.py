@@ -145,7 +145,7 @@ def test_the_blocks_of_the_readme_lead_from_photographs_to_a_network_and_a_check
                 archs += [node.arch for node in build(spec.read(Path(words[2]))) if node.name == "standard"]
             elif words[:2] == ["notbugs", "init"]:
                 assert CliRunner().invoke(main, words[1:]).exit_code == 0
-    assert archs == ["fast_resnet", "nets:net", "nets:net"]
+    assert archs == ["fast_resnet", "nets:net", "nets:net", "nets:net"]
     assert runpy.run_path("nets.py")["net"](2, 3)(torch.zeros(2, 3, 64, 64)).shape == (2, 2)
 
 

@@ -137,6 +137,8 @@ def test_a_network_or_a_checkpoint_of_ones_own_takes_its_place_in_the_file(given
     if weights:
         standard = nodes["standard"].node.recipe
         assert (standard.arch, standard.weights, standard.shape) == ("nets_of_init:net", "net.pt", [3, 24, 24])
+        needed = {parent.name for parent in nodes["source"].node.inputs.values()}
+        assert needed == {"standard", "clean"}, "it is scored before the attack"
 
 
 @pytest.mark.parametrize("kind", ["digits", "cifar10", "imagenet"])
