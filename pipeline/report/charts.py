@@ -165,7 +165,7 @@ def bars(name: str, text: str, drawn: Sequence[Bar], x_label: str, *levels: tupl
         axes.barh(places, [b.value for b in drawn], 0.6, color=[_series(b.colour) for b in drawn])
         axes.hlines(places, [b.low for b in drawn], [b.high for b in drawn], color=INK, linewidth=1.2)
         for place, bar in enumerate(drawn):
-            axes.text(_free(bar) + 0.03, place, f"{100 * bar.value:.1f} %", **BESIDE)
+            axes.text(_free(bar, [share for _, share in levels]) + 0.03, place, f"{100 * bar.value:.1f} %", **BESIDE)
         marks = [(share, place) for place, bar in enumerate(drawn) for share in bar.published]
         if marks:
             xs, ys = zip(*marks, strict=True)
@@ -189,10 +189,10 @@ LABEL = 0.15
 """Width of a bar's label, in units of the shares."""
 
 
-def _free(bar: Bar) -> float:
-    """The end of a bar, or of the last published mark that its label would cover."""
+def _free(bar: Bar, levels: Sequence[float]) -> float:
+    """The end of a bar, or the last published mark or line of a baseline that its label would cover."""
     end = max(bar.value, bar.high)
-    for mark in sorted(bar.published):
+    for mark in sorted([*bar.published, *levels]):
         end = max(end, mark) if mark < end + LABEL else end
     return end
 

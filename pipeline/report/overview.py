@@ -40,10 +40,11 @@ def overview(run: RunResults) -> Chart | None:
 
 
 def learners(run: RunResults) -> list[Score]:
-    """The models scored on held-out images, without the controls that are lines; those outside of a sweep if any."""
+    """The models scored on held-out images, without the controls that are lines; of sweeps, only the verdict's."""
     scores = [score for score in merged(run.held_out) if not _is_control(score)]
-    unswept = [score for score in scores if not score.axes] or scores
-    return sorted(unswept, key=_order)
+    top = headline(run.held_out)
+    shown = [score for score in scores if not score.axes or (top is not None and score.base == top.base)]
+    return sorted(shown or scores, key=_order)
 
 
 def _is_control(score: Score) -> bool:

@@ -55,6 +55,17 @@ def test_the_same_chart_has_the_same_bytes():
     assert charts("a", "b") == charts("a", "b")
 
 
+@settings(max_examples=20)
+@given(share=SHARES, levels=st.lists(st.floats(0, 0.5), max_size=2))
+def test_no_line_of_a_baseline_crosses_the_value_beside_a_bar(share, levels):
+    chart = bars("a", "", [Bar("a bar", share, share, share)], "x", *(("level", level) for level in levels))
+    label = re.search(r'd="M ([\d.]+) [^"]*"[^>]*fill: var\(--paper\)', chart)
+    lines = [float(x) for x in re.findall(r'd="M ([\d.]+) [^"]*"[^>]*stroke-dasharray[^>]*stroke-width: 1.5', chart)]
+    assert label is not None and len(lines) == 2 * len(levels), "each in the chart and in its legend"
+    left, right = float(label[1]), float(label[1]) + 28
+    assert not [x for x in lines[: len(levels)] if left < x < right]
+
+
 @settings(max_examples=6)
 @given(name=NAMES)
 def test_names_are_shown_as_they_are(name):

@@ -545,6 +545,16 @@ def test_the_first_picture_has_the_learners_first_and_chance_and_controls_as_lin
     assert whole.index("<svg") < whole.index('class="verdict"') < whole.index("Ilyas")
 
 
+def test_the_first_picture_of_a_sweep_has_its_learners_and_not_those_of_another(tmp_path):
+    """It once had the source model alone."""
+    swept = {f"swept@eps={eps}": learner("rand") for eps in (0.5, 1.0)}
+    others = {f"others@steps={steps}": learner("rand", epochs=7) for steps in (1, 2)}
+    experiment = small("standard", *swept, *others)
+    experiment["models"] = {**EXPERIMENT["models"], **swept, **others}
+    names = [row["name"] for row in csv_of(render(tmp_path, experiment), "accuracy")]
+    assert names == [*others, "standard", "chance"], "the last is the verdict's"
+
+
 def test_every_learner_of_relabelled_images_is_blue_however_they_were_perturbed(tmp_path):
     """Universal perturbations left a grey bar under a caption that called it blue."""
     experiment = small("standard", "from_other")
