@@ -70,7 +70,9 @@ class Dataset:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{split}: {count:,}" for split, count in self.splits.items())
-        return f"<notbugs.Dataset {self.name} {self.version} ({counts}; {len(self.classes)} classes)>"
+        shape = " × ".join(map(str, self.image_shape)) if self.image_shape else "of different sizes"
+        about = f"{counts}; {len(self.classes)} classes; images {shape}"
+        return f"<notbugs.Dataset {self.name} {self.version} ({about})>"
 
     def __len__(self) -> int:
         return sum(self.splits.values())
@@ -116,6 +118,17 @@ class Dataset:
         """Role → node, version and content digest of each input."""
         return {role: dict(parent) for role, parent in self.manifest["parents"].items()}
 
+    @property
+    def source(self) -> "Dataset":
+        """The dataset that its images were loaded as, with their true labels and the test split; or itself.
+
+        Raises:
+            BadInput: the store no longer has it.
+        """
+        if (parent := self.parents.get("images")) is None:
+            return self
+        return open_dataset(parent["node"].partition("/")[2], self.store.url, parent["version"]).source
+
     @cached_property
     def _places(self) -> dict[str, np.ndarray]:
         """Columns with each sample's place in its shard and its labels, in the order of `table`."""
@@ -145,7 +158,7 @@ class Dataset:
         """
         if split not in self.splits:
             made_from = self.parents.get("images", {}).get("node", "").partition("/")[2]
-            hint = f"; it was made from {made_from}, which may have it" if made_from else ""
+            hint = f"; it was made from {made_from}, which may have it: see `source`" if made_from else ""
             raise BadInput(f"{self.name} has no split {split!r}, it has {', '.join(self.splits)}{hint}")
 
     def file(self, i: int) -> bytes:

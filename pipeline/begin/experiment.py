@@ -81,11 +81,12 @@ class Start:
 
 
 CHECKPOINT = (
-    "The checkpoint. Its clean accuracy shows whether it was read correctly. If images were normalised in its "
-    "training, add `mean` and `std`, such as mean: [0.5, 0.5, 0.5]. Output i stands for class i."
+    "The checkpoint; output i is class i. If its training normalised the images, add their mean and std inside the "
+    "inner braces, such as mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]. The learners have another network, "
+    "so that the result does not depend on one."
 )
 
-OWN = "Two different networks make the stronger test. docs/experiment-file.md lists those that are there."
+OWN = "A learner of another network makes the stronger test; docs/experiment-file.md lists the networks."
 
 SLIM = "nesterov: true, schedule: triangular, warmup: 0.23"
 

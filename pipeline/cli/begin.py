@@ -82,13 +82,13 @@ def init(
     text = experiment.as_yaml(_name_of(named), begun, where)
     spec.parse(yaml12.load(text.encode()))
     _write_new(out, text)
-    beside = out.with_name(experiment.SCHEMA)
+    beside, also = out.with_name(experiment.SCHEMA), ""
     if not beside.exists():
         _write_new(beside, json.dumps(schema_(), indent=1, ensure_ascii=False) + "\n")
-        echo(f"{beside}: for editors, which complete and check the experiment with it")
+        also = f" (and {beside}, with which editors check and complete it)"
     if not begun.tested:
         echo("Warning: there is no test split, so scores will be of training images; name one in `load`", err=True)
-    echo(f"{out}: {begun.title}\nNext: notbugs plan {out}{where}")
+    echo(f"{out}: {begun.title}{also}\nNext: notbugs plan {out}{where}")
 
 
 def _write_new(path: Path, text: str) -> None:

@@ -31,6 +31,9 @@ HEAD = 8_000_000
 SIDE = 512
 """Longer side to which larger images are reduced, in pixels."""
 
+SHOWN = 0.99
+"""Share of the values whose change is shown without clipping: a few large ones would leave the rest grey."""
+
 SMALL = 80
 """Longest side of images that a card shows pixel by pixel. Larger ones also open at full size."""
 
@@ -93,7 +96,8 @@ def gallery(run: RunResults, dataset: Node) -> Gallery | None:
         return None
     if not pairs or any(before.shape != after.shape for before, after in pairs.values()):
         return None
-    scale = _magnification(max(float(np.abs(after - before).max()) for before, after in pairs.values()))
+    changes = np.concatenate([np.abs(after - before).ravel() for before, after in pairs.values()])
+    scale = _magnification(float(np.quantile(changes, SHOWN)))
     groups = [
         Group(title, [_card(saved[key], *pairs[key], scale, manifest["classes"]) for key in some])
         for title, some in chosen
@@ -114,14 +118,14 @@ def _chosen(there: Mapping[int, Sample], shard: str, aimed: bool) -> list[tuple[
     classes = {key: sample.facts.source_label for key, sample in there.items()}
     if not aimed or not all(set(sample.facts.attack) >= ANSWER for sample in there.values()):
         keys = one_per_class(list(classes.items()), CARDS)
-        return [(f"{len(keys)} images of shard {shard}, the first of each class before others", keys)]
+        return [(f"{len(keys)} images of shard {shard}, one of each class first", keys)]
     chosen = []
     for reached, word, most in ((True, "Reached", REACHED), (False, "Missed", MISSED)):
         fitting = [(key, classes[key]) for key, one in there.items() if bool(one.facts.attack["success"]) == reached]
         keys = one_per_class(fitting, most)
         count = f"{len(fitting):,} of the {len(there):,} images read of shard {shard}"
-        some = f"; {len(keys)} of them, the first of each class before others"
-        chosen.append((f"{word} the target: {count}{some if len(keys) < len(fitting) else ''}", keys))
+        some = f"; shown are {len(keys)}, one of each class first" if len(keys) < len(fitting) else ""
+        chosen.append((f"{word} the target: {count}{some}", keys))
     return chosen
 
 
@@ -148,7 +152,7 @@ def _pixels(sample: Sample, channels: int) -> np.ndarray:
 
 
 def _magnification(largest: float) -> int:
-    """The factor, rounded to one digit, that magnifies the largest change at most to the full range."""
+    """The factor, rounded to one digit, that magnifies a change at most to the full range."""
     if largest == 0:
         return 1
     times = max(1.0, 0.5 / largest)
@@ -198,8 +202,8 @@ def _text(dataset: Node, scale: int, measured: set[str]) -> str:
     elif measured >= ANSWER:
         labels = f"Below: whether {model} classifies the saved image as its label, and the confidence in that label"
     else:
-        labels = "The label is assigned by the rule, not by the image"
+        labels = "The rule assigns the label, whatever the image shows"
     return (
-        f"In turn: the original; the change, {times}, grey where there is none; the saved image with its "
+        f"From top to bottom: the original; the change, {times}, grey where there is none; the saved image with its "
         f"label. {labels}."
     )

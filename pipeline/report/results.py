@@ -187,6 +187,11 @@ class Score(Result):
         return (1 + self.level[1]) / 2
 
     @property
+    def at_baseline(self) -> bool:
+        """Whether it is no better than the better baseline, within its interval."""
+        return self.clean.low <= self.level[1]
+
+    @property
     def fitted(self) -> bool:
         """Whether it was trained enough to show what its training set teaches: it fits its labels at least halfway
         from the better baseline to all of them. True where that is not known."""

@@ -141,7 +141,7 @@ def _orientation(scores: Sequence[Score]) -> str:
     if any(score.data for score in scores):
         data = "of the same data, where there are any, and name the network where it differs"
     else:
-        data = "of other data, which is named: a guide, not a comparison"
+        data = "of other data, named in each row: a guide, not a comparison"
     return f"The published figures are {data}. Settings that differ from ours are listed, as far as they are known."
 
 
@@ -196,7 +196,7 @@ def pictures(run: RunResults) -> Section | None:
 # -------------------------------------------------------------------------------------------- leakage
 
 CONTROLS = {
-    "": ("headline", "the adversarial images under their new labels"),
+    "": ("the learner itself", "the adversarial images under their new labels"),
     "probe": ("linear probe", "a linear layer on the features of a robust model"),
     "leakage": ("leakage only", "noise in place of the attack; no change where the label was right already"),
     "robust-source": ("robust source", "the same attack on a robust source model"),
@@ -210,7 +210,7 @@ CONTROLS = {
 
 
 def leakage(run: RunResults) -> Section | None:
-    """For each learner with controls: its headline accuracy beside the accuracy of each control."""
+    """For each learner with controls: its accuracy beside that of each control."""
     panels: dict[tuple[str, str], dict[str, Score]] = {}
     for score in run.held_out:
         base, _, control = score.base.rpartition(".")
@@ -229,8 +229,8 @@ def leakage(run: RunResults) -> Section | None:
     more = [[learner, CONTROLS[c][0], _published(s), _made_with(s)] for learner, c, s in places]
     folded = Table(["learner", "control", "published", "network and setting"], more, fold="Published figures, settings")
     text = (
-        "How much of the accuracy has another explanation than non-robust features: each control tests one such "
-        "explanation, which suffices if the control is as accurate as the headline."
+        "Could something else than non-robust features explain the accuracy? Each control tests one other explanation, "
+        "which suffices if the control is as accurate as the learner."
     )
     return Section("Leakage", text, panel_of[:CURVES], [Table(head, lines, stacks=True), folded])
 
@@ -377,7 +377,7 @@ def learning(run: RunResults) -> Section | None:
 def _learning(run: RunResults, number: int, model: Node, metrics: Sequence[Row]) -> Chart:
     name = without_seed(model.name)
     relabelled = "on" in model.inputs and model.inputs["on"].relabel is not None
-    wrong = " (assigned by a rule, not by the image)" if relabelled else ""
+    wrong = " (the new ones, not the true ones)" if relabelled else ""
     text = f"After {len(metrics)} epochs {percent(metrics[-1]['accuracy'])} on its training labels{wrong}"
     lines = [Line("training labels", [m["epoch"] for m in metrics], [m["accuracy"] for m in metrics])]
     tested = [(m["epoch"], m["test_accuracy"]) for m in metrics if m.get("test_accuracy") is not None]

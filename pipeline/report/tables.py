@@ -145,7 +145,7 @@ def _notes(given_way: Sequence[str], head: Sequence[str], width: int) -> list[st
     same = [name for name in given_way if name not in head]
     hidden = [name for name in given_way if name in head]
     notes = [f"in every line: {', '.join(same)}"] if same else []
-    notes += [f"in a wider terminal, or a pipe: {', '.join(hidden)}"] if hidden else []
+    notes += [f"left out for lack of width: {', '.join(hidden)}"] if hidden else []
     return [_wrapped(note, width) for note in notes]
 
 

@@ -265,11 +265,11 @@ class Live(Display):
         return [
             (0, f"{len(self.ended)} of {self.total} nodes done"),
             (2, f"{len(self.failed)} failed" if self.failed else ""),
-            (5, f"{len(self.cached)} of them before" if self.cached else ""),
+            (5, f"{len(self.cached)} already there" if self.cached else ""),
             (4, f"{len(self.queued)} queued" if self.queued else ""),
             (3, f"{waiting} waiting" if waiting > 0 else ""),
             (6, f"in {spent}" if over else f"{spent} so far"),
-            (1, f"{'over ' * left.least}{clock(left.seconds)} left" if left else ""),
+            (1, f"{'over ' * left.least}{clock(left.seconds)} left" if left and left.seconds >= 1 else ""),
         ]
 
     def _drawn(self) -> Table:

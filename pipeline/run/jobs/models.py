@@ -350,16 +350,20 @@ class PretrainedJob(ModelJob):
         return {"design": self.imported.design.as_json()}
 
     def remark(self) -> str | None:
-        recipe = self.node.recipe
-        if recipe.mean is not None or recipe.std is not None or not self.ready:
+        if not self.ready:
             return None
-        design = self.imported.design
-        if any(design.mean) or any(value != 1 for value in design.std):
-            return None
-        return (
-            "neither the recipe nor the checkpoint has mean and std, so the network's inputs are pixels from 0 to 1; "
-            "if it was trained on normalised images, set both"
-        )
+        recipe, design = self.node.recipe, self.imported.design
+        unset = ["mean"] if recipe.mean is None and not any(design.mean) else []
+        unset += ["std"] if recipe.std is None and all(value == 1 for value in design.std) else []
+        match unset:
+            case ["mean", "std"]:
+                return (
+                    "neither the recipe nor the checkpoint has mean and std, so the network's inputs are pixels from 0 "
+                    "to 1; if it was trained on normalised images, set both"
+                )
+            case [one]:
+                return f"it has no {one} beside its {'std' if one == 'mean' else 'mean'}: set both"
+        return None
 
     def checked(self) -> str:
         weights = self.node.recipe.weights

@@ -3,15 +3,19 @@
 import gc
 import io
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 import webdataset as wds
+import yaml
 from click.testing import CliRunner
 from PIL import Image
+from support import TINY
 
 import notbugs
 from pipeline.cli import main
+from stages.errors import BadInput
 
 
 @pytest.mark.filterwarnings(
@@ -47,7 +51,25 @@ def test_table_recipe_and_parents_are_what_the_store_holds(opened):
         "content": clean.manifest["content"],
     }
     assert found.classes == [str(digit) for digit in range(10)] and found.image_shape == (1, 8, 8)
-    assert found.version in found.path and "train: 192" in repr(found)
+    assert found.version in found.path and "train: 192" in repr(found) and "images 1 × 8 × 8" in repr(found)
+
+
+def test_the_source_of_a_dataset_is_that_of_its_images_and_not_the_newest_of_its_name(opened, tmp_path):
+    """A learner was scored on the test images of another experiment, which were of another size."""
+    store = tmp_path / "s"
+    shutil.copytree(opened[0], store)
+    later = TINY | {"name": "later"}
+    later["datasets"] = TINY["datasets"] | {"clean": {"load": TINY["datasets"]["clean"]["load"] | {"limit": 20}}}
+    (tmp_path / "later.yaml").write_text(yaml.safe_dump(later))
+    made = CliRunner().invoke(
+        main, ["run", str(tmp_path / "later.yaml"), "--store", str(store), "--only", "clean", "--engine", "inline"]
+    )
+    assert made.exit_code == 0, made.stderr
+    other, newest = notbugs.open("other", store=store), notbugs.open("clean", store=store)
+    assert other.source.version == notbugs.open("clean", store=opened[0]).version != newest.version
+    assert "test" in other.source.splits and newest.source.version == newest.version
+    with pytest.raises(BadInput, match="it was made from clean, which may have it: see `source`"):
+        other.torch("test")
 
 
 def test_a_dataset_travels_to_another_process(opened):

@@ -472,6 +472,32 @@ def test_a_poor_source_model_is_named_before_the_learner_is_blamed(tmp_path):
     assert "has learned. If it was better before, check mean, std and outputs." in text
 
 
+@pytest.mark.parametrize(
+    ("success", "accuracy", "said"),
+    [
+        (0.85, 0.11, "Raise its `eps`, to twice as much for a start, or its `steps`."),
+        (0.85, 0.5, None),
+        (
+            0.95,
+            0.11,
+            "What is left to try: the source model's network for from_other, `arch: resnet18`, a larger `eps`",
+        ),
+        (0.95, 0.5, None),
+    ],
+)
+def test_a_learner_at_chance_is_told_what_to_try_next(success, accuracy, said, tmp_path, monkeypatch):
+    """Three runs on a newcomer's photographs were no better than chance, and nothing said what to do."""
+    experiment = small("standard", "from_other")
+    experiment["models"] = experiment["models"] | {"standard": learner("clean", arch="resnet18")}
+    store, nodes, facts = Store(str(tmp_path)), build(parse(experiment)), manifest
+    rate = {"success_rate": success}
+    monkeypatch.setattr(sys.modules[__name__], "manifest", lambda node, files: facts(node, files) | rate)
+    for node in nodes:
+        leave(store, node, {"standard": 0.9, "from_other": accuracy})
+    advised = verdict.advice(RunResults(store, record(nodes, experiment)).held_out)
+    assert advised is None if said is None else said in str(advised)
+
+
 def test_what_robust_features_explain_is_said(tmp_path):
     shares = {"from_rand": 0.6, "from_rand.robust-source": 0.4, "from_rand.probe": 0.3}
     text = Seen(render(tmp_path, small(*shares), shares)).text
@@ -508,7 +534,7 @@ def test_what_is_missing_is_named_with_what_to_add_and_what_is_added_makes_it(tm
     made = {node.id for node in build(parse({**experiment, **seeds, "evaluations": evaluations}))}
     assert {"models/from_other.leakage@seed=0", "models/from_other.leakage@seed=2"} <= made
     with_control = Seen(render(tmp_path, small("from_rand", "from_rand.leakage"), {"from_rand.leakage": 0.05})).text
-    assert "leakage alone gives 5.0 %, no more than chance" in with_control
+    assert "leakage alone gives 5.0 %, below chance" in with_control
     assert "No control shows" not in with_control
 
 
@@ -1004,7 +1030,7 @@ def test_a_gallery_shows_the_original_the_magnified_change_and_the_saved_image(f
     reached, missed = made.groups
     assert len(reached.cards) == gallery.REACHED and len(missed.cards) == gallery.MISSED
     counted = "Reached the target: 10 of the 20 images read of shard train-000000"
-    assert reached.title == f"{counted}; 6 of them, the first of each class before others"
+    assert reached.title == f"{counted}; shown are 6, one of each class first"
     assert {card.truth for card in reached.cards} == {CLASSES[i] for i in (0, 2, 4, 6, 8)}
     card = missed.cards[1]
     before, after = (unpack("train-000000", shard_of(found.nodes[f"datasets/{n}"]), 3) for n in ("clean", "other"))

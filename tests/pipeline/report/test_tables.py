@@ -219,7 +219,7 @@ def test_columns_give_way_by_importance_and_a_wide_terminal_shows_them_all():
         "──────────  ─────",
         "aaaaaaaaaa  done",
         "bbbbbbbbbb  there",
-        "in a wider terminal, or a pipe: version",
+        "left out for lack of width: version",
     ]
     assert max(map(len, fitted(head, lines, 8, ["node"]).splitlines())) <= 8
     lines[0][2] = "to make " * 9

@@ -304,9 +304,13 @@ def test_a_node_of_another_stage_differs_in_its_stage_and_inputs_with_other_vers
     assert 'store: stage was "train", is "pretrained"\n' in said
     assert "store: models/from_other and models/standard have other versions\n" in said
     assert "models.standard.pretrained: neither the recipe nor the checkpoint has mean and std" in said
+    checkpoint |= {"mean": [0.5]}
+    ask("plan", experiment)
+    said = CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
+    assert "models.standard.pretrained: it has no std beside its mean: set both" in said
     checkpoint |= {"mean": [0], "std": [1]}
     ask("plan", experiment)
-    assert "neither" not in CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
+    assert "pretrained: " not in CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
 
 
 def test_the_same_recipe_under_another_name_is_pointed_at(folder):
