@@ -153,7 +153,8 @@ def _images(found: Found, size: int | None) -> Start:
     arch, channels = "small_cnn" if side <= SMALL else "fast_resnet", 1 if found.grey else 3
     return Start(
         title=f"{len(found.classes):,} {names} ({some(found.classes, 3)}), {counts} images, "
-        f"{'grey' if found.grey else 'colour'}, {sized} pixels on the shorter side, taken at {side} × {side} (--size).",
+        f"{'grey' if found.grey else 'colour'}, {sized} pixels on the shorter side, resized to {side} × {side} "
+        "(--size sets another).",
         load={**found.recipe, **geometry, "channels": channels, "shard_size": shard},
         shape=(channels, side, side),
         eps=round((1.5 * side / 28) if found.grey else (0.5 * side / 32), 2),

@@ -85,10 +85,13 @@ def init(
     beside, also = out.with_name(experiment.SCHEMA), ""
     if not beside.exists():
         _write_new(beside, json.dumps(schema_(), indent=1, ensure_ascii=False) + "\n")
-        also = f" (and {beside}, with which editors check and complete it)"
+        also = f"\n{beside}: with it, editors check and complete the file"
     if not begun.tested:
         echo("Warning: there is no test split, so scores will be of training images; name one in `load`", err=True)
-    echo(f"{out}: {begun.title}{also}\nNext: notbugs plan {out}{where}")
+    chosen = (
+        f"Network {begun.arch}, learners {begun.learner_arch}; attack in L2 at ε {begun.eps:g}, {begun.steps} steps"
+    )
+    echo(f"{out}: {begun.title}\n{chosen}{also}\nNext: notbugs plan {out}{where}")
 
 
 def _write_new(path: Path, text: str) -> None:

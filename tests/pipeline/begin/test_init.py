@@ -125,15 +125,15 @@ def test_a_network_or_a_checkpoint_of_ones_own_takes_its_place_in_the_file(given
     weights = ("--weights", "net.pt") if given == "weights" else ()
     done = init("--images", "photos", "--size", 24, "--arch", "nets_of_init:net", *weights, "--out", "mine.yaml")
     assert "Next: notbugs plan mine.yaml --data data" in done.output, done.output
+    learners = "small_cnn" if weights else "nets_of_init:net"
+    assert f"Network nets_of_init:net, learners {learners}; attack in L2 at ε 0.38, 30 steps" in done.output
     experiment = spec.read(Path("mine.yaml"))
     assert experiment.name == "mine" and "eps: 0.38" in Path("mine.yaml").read_text()
     nodes = {status.node.name: status for status in planned(Path("mine.yaml"), here)}
     assert nodes["clean"].facts["image_shape"] == [3, 24, 24]
     assert nodes["standard"].node.stage == ("pretrained" if weights else "train")
     learner = nodes["from_other"].node.recipe
-    assert learner.arch == ("small_cnn" if weights else "nets_of_init:net"), (
-        "a checkpoint is attacked for another network"
-    )
+    assert learner.arch == learners, "a checkpoint is attacked for another network"
     if weights:
         standard = nodes["standard"].node.recipe
         assert (standard.arch, standard.weights, standard.shape) == ("nets_of_init:net", "net.pt", [3, 24, 24])
