@@ -59,9 +59,10 @@ def rendered(page: str) -> str:
 
 def _table(found: re.Match[str]) -> str:
     rows, only = read(found["name"])["rows"], found["only"].split()
-    if missing := set(only) - {row["evaluation"] for row in rows}:
+    bases = [row["evaluation"].partition("@")[0] for row in rows]  # without its place in a sweep
+    if missing := set(only) - set(bases):
         raise SystemExit(f"{found['name']} has no record of {', '.join(sorted(missing))}")
-    shown = [row for row in rows if not only or row["evaluation"] in only]
+    shown = [row for row, base in zip(rows, bases, strict=True) if not only or base in only]
     return f"{found['name']}{found['only']} -->\n```\n{tables.result_text(shown)}\n"
 
 
