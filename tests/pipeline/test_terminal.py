@@ -231,7 +231,7 @@ def test_that_stdout_cannot_be_written_ends_a_command_and_that_stderr_cannot_doe
 )
 def test_what_is_shown_on_a_terminal_is_no_wider(columns, command, there, not_there, made_once):
     code, said = on_a_terminal([*COMMAND, *command.split(), "--store", "s"], made_once, columns=columns)
-    table = said.replace("\r", "").partition("\n\n")[2].partition("\nin a wider")[0]
+    table = said.replace("\r", "").partition("\n\n")[2].partition("\nleft out for")[0]
     assert code == 0 and max(map(len, table.splitlines())) <= columns, said
     assert all(text in table for text in there) and not_there not in table
 
