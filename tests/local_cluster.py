@@ -10,6 +10,7 @@ never outlives a test session.
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -116,10 +117,16 @@ class LocalCluster:
 
 
 def free_port() -> int:
-    """A loopback port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port on which nothing listens.
+
+    It lies between those of Ray's workers and those that the system gives to whoever asks for any: another process was
+    once given such a port before it was used here, and the cluster took no jobs.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def main(nodes: int) -> None:
