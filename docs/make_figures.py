@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from pipeline.experiment.sweeps import split_name
 from pipeline.report import tables
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +60,7 @@ def rendered(page: str) -> str:
 
 def _table(found: re.Match[str]) -> str:
     rows, only = read(found["name"])["rows"], found["only"].split()
-    bases = [row["evaluation"].partition("@")[0] for row in rows]  # without its place in a sweep
+    bases = [split_name(row["evaluation"])[0] for row in rows]
     if missing := set(only) - set(bases):
         raise SystemExit(f"{found['name']} has no record of {', '.join(sorted(missing))}")
     shown = [row for row, base in zip(rows, bases, strict=True) if not only or base in only]

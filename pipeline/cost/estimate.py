@@ -173,6 +173,11 @@ class Estimate:
     batches: dict[str, Batch]
     inputs: dict[str, list[str]]
 
+    @property
+    def stored(self) -> int:
+        """Bytes that all nodes leave in the store."""
+        return sum(cost.stored for cost in self.nodes.values())
+
     def device_seconds(self, site: Site) -> float:
         """Of all nodes."""
         return sum(cost.device_seconds(site) for cost in self.nodes.values())
@@ -428,7 +433,7 @@ def total_as_json(estimated: Estimate, gpus: int | None) -> dict[str, Any]:
         "device": estimated.device,
         "devices": estimated.site.devices,
         "worker_start_seconds": round(estimated.site.start, 3),
-        "stored_bytes": sum(cost.stored for cost in estimated.nodes.values()),
+        "stored_bytes": estimated.stored,
         "device_seconds": round(estimated.device_seconds(estimated.site), 3),
         "wall_seconds": _between(estimated.wall(estimated.site)),
     }
@@ -457,8 +462,7 @@ def as_text(estimated: Estimate, gpus: int | None, width: int | None = None) -> 
         ]
         for name, cost in estimated.nodes.items()
     ]
-    stored = sum(cost.stored for cost in estimated.nodes.values())
-    total = ["all", "", "", "", size(stored), hours(estimated.device_seconds(site)), ""]
+    total = ["all", "", "", "", size(estimated.stored), hours(estimated.device_seconds(site)), ""]
     lines.append([*total, *(_time(estimated, each) for each in sites)])
     walls = [f"time on {each.devices} device{'s' * (each.devices > 1)}" for each in sites]
     shown = tables.fitted([*head, *walls], lines, width, ("to make", *walls, "size", "images", "device-hours"))
@@ -467,8 +471,8 @@ def as_text(estimated: Estimate, gpus: int | None, width: int | None = None) -> 
 
 def _summary(estimated: Estimate, site: Site) -> str:
     """What the whole takes, in a line."""
-    count, stored = site.devices, sum(cost.stored for cost in estimated.nodes.values())
-    return f"In all: {_time(estimated, site)} on {count} device{'s' * (count > 1)}, and {size(stored)} in the store."
+    devices = f"{site.devices} device{'s' * (site.devices > 1)}"
+    return f"In all: {_time(estimated, site)} on {devices}, and {size(estimated.stored)} in the store."
 
 
 def _time(estimated: Estimate, site: Site) -> str:

@@ -117,7 +117,7 @@ def advice(scores: Sequence[Score]) -> str | None:
     learner at chance; None where nothing is wrong."""
     if (top := headline(scores)) is None:
         return None
-    first = next(chain(_source(top, scores), _unfitted(top, ()), _unexplained(top, scores)), None)
+    first = next(chain(_source(top, scores), _unfitted(top, ()), _untried(top, scores)), None)
     return first.text if first else None
 
 
@@ -132,7 +132,7 @@ def remarks(scores: Sequence[Score]) -> Iterator[Remark]:
         yield from _controls(top, by_kind)
         if not poor:  # else its trainings are not at fault
             yield from _unfitted(top, controls)
-            yield from _unexplained(top, scores)
+            yield from _untried(top, scores)
         yield from _limits(top, controls)
     if top is not None and "D_R" in by_kind:
         yield Remark(_versions(scores))
@@ -146,7 +146,7 @@ def _source(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
         loaded = isinstance(source.node.recipe, Pretrained)
         mend = "If it was better before, check `mean`, `std` and `outputs`." if loaded else "Train it longer."
         yield Remark(f"The source model, {source.model}, classifies {source.clean} correctly, {poor}. {mend}")
-    elif _missed(top):
+    elif top.success is not None and top.success.mean < (SUFFICIENT if top.at_baseline else LOW_SUCCESS):
         yield Remark(
             f"The attack reached its target for only {top.success} of the images; the others carry weaker features of "
             "their label. Raise its `eps`, to twice as much for a start, or its `steps`."
@@ -157,11 +157,6 @@ def _attacked(top: Score, scores: Sequence[Score]) -> Score | None:
     """The score of the model that a learner's images were attacked with."""
     attacked = top.node.inputs["on"].inputs.get("model")
     return next((score for score in scores if attacked is not None and score.node.id == attacked.id), None)
-
-
-def _missed(top: Score) -> bool:
-    """Whether the attack failed for too many images."""
-    return top.success is not None and top.success.mean < (SUFFICIENT if top.at_baseline else LOW_SUCCESS)
 
 
 def _avoids(top: Score) -> Iterator[Remark]:
@@ -213,10 +208,10 @@ def _unfitted(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
             )
 
 
-def _unexplained(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
-    """What is left to try for a learner at chance, where source model, attack and training are in order."""
+def _untried(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
+    """What is left to try for a learner at chance that fits its labels, where `_source` finds nothing wrong."""
     source = _attacked(top, scores)
-    if not top.at_baseline or not top.fitted or source is None or _missed(top):
+    if source is None or not (top.at_baseline and top.fitted):
         return
     unlike = source.node.arch != top.node.arch
     network = [f"the source model's network for {top.model}, `arch: {source.node.arch}`"] if unlike else []
