@@ -17,6 +17,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+def cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def prefetch(work: Callable[[T], R], items: Iterable[T], count: int, pool: Executor | None = None) -> Iterator[R]:
     """Map `work` over items in order, with the next results computed meanwhile.
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -32,7 +31,7 @@ from stages.features import head
 from stages.inference import compiled, folded
 from stages.model import Classifier, load, on_device
 from stages.pgd import pgd
-from stages.prefetch import prefetch, processes
+from stages.prefetch import cores, prefetch, processes
 from stages.recipes import Adversary, Train
 from stages.refused import explained
 from stages.seeds import coins, generator, torch_seed
@@ -423,8 +422,7 @@ def spare(where: torch.device) -> int:
     """
     if where.type != "cuda":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    free = cores // torch.cuda.device_count() - 1
+    free = cores() // torch.cuda.device_count() - 1
     return min(free, DECODERS) if free > 1 else 0
 
 

@@ -20,6 +20,7 @@ from packaging.version import Version
 from pipeline.run.engines import reason_of
 from pipeline.store import Store
 from stages.errors import BadInput
+from stages.prefetch import cores
 
 GIB = 2**30
 
@@ -113,7 +114,6 @@ def _device() -> Finding:
         if free < whole / 2:
             return Finding("device", "attention", found, "end what else uses it (nvidia-smi lists it)")
         return Finding("device", "good", found)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if shutil.which("nvidia-smi"):
         return Finding(
             "device",
@@ -121,7 +121,7 @@ def _device() -> Finding:
             f"PyTorch {torch.__version__} uses none of this machine's GPUs",
             "install a PyTorch for the driver's CUDA (nvidia-smi prints its version); see pytorch.org",
         )
-    return Finding("device", "good", f"no GPU, {cores} CPU cores")
+    return Finding("device", "good", f"no GPU, {cores()} CPU cores")
 
 
 def _ray(address: str | None) -> Finding:

@@ -18,10 +18,10 @@ from typing import Any
 
 from pipeline.cost.trial import Rate, Trials
 from pipeline.report import tables
+from pipeline.run.engines import in_flight
 from pipeline.run.jobs import JOBS, Context, DatasetJob, PretrainedJob, ShardJob, TrainJob
 from pipeline.run.jobs.base import source_of
 from pipeline.run.jobs.work import Part, Work, in_batches
-from pipeline.run.on_ray import IN_FLIGHT
 from pipeline.run.preflight import NodeStatus
 from pipeline.terminal import duration, hours, size
 from stages.errors import BadInput
@@ -117,9 +117,10 @@ class Cost:
     def _paces(self, site: Site) -> list[float]:
         """Seconds from one shard to the next of a worker.
 
-        Reading and committing overlap with work while processors are free, up to `IN_FLIGHT` shards per worker.
+        Reading and committing overlap with work while processors are free, up to a worker's shards in flight.
         """
-        overlap = max(1.0, min(IN_FLIGHT, site.processors / site.devices))
+        processors = site.processors / site.devices
+        overlap = max(1.0, min(in_flight(processors), processors))
         return [max(work, whole / overlap) for work, whole in zip(self.work, self._whole(), strict=True)]
 
 

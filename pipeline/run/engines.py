@@ -16,6 +16,10 @@ from pipeline import terminal
 from pipeline.run.jobs import ModelJob, ShardJob, Unit
 from pipeline.terminal import visible
 from stages.errors import BadData, BadInput
+from stages.prefetch import cores
+
+IN_FLIGHT, MOST_IN_FLIGHT = 3, 10
+"""Shards in flight per worker: one being read, one worked on, the others written. This bounds the memory."""
 
 ATTEMPTS = 3
 """Attempts per shard or training; bad data fails at once."""
@@ -98,11 +102,16 @@ def hopeless(error: BaseException) -> bool:
     return isinstance(error, BadData | BadInput)
 
 
-class Inline:
-    """Runs everything in the calling process, shard by shard.
+def in_flight(processors: float) -> int:
+    """Number of shards in flight of a worker that has so many processors to itself.
 
-    If the work loads models, threads meanwhile read the next shard and commit the last one.
+    A GPU attacks images faster than one core encodes them.
     """
+    return max(IN_FLIGHT, min(MOST_IN_FLIGHT, int(processors)))
+
+
+class Inline:
+    """Runs everything in this process, shard by shard; threads meanwhile read the next and commit the last ones."""
 
     queues: ClassVar[bool] = False
 
@@ -119,18 +128,11 @@ class Inline:
 
     def shards(self, job: ShardJob, units: Sequence[Unit], report: Report) -> list[FailedShard]:
         work, lost = job.open(), list[FailedShard]()
-        if not job.heavy:
-            for unit in units:
-                self._attempt(unit, report, lost, partial(make, job, work, unit))
-            return lost
-        store, counted, begun = (
-            job.context.store,
-            job.context.store.retries,
-            deque[tuple[Unit, Future[dict[str, Any]]]](),
-        )
+        store, counted, committers = job.context.store, job.context.store.retries, in_flight(cores()) - 2
+        begun = deque[tuple[Unit, Future[dict[str, Any]]]]()
 
         def settle(most: int) -> None:
-            while len(begun) > most:
+            while begun and (len(begun) > most or begun[0][1].done()):
                 unit, first = begun.popleft()
                 self._attempt(unit, report, lost, partial(again, unit, first))
 
@@ -140,12 +142,12 @@ class Inline:
             before, counted = counted, store.retries
             return mark | {"store_retries": counted - before}
 
-        with ThreadPoolExecutor(2, thread_name_prefix="shard") as pool:
+        with ThreadPoolExecutor(1 + committers, thread_name_prefix="shard") as pool:
             read_next = [pool.submit(read, job, unit) for unit in units[:1]]
             for unit, following in zip_longest(units, units[1:]):
                 given, read_next = read_next[0], [pool.submit(read, job, following)] if following else []
                 begun.append((unit, _first(pool, job, work, unit, given)))
-                settle(1)
+                settle(committers)
             settle(0)
         return lost
 

@@ -19,12 +19,14 @@ from typing import Any, ClassVar
 from pipeline.run import ddp
 from pipeline.run.engines import (
     ATTEMPTS,
+    IN_FLIGHT,
     FailedShard,
     Report,
     StepResult,
     Stopped,
     commit,
     hopeless,
+    in_flight,
     make,
     read,
     reason_of,
@@ -37,9 +39,6 @@ from stages.errors import BadData, BadInput
 ACTOR_CPUS = 0.75
 STEP_CPUS = 0.25
 """Fractions: if actors reserved whole processors, the tasks that feed them would never start."""
-
-IN_FLIGHT = 3
-"""Shards in flight per worker: one being read, one worked on, one written. This bounds the memory."""
 
 DEATHS = 2
 """Deaths of workers after which their shard is set aside."""
@@ -353,7 +352,7 @@ class ShardScheduler:
         self.starting: dict[Any, Slot] = {}
         self.failed: list[FailedShard] = []
         self.assigned = self.failed_starts = 0
-        self.scaled, self.slowest = 0.0, dict[str, float]()
+        self.scaled, self.slowest, self.room = 0.0, dict[str, float](), IN_FLIGHT
         self.first: list[Any] = []
 
     def go(self) -> list[FailedShard]:
@@ -397,8 +396,10 @@ class ShardScheduler:
             self._add_slots(nodes)
 
     def _start_actors(self, nodes: list[Machine]) -> None:
-        room = sum(node.gpus if self.engine.gpu else node.cpus for node in nodes)
+        hosts = [node for node in nodes if node.gpus] if self.engine.gpu else nodes
+        room = sum(node.gpus if self.engine.gpu else node.cpus for node in hosts)
         wanted = min(self.engine.workers or max(1, room), len(self.waiting) + len(self.running))
+        self.room = in_flight(sum(node.cpus for node in hosts) / wanted)
         gpu = {"num_gpus": 1} if self.engine.gpu else {}
         for _ in range(wanted - len(self.slots) - len(self.starting)):
             worker: Any = self.ray.remote(_Worker)
@@ -444,7 +445,7 @@ class ShardScheduler:
     # --------------------------------------------------------------------------------- assignment
 
     def _assign(self) -> None:
-        room = 2 if self.starting else IN_FLIGHT  # keep shards back for actors that are still starting
+        room = 2 if self.starting else self.room  # keep shards back for actors that are still starting
         while self.waiting and self.slots and (slot := min(self.slots, key=_load_of)).load < room:
             task = self._next_task(slot)
             slot.load += 1

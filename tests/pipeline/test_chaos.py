@@ -19,7 +19,7 @@ from local_cluster import LocalCluster
 from s3 import ACCESS_KEY, SECRET_KEY
 from support import contents
 
-from pipeline.run.on_ray import IN_FLIGHT
+from pipeline.run.engines import IN_FLIGHT
 from pipeline.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]

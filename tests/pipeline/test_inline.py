@@ -1,10 +1,11 @@
-"""The inline engine: shards in order, with the next read and the last committed during the work on one."""
+"""The inline engine: shards in order, with the next read and the last ones committed during the work on one."""
 
 import threading
 from types import SimpleNamespace
 
 import pytest
 
+from pipeline.run import engines
 from pipeline.run.engines import ATTEMPTS, Inline
 from pipeline.run.jobs import Unit
 from stages.errors import BadData
@@ -72,6 +73,25 @@ def test_every_shard_is_made_once_and_reported_in_order(heavy, count):
 def test_the_next_shard_is_read_and_the_last_committed_while_one_is_worked_on():
     said, lost = run(Job(heavy=True, wait=True))
     assert (len(said), lost) == (4, [])
+
+
+@pytest.mark.parametrize("heavy", [True, False])
+@pytest.mark.parametrize("cores, together", [(1, 1), (3, 1), (6, 4), (64, 8)])
+def test_where_there_are_cores_several_shards_are_committed_at_the_same_time(heavy, cores, together, monkeypatch):
+    monkeypatch.setattr(engines, "cores", lambda: cores)
+    job, all_of_them, at_once, most = Job(heavy), threading.Barrier(together), [], []
+
+    def commit(unit, name, facts):
+        at_once.append(unit.name)
+        most.append(len(at_once))
+        all_of_them.wait(20)
+        at_once.remove(unit.name)
+        return {"name": name, **facts}
+
+    monkeypatch.setattr(job, "commit", commit)
+    said, lost = run(job, 2 * together)
+    assert [facts["name"] for _, facts in said] == [f"train-{k:06d}" for k in range(2 * together)]
+    assert (max(most), lost) == (together, [])
 
 
 @pytest.mark.parametrize("heavy", [True, False])

@@ -20,9 +20,8 @@ from local_cluster import LocalCluster
 from support import command, contents
 
 from pipeline.run import on_ray
-from pipeline.run.engines import ATTEMPTS, Stopped
+from pipeline.run.engines import ATTEMPTS, IN_FLIGHT, Stopped
 from pipeline.run.jobs import Unit
-from pipeline.run.on_ray import IN_FLIGHT
 from stages.errors import BadData, BadInput
 from stages.shard import unpack
 
