@@ -86,12 +86,22 @@ def init(
     if not beside.exists():
         _write_new(beside, json.dumps(schema_(), indent=1, ensure_ascii=False) + "\n")
         also = f"\n{beside}: with it, editors check and complete the file"
+    if weights is not None and _missing(weights, data):
+        echo(f"Warning: there is no file {weights} in {data}: put it there before the run", err=True)
     if not begun.tested:
         echo("Warning: there is no test split, so scores will be of training images; name one in `load`", err=True)
     chosen = (
         f"Network {begun.arch}, learners {begun.learner_arch}; attack in L2 at ε {begun.eps:g}, {begun.steps} steps"
     )
     echo(f"{out}: {begun.title}\n{chosen}{also}\nNext: notbugs plan {out}{where}")
+
+
+def _missing(weights: str, data: Path) -> bool:
+    """Whether a checkpoint named by a path is not there; a name without suffix may be one of torchvision's."""
+    from stages.pretrained import fetch
+
+    place = fetch.local(weights, data.expanduser())
+    return place is not None and bool(place.suffix) and not place.exists()
 
 
 def _write_new(path: Path, text: str) -> None:
