@@ -21,6 +21,9 @@ settings.load_profile("notbugs")
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+# The tests compare bytes of a CPU, also where there is a GPU, which `python -m benchmarks.gpu` checks.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
 
 @pytest.fixture(autouse=True)
 def no_run_goes_on() -> Iterator[None]:
