@@ -68,14 +68,15 @@ def plan(
 
     context, experiment = context_of(store, data, check_files=check_files), spec.read(file)
     with terminal.noting_long("checking") as at:
-        statuses = preflight(wanted(build(experiment), only), context, fetch=False, at=at)
+        had = runs.had(context.store, experiment.name)
+        statuses = preflight(wanted(build(experiment), only), context, fetch=False, at=at, among=had)
     estimated = _estimated(statuses, context, workers) if cost else None
     if as_json:
         nodes = [_status_as_json(status) | _cost_as_json(status, estimated, gpus) for status in statuses]
         total = {"cost": estimate.total_as_json(estimated, gpus)} if estimated else {}
         print_json({"store": context.store.url, "nodes": nodes} | total)
     else:
-        _print_plan(context.store, statuses, runs.has_run(context.store, experiment.name))
+        _print_plan(context.store, statuses)
         if estimated is not None:
             echo(f"\n{estimate.as_text(estimated, gpus, terminal.width())}")
         if not all(status.there for status in statuses):
@@ -83,8 +84,8 @@ def plan(
             echo(f"Next: {_command('run')}")
 
 
-def _print_plan(store: "Store", statuses: "list[NodeStatus]", ran: bool) -> None:
-    """Print a plan; if its experiment `ran` before, with what differs from the newest versions in the store."""
+def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
+    """Print a plan, with what differs from the versions of earlier runs of the experiment."""
     from pipeline.report import tables
     from pipeline.report.scores import percent
     from pipeline.run.preflight import remarks
@@ -105,8 +106,8 @@ def _print_plan(store: "Store", statuses: "list[NodeStatus]", ran: bool) -> None
     head = ["node", "stage", "version", "images", "state", "from"]
     echo(tables.fitted(head, lines, terminal.width(), ("node", "state", "stage")))
     for status in statuses:
-        if status.why and (status.again or ran):
-            what = "to make again" if status.again else "differs from its newest version in the store"
+        if status.why:
+            what = "to make again" if status.again else "differs from this experiment's newest version"
             echo(f"{status.node.id}: {what}: {visible(sentence(status.why))}")
         elif status.there and status.awaits:
             echo(f"{status.node.id}: made again if {', '.join(status.awaits)} comes out with other content")

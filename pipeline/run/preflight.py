@@ -1,6 +1,6 @@
 """All that can be checked of an experiment before its run begins and before anything is written."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +93,11 @@ class NodeStatus:
 
 
 def preflight(
-    nodes: list[Node], context: Context, fetch: bool = True, at: Callable[[str], None] = lambda node: None
+    nodes: list[Node],
+    context: Context,
+    fetch: bool = True,
+    at: Callable[[str], None] = lambda node: None,
+    among: Collection[str] | None = None,
 ) -> list[NodeStatus]:
     """Check all that can be checked without doing the work, and find out what is there already.
 
@@ -106,6 +110,7 @@ def preflight(
         context: where.
         fetch: whether sources and weights that are not there may be downloaded.
         at: called with the id of each node before it is checked: a large source takes long to list.
+        among: folders of the versions that a node to be made is compared with; by default all of its name.
 
     Raises:
         BadInput: the first thing that cannot be.
@@ -116,7 +121,7 @@ def preflight(
         elsewhere = _Elsewhere(context.store)
         for node in nodes:
             at(node.id)
-            found[node.id] = _checked(node, context, found, fetch, elsewhere)
+            found[node.id] = _checked(node, context, found, fetch, elsewhere, among)
     finally:
         forget()  # what was tried in another process may be as large as a model's weights
     return list(found.values())
@@ -148,7 +153,12 @@ class _Elsewhere:
 
 
 def _checked(
-    node: Node, context: Context, found: Mapping[str, NodeStatus], fetch: bool, elsewhere: _Elsewhere
+    node: Node,
+    context: Context,
+    found: Mapping[str, NodeStatus],
+    fetch: bool,
+    elsewhere: _Elsewhere,
+    among: Collection[str] | None,
 ) -> NodeStatus:
     inputs = {role: Artifact.of(parent.folder, found[parent.id].facts) for role, parent in node.inputs.items()}
     job = JOBS[node.stage](node, context, inputs, fetch)
@@ -159,7 +169,7 @@ def _checked(
     if made is not None and (why := outdated(job, made)):
         made = None
     if made is None and (made := elsewhere.find(job)) is None:
-        why = why or differences(job)
+        why = why or differences(job, among)
         with _blaming(job):
             _try_models(node, context, found)
             facts = job.predict_facts()

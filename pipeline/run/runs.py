@@ -492,9 +492,14 @@ def experiment_of(run: str) -> str | None:
     return run.split("-", 2)[2].rpartition("-")[0] if documents.fits(RunName, run) else None
 
 
-def has_run(store: Store, experiment: str) -> bool:
-    """Whether a run of an experiment of this name is on record."""
-    return any(experiment_of(name) == experiment for name in names(store))
+RECENT = 20
+"""Runs of an experiment, the newest, that are read for the versions it had."""
+
+
+def had(store: Store, experiment: str) -> set[str]:
+    """Folders of the versions that recent runs of an experiment of this name made or found."""
+    of_it = [name for name in names(store) if experiment_of(name) == experiment][:RECENT]
+    return set().union(*(versions(record) for record in at_once(partial(find, store), of_it) if record))
 
 
 def versions(record: Mapping[str, Any]) -> set[str]:

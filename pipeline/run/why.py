@@ -1,7 +1,7 @@
 """Why a node is to be made again: what differs from what the store holds of it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,12 +101,18 @@ def _about(change: Change) -> str:
 # ------------------------------------------------------------------------------- of another version
 
 
-def differences(job: ShardJob | ModelJob) -> list[Reason]:
-    """What differs from the newest artifact of the node's name; empty if there is none."""
+def differences(job: ShardJob | ModelJob, among: Collection[str] | None = None) -> list[Reason]:
+    """What differs from the newest artifact of the node's name; empty if there is none.
+
+    Args:
+        job: of the node.
+        among: folders of the versions to compare with; by default all.
+    """
     store, node = job.context.store, job.node
     known = artifacts.by_name(store, node.id)
     if any(one.manifest["version"] == node.version for one in known):
         return [Reason("damage", node.folder, None, None, "a file of it is missing or damaged")]
+    known = [one for one in known if among is None or one.folder in among]
     if not known:
         return []
     before = store.find_json(f"{known[-1].folder}/recipe.json") or {}

@@ -258,7 +258,7 @@ def test_a_file_that_changes_under_a_run_fails_the_shard_that_was_made_of_it(fol
     monkeypatch.undo()
 
 
-def test_a_plan_names_what_differs_from_the_newest_version(folder):
+def test_a_plan_names_what_differs_from_what_the_experiment_had_before(folder):
     experiment = copy.deepcopy(TINY)
     del experiment["models"]["from_other"], experiment["evaluations"]
     experiment["datasets"]["clean"]["load"]["limit"] = 64
@@ -277,10 +277,17 @@ def test_a_plan_names_what_differs_from_the_newest_version(folder):
     experiment["models"]["standard"]["train"]["lr"] = 0.01
     said = CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
     line = "eps was 1.5, is 2.5; step_size was 0.3, is 0.5; stop_at_margin was not set, is 3.0"
-    assert f"datasets/other: differs from its newest version in the store: {line}\n" in said
+    assert f"datasets/other: differs from this experiment's newest version: {line}\n" in said
     Path("another.yaml").write_text(json.dumps(experiment | {"name": "another"}))
     said = CliRunner().invoke(main, ["plan", "another.yaml", "--store", "s"]).stdout
     assert "to make" in said and "differs from" not in said, "what another experiment of these names made is no news"
+    another = copy.deepcopy(experiment) | {"name": "another"}
+    another["datasets"]["other"]["attack"]["eps"] = 3.5
+    Path("another.yaml").write_text(json.dumps(another))
+    made = CliRunner().invoke(main, ["run", "another.yaml", "--store", "s", "--engine", "inline", "--only", "other"])
+    assert made.exit_code == 0, made.stderr
+    said = CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
+    assert "eps was 1.5, is 2.5" in said and "3.5" not in said, "nor is it what this experiment had before"
     assert planned["datasets/other"]["state"] == "to make", "this version was never made"
     planned = ask("plan", experiment)
     (reason, *_), version = planned["datasets/other"]["why"], planned["models/standard"]["version"]
