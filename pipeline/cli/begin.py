@@ -40,7 +40,8 @@ MARKS = {"good": "ok", "attention": "warn", "broken": "fail"}
     type=click.Path(dir_okay=False, path_type=Path),
     default=EXPERIMENT,
     show_default=True,
-    help="The file to write, and the experiment's name; an existing file is not overwritten.",
+    help="The file to write, whose name the experiment gets; with the default, it gets that of the images. An existing "
+    "file is not overwritten.",
 )
 @click.option("--size", metavar="PIXELS", type=click.IntRange(1), help="Side of the images [default: from theirs].")
 @click.option(
@@ -110,7 +111,9 @@ def _write_new(path: Path, text: str) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise BadInput(f"{path} exists already and was not overwritten: name another file with --out") from error
+        raise BadInput(
+            f"{path} exists already and was not overwritten: delete it, or name another file with --out"
+        ) from error
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror}") from error
 

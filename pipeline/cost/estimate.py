@@ -497,14 +497,15 @@ def _notes(estimated: Estimate) -> list[str]:
     for name, batch in better.items():
         if batch.fits:
             gain = f"{batch.gain:.2f} times as fast as {batch.recipe}"
-            said.append(f"{name}: `batch_size: {batch.fastest}` beside its `steps` is {gain}{_held(batch)}.")
+            said.append(f"{name}: add `batch_size: {batch.fastest}`, {gain}{_held(batch)}.")
         else:
             said.append(
                 f"{name}: batch_size {batch.recipe} does not fit{_held(batch)}: {batch.fastest} is the fastest tried."
             )
     if others := [batch for name, batch in estimated.batches.items() if name not in better]:
         held = _held(min(others, key=lambda batch: batch.holds))
-        said.append(f"Of the other attacks and inversions, the recipe's batch_size is the fastest tried{held}.")
+        which = "Of the other attacks and inversions" if better else "Of each attack and inversion"
+        said.append(f"{which}, the recipe's batch_size is the fastest tried{held}.")
     return said
 
 

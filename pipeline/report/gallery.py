@@ -123,7 +123,7 @@ def _chosen(there: Mapping[int, Sample], shard: str, aimed: bool) -> list[tuple[
     for reached, word, most in ((True, "Reached", REACHED), (False, "Missed", MISSED)):
         fitting = [(key, classes[key]) for key, one in there.items() if bool(one.facts.attack["success"]) == reached]
         keys = one_per_class(fitting, most)
-        count = f"{len(fitting):,} of the {len(there):,} images read of shard {shard}"
+        count = f"{len(fitting):,} of the {len(there):,} images read from shard {shard}"
         some = f"; shown are {len(keys)}, one of each class first" if len(keys) < len(fitting) else ""
         chosen.append((f"{word} the target: {count}{some}", keys))
     return chosen

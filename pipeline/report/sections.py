@@ -229,7 +229,7 @@ def leakage(run: RunResults) -> Section | None:
     more = [[learner, CONTROLS[c][0], _published(s), _made_with(s)] for learner, c, s in places]
     folded = Table(["learner", "control", "published", "network and setting"], more, fold="Published figures, settings")
     text = (
-        "Could something else than non-robust features explain the accuracy? Each control tests one other explanation, "
+        "Could something other than non-robust features explain the accuracy? Each control tests another explanation, "
         "which suffices if the control is as accurate as the learner."
     )
     return Section("Leakage", text, panel_of[:CURVES], [Table(head, lines, stacks=True), folded])

@@ -53,7 +53,9 @@ def verdict(scores: Sequence[Score]) -> str | None:
         return None
     best = max(scores, key=lambda score: score.clean.mean)
     short = "" if best.fitted else f"; it fits only {shown(best.fit)} of its own training labels: train it longer"
-    return f"{best.model} classifies {best.clean} of the {best.split} images correctly, {best.beside}{short}."
+    known = ". Is that the accuracy you know it for? If not, check `mean`, `std` and the order of its classes"
+    loaded = known if isinstance(best.node.recipe, Pretrained) else ""
+    return f"{best.model} classifies {best.clean} of the {best.split} images correctly, {best.beside}{short}{loaded}."
 
 
 def headline(scores: Sequence[Score]) -> Score | None:
@@ -90,8 +92,8 @@ def _meaning(top: Score, scores: Sequence[Score]) -> str:
         level = _level(top, top.clean.low)
         if best is not None and best.clean.high < top.clean.low:
             return (
-                f"no better than {level}; without the attack, {best.model} reaches {best.clean}, so the perturbations "
-                "changed what it learned, but too little to show that they generalise"
+                f"no better than {level}. Without the attack, {best.model} reaches only {best.clean}: perturbations "
+                f"changed what it learned, but an accuracy up to {level} does not show that it recognises any class"
             )
         beside = f"; without the attack, {best.model} reaches {best.clean}" if best is not None else ""
         return f"no better than {level}{beside}, so there is no sign that it learned anything that generalises"
@@ -127,8 +129,8 @@ def remarks(scores: Sequence[Score]) -> Iterator[Remark]:
     by_kind = {score.kind: score for score in reversed(scores)}
     if top is not None:
         poor, controls = list(_source(top, scores)), controls_of(top, scores)
-        yield from poor
         yield from _avoids(top)
+        yield from poor
         yield from _controls(top, by_kind)
         if not poor:  # else its trainings are not at fault
             yield from _unfitted(top, controls)
@@ -149,7 +151,7 @@ def _source(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
     elif top.success is not None and top.success.mean < (SUFFICIENT if top.at_baseline else LOW_SUCCESS):
         yield Remark(
             f"The attack reached its target for only {top.success} of the images; the others carry weaker features of "
-            "their label. Raise its `eps`, to twice as much for a start, or its `steps`."
+            "their label. Double its `eps` for a start, or raise its `steps`."
         )
 
 
@@ -180,13 +182,10 @@ def _poor(source: Score) -> str | None:
 
 def _controls(top: Score, by_kind: Mapping[str | None, Score]) -> Iterator[Remark]:
     for kind, images in (("untouched", "untouched images"), ("noise", "images with noise")):
-        if (control := by_kind.get(f"{top.kind}, {kind}")) is not None:
-            given = f"The same labels on {images} give {control.clean}"
-            if top.at_baseline:
-                yield Remark(f"{given} ({control.clean.interval}).")  # there is no result to explain
-            else:
-                so = "do not explain the result" if control.clean.high < top.clean.low else "may explain the result"
-                yield Remark(f"{given}: the labels alone {so}.")
+        control = by_kind.get(f"{top.kind}, {kind}")
+        if control is not None and not top.at_baseline:  # else there is no result to explain
+            so = "do not explain the result" if control.clean.high < top.clean.low else "may explain the result"
+            yield Remark(f"The same labels on {images} give {control.clean}: the labels alone {so}.")
     if (control := by_kind.get(f"{top.kind}, robust source")) is not None:
         yield Remark(f"The same attack on a robust source model, which moves robust features, gives {control.clean}.")
     if (control := by_kind.get(f"{top.kind}, robust features only")) is not None:

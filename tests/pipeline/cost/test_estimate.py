@@ -166,8 +166,8 @@ def test_a_batch_that_leaves_no_rest_of_a_shard_is_tried(tiny, tmp_path, batch_s
 @pytest.mark.parametrize(
     ("batch_size", "memory", "fastest", "says"),
     [
-        (8, 10_000, 64, "`batch_size: 64` beside its `steps` is 1.95 times as fast as 8."),
-        (8, 20, 16, "`batch_size: 16` beside its `steps` is 1.38 times as fast as 8; the memory holds 20 images."),
+        (8, 10_000, 64, "add `batch_size: 64`, 1.95 times as fast as 8."),
+        (8, 20, 16, "add `batch_size: 16`, 1.38 times as fast as 8; the memory holds 20 images."),
         (60, 20, 20, "batch_size 60 does not fit; the memory holds 20 images: 20 is the fastest tried."),
         (64, 64, 64, "is the fastest tried."),
     ],

@@ -308,8 +308,8 @@ def test_a_node_of_another_stage_differs_in_its_stage_and_inputs_with_other_vers
     why = {"kind": "parameter", "key": "stage", "before": "train", "now": "pretrained"}
     assert planned["models/standard"]["why"] == [why]
     said = CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
-    assert 'store: stage was "train", is "pretrained"\n' in said
-    assert "store: models/from_other and models/standard have other versions\n" in said
+    assert 'version: stage was "train", is "pretrained"\n' in said
+    assert "version: models/from_other and models/standard have other versions\n" in said
     assert "models.standard.pretrained: neither the recipe nor the checkpoint has mean and std" in said
     checkpoint |= {"mean": [0.5]}
     ask("plan", experiment)
