@@ -27,6 +27,9 @@ SMALL, MIDDLE, LARGE = 40, 64, 224
 SHARE = 0.2
 """Share of the images that is kept for the test where a folder has no test split."""
 
+FEW = 10_000
+"""Training images below which ε is twice as large: a network trained on few is harder to move (docs/how-to.md)."""
+
 IMAGENET = 1000
 """Classes of ImageNet."""
 
@@ -149,6 +152,7 @@ def _images(found: Found, size: int | None) -> Start:
     sized = f"{least}" if least == most else f"{least} to {most}"
     counts = " and ".join(f"{count:,} {split}" for split, count in found.counts.items())
     names = "classes" if len(found.classes) > 1 else "class"
+    wider = 2 if found.counts.get("train", 0) < FEW else 1
     batch = 2 ** max(1, int(math.log2(max(1, min(128, found.counts.get("train", 1) // 8)))))
     arch, channels = "small_cnn" if side <= SMALL else "fast_resnet", 1 if found.grey else 3
     return Start(
@@ -157,7 +161,7 @@ def _images(found: Found, size: int | None) -> Start:
         "(--size sets another).",
         load={**found.recipe, **geometry, "channels": channels, "shard_size": shard},
         shape=(channels, side, side),
-        eps=round((1.5 * side / 28) if found.grey else (0.5 * side / 32), 2),
+        eps=round((1.5 * side / 28) if found.grey else (wider * 0.5 * side / 32), 2),
         step_size=None,
         steps=30,
         arch=arch,

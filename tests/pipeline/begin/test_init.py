@@ -126,9 +126,9 @@ def test_a_network_or_a_checkpoint_of_ones_own_takes_its_place_in_the_file(given
     done = init("--images", "photos", "--size", 24, "--arch", "nets_of_init:net", *weights, "--out", "mine.yaml")
     assert "Next: notbugs plan mine.yaml --data data" in done.output and "Warning" not in done.output, done.output
     learners = "small_cnn" if weights else "nets_of_init:net"
-    assert f"Network nets_of_init:net, learners {learners}; attack in L2 at ε 0.38, 30 steps" in done.output
+    assert f"Network nets_of_init:net, learners {learners}; attack in L2 at ε 0.75, 30 steps" in done.output
     experiment = spec.read(Path("mine.yaml"))
-    assert experiment.name == "mine" and "eps: 0.38" in Path("mine.yaml").read_text()
+    assert experiment.name == "mine" and "eps: 0.75" in Path("mine.yaml").read_text()
     nodes = {status.node.name: status for status in planned(Path("mine.yaml"), here)}
     assert nodes["clean"].facts["image_shape"] == [3, 24, 24]
     assert nodes["standard"].node.stage == ("pretrained" if weights else "train")
@@ -139,6 +139,13 @@ def test_a_network_or_a_checkpoint_of_ones_own_takes_its_place_in_the_file(given
         assert (standard.arch, standard.weights, standard.shape) == ("nets_of_init:net", "net.pt", [3, 24, 24])
         needed = {parent.name for parent in nodes["source"].node.inputs.values()}
         assert needed == {"standard", "clean"}, "it is scored before the attack"
+
+
+def test_few_images_get_twice_the_radius(here, monkeypatch):
+    photos(here / "data/photos", size=(90, 70))
+    assert "attack in L2 at ε 1," in init("--images", "photos", "--size", 32, "--out", "few.yaml").output
+    monkeypatch.setattr("pipeline.begin.experiment.FEW", 1)
+    assert "attack in L2 at ε 0.5," in init("--images", "photos", "--size", 32, "--out", "many.yaml").output
 
 
 @pytest.mark.parametrize("kind", ["digits", "cifar10", "imagenet"])
