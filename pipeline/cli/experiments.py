@@ -175,7 +175,9 @@ def _status_as_json(status: "NodeStatus") -> dict[str, Any]:
 
 
 def _size(facts: Any) -> str:
-    return " + ".join(f"{count:,} {split}" for split, count in facts.get("counts", {}).items())
+    """Images of each split, those of training first."""
+    counts = sorted(facts.get("counts", {}).items(), key=lambda item: item[0] != "train")
+    return " + ".join(f"{count:,} {split}" for split, count in counts)
 
 
 @main.command()

@@ -144,6 +144,8 @@ def test_a_network_or_a_checkpoint_of_ones_own_takes_its_place_in_the_file(given
 def test_few_images_get_twice_the_radius(here, monkeypatch):
     photos(here / "data/photos", size=(90, 70))
     assert "attack in L2 at ε 1," in init("--images", "photos", "--size", 32, "--out", "few.yaml").output
+    planned = CliRunner().invoke(main, ["plan", "few.yaml", "--data", "data", "--store", "s"]).stdout
+    assert "12 train + 12 test" in planned, "those of training come first, as once it is made"
     monkeypatch.setattr("pipeline.begin.experiment.FEW", 1)
     assert "attack in L2 at ε 0.5," in init("--images", "photos", "--size", 32, "--out", "many.yaml").output
 
