@@ -24,7 +24,6 @@ LEARNED = 800_000
 ATTACK_SHARE = 0.25
 """Share of this step's time for the three attacks; it determines their steps and, below `FEWEST`, their images."""
 
-
 MEASURED = 90_000.0
 """Image·steps per second of an H100, where `loops` was not run before."""
 
@@ -44,12 +43,13 @@ def measure(sheet: Sheet) -> None:
         "What learners know", "evaluation", "model", "trained on", "accuracy %", "95 %", "seconds so far", "made of"
     )
     started = sheet.left
-    runs = Runs(sheet, file, store)
+    data = ["--data", str(sheet.data)] if sheet.data else []
+    asked = [sys.executable, "-m", "pipeline", "run", str(file), "--engine", "inline", "--store", str(store), *data]
     # A learner leaves gaps on a GPU and a dataset waits for its PNGs: the four experiments share the device.
     for names in (["source"], [*RULES, "leakage"], [f"{rule}-1" for rule in RULES]):
         if sheet.left < 5 or (sheet.tiny and names[0].endswith("-1")):
             break
-        for name in runs(names):
+        for name in made(sheet, asked, names):
             for row in found(store, name):
                 add(
                     name, row["model"], row["trained_on"] or "", f"{100 * row['accuracy']:.2f}",
@@ -58,30 +58,26 @@ def measure(sheet: Sheet) -> None:
                 )  # fmt: skip
 
 
-class Runs:
-    """Evaluations made at the same time by the user's command, each in a process of its own that ends with the step."""
+def made(sheet: Sheet, asked: list[str], names: list[str]) -> Iterator[str]:
+    """Make evaluations at the same time, each by a command of its own, which ends with the step at the latest.
 
-    def __init__(self, sheet: Sheet, file: Path, store: Path) -> None:
-        self.sheet = sheet
-        self.asked = [sys.executable, "-m", "pipeline", "run", str(file), "--engine", "inline", "--store", str(store)]
-        self.asked += ["--data", str(sheet.data)] if sheet.data else []
-
-    def __call__(self, names: list[str]) -> Iterator[str]:
-        """Make these evaluations; yields the names of those that ended well."""
-        begun = {name: subprocess.Popen([*self.asked, "--only", name], stdout=sys.stderr) for name in names}
-        try:
-            for name, process in begun.items():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    if (code := process.wait(max(0.0, self.sheet.left))) == 0:
-                        yield name
-                    else:
-                        self.sheet.say(f"{name}: ended with exit code {code}")
-        finally:
-            for name, process in begun.items():
-                if process.poll() is None:
-                    self.sheet.say(f"{name}: no time left")
-                    process.kill()
-                    process.wait()
+    Yields:
+        The names of those that ended well.
+    """
+    begun = {name: subprocess.Popen([*asked, "--only", name], stdout=sys.stderr) for name in names}
+    try:
+        for name, process in begun.items():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if (code := process.wait(max(0.0, sheet.left))) == 0:
+                    yield name
+                else:
+                    sheet.say(f"{name}: ended with exit code {code}")
+    finally:
+        for name, process in begun.items():
+            if process.poll() is None:
+                sheet.say(f"{name}: no time left")
+                process.kill()
+                process.wait()
 
 
 def affordable(image_steps: float) -> tuple[int, int]:

@@ -85,14 +85,14 @@ class Loops:
             self.ours("bfloat16, graph", batch, precision="bfloat16")
         best = self.best()
         self.bare("bfloat16, graph", best, precision="bfloat16")
-        if self.side < 32 or (not self.sheet.tiny and time.monotonic() + COMPILER < self.end):
+        if self.may_compile:
             self.ours("bfloat16, compiled, graph", best, precision="bfloat16", compile=True)
         for precision in ("float16", "tf32", "float32"):
             self.ours(f"{precision}, graph", best, precision=precision)
         self.ours("bfloat16, kernel by kernel", best, graph=False, precision="bfloat16")
         self.ours("float32, kernel by kernel", best, graph=False, precision="float32")
         self.others(best)
-        if self.side < 32 or (not self.sheet.tiny and time.monotonic() + COMPILER < self.end):
+        if self.may_compile:
             self.ours("bfloat16, reduce-overhead", best, precision="bfloat16", compile="reduce-overhead")
         if not self.mine:
             return
@@ -105,6 +105,11 @@ class Loops:
             )
         else:
             self.sheet.say(f"CIFAR-10 × {STEPS} steps, {name}, batch {batch}: {50_000 * STEPS / rate:,.0f} s")
+
+    @property
+    def may_compile(self) -> bool:
+        """Whether there is time for the compiler."""
+        return self.side < 32 or (not self.sheet.tiny and time.monotonic() + COMPILER < self.end)
 
     def best(self) -> int:
         """The smallest of the batch sizes that are about as fast as the fastest."""

@@ -33,12 +33,12 @@ def dataset(sheet: Sheet) -> None:
     noted = int(sheet.noted("loops", f"{case.arch} batch") or loops.batches[0])
     batch, steps = (min(noted, 8), 3) if sheet.tiny else (min(noted, 128), STEPS)
     rate = sheet.noted("loops", case.arch) or 5_000.0
-    size, weights = batch, sheet.out / "random.safetensors"
-    shards = 2 if sheet.tiny else max(3, min(8, int(0.6 * sheet.left / (size * (steps / rate + 1 / LOADED)))))
+    weights = sheet.out / "random.safetensors"
+    shards = 2 if sheet.tiny else max(3, min(8, int(0.6 * sheet.left / (batch * (steps / rate + 1 / LOADED)))))
     weights.write_bytes(save(untrained(loops.arch, loops.side, case.classes).network))
     source = {
-        "source": "synthetic", "images": {"train": shards * size}, "classes": case.classes, "size": loops.side,
-        "shard_size": size,
+        "source": "synthetic", "images": {"train": shards * batch}, "classes": case.classes, "size": loops.side,
+        "shard_size": batch,
     }  # fmt: skip
     brought = {"arch": loops.arch, "weights": str(weights.resolve()), "shape": [3, loops.side, loops.side]}
     attack = {"images": "clean", "model": "net", "eps": case.eps, "steps": steps, "batch_size": batch}
@@ -61,9 +61,9 @@ def dataset(sheet: Sheet) -> None:
     marks = [json.loads(path.read_text()) for path in store.glob("datasets/moved/*/commits/*.json")]
     name = "bfloat16, graph"
     loops.ours(name, batch, precision="bfloat16")
-    loop, node = loops.rates.get((name, batch)), shards * size * steps / seconds
+    loop, node = loops.rates.get((name, batch)), shards * batch * steps / seconds
     add = sheet.table(f"A dataset node, {loops.arch}, {loops.side} px, {steps} steps", "what", "value")
-    add("images, shards, batch", f"{shards * size}, {shards}, {batch}")
+    add("images, shards, batch", f"{shards * batch}, {shards}, {batch}")
     add("seconds of the node", f"{seconds:.1f}")
     for step in ("read", "work", "commit"):
         add(f"of that {step}, of all shards", f"{sum(mark['seconds'][step] for mark in marks):.1f}")
