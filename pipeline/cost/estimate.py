@@ -33,8 +33,8 @@ Larger sizes are tried too: each twice the last, while the shard and the memory 
 SMALLEST = 8
 """Images of the smallest batch that is tried."""
 
-GAIN = 1.02
-"""The least speed-up for which another batch size is proposed: anything below is measurement noise."""
+NOISE, GAIN = 1.02, 1.1
+"""Speed-ups: anything below the first is measurement noise; from the second on, another batch size is proposed."""
 
 
 @dataclass(frozen=True)
@@ -392,7 +392,7 @@ def fastest(parts: Sequence[Work], sizes: Sequence[int], trials: Trials) -> Batc
     batch = part.batch
     while 2 * batch <= most:
         took[2 * batch] = seconds(2 * batch)
-        if took[batch] < GAIN * took[2 * batch]:
+        if took[batch] < NOISE * took[2 * batch]:
             break
         batch *= 2
     held = {batch: time for batch, time in took.items() if batch <= holds}
@@ -484,6 +484,7 @@ def _time(estimated: Estimate, site: Site) -> str:
 def _notes(estimated: Estimate) -> list[str]:
     said = [
         f"A device is {estimated.device}. A worker starts in {estimated.site.start:.1f} s; times include it.",
+        "The images of a training are counted once per epoch.",
         "The total is a range: from nodes side by side, as the graph and the devices allow, to one after the other.",
     ]
     for name, cost in estimated.nodes.items():

@@ -4,7 +4,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,6 +94,7 @@ def lines(
         log: whether the x axis is logarithmic.
         level: name and value of a baseline share.
     """
+    places = sorted({x for line in drawn for x in line.x})
     with plain_text(STYLE):
         figure, axes = _empty(3.3 + 0.24 * ((sum(bool(line.name) for line in drawn) + 1) // 2))
         for line in drawn:
@@ -102,15 +103,23 @@ def lines(
             axes.axhline(level[1], color=INK, linewidth=1, linestyle=":", label=level[0])
         if log:
             axes.set_xscale("log")
-            axes.set_xticks(sorted({x for line in drawn for x in line.x}))
+            axes.set_xticks(places)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             axes.xaxis.set_minor_locator(NullLocator())
-        elif all(x == int(x) for line in drawn for x in line.x):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        elif places and all(x == int(x) for x in places):
+            axes.set_xticks(_whole_ticks(places))
         axes.set(xlabel=x_label, ylabel=y_label, ylim=(-0.03, 1.03))
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         _legend(figure, axes)
         return _svg(figure, name, text)
+
+
+def _whole_ticks(places: Sequence[float]) -> list[float]:
+    """Both ends of sorted whole numbers, and round ticks between them, none within half a step of an end."""
+    first, last = places[0], places[-1]
+    ticks = MaxNLocator(integer=True).tick_values(first, last)
+    margin = (ticks[1] - ticks[0]) / 2
+    return sorted({first, *(float(tick) for tick in ticks if first + margin < tick < last - margin), last})
 
 
 def line_data(drawn: Sequence[Line], x_label: str, y_label: str) -> list[list[object]]:
@@ -340,6 +349,8 @@ BOX, GAP = (150, 40), (46, 12)
 def graph(labels: Mapping[str, tuple[str, str, str]], needs: Mapping[str, Sequence[str]]) -> Drawing:
     """Lay out a graph: every box to the right of its inputs, near their height.
 
+    No arrow is drawn where a longer path leads from the input to the box.
+
     Args:
         labels: key → title, detail and state of each box, every box after its inputs.
         needs: key → keys of its inputs.
@@ -358,8 +369,20 @@ def graph(labels: Mapping[str, tuple[str, str, str]], needs: Mapping[str, Sequen
         for row, key in enumerate(layer):
             places[key] = (number * (BOX[0] + GAP[0]), top + row * (BOX[1] + GAP[1]))
     boxes = [Box(key, *labels[key], *places[key]) for key in labels]
-    arrows = [_arrow(places[need], places[key]) for key in labels for need in dict.fromkeys(needs[key])]
+    direct = _direct(labels, needs)
+    arrows = [_arrow(places[need], places[key]) for key in labels for need in direct[key]]
     return Drawing(len(layers) * (BOX[0] + GAP[0]) - GAP[0], height, boxes, arrows)
+
+
+def _direct(keys: Iterable[str], needs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """key → its inputs that are not inputs of its other inputs, at any distance; every key after its inputs."""
+    before = dict[str, set[str]]()
+    for key in keys:
+        before[key] = set(needs[key]).union(*(before[need] for need in needs[key]))
+    return {
+        key: [need for need in dict.fromkeys(needs[key]) if not any(need in before[other] for other in needs[key])]
+        for key in before
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,6 +10,7 @@ from pipeline.report.overview import learners, told_apart
 from pipeline.report.parts import Matrix, Section, Table, command
 from pipeline.report.results import RunResults, Score
 from pipeline.report.scores import over_seeds, percent
+from pipeline.report.verdict import controls_of, headline
 from pipeline.run import artifacts
 from pipeline.run.artifacts import Artifact
 from stages.errors import BadData
@@ -29,7 +30,7 @@ ROWS = 32_000_000
 
 def per_class(run: RunResults) -> Section | None:
     """Accuracy of each class, confusions of each learner, and the share of targets reached for each pair of classes."""
-    scores = [score for score in learners(run) if score.on.id in run.manifests and score.rows[0]["per_class"]]
+    scores = [score for score in _in_order(run) if score.on.id in run.manifests and score.rows[0]["per_class"]]
     attacked = [dataset for dataset in run.datasets() if aims(dataset)]
     matrices, tables = _accuracies(run, scores[:LEARNERS])
     confused = [score for score in scores if any("confusion" in row for row in score.rows)][:LEARNERS]
@@ -46,6 +47,13 @@ def per_class(run: RunResults) -> Section | None:
     if scores and not confused:
         text += " Confusions are counted where an evaluation has `confusion: true`."
     return Section("Class by class", text, tables=tables, matrices=matrices)
+
+
+def _in_order(run: RunResults) -> list[Score]:
+    """The learners, each control of the first behind it."""
+    top = headline(run.held_out)
+    controls = controls_of(top, run.held_out) if top is not None else []
+    return [*learners(run)[:1], *controls, *learners(run)[1:]]
 
 
 def _add(part: Matrix | Table, matrices: list[Matrix], tables: list[Table]) -> None:

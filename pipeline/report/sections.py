@@ -109,9 +109,15 @@ def results(run: RunResults) -> Section | None:
     }
     text = (
         f"{_scored(scores)} Chance, one over the number of classes, is "
-        f"{' or '.join(dict.fromkeys(percent(score.chance) for score in scores))}; the constant prediction "
-        "is always the most frequent class."
+        f"{' or '.join(dict.fromkeys(percent(score.chance) for score in scores))}."
     )
+    if "constant prediction" in columns:
+        text += " The constant prediction is always the most frequent class."
+    if any((score.kind or "").endswith(", leakage only") for score in scores):
+        text += (
+            " A leakage-only control has no attack: its attack success is the share of images that the source model "
+            "classifies as their label anyway."
+        )
     folded = _table(more | asked_by, "Published figures, networks and settings", _orientation(scores))
     return Section("Results", text, tables=[_table(lead | columns, stacks=True), folded])
 
@@ -596,11 +602,13 @@ def nodes(run: RunResults) -> Section:
     made = [one["seconds"] or 0.0 for one in progress.values() if one["state"] == "done"]
     text = f"{_count(len(lines), 'node')}, of which this run made {len(made) or 'none'}"
     text += f"; their times add up to {duration(sum(made))}." if made else "."
-    boxes = _boxes(run)
+    boxes, drawing = _boxes(run), None
     if len(boxes) > BOXES:
         text += f" The graph is not drawn: it has {len(boxes)} boxes, and only {BOXES} are readable."
+    else:
+        text += " The drawing leaves out an arrow where a longer path leads to the same node."
+        drawing = _drawing(run, boxes)
     head = ["node", "stage", "inputs", "version", "state", "time", "images/s"]
-    drawing = _drawing(run, boxes) if len(boxes) <= BOXES else None
     return Section("How it was made", text, tables=[Table(head, lines)], drawing=drawing)
 
 

@@ -151,16 +151,19 @@ class Proportional:
         return self.memory
 
 
-@pytest.mark.parametrize(("batch_size", "even", "gain"), [(50, 32, 100 / 64), (33, 32, 33 / 32), (32, 32, 1.0)])
-def test_a_batch_that_leaves_no_rest_of_a_shard_is_tried(tiny, tmp_path, batch_size, even, gain):
+@pytest.mark.parametrize(
+    ("batch_size", "fastest", "gain"), [(50, 32, 100 / 64), (36, 32, 72 / 64), (33, 33, 1.0), (32, 32, 1.0)]
+)
+def test_a_batch_that_leaves_no_rest_of_a_shard_is_tried_and_named_if_it_pays(
+    tiny, tmp_path, batch_size, fastest, gain
+):
     tiny["datasets"]["other"]["attack"] |= {"batch_size": batch_size}
     machine, known = Proportional(), looked_at(tiny, tmp_path)
     status = known["datasets/other"]
     left = status.facts["shards"]
     found = estimate.fastest(parts_of(status, known, left), list(left.values()), machine)
-    assert even in machine.batches
-    assert 64 % found.fastest == 0, "shards of 64"
-    assert found.recipe == batch_size and found.gain == pytest.approx(gain)
+    assert 32 in machine.batches, "shards of 64"
+    assert (found.recipe, found.fastest) == (batch_size, fastest) and found.gain == pytest.approx(gain)
 
 
 @pytest.mark.parametrize(

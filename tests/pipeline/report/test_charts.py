@@ -3,6 +3,7 @@
 import re
 from xml.etree import ElementTree
 
+import networkx as nx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,11 +91,19 @@ def test_every_box_stands_right_of_what_it_is_made_from_and_on_no_other(needs):
     drawing = graph({key: (key, "", "done") for key in needs}, needs)
     at = {box.key: box for box in drawing.boxes}
     assert all(at[need].x + BOX[0] < at[key].x for key in needs for need in needs[key])
-    assert len(drawing.arrows) == sum(map(len, needs.values()))
+    whole = nx.DiGraph(needs)
+    assert len(drawing.arrows) == nx.transitive_reduction(whole).number_of_edges()
     for one in drawing.boxes:
         assert 0 <= one.x <= drawing.width - BOX[0] and 0 <= one.y <= drawing.height - BOX[1]
         for other in drawing.boxes:
             assert one is other or abs(one.x - other.x) >= BOX[0] or abs(one.y - other.y) >= BOX[1]
+
+
+@settings(max_examples=10)
+@given(last=st.integers(1, 400))
+def test_a_learning_curve_ends_at_a_tick(last):
+    chart = lines("a", "", [Line("a", list(range(1, last + 1)), [0.5] * last)], "epoch", "accuracy")
+    assert {"1", str(last)} <= set(map(str.strip, ElementTree.fromstring(chart).itertext()))
 
 
 @pytest.mark.parametrize("name", ["a\x1b[2J", "\udcff", "<b>&", "$x^{2$", "\u202egnp", "猫", "a\nb", "\x00"])
