@@ -52,6 +52,39 @@ evaluations:
   accuracy: {models: [standard, from_other], on: clean, split: test}
 ```
 
+## What makes a node
+
+| key | what it makes |
+|---|---|
+| `attack` | Adversarial images: targeted PGD (L2, L∞), optionally not transferring to given models \
+(`not_transferring_to`); one universal perturbation per class; rotations and shifts. Controls: noise, leakage only, \
+no change. |
+| `invert` | The robust and non-robust datasets D_R and D_NR: images that match the originals in the features of a \
+robust or a standard model, with their true labels. |
+| `select` | The images with the largest or smallest margin, confidence or perturbation. |
+| `train` | A network; with `adversarial`, by adversarial training; with `probe`, a linear layer on another model's \
+features. |
+| `load`, `pretrained` | Images from a source; a model trained elsewhere. |
+| an evaluation | Clean accuracy, and robust accuracy under PGD with restarts, APGD, transfer attacks, rotations \
+and shifts: worst case beside average case. `usefulness`: useful and robustly useful features. `leakage: rand`: \
+every leakage control of `rand`. |
+
+## Experiments that come with it
+
+| experiment | content |
+|---|---|
+| `configs/digits.yaml` | The quick start, on digits. |
+| `configs/digits-full.yaml` | Every kind of node, on digits. |
+| `configs/digits-sweep.yaml`, `configs/cifar10-sweep.yaml` | Clean accuracy against attack steps and against ε. |
+| `configs/digits-spatial.yaml` | Does spatial augmentation give robustness to rotations and shifts? |
+| `configs/cifar10.yaml` | The paper's datasets on all of CIFAR-10 at its radius, with leakage controls, sized for \
+two CPU cores. |
+| `configs/cifar10-sources.yaml` | Which source model's perturbations does another network take for its target? |
+| `configs/imagenette.yaml` | Photographs at 224 pixels, with a pretrained ImageNet network as the source model. |
+| `configs/paper-cifar10.yaml`, `configs/paper-restricted-imagenet.yaml` | The paper's tables, with its parameters; \
+for GPUs. |
+| `configs/imagenet1k.yaml` | All thousand classes of ImageNet; for a GPU cluster. |
+
 ## References
 
 `datasets`, `models` and `evaluations` are separate namespaces. The key determines the namespace of a reference:
