@@ -13,6 +13,7 @@ from jinja2 import Template
 from pipeline.begin.source import Found, Recipe, look, recipe_for
 from pipeline.experiment.spec import PLAIN
 from stages.errors import BadInput, some
+from stages.recipes import Attack
 
 KINDS = ("digits", "images", "cifar10", "imagenet")
 
@@ -29,6 +30,9 @@ SHARE = 0.2
 
 FEW = 10_000
 """Training images below which ε is twice as large: a network trained on few is harder to move (docs/how-to.md)."""
+
+BATCH = Attack.model_fields["batch_size"].default
+"""Images that an attack takes at a time: a shard of whole batches leaves no part of one to be padded."""
 
 IMAGENET = 1000
 """Classes of ImageNet."""
@@ -148,7 +152,7 @@ def _images(found: Found, size: int | None) -> Start:
     least, most = found.sides
     side = size or (least if least <= SMALL else MIDDLE)
     geometry: Recipe = {"crop": side} if found.uniform and least == side else {"resize": side, "crop": side}
-    shard = max(50, min(1000, sum(found.counts.values()) // 8))
+    shard = BATCH * max(1, min(8, sum(found.counts.values()) // (8 * BATCH)))
     sized = f"{least}" if least == most else f"{least} to {most}"
     counts = " and ".join(f"{count:,} {split}" for split, count in found.counts.items())
     names = "classes" if len(found.classes) > 1 else "class"

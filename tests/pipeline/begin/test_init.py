@@ -82,6 +82,14 @@ def test_small_grey_images_of_parquet_keep_their_size(here):
     assert clean.facts["image_shape"] == [1, 28, 28]
 
 
+def test_few_images_make_shards_of_whole_batches_of_the_attack(here):
+    photos(here / "data", each=150, size=(4, 4))
+    init("--size", 8)
+    clean, other = (s for s in planned(Path("experiment.yaml"), here) if s.node.name in ("clean", "other"))
+    sizes = [size for name, size in clean.facts["shards"].items() if name.startswith("train")]
+    assert sum(sizes) == 300 and {size % other.node.recipe.batch_size for size in sizes[:-1]} == {0}
+
+
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("kind", ["cifar10", "imagenet"])
 def test_the_large_sets_have_an_experiment_each_whether_they_are_there_or_not(kind, there, here):
