@@ -15,7 +15,7 @@ from pipeline.cli.options import check_files_option, data_option, json_option, o
 from pipeline.cli.output import context_of, print_json, print_results, recorded, refuse_no_place, results_as_json, write
 from pipeline.launch import Prepared, RunOptions, prepare
 from pipeline.terminal import duration, echo, visible
-from stages.errors import BadInput
+from stages.errors import BadInput, some
 
 if TYPE_CHECKING:
     from pipeline.cost.estimate import Estimate
@@ -105,12 +105,17 @@ def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
     echo(f"store {store.url}\n")
     head = ["node", "stage", "version", "images", "state", "from"]
     echo(tables.fitted(head, lines, terminal.width(), ("node", "state", "stage")))
+    following = _following(statuses)
     for status in statuses:
+        if status.node.id in following:
+            continue
         if status.why:
             what = "to make again" if status.again else "differs from this experiment's newest version"
             echo(f"{status.node.id}: {what}: {visible(sentence(status.why))}")
         elif status.there and status.awaits:
             echo(f"{status.node.id}: made again if {', '.join(status.awaits)} comes out with other content")
+    if following:
+        echo(f"{some(following)}: {'follow' if len(following) > 1 else 'follows'} from that")
     for status in statuses:
         for line in tables.left_out_lines(status.facts):
             echo(f"{status.node.id}: {line}")
@@ -121,6 +126,17 @@ def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
             echo(f"{status.node.id}: {visible(checked)}")
     for line in remarks(statuses):
         echo(line)
+
+
+def _following(statuses: "list[NodeStatus]") -> list[str]:
+    """Nodes made anew only because inputs are, of which the plan gives the reason."""
+    explained = {status.node.id for status in statuses if status.why}
+    return [
+        status.node.id
+        for status in statuses
+        if status.why and not status.again
+        if all(one.kind == "input" and status.node.inputs[one.key].id in explained for one in status.why)
+    ]
 
 
 def _command(name: str) -> str:

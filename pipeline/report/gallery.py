@@ -118,13 +118,13 @@ def _chosen(there: Mapping[int, Sample], shard: str, aimed: bool) -> list[tuple[
     classes = {key: sample.facts.source_label for key, sample in there.items()}
     if not aimed or not all(set(sample.facts.attack) >= ANSWER for sample in there.values()):
         keys = one_per_class(list(classes.items()), CARDS)
-        return [(f"{len(keys)} images of shard {shard}, one of each class first", keys)]
+        return [(f"{len(keys)} images of shard {shard}, every class once before any twice", keys)]
     chosen = []
     for reached, word, most in ((True, "Reached", REACHED), (False, "Missed", MISSED)):
         fitting = [(key, classes[key]) for key, one in there.items() if bool(one.facts.attack["success"]) == reached]
         keys = one_per_class(fitting, most)
         count = f"{len(fitting):,} of the {len(there):,} images read from shard {shard}"
-        some = f"; shown are {len(keys)}, one of each class first" if len(keys) < len(fitting) else ""
+        some = f"; {len(keys)} shown, every class once before any twice" if len(keys) < len(fitting) else ""
         chosen.append((f"{word} the target: {count}{some}", keys))
     return chosen
 

@@ -92,8 +92,8 @@ def _meaning(top: Score, scores: Sequence[Score]) -> str:
         level = _level(top, top.clean.low)
         if best is not None and best.clean.high < top.clean.low:
             return (
-                f"no better than {level}. Without the attack, {best.model} reaches only {best.clean}: perturbations "
-                f"changed what it learned, but an accuracy up to {level} does not show that it recognises any class"
+                f"no better than {level}. The perturbations raise it from the {best.clean} of {best.model}, which has "
+                f"no attack, but an accuracy no higher than {level} does not show that it recognises any class"
             )
         beside = f"; without the attack, {best.model} reaches {best.clean}" if best is not None else ""
         return f"no better than {level}{beside}, so there is no sign that it learned anything that generalises"
@@ -214,7 +214,8 @@ def _untried(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
         return
     unlike = source.node.arch != top.node.arch
     network = [f"the source model's network for {top.model}, `arch: {source.node.arch}`"] if unlike else []
-    left = ", ".join([*network, "a larger `eps`", "`views: 4` in the attack"])
+    views = "`views: 4` in the attack, whose steps then follow several views of the image"
+    left = ", ".join([*network, views])
     yield Remark(f"Source model, attack and training are in order. What is left to try: {left}, or more images.")
 
 
@@ -228,9 +229,12 @@ def _limits(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
             f"  leakage-{data}: {{leakage: {data}, learner: {learner}, controls: [leakage]}}",
         )
     if top.clean.seeds == 1:
+        close = ""
+        if top.level[1] < top.clean.low < top.level[1] + (top.clean.mean - top.clean.low):
+            close = f" That of {top.model} begins close to {_level(top, top.level[1])}: another seed may not exceed it."
         yield Remark(
             "Each model was trained once. The interval covers the choice of test images, not the variation between "
-            "seeds, which may be larger. To train each model three times, add this and run the file again.",
+            f"seeds, which may be larger.{close} To train each model three times, add this and run the file again.",
             SEEDS,
         )
     if (n := top.rows[0]["n"]) < FEW:

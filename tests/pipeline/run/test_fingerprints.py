@@ -265,6 +265,11 @@ def test_a_plan_names_what_differs_from_what_the_experiment_had_before(folder):
     experiment["models"]["standard"]["train"]["epochs"] = 1
     assert all(node["why"] == [] for node in ask("plan", experiment).values()), "nothing was made before"
     ask("run", experiment)
+    slower = copy.deepcopy(experiment)
+    slower["models"]["standard"]["train"]["lr"] = 0.02
+    assert ask("plan", slower)["datasets/other"]["why"][0]["kind"] == "input"
+    said = CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
+    assert said.count("differs from") == 1 and "datasets/other: follows from that\n" in said, "the cause is named once"
     experiment["datasets"]["other"]["attack"] |= {"eps": 2.5, "stop_at_margin": 3}
     experiment["datasets"]["control"]["relabel"] = "next"
     planned = ask("plan", experiment)
@@ -309,7 +314,7 @@ def test_a_node_of_another_stage_differs_in_its_stage_and_inputs_with_other_vers
     assert planned["models/standard"]["why"] == [why]
     said = CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
     assert 'version: stage was "train", is "pretrained"\n' in said
-    assert "version: models/from_other and models/standard have other versions\n" in said
+    assert "evaluations/accuracy" in said.partition(": follow from that\n")[0].splitlines()[-1]
     assert "models.standard.pretrained: neither the recipe nor the checkpoint has mean and std" in said
     checkpoint |= {"mean": [0.5]}
     ask("plan", experiment)
@@ -318,6 +323,10 @@ def test_a_node_of_another_stage_differs_in_its_stage_and_inputs_with_other_vers
     checkpoint |= {"mean": [0], "std": [1]}
     ask("plan", experiment)
     assert "pretrained: " not in CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
+    run = ["run", "experiment.yaml", "--store", "s", "--engine", "inline", "--only", "models/from_other"]
+    assert CliRunner().invoke(main, run).exit_code == 0
+    said = CliRunner().invoke(main, ["plan", "experiment.yaml", "--store", "s"]).stdout
+    assert "version: models/from_other and models/standard have other versions\n" in said, "both are there"
 
 
 def test_the_same_recipe_under_another_name_is_pointed_at(folder):
