@@ -29,10 +29,17 @@ SHARE = 0.2
 """Share of the images that is kept for the test where a folder has no test split."""
 
 FEW = 10_000
-"""Training images below which ε is twice as large: a network trained on few is harder to move (docs/how-to.md)."""
+"""Training images below which ε in colour is twice as large, as a network trained on few is harder to move, and the
+learners have a checkpoint's network (docs/how-to.md)."""
 
 BATCH = Attack.model_fields["batch_size"].default
 """Images that an attack takes at a time: a shard of whole batches leaves no part of one to be padded."""
+
+NORMALISED: dict[int, Recipe] = {
+    1: {"mean": [0.5], "std": [0.5]},
+    3: {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+}
+"""Channels → means and deviations that trainings often use."""
 
 IMAGENET = 1000
 """Classes of ImageNet."""
@@ -48,11 +55,12 @@ class Start:
         shape: channels, height and width of the images.
         eps, step_size, steps: the attack, in pixel units; a step without a size is a fifth of eps.
         arch: network of the source model.
-        weights: those of the source model, which then needs no training.
         source: its training, as YAML without `on` and `arch`.
         learner_arch: network of the learners.
         learner: their training, likewise.
         notes: comment on the networks.
+        weights: those of the source model, which then needs no training.
+        few: whether there are few training images: learners then have the network of a checkpoint, too.
     """
 
     title: str
@@ -67,6 +75,7 @@ class Start:
     learner: str
     notes: str
     weights: str | None = None
+    few: bool = False
 
     @property
     def tested(self) -> bool:
@@ -83,14 +92,18 @@ class Start:
         if weights is not None:
             if arch is None:
                 raise BadInput("--weights needs --arch, the network that they belong to")
-            return replace(self, arch=arch, weights=weights, notes=CHECKPOINT)
+            learner, notes = (arch, ALIKE) if self.few else (self.learner_arch, UNLIKE)
+            return replace(self, arch=arch, weights=weights, learner_arch=learner, notes=f"{CHECKPOINT} {notes}")
         return self if arch is None else replace(self, arch=arch, learner_arch=arch, weights=None, notes=OWN)
 
 
-CHECKPOINT = (
-    "The checkpoint; output i is class i. If its training normalised the images, add their mean and std inside the "
-    "inner braces, such as mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]. The learners have another network, "
-    "so that the result does not depend on one."
+CHECKPOINT = "The checkpoint; output i is class i."
+
+UNLIKE = "The learners have another network, so that the result does not depend on one."
+
+ALIKE = (
+    "The learners have its network: few images seldom teach another what its perturbations contain, though that would "
+    "make the stronger test."
 )
 
 OWN = "A learner of another network makes the stronger test; docs/experiment-file.md lists the networks."
@@ -156,7 +169,7 @@ def _images(found: Found, size: int | None) -> Start:
     sized = f"{least}" if least == most else f"{least} to {most}"
     counts = " and ".join(f"{count:,} {split}" for split, count in found.counts.items())
     names = "classes" if len(found.classes) > 1 else "class"
-    wider = 2 if found.counts.get("train", 0) < FEW else 1
+    few = found.counts.get("train", 0) < FEW
     batch = 2 ** max(1, int(math.log2(max(1, min(128, found.counts.get("train", 1) // 8)))))
     arch, channels = "small_cnn" if side <= SMALL else "fast_resnet", 1 if found.grey else 3
     return Start(
@@ -165,7 +178,7 @@ def _images(found: Found, size: int | None) -> Start:
         "(--size sets another).",
         load={**found.recipe, **geometry, "channels": channels, "shard_size": shard},
         shape=(channels, side, side),
-        eps=round((1.5 * side / 28) if found.grey else (wider * 0.5 * side / 32), 2),
+        eps=round((1.5 * side / 28) if found.grey else ((1 + few) * 0.5 * side / 32), 2),
         step_size=None,
         steps=30,
         arch=arch,
@@ -173,6 +186,7 @@ def _images(found: Found, size: int | None) -> Start:
         learner_arch=arch,
         learner=f"batch_size: {batch}, augment: flip, epochs: 30, lr: 0.02",
         notes="A network of this project for small images; torchvision's classifiers and your own go here, too.",
+        few=few,
     )
 
 
@@ -257,8 +271,10 @@ def as_yaml(name: str, begun: Start, where: str = "") -> str:
         raise BadInput(f"{name!r} cannot name an experiment: use letters, digits, `_`, `.` and `-`")
     values = asdict(begun) | {
         "load": _flow(begun.load),
+        "doubled": begun.few and begun.shape[0] == 3,
         "split": "test" if begun.tested else "train",
         "standard": _standard(begun),
+        "normalised": _standard(begun, NORMALISED[begun.shape[0]]),
         "learner_arch": _flow(begun.learner_arch),
         "notes": textwrap.wrap(begun.notes, 100),
     }
@@ -266,12 +282,12 @@ def as_yaml(name: str, begun: Start, where: str = "") -> str:
     return str(template.render(values, name=name, schema=SCHEMA, where=where))
 
 
-def _standard(begun: Start) -> str:
-    """The source model, as YAML."""
+def _standard(begun: Start, normalised: Recipe | None = None) -> str:
+    """The source model, as YAML; a checkpoint with the means and deviations of its training, if given."""
     if begun.weights is None:
         return f"{{train: {{on: clean, arch: {_flow(begun.arch)}, {begun.source}}}}}"
     shape = {} if begun.shape == (3, LARGE, LARGE) else {"shape": begun.shape}
-    return _flow({"pretrained": {"arch": begun.arch, "weights": begun.weights, **shape}})
+    return _flow({"pretrained": {"arch": begun.arch, "weights": begun.weights, **shape, **(normalised or {})}})
 
 
 def _flow(value: Any) -> str:

@@ -133,20 +133,25 @@ def test_a_network_or_a_checkpoint_of_ones_own_takes_its_place_in_the_file(given
     weights = ("--weights", "net.pt") if given == "weights" else ()
     done = init("--images", "photos", "--size", 24, "--arch", "nets_of_init:net", *weights, "--out", "mine.yaml")
     assert "Next: notbugs plan mine.yaml --data data" in done.output and "Warning" not in done.output, done.output
-    learners = "small_cnn" if weights else "nets_of_init:net"
-    assert f"Network nets_of_init:net, learners {learners}; attack in L2 at ε 0.75, 30 steps" in done.output
+    assert "Network nets_of_init:net, learners nets_of_init:net; attack in L2 at ε 0.75, 30 steps" in done.output
     experiment = spec.read(Path("mine.yaml"))
     assert experiment.name == "mine" and "eps: 0.75" in Path("mine.yaml").read_text()
     nodes = {status.node.name: status for status in planned(Path("mine.yaml"), here)}
     assert nodes["clean"].facts["image_shape"] == [3, 24, 24]
     assert nodes["standard"].node.stage == ("pretrained" if weights else "train")
     learner = nodes["from_other"].node.recipe
-    assert learner.arch == learners, "a checkpoint is attacked for another network"
+    assert learner.arch == "nets_of_init:net"
     if weights:
         standard = nodes["standard"].node.recipe
         assert (standard.arch, standard.weights, standard.shape) == ("nets_of_init:net", "net.pt", [3, 24, 24])
         needed = {parent.name for parent in nodes["source"].node.inputs.values()}
         assert needed == {"standard", "clean"}, "it is scored before the attack"
+        text = Path("mine.yaml").read_text()
+        (line,) = [line for line in text.splitlines() if line.startswith("  standard: ")]
+        (other,) = [line for line in text.splitlines() if line.startswith("  # standard: ")]
+        Path("mine.yaml").write_text(text.replace(f"{line}\n", "").replace(other, other.replace("# ", "")))
+        nodes = {status.node.name: status.node for status in planned(Path("mine.yaml"), here)}
+        assert nodes["standard"].recipe.mean == [0.485, 0.456, 0.406], "the line to uncomment is ready"
 
 
 def test_few_images_get_twice_the_radius(here, monkeypatch):
@@ -154,8 +159,12 @@ def test_few_images_get_twice_the_radius(here, monkeypatch):
     assert "attack in L2 at ε 1," in init("--images", "photos", "--size", 32, "--out", "few.yaml").output
     planned = CliRunner().invoke(main, ["plan", "few.yaml", "--data", "data", "--store", "s"]).stdout
     assert "12 train + 12 test" in planned, "those of training come first, as once it is made"
+    assert "and doubled, as they are few" in Path("few.yaml").read_text()
     monkeypatch.setattr("pipeline.begin.experiment.FEW", 1)
     assert "attack in L2 at ε 0.5," in init("--images", "photos", "--size", 32, "--out", "many.yaml").output
+    assert "doubled" not in Path("many.yaml").read_text()
+    of = ("--arch", "resnet18", "--weights", "net.pt", "--out", "theirs.yaml")
+    assert "Network resnet18, learners small_cnn;" in init("--images", "photos", "--size", 32, *of).output
 
 
 @pytest.mark.parametrize("kind", ["digits", "cifar10", "imagenet"])
