@@ -11,7 +11,7 @@ import yaml
 from pipeline.experiment import spec
 from pipeline.experiment.graph import Node
 from pipeline.experiment.sweeps import name_at, split_name
-from pipeline.report import charts, published
+from pipeline.report import charts, published, verdict
 from pipeline.report.charts import COLOURS, Bar, Drawing, Line
 from pipeline.report.gallery import Gallery, gallery
 from pipeline.report.parts import Chart, Section, Table, command
@@ -186,10 +186,12 @@ def copies(dataset: Node) -> bool:
 
 
 def pictures(run: RunResults) -> Section | None:
-    """Images of each dataset that was made from another's images, as many as fit."""
+    """Images of each dataset that was made from another's images, as many as fit; that of the verdict first."""
     fitting: list[Gallery] = []
+    top = verdict.headline(run.held_out)
+    first = top.trained_on if top is not None else ""
     made = [dataset for dataset in run.datasets() if "images" in dataset.inputs and not copies(dataset)]
-    made.sort(key=lambda dataset: "model" not in dataset.inputs)
+    made.sort(key=lambda dataset: (without_seed(dataset.name) != first, "model" not in dataset.inputs))
     for dataset in made:
         if sum(one.size for one in fitting) < IMAGES and (one := gallery(run, dataset)) is not None:
             fitting.append(one)

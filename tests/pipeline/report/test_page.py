@@ -1041,6 +1041,13 @@ def found(store: Store, run: dict[str, Any]) -> RunResults:
     return RunResults(store, run)
 
 
+def test_the_first_images_are_those_that_the_learner_of_the_verdict_was_trained_on(found):
+    made = sections.pictures(found)
+    top = verdict.headline(found.held_out)
+    assert made is not None and top is not None and len(made.galleries) > 1
+    assert made.galleries[0].title == top.trained_on == "other"
+
+
 def test_a_gallery_shows_the_original_the_magnified_change_and_the_saved_image(found):
     made = gallery.gallery(found, found.nodes["datasets/other"])
     assert made is not None
