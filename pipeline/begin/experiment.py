@@ -178,7 +178,7 @@ def _images(found: Found, size: int | None) -> Start:
         "(--size sets another).",
         load={**found.recipe, **geometry, "channels": channels, "shard_size": shard},
         shape=(channels, side, side),
-        eps=round((1.5 * side / 28) if found.grey else ((1 + few) * 0.5 * side / 32), 2),
+        eps=round((1.5 * side / 28) if found.grey else ((1.0 if few else 0.5) * side / 32), 2),
         step_size=None,
         steps=30,
         arch=arch,
