@@ -105,7 +105,7 @@ def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
     echo(f"store {store.url}\n")
     head = ["node", "stage", "version", "images", "state", "from"]
     echo(tables.fitted(head, lines, terminal.width(), ("node", "state", "stage")))
-    following = _following(statuses)
+    following = dict.fromkeys(_following(statuses))
     for status in statuses:
         if status.node.id in following:
             continue
@@ -115,7 +115,7 @@ def _print_plan(store: "Store", statuses: "list[NodeStatus]") -> None:
         elif status.there and status.awaits:
             echo(f"{status.node.id}: made again if {', '.join(status.awaits)} comes out with other content")
     if following:
-        echo(f"{some(following)}: {'follow' if len(following) > 1 else 'follows'} from that")
+        echo(f"{some(list(following))}: {'follow' if len(following) > 1 else 'follows'} from that")
     for status in statuses:
         for line in tables.left_out_lines(status.facts):
             echo(f"{status.node.id}: {line}")

@@ -51,9 +51,9 @@ def per_class(run: RunResults) -> Section | None:
 
 def _in_order(run: RunResults) -> list[Score]:
     """The learners, each control of the first behind it."""
-    top = headline(run.held_out)
+    top, everyone = headline(run.held_out), learners(run)
     controls = controls_of(top, run.held_out) if top is not None else []
-    return [*learners(run)[:1], *controls, *learners(run)[1:]]
+    return [*everyone[:1], *controls, *everyone[1:]]
 
 
 def _add(part: Matrix | Table, matrices: list[Matrix], tables: list[Table]) -> None:

@@ -230,7 +230,7 @@ def _limits(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
         )
     if top.clean.seeds == 1:
         close = ""
-        if top.level[1] < top.clean.low < top.level[1] + (top.clean.mean - top.clean.low):
+        if not top.at_baseline and top.clean.low - top.level[1] < top.clean.mean - top.clean.low:
             close = f" That of {top.model} begins close to {_level(top, top.level[1])}: another seed may not exceed it."
         yield Remark(
             "Each model was trained once. The interval covers the choice of test images, not the variation between "
