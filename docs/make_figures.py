@@ -21,6 +21,7 @@ from pipeline.report import tables
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "figures"
+NOTBUGS = str(Path(sys.executable).with_name("notbugs"))
 UNUSED = ("per_class", "confusion")
 """Parts of a row that no table in the documents needs, and that are most of it."""
 TABLE = re.compile(
@@ -33,9 +34,15 @@ Record = dict[str, Any]
 @click.command(help=__doc__)
 @click.argument("names", nargs=-1)
 @click.option("--only", multiple=True, help="This evaluation alone; what is recorded of others stays.")
-def main(names: tuple[str, ...], only: tuple[str, ...]) -> None:
+@click.option("--run", "runs", multiple=True, help="Run nothing: record this run, which another machine made in parts.")
+@click.option("--commit", help="Commit that made the runs.  [default: this one]")
+def main(names: tuple[str, ...], only: tuple[str, ...], runs: tuple[str, ...], commit: str | None) -> None:
+    commit = commit or _output("git", "describe", "--always", "--dirty").strip()
     for name in names:
-        record(name, only)
+        if not runs:
+            make(name, only)
+        for shown in runs or (name,):
+            record(name, shown, commit, joining=bool(only or runs))
     for page in pages():
         before = page.read_text(encoding="utf-8")
         if (after := rendered(before)) != before:
@@ -67,20 +74,22 @@ def _table(found: re.Match[str]) -> str:
     return f"{found['name']}{found['only']} -->\n```\n{tables.result_text(shown)}\n"
 
 
-def record(name: str, only: Sequence[str]) -> None:
-    """Make what the default store lacks of an experiment, and record its results."""
-    notbugs = str(Path(sys.executable).with_name("notbugs"))
+def make(name: str, only: Sequence[str]) -> None:
+    """Make what the default store lacks of an experiment."""
     options = ["--engine", "inline", *(f"--only={evaluation}" for evaluation in only)]
-    subprocess.run([notbugs, "run", f"configs/{name}.yaml", *options], cwd=ROOT, check=True)
-    shown = json.loads(_output(notbugs, "show", name, "--json"))
-    commit = _output("git", "describe", "--always", "--dirty").strip()
+    subprocess.run([NOTBUGS, "run", f"configs/{name}.yaml", *options], cwd=ROOT, check=True)
+
+
+def record(name: str, run: str, commit: str, joining: bool) -> None:
+    """Record the results of a run, or of an experiment's latest, with those recorded before if `joining`."""
+    shown = json.loads(_output(NOTBUGS, "show", run, "--json"))
     made = {
         "commits": dict.fromkeys((row["evaluation"] for row in shown["rows"]), commit),
         "versions": {node: progress["version"] for node, progress in shown["nodes"].items()},
         "rows": [{key: value for key, value in row.items() if key not in UNUSED} for row in shown["rows"]],
     }
     FIGURES.mkdir(exist_ok=True)
-    if only and (FIGURES / f"{name}.json").exists():
+    if joining and (FIGURES / f"{name}.json").exists():
         made = joined(read(name), made)
     (FIGURES / f"{name}.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
