@@ -18,8 +18,9 @@ STEPS, FEWEST, EPS = 100, 12, 0.5
 
 RULES = {"rand": "random", "other": "other", "det": "next"}
 
-LEARNED = 800_000
-"""Minimum images of a learner's training: it stays at chance for long before it learns anything."""
+LEARNED, RATE = 1_200_000, 0.02
+"""Minimum images of a learner's training, and its peak learning rate: a ResNet-18 stays at chance for long before it
+learns anything, with a peak of 0.1 until the rate has fallen to a fifth of that (docs/results.md)."""
 
 ATTACK_SHARE = 0.25
 """Share of this step's time for the three attacks; it determines their steps and, below `FEWEST`, their images."""
@@ -112,7 +113,7 @@ def described(tiny: bool, steps: int, count: int, batch: int) -> dict[str, Any]:
         "arch": "cifar_resnet18", "epochs": 10, "batch_size": 250, "lr": 0.2, "precision": "bfloat16",
         "augment": "crop-flip", "weight_decay": 5e-4, "eval_images": 0,
     }  # fmt: skip
-    learner = lesson | {"epochs": max(16, LEARNED // count), "lr": 0.1, "augment": "flip"}
+    learner = lesson | {"epochs": max(24, LEARNED // count), "lr": RATE, "augment": "flip"}
     attack: dict[str, Any] = {
         "images": images, "model": "standard", "eps": EPS, "step_size": 0.1, "steps": steps, "precision": "bfloat16",
         "batch_size": batch,

@@ -133,6 +133,7 @@ def remarks(scores: Sequence[Score]) -> Iterator[Remark]:
         yield from poor
         yield from _controls(top, by_kind)
         if not poor:  # else its trainings are not at fault
+            yield from _scale(top, scores)
             yield from _unfitted(top, controls)
             yield from _untried(top, scores)
         yield from _limits(top, controls)
@@ -159,6 +160,16 @@ def _attacked(top: Score, scores: Sequence[Score]) -> Score | None:
     """The score of the model that a learner's images were attacked with."""
     attacked = top.node.inputs["on"].inputs.get("model")
     return next((score for score in scores if attacked is not None and score.node.id == attacked.id), None)
+
+
+def _scale(top: Score, scores: Sequence[Score]) -> Iterator[Remark]:
+    """What to hold a learner's accuracy against: that of the source model, on the same images."""
+    source = _attacked(top, scores)
+    if source is None or source.images != top.images or top.at_baseline:
+        return
+    recovered = (top.clean.mean - top.chance) / (source.clean.mean - top.chance)
+    share = f"; {top.model} recovers {100 * recovered:.0f} % of its accuracy above chance" if recovered < 1 else ""
+    yield Remark(f"For scale: the source model, {source.model}, classifies {source.clean}{share}.")
 
 
 def _avoids(top: Score) -> Iterator[Remark]:

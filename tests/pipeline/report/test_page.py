@@ -502,6 +502,20 @@ def test_an_interval_that_begins_close_to_chance_asks_for_seeds(accuracy, said, 
     assert ("That of from_other begins close to" in text) == said
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "said"),
+    [
+        (0.5, "the source model, standard, classifies 90.0 %; from_other recovers 50 % of its accuracy above chance."),
+        (0.95, "the source model, standard, classifies 90.0 %."),
+        (0.1, None),
+    ],
+)
+def test_a_learner_is_held_against_its_source_model(accuracy, said, tmp_path):
+    """Newcomers asked whether 38 % is good. Chance is 10 %."""
+    text = Seen(render(tmp_path, small("standard", "from_other"), {"standard": 0.9, "from_other": accuracy})).text
+    assert ("For scale:" in text) == (said is not None) and (said is None or f"For scale: {said}" in text)
+
+
 def test_what_robust_features_explain_is_said(tmp_path):
     shares = {"from_rand": 0.6, "from_rand.robust-source": 0.4, "from_rand.probe": 0.3}
     text = Seen(render(tmp_path, small(*shares), shares)).text
