@@ -18,6 +18,7 @@ from rich.text import Text
 from pipeline import terminal
 from pipeline.run.jobs import JOBS
 from pipeline.run.outlook import Left, Outlook
+from pipeline.run.pace import Pace
 from pipeline.run.preflight import NodeStatus
 from pipeline.run.runs import Progress
 from pipeline.terminal import clock, duration, echo, visible
@@ -29,33 +30,26 @@ BAR, BAR_FROM = 12, 72
 """Characters of a bar, and of the narrowest terminal that has room for one."""
 
 
-def rate(progress: Progress, last: float | None = None) -> float | None:
-    """Images per second: of a training at work, of its last epoch; else from a node's first shard to its last so far.
-
-    Args:
-        progress: of the node.
-        last: when that one ended (seconds since 1970); of a node that is done, its end counts.
-    """
-    if progress.started is None or not progress.images or (last is None and progress.seconds is None):
+def rate(progress: Progress, pace: Pace | None = None) -> float | None:
+    """Images per second of a node that is done, or of one at work: of a training, in its last epoch."""
+    if not progress.images:
         return None
-    if last is not None and (speed := progress.last.get("images_per_second")):
-        return float(speed)  # the first epoch came late: until then, the worker started
-    seconds = progress.seconds if last is None else last - progress.started
-    return progress.images / max(1e-9, seconds or 0.0)
+    if pace is None:
+        return None if progress.seconds is None else progress.images / max(1e-9, progress.seconds)
+    return float(progress.last.get("images_per_second") or pace.rate)  # a first epoch includes the start of its worker
 
 
-def seconds_left(progress: Progress, last: float | None) -> float | None:
+def seconds_left(progress: Progress, pace: Pace | None) -> float | None:
     """Time left of a node at work, estimated from its images/s; None before its first shard or epoch is done."""
-    speed = rate(progress, last)
-    if last is None or speed is None or progress.state != "running":
+    if pace is None or progress.state != "running" or not (speed := rate(progress, pace)):
         return None
-    return max(0.0, (progress.total_images - progress.images) / speed - (time.time() - last))
+    return max(0.0, (progress.total_images - progress.images) / speed - (time.time() - pace.last[0]))
 
 
-def measured(progress: Progress, last: float | None = None) -> list[str]:
+def measured(progress: Progress, pace: Pace | None = None) -> list[str]:
     """The last loss of a training, and images/s."""
     loss = [f"loss {progress.last['loss']:.3f}"] if "loss" in progress.last else []
-    speed = rate(progress, last)
+    speed = rate(progress, pace)
     return [*loss, *([f"{speed:,.0f} images/s"] if speed else [])]
 
 
@@ -106,7 +100,7 @@ class Display(ABC):
     Attributes:
         at_work: node → its progress, from its first shard or epoch to its end.
         queued: nodes that wait for a worker.
-        last: node → when its last shard or epoch ended.
+        paces: node → when its shards or epochs ended.
         ended: nodes that are there, and of these `cached`, that were there before.
         failed: nodes that could not be made.
         sources: source model → chance accuracy, of those that the run attacks.
@@ -117,7 +111,7 @@ class Display(ABC):
         self.sources = sources_to_attack(statuses)
         self.at_work: dict[str, Progress] = {}
         self.queued: set[str] = set()
-        self.last: dict[str, float] = {}
+        self.paces: dict[str, Pace] = {}
         self.ended: set[str] = set()
         self.cached: set[str] = set()
         self.failed: set[str] = set()
@@ -141,7 +135,8 @@ class Display(ABC):
                 self.queued.discard(node)
                 self.at_work[node] = progress
             case "committed" | "epoch":
-                self.last[node] = time.time()
+                now = time.time()
+                self.paces.setdefault(node, Pace(progress.started or now)).ended(now, progress.images)
             case "done" | "cached" | "failed":
                 self._end(node, progress, event)
         self.show(node, progress, event)
@@ -174,7 +169,7 @@ class Display(ABC):
         for node, progress in list(self.at_work.items()):
             since = now - (progress.started or now)
             spent += since
-            rest[node] = seconds_left(progress, self.last.get(node))
+            rest[node] = seconds_left(progress, self.paces.get(node))
             if rest[node] is None and (expected := self.outlook.expected(node)) is not None:
                 rest[node] = max(0.0, expected - since)
         return self.outlook.left(self.ended, self.failed, rest, spent / max(1e-9, now - self.began))
@@ -214,9 +209,9 @@ class Lines(Display):
                 return "a step failed and is tried again"
             case "waits":
                 return f"waits for a worker, {clock(time.time() - (progress.started or time.time()))} so far"
-        last = self.last.get(node)
-        left = seconds_left(progress, last)
-        parts = [f"{progress.done} of {progress.total} {unit}", *measured(progress, last)]
+        pace = self.paces.get(node)
+        left = seconds_left(progress, pace)
+        parts = [f"{progress.done} of {progress.total} {unit}", *measured(progress, pace)]
         return "  ".join([*parts, *([f"{clock(left)} left"] if left is not None else [])])
 
 
@@ -295,9 +290,9 @@ class Live(Display):
 
     def _of_node(self, node: str, progress: Progress) -> list[tuple[int, str]]:
         """A node at work, in pieces."""
-        last = self.last.get(node)
-        left = seconds_left(progress, last)
-        loss_and_rate = measured(progress, last)
+        pace = self.paces.get(node)
+        left = seconds_left(progress, pace)
+        loss_and_rate = measured(progress, pace)
         return [
             (0, f"{progress.done}/{progress.total} {JOBS[progress.stage].counted}"),
             *((3 - number, text) for number, text in enumerate(reversed(loss_and_rate))),

@@ -1,7 +1,6 @@
 """Learning curves and rates as TensorBoard event files, beside the progress that is printed."""
 
 import math
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -54,12 +53,12 @@ class Events:
         self.shown.__exit__(kind, error, trace)
 
     def __call__(self, node: str, progress: Progress, event: str) -> None:
-        """Write the values of an event, and print it."""
+        """Print an event, and write its values."""
+        self.shown(node, progress, event)
         if event == "epoch":
             self._write(node, progress, progress.last)
-        elif event == "committed" and (speed := rate(progress, time.time())):
+        elif event == "committed" and (speed := rate(progress, self.shown.paces[node])):
             self._write(node, progress, {"images_per_second": speed})
-        self.shown(node, progress, event)
 
     def _write(self, node: str, progress: Progress, values: dict[str, Any]) -> None:
         if node not in self.writers:

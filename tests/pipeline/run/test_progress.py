@@ -10,6 +10,7 @@ from pipeline.experiment.spec import parse
 from pipeline.run import progress as shown
 from pipeline.run.jobs import Context
 from pipeline.run.outlook import Outlook
+from pipeline.run.pace import Pace
 from pipeline.run.preflight import preflight
 from pipeline.run.progress import Lines, Live, fitted, measured, rate, seconds_left
 from pipeline.run.runs import Progress
@@ -26,14 +27,22 @@ def statuses(tiny, tmp_path):
     return preflight(build(parse(tiny)), Context(Store(str(tmp_path / "s")), tmp_path, tmp_path))
 
 
+def paced(began, at, images):
+    """The pace of a node whose first shards just ended."""
+    pace = Pace(began)
+    pace.ended(at, images)
+    return pace
+
+
 def test_rate_and_time_left_count_from_the_first_shard_to_the_last_and_not_from_the_queue():
     """A model's first epoch once took all of its time in the queue: nine minutes left, and it took 25 s."""
     now = time.time()
     progress = running(images=300, total_images=1200, started=now - 40, done=1)
-    assert rate(progress, last=now - 10) == pytest.approx(10)
-    assert seconds_left(progress, last=now - 10) == pytest.approx(80, abs=1)
+    pace = paced(now - 40, now - 10, 300)
+    assert rate(progress, pace) == pytest.approx(10)
+    assert seconds_left(progress, pace) == pytest.approx(80, abs=1)
     progress.state = "queued"
-    assert seconds_left(progress, last=now - 10) is None
+    assert seconds_left(progress, pace) is None
 
 
 def test_the_first_epoch_of_a_training_is_not_taken_for_as_slow_as_the_start_of_its_worker():
@@ -41,8 +50,9 @@ def test_the_first_epoch_of_a_training_is_not_taken_for_as_slow_as_the_start_of_
     now = time.time()
     progress = running(images=100, total_images=2000, started=now - 20, done=1)
     progress.last = {"epoch": 1, "loss": 0.5, "images_per_second": 50.0}
-    assert seconds_left(progress, last=now) == pytest.approx(38, abs=1)
-    assert measured(progress, last=now) == ["loss 0.500", "50 images/s"]
+    pace = paced(now - 20, now, 100)
+    assert seconds_left(progress, pace) == pytest.approx(38, abs=1)
+    assert measured(progress, pace) == ["loss 0.500", "50 images/s"]
 
 
 def test_before_the_first_image_nothing_is_claimed():
