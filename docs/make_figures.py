@@ -10,14 +10,17 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pipeline.experiment import spec
+from pipeline.experiment.graph import Node, build
 from pipeline.experiment.sweeps import split_name
 from pipeline.report import tables
+from pipeline.run.preflight import wanted
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "figures"
@@ -90,22 +93,27 @@ def record(name: str, run: str, commit: str, joining: bool) -> None:
     }
     FIGURES.mkdir(exist_ok=True)
     if joining and (FIGURES / f"{name}.json").exists():
-        made = joined(read(name), made)
+        made = joined(read(name), made, build(spec.read(ROOT / f"configs/{name}.yaml")))
     (FIGURES / f"{name}.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
-def joined(before: Record, made: Record) -> Record:
-    """Two records of parts of one experiment as one; of an evaluation in both, the newer rows.
+def joined(before: Record, made: Record, nodes: list[Node]) -> Record:
+    """A record with the evaluations of an older one that are still of the configuration, whose nodes these are."""
+    names = {node.name for node in nodes if node.group == "evaluations"}
 
-    Where a node has another version now, the experiment has changed, and nothing is kept of the older record.
-    """
-    if any(made["versions"].get(node, version) != version for node, version in before["versions"].items()):
-        return made
-    others = [row for row in before["rows"] if row["evaluation"] not in made["commits"]]
+    def versions(evaluations: Iterable[str]) -> dict[str, str]:
+        return {node.id: node.version for node in wanted(nodes, tuple(evaluations))}
+
+    kept = {
+        evaluation: commit
+        for evaluation, commit in before["commits"].items()
+        if evaluation in names - set(made["commits"]) and versions([evaluation]).items() <= before["versions"].items()
+    }
+    rows = [row for row in before["rows"] if row["evaluation"] in kept]
     return {
-        "commits": before["commits"] | made["commits"],
-        "versions": before["versions"] | made["versions"],
-        "rows": sorted(others + made["rows"], key=lambda row: str(row["evaluation"])),
+        "commits": kept | made["commits"],
+        "versions": versions(kept) | made["versions"],
+        "rows": sorted(rows + made["rows"], key=lambda row: str(row["evaluation"])),
     }
 
 

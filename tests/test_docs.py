@@ -19,7 +19,7 @@ from PIL import Image
 
 from pipeline.cli import main
 from pipeline.experiment import spec
-from pipeline.experiment.graph import build
+from pipeline.experiment.graph import Node, build
 from pipeline.run.preflight import wanted
 from stages.shard import COLUMNS
 
@@ -197,18 +197,46 @@ def test_a_record_is_of_the_configuration_as_it_is(record: Path) -> None:
     assert recorded["versions"] == now, f"run `make figures FIGURES={record.stem}`"
 
 
-def test_records_of_parts_are_joined_unless_the_experiment_changed(figures: Any) -> None:
-    def part(evaluation: str, commit: str, clean: str = "v1") -> dict[str, Any]:
-        rows = [{"evaluation": evaluation, "made_at": commit}]
-        return {"commits": {evaluation: commit}, "versions": {"clean": clean, evaluation: "v1"}, "rows": rows}
+def test_of_an_older_record_only_evaluations_that_did_not_change_are_kept(figures: Any) -> None:
+    """One other version dropped every evaluation of an experiment from its record."""
 
-    both = figures.joined(part("robustness", "a"), part("accuracy", "b"))
-    assert both["commits"] == {"robustness": "a", "accuracy": "b"}
-    assert both["versions"] == dict.fromkeys(["clean", "robustness", "accuracy"], "v1")
-    assert [row["made_at"] for row in both["rows"]] == ["b", "a"]
-    again = figures.joined(both, part("robustness", "c"))
-    assert [row["made_at"] for row in again["rows"]] == ["b", "c"]
-    assert figures.joined(both, part("robustness", "c", clean="v2")) == part("robustness", "c", clean="v2")
+    def nodes(steps: int) -> list[Node]:
+        clean = {"load": {"source": "sklearn-digits"}}
+        attack = {"images": "clean", "model": "net", "eps": 0.5, "steps": steps}
+        train = {"on": "clean", "arch": "small_cnn"}
+        return build(spec.parse({
+            "name": "parts",
+            "datasets": {"clean": clean, "other": {"attack": attack, "relabel": "other"}},
+            "models": {"net": {"train": train}, "from_other": {"train": train | {"on": "other"}}},
+            "evaluations": {
+                "source": {"models": ["net"], "on": "clean"},
+                "accuracy": {"models": ["from_other"], "on": "clean"},
+                "both": {"models": ["net", "from_other"], "on": "clean"},
+            },
+        }))  # fmt: skip
+
+    def part(evaluation: str, commit: str, steps: int) -> dict[str, Any]:
+        versions = {node.id: node.version for node in wanted(nodes(steps), (evaluation,))}
+        return {
+            "commits": {evaluation: commit},
+            "versions": versions,
+            "rows": [{"evaluation": evaluation, "made_at": commit}],
+        }
+
+    def together(before: dict[str, Any], *more: tuple[str, str, int]) -> dict[str, Any]:
+        for evaluation, commit, steps in more:
+            before = figures.joined(before, part(evaluation, commit, steps), nodes(steps))
+        return before
+
+    first = together(part("source", "a", 5), ("accuracy", "b", 5), ("both", "c", 5))
+    assert first["commits"] == {"source": "a", "accuracy": "b", "both": "c"}
+    assert first["versions"] == {node.id: node.version for node in nodes(5)}
+    again = together(first, ("both", "d", 5))
+    assert [row["made_at"] for row in again["rows"]] == ["b", "d", "a"]
+    changed = together(first, ("both", "e", 9))
+    assert changed["commits"] == {"source": "a", "both": "e"}
+    assert changed["versions"].items() < {node.id: node.version for node in nodes(9)}.items()
+    assert [row["made_at"] for row in changed["rows"]] == ["e", "a"]
 
 
 def test_the_citation_is_of_this_release() -> None:
