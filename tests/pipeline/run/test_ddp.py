@@ -109,6 +109,7 @@ def cluster():
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_two_workers_make_a_model_that_classifies(cluster, tmp_path):
     job, evaluation = plan(tmp_path)
     home = set(Path.home().glob("ray_results/*"))

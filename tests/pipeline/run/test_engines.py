@@ -217,18 +217,16 @@ def net(classes, channels):
 
 # --------------------------------------------------------------------------------------------- kills
 
-STAGES = ["datasets/clean", "models/standard", "datasets/other", "evaluations/accuracy"]
-"""A node of every stage, in the order in which a run comes to them."""
+STAGES = ["datasets/clean", "evaluations/accuracy"]
+"""The stages that test_chaos.py does not disturb, in the order in which a run comes to them."""
 
 
 @pytest.mark.slow
-def test_kills_of_driver_and_workers_at_random_moments_of_every_stage_leave_the_same_bytes(
+def test_kills_of_driver_and_workers_at_random_moments_of_loading_and_evaluating_leave_the_same_bytes(
     tiny, write, tmp_path, notbugs
 ):
-    """kill -9, eight times with a fixed seed: driver and worker once in each of four stages."""
+    """kill -9, four times with a fixed seed: driver and worker once in each stage."""
     draw, kills = random.Random(20261123), 0
-    tiny["datasets"]["other"]["attack"] |= LONG
-    tiny["models"]["standard"]["train"]["epochs"] = 30
     tiny["evaluations"]["accuracy"]["attacks"] = [{"eps": 0.5, "steps": 40, "batch_size": 32}]
     file = write(tiny)
     assert notbugs("run", file, "--store", "undisturbed", "--engine", "inline").returncode == 0
@@ -251,7 +249,7 @@ def test_kills_of_driver_and_workers_at_random_moments_of_every_stage_leave_the_
         log.close()
         assert contents(store) == expected
         assert notbugs("verify", "--store", store).returncode == 0
-    assert kills >= 6
+    assert kills >= 3
 
 
 def kill_driver(process):

@@ -159,6 +159,7 @@ def test_a_shard_over_which_two_workers_die_is_set_aside_and_the_others_are_made
     assert {path: path.stat().st_mtime_ns for path in made} == made, "those that were made stay"
 
 
+@pytest.mark.slow
 def test_a_worker_killed_from_outside_is_replaced_and_nothing_is_lost(folder, undisturbed):
     (folder / "held").touch()
     run = subprocess.Popen(
