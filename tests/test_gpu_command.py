@@ -63,7 +63,7 @@ def test_the_rehearsal_goes_through_all_steps_and_every_byte_is_the_same_twice(t
     assert [line[0] for line in found["experiment"]["tables"][0]["lines"]] == [
         "source",
         "rand",
+        "leakage",
         "other",
         "det",
-        "leakage",
     ]

@@ -1,10 +1,8 @@
 """The real experiment on CIFAR-10, with the user's command: clean accuracy of learners of relabelled images."""
 
-import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,39 +44,28 @@ def measure(sheet: Sheet) -> None:
     started = sheet.left
     data = ["--data", str(sheet.data)] if sheet.data else []
     asked = [sys.executable, "-m", "pipeline", "run", str(file), "--engine", "inline", "--store", str(store), *data]
-    # A learner leaves gaps on a GPU and a dataset waits for its PNGs: the four experiments share the device.
-    for names in (["source"], [*RULES, "leakage"], [f"{rule}-1" for rule in RULES]):
-        if sheet.left < 5 or (sheet.tiny and names[0].endswith("-1")):
+    # One after the other: four learners side by side have fewer images/s together than one alone (docs/performance.md).
+    for name in ("source", "rand", "leakage", "other", "det", *(f"{rule}-1" for rule in RULES)):
+        if sheet.left < 5 or (sheet.tiny and name.endswith("-1")) or not made(sheet, asked, name):
             break
-        for name in made(sheet, asked, names):
-            for row in found(store, name):
-                add(
-                    name, row["model"], row["trained_on"] or "", f"{100 * row['accuracy']:.2f}",
-                    f"{100 * row['low']:.1f} – {100 * row['high']:.1f}", f"{started - sheet.left:.0f}",
-                    facts(store, row["trained_on"]),
-                )  # fmt: skip
+        for row in found(store, name):
+            add(
+                name, row["model"], row["trained_on"] or "", f"{100 * row['accuracy']:.2f}",
+                f"{100 * row['low']:.1f} – {100 * row['high']:.1f}", f"{started - sheet.left:.0f}",
+                facts(store, row["trained_on"]),
+            )  # fmt: skip
 
 
-def made(sheet: Sheet, asked: list[str], names: list[str]) -> Iterator[str]:
-    """Make evaluations at the same time, each by a command of its own, which ends with the step at the latest.
-
-    Yields:
-        The names of those that ended well.
-    """
-    begun = {name: subprocess.Popen([*asked, "--only", name], stdout=sys.stderr) for name in names}
+def made(sheet: Sheet, asked: list[str], name: str) -> bool:
+    """Make an evaluation, by a command that ends with the step at the latest; returns whether it ended well."""
     try:
-        for name, process in begun.items():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                if (code := process.wait(max(0.0, sheet.left))) == 0:
-                    yield name
-                else:
-                    sheet.say(f"{name}: ended with exit code {code}")
-    finally:
-        for name, process in begun.items():
-            if process.poll() is None:
-                sheet.say(f"{name}: no time left")
-                process.kill()
-                process.wait()
+        code = subprocess.run([*asked, "--only", name], stdout=sys.stderr, timeout=max(0.0, sheet.left)).returncode
+    except subprocess.TimeoutExpired:
+        sheet.say(f"{name}: no time left")
+        return False
+    if code:
+        sheet.say(f"{name}: ended with exit code {code}")
+    return code == 0
 
 
 def affordable(image_steps: float) -> tuple[int, int]:
