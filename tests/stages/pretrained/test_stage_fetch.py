@@ -118,10 +118,10 @@ def test_a_package_without_the_file_is_refused(name, reason, package):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    """Short timeouts and pauses between retries."""
+    """Short pauses between few retries, and a silence that a busy machine does not reach."""
     monkeypatch.setattr(remote, "FIRST_PATIENCE", 0.2)
     monkeypatch.setattr(remote, "PAUSE", 0.01)
-    monkeypatch.setattr(remote, "SILENCE", 0.5)
+    monkeypatch.setattr(remote, "SILENCE", 5.0)
 
 
 def test_a_file_of_a_web_server_is_fetched_and_gone_afterwards(serving, hasty):
@@ -184,7 +184,8 @@ def test_a_file_without_end_is_given_up(serving, hasty, monkeypatch):
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"], ids=["nothing", "a part"])
-def test_a_server_that_falls_silent_is_not_waited_for(said, hasty):
+def test_a_server_that_falls_silent_is_not_waited_for(said, hasty, monkeypatch):
+    monkeypatch.setattr(remote, "SILENCE", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         began = time.monotonic()
         held = []
@@ -201,8 +202,8 @@ def test_a_server_that_falls_silent_is_not_waited_for(said, hasty):
         sentence = refused(f"http://127.0.0.1:{server.getsockname()[1]}/w.pt")
         for connection in held:
             connection.close()
-    assert sentence == "cannot be fetched: the server is silent for 0 s"
-    assert time.monotonic() - began < 5
+    assert sentence == "cannot be fetched: the server is silent for 1 s"
+    assert time.monotonic() - began < 15
 
 
 @pytest.mark.parametrize(
