@@ -153,6 +153,10 @@ def dataset_manifest(store: Store, run: Mapping[str, Any], name: str | None) -> 
 # --------------------------------------------------------------------------------- results with nodes
 
 
+RISING = 0.05
+"""Share of its training labels that a model learns in its last epoch where its training ended too early."""
+
+
 @dataclass(frozen=True)
 class Score(Result):
     """A result together with its nodes.
@@ -160,11 +164,13 @@ class Score(Result):
     Attributes:
         node, on: the model, and the dataset that it was scored on; of several seeds, the first.
         fit: its accuracy on its own training labels after the last epoch; None if that is not known.
+        fit_before: the same one epoch earlier.
     """
 
     node: Node
     on: Node
     fit: OverSeeds | None = None
+    fit_before: OverSeeds | None = None
 
     @property
     def base(self) -> str:
@@ -194,8 +200,17 @@ class Score(Result):
     @property
     def fitted(self) -> bool:
         """Whether it was trained enough to show what its training set teaches: it fits its labels at least halfway
-        from the better baseline to all of them. True where that is not known."""
-        return self.fit is None or self.fit.mean >= self.halfway
+        from the better baseline to all of them, and learned few of them in its last epoch. True if that is unknown."""
+        return self.fit is None or (self.fit.mean >= self.halfway and not self.learning)
+
+    @property
+    def learning(self) -> bool:
+        """Whether its training ended while it still learned its labels: `RISING` or more of them in the last epoch, and
+        no more than are left."""
+        if self.fit is None or self.fit_before is None:
+            return False
+        gain = self.fit.mean - self.fit_before.mean
+        return RISING <= gain <= 1 - self.fit.mean
 
     @property
     def data(self) -> str | None:
@@ -234,9 +249,11 @@ class RunResults:
     def _score(self, result: Result) -> Score:
         row = result.rows[0]
         on = self.nodes[f"evaluations/{row['evaluation']}"].inputs["on"]
-        last = [(self.metrics.get(f"models/{row['model']}") or [{}])[-1] for row in result.measured]
-        fit = over_seeds(epoch.get("accuracy") for epoch in last)
-        return Score(result.evaluation, result.model, result.rows, self.nodes[f"models/{row['model']}"], on, fit)
+        curves = [self.metrics.get(f"models/{row['model']}") or [] for row in result.measured]
+        fit, before = (over_seeds(_fit(curve, epoch) for curve in curves) for epoch in (-1, -2))
+        return Score(
+            result.evaluation, result.model, result.rows, self.nodes[f"models/{row['model']}"], on, fit, before
+        )
 
     def _metrics(self, node: str) -> list[Row]:
         """The lines of ``metrics.jsonl``.
@@ -269,6 +286,11 @@ class RunResults:
             if node.id in self.manifests and fits(node):
                 first.setdefault(without_seed(node.name), node)
         return list(first.values())
+
+
+def _fit(curve: list[Row], epoch: int) -> float | None:
+    """Accuracy on the training labels after the last epoch (-1), or an earlier one."""
+    return curve[epoch].get("accuracy") if len(curve) >= -epoch else None
 
 
 def _is_model(node: str) -> bool:

@@ -52,7 +52,7 @@ def verdict(scores: Sequence[Score]) -> str | None:
     if not scores:
         return None
     best = max(scores, key=lambda score: score.clean.mean)
-    short = "" if best.fitted else f"; it fits only {shown(best.fit)} of its own training labels: train it longer"
+    short = "" if best.fitted else f"; {_short('it', best)}: train it longer"
     known = ". Is that the accuracy you know it for? If not, check `mean`, `std` and the order of its classes"
     loaded = known if isinstance(best.node.recipe, Pretrained) else ""
     return f"{best.model} classifies {best.clean} of the {best.split} images correctly, {best.beside}{short}{loaded}."
@@ -88,7 +88,7 @@ def _meaning(top: Score, scores: Sequence[Score]) -> str:
     best = max(controls, key=lambda score: score.clean.mean, default=None)
     if top.at_baseline:
         if not top.fitted:
-            return f"it fits only {shown(top.fit)} of its own training labels, so the result is inconclusive"
+            return f"{_short('it', top)}, so the result is inconclusive"
         level = _level(top, top.clean.low)
         if best is not None and best.clean.high < top.clean.low:
             return (
@@ -109,6 +109,16 @@ def _meaning(top: Score, scores: Sequence[Score]) -> str:
         return f"{known}, worth {points:.1f} points beyond the {leakage} of leakage alone"
     known = f"without the attack, {best.model} reaches {best.clean}; " if best is not None else ""
     return f"{known}how much of the {top.clean} is leakage is unknown without a leakage-only control"
+
+
+def _short(subject: str, score: Score) -> str:
+    """In what way a training was too short, as a clause."""
+    if score.learning:
+        return (
+            f"{subject} was still learning its own training labels when its training ended: {shown(score.fit_before)} "
+            f"of them after the last epoch but one, {shown(score.fit)} after the last"
+        )
+    return f"{subject} fits only {shown(score.fit)} of its own training labels"
 
 
 # -------------------------------------------------------------------------------------------- remarks
@@ -207,14 +217,14 @@ def _unfitted(top: Score, controls: Sequence[Score]) -> Iterator[Remark]:
     """Learners that did not fit their own labels."""
     if not top.fitted:
         yield Remark(
-            f"{top.model} fits only {shown(top.fit)} of its own training labels. Trained longer, it may learn more: "
-            "raise its `epochs` or its `lr`."
+            f"{_short(top.model, top)}. Trained longer, it may learn more: raise its `epochs`"
+            f"{'' if top.learning else ' or its `lr`'}."
         )
     for control in controls:
         if not control.fitted:
             yield Remark(
-                f"The control {control.model} fits only {shown(control.fit)} of its own training labels. Trained "
-                "longer, it may reach a higher accuracy: raise its `epochs`."
+                f"{_short(f'The control {control.model}', control)}. Trained longer, it may reach a higher accuracy: "
+                "raise its `epochs`."
             )
 
 

@@ -437,6 +437,23 @@ def test_a_learner_that_does_not_fit_its_own_labels_gives_no_conclusion(tmp_path
     assert "`" not in plain and ("raise its <code>epochs</code>" in plain) == (fit < 0.55)
 
 
+@pytest.mark.parametrize(("before", "learning"), [(0.502, True), (0.68, False)])
+def test_a_learner_whose_training_ended_while_it_still_learned_gives_no_conclusion(
+    before, learning, tmp_path, monkeypatch
+):
+    """A ResNet-18 went from 50.2 to 70.6 % of its labels in its last epoch, and was said to have learned nothing."""
+    lines = f'{{"epoch": 1, "accuracy": {before}}}\n{{"epoch": 2, "accuracy": 0.706}}\n'
+    monkeypatch.setattr(sys.modules[__name__], "epochs", lines.encode)
+    store, nodes = Store(str(tmp_path)), build(parse(small("from_other")))
+    for node in nodes:
+        if node.group == "evaluations" or node.name == "from_other":
+            leave(store, node, {"from_other": 0.06})
+    text = Seen(page.render(store, record(nodes, small("from_other")))).text
+    assert ("it was still learning its own training labels when its training ended: 50.2 %" in text) == learning
+    assert ("70.6 % after the last, so the result is inconclusive" in text) == learning
+    assert ("no sign that it learned anything" in text) != learning
+
+
 @pytest.mark.parametrize("accuracy", [0.5, 0.8])
 def test_of_a_poor_source_model_and_its_unfitted_learner_the_source_is_to_be_mended_first(
     accuracy, tmp_path, monkeypatch
