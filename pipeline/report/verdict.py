@@ -115,8 +115,8 @@ def _short(subject: str, score: Score) -> str:
     """In what way a training was too short, as a clause."""
     if score.learning:
         return (
-            f"{subject} was still learning its own training labels when its training ended: {shown(score.fit_before)} "
-            f"of them after the last epoch but one, {shown(score.fit)} after the last"
+            f"{subject} was still learning its own training labels when its training ended ({shown(score.fit_before)} "
+            f"of them after the last epoch but one, {shown(score.fit)} after the last)"
         )
     return f"{subject} fits only {shown(score.fit)} of its own training labels"
 

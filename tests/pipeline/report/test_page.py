@@ -449,8 +449,8 @@ def test_a_learner_whose_training_ended_while_it_still_learned_gives_no_conclusi
         if node.group == "evaluations" or node.name == "from_other":
             leave(store, node, {"from_other": 0.06})
     text = Seen(page.render(store, record(nodes, small("from_other")))).text
-    assert ("it was still learning its own training labels when its training ended: 50.2 %" in text) == learning
-    assert ("70.6 % after the last, so the result is inconclusive" in text) == learning
+    assert ("it was still learning its own training labels when its training ended (50.2 %" in text) == learning
+    assert ("70.6 % after the last), so the result is inconclusive" in text) == learning
     assert ("no sign that it learned anything" in text) != learning
 
 
