@@ -82,12 +82,14 @@ def _bar(score: Score, name: str) -> Bar:
 
 
 def _caption(shown: Sequence[Score], left: int) -> str:
-    spread = "one standard deviation over seeds" if shown[0].clean.seeds > 1 else "95 % interval"
+    seeds = {score.clean.seeds > 1 for score in shown}
+    of_seeds, of_one = "one standard deviation over the seeds to each side", "the 95 % interval"
+    spread = f"{of_seeds}, or of one model {of_one}" if len(seeds) > 1 else of_seeds if True in seeds else of_one
     learners = " Blue: trained on relabelled images." if any(map(_is_relabelled, shown)) else ""
     more = f" {left} more are in the table." if left else ""
     return (
         f"Share of the untouched {shown[0].split} images that each model classifies correctly; the line on each bar is "
-        f"its {spread}.{learners}{more}"
+        f"{spread}.{learners}{more}"
     )
 
 

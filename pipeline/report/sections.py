@@ -115,8 +115,8 @@ def results(run: RunResults) -> Section | None:
         text += " The constant prediction is always the most frequent class."
     if any((score.kind or "").endswith(", leakage only") for score in scores):
         text += (
-            " A leakage-only control has no attack: its attack success is the share of images that the source model "
-            "classifies as their label anyway."
+            " Where a control has no attack, attack success is the share of images that the source model takes for "
+            "their label without one."
         )
     folded = _table(more | asked_by, "Published figures, networks and settings", _orientation(scores))
     return Section("Results", text, tables=[_table(lead | columns, stacks=True), folded])
@@ -237,8 +237,8 @@ def leakage(run: RunResults) -> Section | None:
     more = [[learner, CONTROLS[c][0], _published(s), _made_with(s)] for learner, c, s in places]
     folded = Table(["learner", "control", "published", "network and setting"], more, fold="Published figures, settings")
     text = (
-        "Could something other than non-robust features explain the accuracy? Each control tests another explanation, "
-        "which suffices if the control is as accurate as the learner."
+        "What else could explain the accuracy of a learner? Each control has one other explanation and lacks the "
+        "attack on the source model. A control that is as accurate as its learner explains it."
     )
     return Section("Leakage", text, panel_of[:CURVES], [Table(head, lines, stacks=True), folded])
 
@@ -374,7 +374,9 @@ def learning(run: RunResults) -> Section | None:
     if not curves:
         return None
     charts = [_learning(run, number, *curve) for number, curve in enumerate(curves[:CURVES])]
-    text = "Solid: accuracy on the training labels, epoch by epoch. The model is that of the last epoch."
+    seeds = "; of several seeds, of the first" if any("seed" in split_name(node.name)[1] for node, _ in curves) else ""
+    text = "Solid: accuracy on the training labels, epoch by epoch. The model is that of the last epoch"
+    text += f"{seeds}."
     if any("test_accuracy" in epoch for _, epochs in curves for epoch in epochs):
         text += " Dashed: accuracy on clean test images with their true labels, which the training does not use."
     if len(curves) > CURVES:

@@ -495,7 +495,7 @@ def test_a_poor_source_model_is_named_before_the_learner_is_blamed(tmp_path):
     [
         (0.85, 0.11, "Double its `eps` for a start, or raise its `steps`."),
         (0.85, 0.5, None),
-        (0.95, 0.11, "What is left to try: the source model's network for from_other, `arch: resnet18`, `views: 4`"),
+        (0.95, 0.11, "What is left to try: the source model's network for from_other, `arch: resnet18`; `views: 4`"),
         (0.95, 0.5, None),
     ],
 )
@@ -531,6 +531,34 @@ def test_a_learner_is_held_against_its_source_model(accuracy, said, tmp_path):
     """Newcomers asked whether 38 % is good. Chance is 10 %."""
     text = Seen(render(tmp_path, small("standard", "from_other"), {"standard": 0.9, "from_other": accuracy})).text
     assert ("For scale:" in text) == (said is not None) and (said is None or f"For scale: {said}" in text)
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ((0.06, 0.94, 0.06), True),
+        ((0.37, 0.86, 0.35), False),
+        ((0.0, 0.0, 0.0), False),
+        ((0.5, None, 0.1), True),
+    ],
+)
+def test_a_learner_that_is_right_about_one_class_alone_is_told_of(shares, said, tmp_path, monkeypatch):
+    """A newcomer's learner answered one class for nearly every photograph, and the page said that all was in order."""
+    classes = {
+        name: {"accuracy": share, "n": 50 * (share is not None)} for name, share in zip("abc", shares, strict=True)
+    }
+    given = rows
+    monkeypatch.setattr(
+        sys.modules[__name__], "rows", lambda *asked: [row | {"per_class": classes} for row in given(*asked)]
+    )
+    experiment, store = small("from_other"), Store(str(tmp_path))
+    for node in (nodes := build(parse(experiment))):
+        leave(store, node, {"from_other": 0.35})
+    scores = RunResults(store, record(nodes, experiment)).held_out
+    for text in (str(verdict.advice(scores)), " ".join(remark.text for remark in verdict.remarks(scores))):
+        assert ("Most correct answers of from_other are of one class" in text) == said
+    if shares[0] == 0.06:
+        assert "it classifies 94.0 % of `b` correctly and 6.0 % of the others" in text
 
 
 def test_what_robust_features_explain_is_said(tmp_path):
