@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.experiment import spec
 from pipeline.experiment.graph import Node
-from pipeline.experiment.sweeps import name_at, split_name
+from pipeline.experiment.sweeps import SEED, name_at, split_name
 from pipeline.report import charts, published, verdict
 from pipeline.report.charts import COLOURS, Bar, Drawing, Line
 from pipeline.report.gallery import Gallery, gallery
@@ -374,9 +374,9 @@ def learning(run: RunResults) -> Section | None:
     if not curves:
         return None
     charts = [_learning(run, number, *curve) for number, curve in enumerate(curves[:CURVES])]
-    seeds = "; of several seeds, of the first" if any("seed" in split_name(node.name)[1] for node, _ in curves) else ""
-    text = "Solid: accuracy on the training labels, epoch by epoch. The model is that of the last epoch"
-    text += f"{seeds}."
+    seeds = {split_name(node)[1].get(SEED) for node in run.nodes} - {None}
+    of = " The first seed's." if len(seeds) > 1 else ""
+    text = f"Solid: accuracy on the training labels, epoch by epoch.{of} The model is that of the last epoch."
     if any("test_accuracy" in epoch for _, epochs in curves for epoch in epochs):
         text += " Dashed: accuracy on clean test images with their true labels, which the training does not use."
     if len(curves) > CURVES:

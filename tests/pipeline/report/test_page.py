@@ -926,6 +926,19 @@ def carried_over(node: Node, model: Node) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_learning_curves_and_bars_say_which_seeds_they_are_of(seeds, tmp_path):
+    """Curves of seed 0 stood unlabelled below a mean of three, and a checkpoint's interval was called a deviation."""
+    experiment = {**SEEDED, "seeds": seeds, "evaluations": {"learners": SEEDED["evaluations"]["learners"]}}
+    store, nodes = Store(str(tmp_path)), build(parse(experiment))
+    for node in nodes:
+        leave(store, node, {})
+    text = Seen(page.render(store, record(nodes, experiment))).text
+    assert ("epoch by epoch. The first seed's." in text) == (len(seeds) > 1)
+    assert ("is one standard deviation over the seeds to each side." in text) == (len(seeds) > 1)
+    assert ("is the 95 % interval." in text) == (len(seeds) == 1)
+
+
 def carried(path: Path, experiment: dict[str, Any]) -> str:
     """The page of a run with transfer attacks."""
     store, nodes = Store(str(path)), build(parse(experiment))
