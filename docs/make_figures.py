@@ -112,7 +112,7 @@ def joined(before: Record, made: Record, nodes: list[Node]) -> Record:
     rows = [row for row in before["rows"] if row["evaluation"] in kept]
     return {
         "commits": kept | made["commits"],
-        "versions": versions(kept) | made["versions"],
+        "versions": (versions(kept) if kept else {}) | made["versions"],
         "rows": sorted(rows + made["rows"], key=lambda row: str(row["evaluation"])),
     }
 

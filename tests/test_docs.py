@@ -237,6 +237,7 @@ def test_of_an_older_record_only_evaluations_that_did_not_change_are_kept(figure
     assert changed["commits"] == {"source": "a", "both": "e"}
     assert changed["versions"].items() < {node.id: node.version for node in nodes(9)}.items()
     assert [row["made_at"] for row in changed["rows"]] == ["e", "a"]
+    assert together(part("both", "f", 5), ("both", "g", 9)) == part("both", "g", 9), "nothing is kept, nor added"
 
 
 def test_the_citation_is_of_this_release() -> None:

@@ -82,9 +82,9 @@ def _bar(score: Score, name: str) -> Bar:
 
 
 def _caption(shown: Sequence[Score], left: int) -> str:
-    seeds = {score.clean.seeds > 1 for score in shown}
-    of_seeds, of_one = "one standard deviation over the seeds to each side", "the 95 % interval"
-    spread = f"{of_seeds}, or of one model {of_one}" if len(seeds) > 1 else of_seeds if True in seeds else of_one
+    several = [score.clean.seeds > 1 for score in shown]
+    spreads = ["one standard deviation over the seeds to each side"] * any(several)
+    spread = ", or of one model ".join([*spreads, *["the 95 % interval"] * (not all(several))])
     learners = " Blue: trained on relabelled images." if any(map(_is_relabelled, shown)) else ""
     more = f" {left} more are in the table." if left else ""
     return (

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.experiment import spec
 from pipeline.experiment.graph import Node
-from pipeline.experiment.sweeps import SEED, name_at, split_name
+from pipeline.experiment.sweeps import name_at, split_name
 from pipeline.report import charts, published, verdict
 from pipeline.report.charts import COLOURS, Bar, Drawing, Line
 from pipeline.report.gallery import Gallery, gallery
@@ -374,8 +374,7 @@ def learning(run: RunResults) -> Section | None:
     if not curves:
         return None
     charts = [_learning(run, number, *curve) for number, curve in enumerate(curves[:CURVES])]
-    seeds = {split_name(node)[1].get(SEED) for node in run.nodes} - {None}
-    of = " The first seed's." if len(seeds) > 1 else ""
+    of = " The first seed's." if max((score.clean.seeds for score in run.scores), default=1) > 1 else ""
     text = f"Solid: accuracy on the training labels, epoch by epoch.{of} The model is that of the last epoch."
     if any("test_accuracy" in epoch for _, epochs in curves for epoch in epochs):
         text += " Dashed: accuracy on clean test images with their true labels, which the training does not use."

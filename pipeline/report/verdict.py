@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from statistics import mean
 from typing import NamedTuple
 
@@ -132,8 +131,7 @@ def advice(scores: Sequence[Score]) -> str | None:
     to try for a learner at chance; None where nothing is wrong."""
     if (top := headline(scores)) is None:
         return None
-    own = chain(_one_class(top), islice(chain(_unfitted(top, ()), _untried(top, scores)), 1))
-    said = list(islice(_source(top, scores), 1)) or list(own)
+    said = list(_source(top, scores)) or [*_one_class(top), *_unfitted(top, ()), *_untried(top, scores)]
     return " ".join(remark.text for remark in said) or None
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from html import unescape
 from html.parser import HTMLParser
@@ -420,19 +420,27 @@ def test_features_are_claimed_only_where_leakage_alone_does_less(tmp_path):
     assert claim not in Seen(render(tmp_path, small("from_rand"))).text
 
 
+def learned(
+    path: Path, monkeypatch: pytest.MonkeyPatch, fits: Sequence[float], accuracy: Mapping[str, float]
+) -> tuple[Store, dict[str, Any]]:
+    """The store and the record of a run of these models; from_other fits such shares of its labels, epoch by epoch."""
+    lines = "".join(json.dumps({"epoch": number, "accuracy": fit}) + "\n" for number, fit in enumerate(fits, 1))
+    monkeypatch.setattr(sys.modules[__name__], "epochs", lines.encode)
+    store, nodes = Store(str(path)), build(parse(small(*accuracy)))
+    for node in nodes:
+        if node.group == "evaluations" or node.name == "from_other":
+            leave(store, node, accuracy)
+    return store, record(nodes, small(*accuracy))
+
+
 @pytest.mark.parametrize(
     ("fit", "said"), [(0.54, "fits only 54.0 % of its own training labels"), (0.56, "no better than chance")]
 )
 def test_a_learner_that_does_not_fit_its_own_labels_gives_no_conclusion(tmp_path, monkeypatch, fit, said):
-    lines = f'{{"epoch": 1, "accuracy": 0.9}}\n{{"epoch": 2, "accuracy": {fit}}}\n'
-    monkeypatch.setattr(sys.modules[__name__], "epochs", lines.encode)
-    store, nodes = Store(str(tmp_path)), build(parse(small("from_other")))
-    for node in nodes:
-        if node.group == "evaluations" or node.name == "from_other":
-            leave(store, node, {"from_other": 0.11})
-    found = verdict.verdict(RunResults(store, record(nodes, small("from_other"))).held_out)
+    store, run = learned(tmp_path, monkeypatch, (0.9, fit), {"from_other": 0.11})
+    found = verdict.verdict(RunResults(store, run).held_out)
     assert found is not None and said in found and ("inconclusive" in found) == (fit < 0.55)
-    html = page.render(store, record(nodes, small("from_other")))
+    html = page.render(store, run)
     plain = re.sub(r"<(pre|script|style)\b.*?</\1>", "", html, flags=re.DOTALL)
     assert "`" not in plain and ("raise its <code>epochs</code>" in plain) == (fit < 0.55)
 
@@ -442,13 +450,7 @@ def test_a_learner_whose_training_ended_while_it_still_learned_gives_no_conclusi
     before, learning, tmp_path, monkeypatch
 ):
     """A ResNet-18 went from 50.2 to 70.6 % of its labels in its last epoch, and was said to have learned nothing."""
-    lines = f'{{"epoch": 1, "accuracy": {before}}}\n{{"epoch": 2, "accuracy": 0.706}}\n'
-    monkeypatch.setattr(sys.modules[__name__], "epochs", lines.encode)
-    store, nodes = Store(str(tmp_path)), build(parse(small("from_other")))
-    for node in nodes:
-        if node.group == "evaluations" or node.name == "from_other":
-            leave(store, node, {"from_other": 0.06})
-    text = Seen(page.render(store, record(nodes, small("from_other")))).text
+    text = Seen(page.render(*learned(tmp_path, monkeypatch, (before, 0.706), {"from_other": 0.06}))).text
     assert ("it was still learning its own training labels when its training ended (50.2 %" in text) == learning
     assert ("70.6 % after the last), so the result is inconclusive" in text) == learning
     assert ("no sign that it learned anything" in text) != learning
@@ -458,14 +460,8 @@ def test_a_learner_whose_training_ended_while_it_still_learned_gives_no_conclusi
 def test_of_a_poor_source_model_and_its_unfitted_learner_the_source_is_to_be_mended_first(
     accuracy, tmp_path, monkeypatch
 ):
-    lines = b'{"epoch": 1, "accuracy": 0.3}\n{"epoch": 2, "accuracy": 0.4}\n'
-    monkeypatch.setattr(sys.modules[__name__], "epochs", lambda: lines)
-    store, nodes = Store(str(tmp_path)), build(parse(small("standard", "from_other")))
-    for node in nodes:
-        if node.group == "evaluations" or node.name == "from_other":
-            leave(store, node, {"standard": accuracy, "from_other": 0.11})
-    scores = RunResults(store, record(nodes, small("standard", "from_other"))).held_out
-    said = " ".join(remark.text for remark in verdict.remarks(scores))
+    store, run = learned(tmp_path, monkeypatch, (0.3, 0.4), {"standard": accuracy, "from_other": 0.11})
+    said = " ".join(remark.text for remark in verdict.remarks(RunResults(store, run).held_out))
     assert ("Train it longer" in said) == (accuracy == 0.5)
     assert ("raise its `epochs`" in said) == (accuracy == 0.8)
 
